@@ -1,0 +1,323 @@
+// Package fleet is the domain of the fleet service: devices, sites, groups,
+// releases, rollouts, executions, commands and audit events, the moves that
+// are legal between their states, and the sentinel errors that the API maps to
+// status codes.
+//
+// It does no I/O and knows no wire form, no SQL and no HTTP.
+//
+// The package exports more names than other rooms: it is the vocabulary that
+// every room of the service shares (DESIGN.md, section 6).
+package fleet
+
+import (
+	"errors"
+	"time"
+)
+
+// Identifiers are types, so that one cannot be passed for another.
+type (
+	TenantID    string
+	DeviceID    string
+	ReleaseID   string // e.g. agent/1.2.3
+	RolloutID   string
+	ExecutionID string
+	CommandID   string
+)
+
+// Errors of the domain. Callers wrap them with what was being done; the API
+// maps them to HTTP in one place.
+var (
+	ErrNotFound  = errors.New("not found")
+	ErrExists    = errors.New("already exists")
+	ErrConflict  = errors.New("not possible in the present state")
+	ErrInvalid   = errors.New("invalid")
+	ErrForbidden = errors.New("not allowed")
+	ErrExpired   = errors.New("expired")
+)
+
+// Tier says what a device's identity rests on (DESIGN.md, section 3).
+type Tier string
+
+// The tiers, strongest first.
+const (
+	TierA Tier = "A" // TPM with vendor EK certificate
+	TierB Tier = "B" // TPM whose EK is on the vendor's signed list
+	TierC Tier = "C" // virtual TPM
+	TierD Tier = "D" // software key
+)
+
+// Trust is what the verifier last said about a device.
+type Trust string
+
+// The attestation states. Stale is silence; it heals by itself.
+const (
+	Pending     Trust = "pending"
+	Attested    Trust = "attested"
+	Degraded    Trust = "degraded"
+	Quarantined Trust = "quarantined"
+	Stale       Trust = "stale"
+)
+
+// Device is one box.
+type Device struct {
+	ID           DeviceID
+	Tenant       TenantID
+	Tier         Tier
+	Model        string
+	Serial       string
+	Site         string
+	Group        string
+	Label        string
+	EKHash       string // hex SHA-256 of the EK's SubjectPublicKeyInfo
+	AKPublic     []byte // TPMT_PUBLIC of the attestation key
+	CertSerial   string // hex serial number of the newest LDevID certificate
+	CertNotAfter time.Time
+	Trust        Trust
+	TrustReasons []string
+	AttestedAt   time.Time
+	ResetCount   uint32 // of the TPM in the last accepted quote; never grows smaller
+	Online       bool
+	EnrolledAt   time.Time
+	LastSeen     time.Time
+	AgentVersion string
+	Slot         string
+	State        []byte // newest wire.StateReport as it came; nil before the first
+	AuditHead    uint64 // last audit sequence stored
+	AuditBroken  bool   // the chain did not verify at some point
+	Samples      uint64 // samples stored
+}
+
+// Sample is one stored measurement.
+type Sample struct {
+	Device     DeviceID
+	Boot       [16]byte
+	Seq        uint64
+	Index      int
+	At         time.Time
+	Peripheral string
+	Name       string
+	Value      float64
+}
+
+// PeripheralEvent is one stored change of a peripheral.
+type PeripheralEvent struct {
+	Device     DeviceID
+	Boot       [16]byte
+	Seq        uint64
+	Index      int
+	At         time.Time
+	Peripheral string
+	Category   string
+	Code       string
+	From, To   string
+}
+
+// AuditEvent is one entry of an audit trail: of a device (Device set, chained
+// by the device) or of the service itself (Device empty, chained by the store).
+type AuditEvent struct {
+	Device   DeviceID
+	Seq      uint64
+	At       time.Time
+	StoredAt time.Time
+	Kind     string
+	Severity string // info, warn, alarm
+	Actor    string // operator, device or room that acted
+	Subject  string
+	Detail   map[string]string
+	Body     []byte // what Hash covers
+	Hash     [32]byte
+	Prev     [32]byte
+}
+
+// CommandState is where a command stands.
+type CommandState string
+
+// The states of a command.
+const (
+	CommandQueued    CommandState = "QUEUED"    // waits for the device
+	CommandSent      CommandState = "SENT"      // handed to the broker for the live connection
+	CommandSucceeded CommandState = "SUCCEEDED" // the ends
+	CommandFailed    CommandState = "FAILED"
+	CommandRejected  CommandState = "REJECTED"
+	CommandExpired   CommandState = "EXPIRED"
+)
+
+// Ended reports whether the state is final.
+func (s CommandState) Ended() bool {
+	return s == CommandSucceeded || s == CommandFailed || s == CommandRejected || s == CommandExpired
+}
+
+// Verbs lists what a command may ask for.
+func Verbs() []string {
+	return []string{"identify", "reboot", "collect-logs", "print-test", "set-config"}
+}
+
+// Command is one order to one device.
+type Command struct {
+	ID       CommandID
+	Device   DeviceID
+	Tenant   TenantID
+	Counter  uint64
+	Verb     string
+	Args     map[string]string
+	By       string
+	Reason   string
+	IssuedAt time.Time
+	NotAfter time.Time
+	State    CommandState
+	Code     string // reason code of a bad end
+	Text     string
+	Output   []byte
+	EndedAt  time.Time
+}
+
+// Release is a published TUF target folder that a rollout can point at.
+type Release struct {
+	ID          ReleaseID
+	Class       string // agent
+	Version     string
+	Targets     []Target
+	PublishedAt time.Time
+	PublishedBy string
+}
+
+// Target is one artifact of a release.
+type Target struct {
+	Path   string
+	SHA256 string
+	Length int64
+}
+
+// RolloutState is where a rollout stands.
+type RolloutState string
+
+// The states of a rollout.
+const (
+	RolloutRunning   RolloutState = "RUNNING"
+	RolloutPaused    RolloutState = "PAUSED"
+	RolloutCompleted RolloutState = "COMPLETED"
+	RolloutAborted   RolloutState = "ABORTED"
+)
+
+// Rollout brings one release to one group. Members are fixed when it starts;
+// a device that joins the group later is taken in while it runs.
+type Rollout struct {
+	ID        RolloutID
+	Tenant    TenantID
+	Release   ReleaseID
+	Group     string
+	State     RolloutState
+	Reason    string // why paused or aborted
+	CreatedAt time.Time
+	CreatedBy string
+	EndedAt   time.Time
+	Deadline  time.Duration // for one execution, from its offer
+	MaxFailed int           // pauses by itself when more executions than this end badly; 0 means 1
+}
+
+// ExecutionState is where one device's part in a rollout stands.
+type ExecutionState string
+
+// The states of an execution, in order, then its ends.
+const (
+	ExecQueued      ExecutionState = "QUEUED"
+	ExecOffered     ExecutionState = "OFFERED"
+	ExecWaiting     ExecutionState = "WAITING"
+	ExecDownloading ExecutionState = "DOWNLOADING"
+	ExecStaged      ExecutionState = "STAGED"
+	ExecInstalling  ExecutionState = "INSTALLING"
+	ExecInstalled   ExecutionState = "INSTALLED"
+	ExecRebooting   ExecutionState = "REBOOTING"
+	ExecChecking    ExecutionState = "CHECKING"
+	ExecSucceeded   ExecutionState = "SUCCEEDED"
+	ExecAlready     ExecutionState = "ALREADY_INSTALLED"
+	ExecFailed      ExecutionState = "FAILED"
+	ExecRolledBack  ExecutionState = "ROLLED_BACK"
+	ExecRejected    ExecutionState = "REJECTED"
+	ExecTimedOut    ExecutionState = "TIMED_OUT"
+	ExecCanceled    ExecutionState = "CANCELED"
+)
+
+var execRank = map[ExecutionState]int{
+	ExecQueued: 1, ExecOffered: 2, ExecWaiting: 3, ExecDownloading: 4, ExecStaged: 5, ExecInstalling: 6,
+	ExecInstalled: 7, ExecRebooting: 8, ExecChecking: 9,
+	ExecSucceeded: 100, ExecAlready: 100, ExecFailed: 100, ExecRolledBack: 100, ExecRejected: 100, ExecTimedOut: 100, ExecCanceled: 100,
+}
+
+// Known reports whether s is a state of the model.
+func (s ExecutionState) Known() bool { return execRank[s] != 0 }
+
+// Ended reports whether the state is final.
+func (s ExecutionState) Ended() bool { return execRank[s] >= 100 }
+
+// Good reports whether the execution ended with the release running.
+func (s ExecutionState) Good() bool { return s == ExecSucceeded || s == ExecAlready }
+
+// MayBecome reports whether an execution may move from s to next. Reports can
+// arrive twice or late: moving backwards or out of an end is not a move. The
+// one exception is TIMED_OUT, which the service guesses: what the device says
+// later is the truth.
+func (s ExecutionState) MayBecome(next ExecutionState) bool {
+	if s == ExecTimedOut {
+		return next.Ended() && next != ExecTimedOut
+	}
+	return next.Known() && !s.Ended() && execRank[next] > execRank[s]
+}
+
+// Execution is one device's part in a rollout.
+type Execution struct {
+	ID        ExecutionID
+	Rollout   RolloutID
+	Device    DeviceID
+	State     ExecutionState
+	Reason    string
+	Text      string
+	From, To  string // versions
+	Done      uint64
+	Total     uint64 // bytes
+	OfferedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Page asks for part of a list by keyset: up to Limit items after the item
+// whose key is After (empty: from the start). Limit 0 means 100, at most 1000.
+type Page struct {
+	After string
+	Limit int
+}
+
+// Bounded returns the limit to use.
+func (p Page) Bounded() int {
+	if p.Limit <= 0 {
+		return 100
+	}
+	return min(p.Limit, 1000)
+}
+
+// Role says what an operator token may do; each role includes those before.
+type Role string
+
+// The roles of the first cut.
+const (
+	Viewer   Role = "viewer"   // sees everything of its tenant
+	Operator Role = "operator" // sends commands, starts rollouts
+	Admin    Role = "admin"    // publishes releases, manages tokens and devices
+)
+
+// Covers reports whether r includes need.
+func (r Role) Covers(need Role) bool {
+	rank := map[Role]int{Viewer: 1, Operator: 2, Admin: 3}
+	return rank[r] != 0 && rank[need] != 0 && rank[r] >= rank[need]
+}
+
+// Token is an operator's access token. Only its hash is ever stored.
+type Token struct {
+	ID        string
+	Name      string
+	Tenant    TenantID
+	Role      Role
+	Hash      [32]byte
+	CreatedAt time.Time
+	ExpiresAt time.Time // zero: does not expire
+	RevokedAt time.Time
+}

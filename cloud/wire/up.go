@@ -1,0 +1,251 @@
+package wire
+
+import (
+	"fmt"
+	"math"
+)
+
+// Boot names one run of the agent: 16 random bytes drawn at each start. With
+// Seq it makes each up message unique for all time.
+type Boot [16]byte
+
+// Head begins every up message. (Boot, Seq) identifies it: the same pair
+// always carries the same bytes, so the service may drop what it has seen.
+type Head struct {
+	V    uint16 `cbor:"1,keyasint"`
+	Boot Boot   `cbor:"2,keyasint"`
+	Seq  uint64 `cbor:"3,keyasint"` // counts from 1 within a Boot, per channel order of recording
+	Sent int64  `cbor:"4,keyasint"` // when it was recorded, Unix milliseconds by the device's clock
+}
+
+func (h Head) check() error {
+	if h.V == 0 || h.Seq == 0 || h.Boot == (Boot{}) {
+		return fmt.Errorf("head without version, boot or sequence: %w", ErrMalformed)
+	}
+	return nil
+}
+
+// Sample is one measured value.
+type Sample struct {
+	At         int64   `cbor:"1,keyasint"`           // Unix milliseconds
+	Peripheral string  `cbor:"2,keyasint,omitempty"` // empty: the box itself
+	Name       string  `cbor:"3,keyasint"`           // a UnifiedPOS statistic or host metric; unit in the name, e.g. temp_mc
+	Value      float64 `cbor:"4,keyasint"`
+}
+
+// TelemetryBatch carries up to MaxBatch samples.
+type TelemetryBatch struct {
+	Head    Head     `cbor:"1,keyasint"`
+	Samples []Sample `cbor:"2,keyasint"`
+}
+
+// Check implements Message.
+func (m *TelemetryBatch) Check() error {
+	if err := m.Head.check(); err != nil {
+		return err
+	}
+	if err := checkCount("samples", len(m.Samples), MaxBatch); err != nil {
+		return err
+	}
+	for _, s := range m.Samples {
+		if err := checkName("sample name", s.Name); err != nil {
+			return err
+		}
+		if s.Peripheral != "" {
+			if err := checkName("peripheral", s.Peripheral); err != nil {
+				return err
+			}
+		}
+		if math.IsNaN(s.Value) || math.IsInf(s.Value, 0) {
+			return fmt.Errorf("sample %s is not a number: %w", s.Name, ErrMalformed)
+		}
+	}
+	return nil
+}
+
+// PeripheralEvent is one change seen on a peripheral, in UnifiedPOS words.
+type PeripheralEvent struct {
+	At         int64  `cbor:"1,keyasint"` // Unix milliseconds
+	Peripheral string `cbor:"2,keyasint"`
+	Category   string `cbor:"3,keyasint"` // POSPrinter, SmartCardRW, ...
+	Code       string `cbor:"4,keyasint"` // COVER_OPEN, REC_EMPTY, POWER_OFFLINE, M_...
+	From       string `cbor:"5,keyasint,omitempty"`
+	To         string `cbor:"6,keyasint,omitempty"`
+}
+
+// EventBatch carries peripheral events in the order they were seen.
+type EventBatch struct {
+	Head   Head              `cbor:"1,keyasint"`
+	Events []PeripheralEvent `cbor:"2,keyasint"`
+}
+
+// Check implements Message.
+func (m *EventBatch) Check() error {
+	if err := m.Head.check(); err != nil {
+		return err
+	}
+	if err := checkCount("events", len(m.Events), MaxBatch); err != nil {
+		return err
+	}
+	for _, e := range m.Events {
+		for _, f := range [...]struct{ name, v string }{{"peripheral", e.Peripheral}, {"category", e.Category}, {"code", e.Code}} {
+			if err := checkName(f.name, f.v); err != nil {
+				return err
+			}
+		}
+		if len(e.From) > MaxName || len(e.To) > MaxName {
+			return fmt.Errorf("event %s from/to: %w", e.Code, ErrLimit)
+		}
+	}
+	return nil
+}
+
+// Peripheral is the present state of one peripheral.
+type Peripheral struct {
+	ID        string            `cbor:"1,keyasint"`
+	Category  string            `cbor:"2,keyasint"`
+	Driver    string            `cbor:"3,keyasint"`
+	Maker     string            `cbor:"4,keyasint,omitempty"`
+	Model     string            `cbor:"5,keyasint,omitempty"`
+	Serial    string            `cbor:"6,keyasint,omitempty"`
+	Firmware  string            `cbor:"7,keyasint,omitempty"`
+	Simulated bool              `cbor:"8,keyasint,omitempty"` // hal/virtual: no hardware behind it
+	Power     string            `cbor:"9,keyasint"`           // PS_ONLINE, PS_OFF_OFFLINE, PS_UNKNOWN, ...
+	Health    string            `cbor:"10,keyasint"`          // OK, Attention, Fault, Offline, Unknown
+	Reason    string            `cbor:"11,keyasint,omitempty"`
+	Advice    string            `cbor:"12,keyasint,omitempty"` // what a person should do, one sentence
+	Since     int64             `cbor:"13,keyasint"`           // Health holds since, Unix milliseconds
+	Sensors   map[string]string `cbor:"14,keyasint,omitempty"` // UnifiedPOS property -> Yes, No, Unknown
+}
+
+// StateReport says how the device is now; the newest one replaces all before.
+type StateReport struct {
+	Head         Head         `cbor:"1,keyasint"`
+	AgentVersion string       `cbor:"2,keyasint"`
+	Slot         string       `cbor:"3,keyasint"` // a, b or golden: boot truth
+	StartedAt    int64        `cbor:"4,keyasint"` // Unix milliseconds
+	Model        string       `cbor:"5,keyasint,omitempty"`
+	Serial       string       `cbor:"6,keyasint,omitempty"`
+	Peripherals  []Peripheral `cbor:"7,keyasint,omitempty"`
+	SpoolDepth   uint64       `cbor:"8,keyasint"`            // messages waiting
+	SpoolShed    uint64       `cbor:"9,keyasint"`            // telemetry messages given up for lack of space since provisioning
+	AuditHead    uint64       `cbor:"10,keyasint"`           // last audit sequence recorded
+	Samples      uint64       `cbor:"11,keyasint"`           // samples recorded since provisioning
+	Settings     string       `cbor:"12,keyasint,omitempty"` // hash of the settings in force
+	Label        string       `cbor:"13,keyasint,omitempty"` // name an operator gave by set-config
+}
+
+// Check implements Message.
+func (m *StateReport) Check() error {
+	if err := m.Head.check(); err != nil {
+		return err
+	}
+	if err := checkName("agent version", m.AgentVersion); err != nil {
+		return err
+	}
+	if err := checkCount("peripherals", len(m.Peripherals), MaxPeripherals); err != nil {
+		return err
+	}
+	for _, s := range []string{m.Slot, m.Model, m.Serial, m.Settings, m.Label} {
+		if err := checkText("state", s); err != nil {
+			return err
+		}
+	}
+	for _, p := range m.Peripherals {
+		for _, f := range [...]struct{ name, v string }{
+			{"peripheral", p.ID}, {"category", p.Category}, {"driver", p.Driver}, {"power", p.Power}, {"health", p.Health},
+		} {
+			if err := checkName(f.name, f.v); err != nil {
+				return err
+			}
+		}
+		for _, s := range []string{p.Maker, p.Model, p.Serial, p.Firmware, p.Reason, p.Advice} {
+			if err := checkText("peripheral "+p.ID, s); err != nil {
+				return err
+			}
+		}
+		if err := checkCount("sensors", len(p.Sensors), 32); err != nil {
+			return err
+		}
+		for k, v := range p.Sensors {
+			if err := checkName("sensor", k); err != nil {
+				return err
+			}
+			if v != "Yes" && v != "No" && v != "Unknown" {
+				return fmt.Errorf("sensor %s is %.20q, not Yes, No or Unknown: %w", k, v, ErrMalformed)
+			}
+		}
+	}
+	return nil
+}
+
+// ResultReport tells how an order went on. A command reports once; an offer
+// (an execution) reports each state it enters.
+type ResultReport struct {
+	Head    Head   `cbor:"1,keyasint"`
+	Kind    string `cbor:"2,keyasint"`           // OrderCommand or OrderOffer
+	ID      string `cbor:"3,keyasint"`           // command id or execution id
+	State   string `cbor:"4,keyasint"`           // command: SUCCEEDED, FAILED, REJECTED, EXPIRED; execution: see fleet.ExecutionState
+	Reason  string `cbor:"5,keyasint,omitempty"` // a code: signature, expired, downgrade, incompatible, window, ...
+	Text    string `cbor:"6,keyasint,omitempty"` // what a person should know
+	Output  []byte `cbor:"7,keyasint,omitempty"` // command output, at most MaxOutput
+	From    string `cbor:"8,keyasint,omitempty"` // version before
+	To      string `cbor:"9,keyasint,omitempty"` // version offered
+	Done    uint64 `cbor:"10,keyasint,omitempty"`
+	Total   uint64 `cbor:"11,keyasint,omitempty"` // bytes
+	Counter uint64 `cbor:"12,keyasint,omitempty"` // the order's counter
+}
+
+// Check implements Message.
+func (m *ResultReport) Check() error {
+	if err := m.Head.check(); err != nil {
+		return err
+	}
+	if m.Kind != OrderCommand && m.Kind != OrderOffer {
+		return fmt.Errorf("result of kind %.20q: %w", m.Kind, ErrMalformed)
+	}
+	if err := checkName("id", m.ID); err != nil {
+		return err
+	}
+	if err := checkName("state", m.State); err != nil {
+		return err
+	}
+	for _, s := range []string{m.Reason, m.Text, m.From, m.To} {
+		if err := checkText("result", s); err != nil {
+			return err
+		}
+	}
+	return checkCount("bytes of output", len(m.Output), MaxOutput)
+}
+
+// EvidenceReport is the attestation evidence of one connection [RFC 9334]. It
+// is the first message after CONNECT and the answer to each Challenge. The
+// quote's extraData binds it to the TLS connection, or to the challenge.
+type EvidenceReport struct {
+	Head         Head     `cbor:"1,keyasint"`
+	Quoted       []byte   `cbor:"2,keyasint"` // TPMS_ATTEST as the TPM made it
+	Signature    []byte   `cbor:"3,keyasint"` // TPMT_SIGNATURE
+	PCRs         [][]byte `cbor:"4,keyasint"` // SHA-256 values in the order of the selection
+	Seq          uint64   `cbor:"5,keyasint"` // of the binding, counts up within the connection
+	Nonce        []byte   `cbor:"6,keyasint,omitempty"`
+	AgentVersion string   `cbor:"7,keyasint"`
+}
+
+// Check implements Message.
+func (m *EvidenceReport) Check() error {
+	if err := m.Head.check(); err != nil {
+		return err
+	}
+	if len(m.Quoted) == 0 || len(m.Quoted) > 1024 || len(m.Signature) == 0 || len(m.Signature) > 1024 || len(m.Nonce) > 64 {
+		return fmt.Errorf("quote of %d and signature of %d bytes: %w", len(m.Quoted), len(m.Signature), ErrLimit)
+	}
+	if err := checkCount("PCRs", len(m.PCRs), 24); err != nil {
+		return err
+	}
+	for _, p := range m.PCRs {
+		if len(p) != 32 {
+			return fmt.Errorf("PCR of %d bytes: %w", len(p), ErrMalformed)
+		}
+	}
+	return checkName("agent version", m.AgentVersion)
+}
