@@ -1,0 +1,88 @@
+# Tillward. `make` alone lists the words.
+
+VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),0.1.0)
+TAGS    := sqlite_omit_load_extension netgo osusergo
+LINT    := .cache/bin/golangci-lint-2.15.0
+
+# One folder per machine type: bin/ for this one, bin/arm64/ and the like for the others.
+HOST    := $(or $(shell go env GOHOSTARCH),$(error Tillward is built with Go 1.26 or newer: https://go.dev/dl))
+GOARCH  ?= $(HOST)
+BIN     := bin$(if $(filter-out $(HOST),$(GOARCH)),/$(GOARCH))
+CC_arm64 := aarch64-linux-gnu-gcc
+CC_amd64 := x86_64-linux-gnu-gcc
+
+NEED_BUILD := gcc libc6-dev nodejs npm
+NEED_RUN   := $(NEED_BUILD) swtpm swtpm-tools '?pcscd' '?vsmartcard-vpcd'
+NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd chromium
+NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
+
+GO_BUILD := go build -trimpath -tags "$(TAGS)"
+SHRINK   := -s -w -X main.version=$(VERSION)
+
+.DEFAULT_GOAL := help
+.PHONY: run test check lint build console bench help FORCE
+
+run: ## five tills, their fleet service and the console, on this machine
+	@.ci/deps $(NEED_RUN)
+	@$(MAKE) --no-print-directory build
+	bin/tillward-sim run --tills 5
+
+test: ## every test, with whatever they need installed first (RACE=-race for the race detector)
+	@.ci/deps $(NEED_TEST)
+	@$(MAKE) --no-print-directory build
+	go test $(RACE) -tags "$(TAGS)" -timeout 12m ./...
+
+check: lint ## what CI runs: lint, then the same tests under the race detector
+	@$(MAKE) --no-print-directory test RACE=-race
+
+lint: $(LINT) console ## golangci-lint over the Go, the type checker over the console
+	@.ci/deps $(NEED_BUILD)
+	$(LINT) run ./...
+	cd cloud/console && npm run --silent --if-present check
+
+ifeq ($(GOARCH),$(HOST))
+build: $(addprefix bin/,tillward-agent tillward tillward-provision tillward-sim) ## all binaries into bin/; GOARCH=arm64 makes bin/arm64/tillward-agent
+else
+build: $(BIN)/tillward-agent
+endif
+
+# The one binary that goes into the image: static, stripped, C library included.
+$(BIN)/tillward-agent: FORCE
+	@.ci/deps $(if $(filter $(HOST),$(GOARCH)),gcc libc6-dev,$(NEED_$(GOARCH)))
+	CGO_ENABLED=1 GOARCH=$(GOARCH) $(if $(filter-out $(HOST),$(GOARCH)),CC=$(CC_$(GOARCH))) \
+	$(GO_BUILD) -ldflags '$(SHRINK) -linkmode external -extldflags -static' -o $@ ./agent/cmd/tillward-agent
+
+bin/tillward: console FORCE
+	$(GO_BUILD) -ldflags '$(SHRINK)' -o $@ ./cloud/cmd/tillward
+
+bin/tillward-provision: FORCE
+	$(GO_BUILD) -ldflags '$(SHRINK)' -o $@ ./provisioning/cmd/tillward-provision
+
+bin/tillward-sim: console FORCE
+	$(GO_BUILD) -ldflags '$(SHRINK)' -o $@ ./simulator/cmd/tillward-sim
+
+console: cloud/console/dist/index.html ## the web app that `tillward serve` carries, into cloud/console/dist
+
+cloud/console/node_modules/.package-lock.json: cloud/console/package-lock.json
+	@.ci/deps nodejs npm
+	cd cloud/console && npm ci --no-audit --no-fund >&2
+	@touch $@
+
+cloud/console/dist/index.html: cloud/console/node_modules/.package-lock.json $(shell find cloud/console \
+		\( -name node_modules -o -name dist \) -prune -o -type f ! -name '*.go' -print 2>/dev/null)
+	cd cloud/console && npm run build >&2
+	@touch $@
+
+bench: build ## the numbers that must not rot, as JSON lines
+	@.ci/deps $(NEED_RUN)
+	@bin/tillward-sim bench
+
+# Built once from source: the version is part of the name, so a new one is a new file.
+$(LINT):
+	@echo "building golangci-lint, once" >&2
+	GOBIN=$(abspath .cache/bin) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(lastword $(subst -, ,$@))
+	@mv .cache/bin/golangci-lint $@
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
