@@ -101,8 +101,13 @@ func (m *OfferOrder) Check() error {
 	if m.V == 0 || m.NotAfter <= m.IssuedAt {
 		return fmt.Errorf("offer %s without version or life: %w", m.Execution, ErrMalformed)
 	}
-	if m.Target == "" || len(m.Target) > 256 || len(m.By) > MaxText {
+	if m.Target == "" || len(m.Target) > 256 {
 		return fmt.Errorf("offer %s target: %w", m.Execution, ErrLimit)
+	}
+	for _, s := range [...]string{m.Target, m.By} {
+		if err := checkText("offer", s); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -93,8 +93,13 @@ func (m *EventBatch) Check() error {
 				return err
 			}
 		}
-		if len(e.From) > MaxName || len(e.To) > MaxName {
-			return fmt.Errorf("event %s from/to: %w", e.Code, ErrLimit)
+		for _, s := range [...]string{e.From, e.To} {
+			if len(s) > MaxName {
+				return fmt.Errorf("event %s from/to: %w", e.Code, ErrLimit)
+			}
+			if err := checkText("event "+e.Code, s); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -129,6 +130,9 @@ func checkName(field, s string) error {
 func checkText(field, s string) error {
 	if len(s) > MaxText {
 		return fmt.Errorf("%s of %d bytes: %w", field, len(s), ErrLimit)
+	}
+	if !utf8.ValidString(s) {
+		return fmt.Errorf("%s is not UTF-8: %w", field, ErrMalformed) // the decoder would refuse it for ever
 	}
 	return nil
 }
