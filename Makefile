@@ -1,6 +1,8 @@
 # Tillward. `make` alone lists the words.
 
-VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),0.1.0)
+# Always a semantic version: v1.2.3 -> 1.2.3, before the first tag 0.1.0-g1234abc, without git 0.1.0.
+GIT     := $(shell git describe --tags --always --dirty 2>/dev/null)
+VERSION ?= $(or $(if $(findstring .,$(GIT)),$(GIT:v%=%),$(addprefix 0.1.0-g,$(GIT))),0.1.0)
 TAGS    := sqlite_omit_load_extension netgo osusergo
 LINT    := .cache/bin/golangci-lint-2.15.0
 
@@ -36,9 +38,10 @@ test: ## every test, with whatever they need installed first (RACE=-race for the
 check: lint ## what CI runs: lint, then the same tests under the race detector
 	@$(MAKE) --no-print-directory test RACE=-race
 
+# -trimpath, so that it finds SQLite in the build cache as `build` left it, or leaves it there.
 lint: $(LINT) console ## golangci-lint over the Go, the type checker over the console
 	@.ci/deps $(NEED_BUILD)
-	$(LINT) run ./...
+	GOFLAGS="$(GOFLAGS) -trimpath" $(LINT) run ./...
 	cd cloud/console && npm run --silent --if-present check
 
 ifeq ($(GOARCH),$(HOST))
@@ -70,12 +73,13 @@ cloud/console/node_modules/.package-lock.json: cloud/console/package-lock.json
 	@touch $@
 
 cloud/console/dist/index.html: cloud/console/node_modules/.package-lock.json $(shell find cloud/console \
-		\( -name node_modules -o -name dist \) -prune -o -type f ! -name '*.go' -print 2>/dev/null)
+		\( -name node_modules -o -name dist \) -prune -o -type f ! -name '*.go' ! -name '*.tsbuildinfo' -print 2>/dev/null)
 	cd cloud/console && npm run build >&2
 	@touch $@
 
-bench: build ## the numbers that must not rot, as JSON lines
+bench: ## the numbers that must not rot, as JSON lines
 	@.ci/deps $(NEED_RUN)
+	@$(MAKE) --no-print-directory build >&2
 	@bin/tillward-sim bench
 
 # Built once from source: the version is part of the name, so a new one is a new file.
