@@ -1,0 +1,187 @@
+// Package agent is the device daemon as a library: Config says where things are,
+// New builds the rooms below internal/ and hands each what it needs, Run keeps
+// them going until the context ends or the agent must be started again.
+//
+// It promises that the box is never worse off for running it: whatever fails
+// here - TPM, network, disk, service - is recorded and tried again, and the
+// point-of-sale application is never touched.
+//
+// It exports more names than other rooms because Config has a part for each of
+// them.
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Config is everything the agent is told by its file. It holds no secret and
+// no identity: the image is the same on every box.
+type Config struct {
+	StateDir string `toml:"state_dir" comment:"folder on the state partition; survives updates"`
+	Model    string `toml:"model" comment:"model of the box as the vendor lists it"`
+	Serial   string `toml:"serial" comment:"serial number; empty: read from DMI or the device tree"`
+	LogLevel string `toml:"log_level" comment:"debug, info, warn or error"`
+
+	Service   ServiceConfig   `toml:"service"`
+	TPM       TPMConfig       `toml:"tpm"`
+	Update    UpdateConfig    `toml:"update"`
+	Telemetry TelemetryConfig `toml:"telemetry"`
+	Spool     SpoolConfig     `toml:"spool"`
+	Devices   []DeviceConfig  `toml:"device" comment:"one [[device]] per peripheral"`
+}
+
+// ServiceConfig says where the fleet service is and by what it is recognised.
+type ServiceConfig struct {
+	Enrol      string `toml:"enrol" comment:"https://host:8444 of the fleet service"`
+	Roots      string `toml:"roots" comment:"PEM file with the pinned roots of the service"`
+	ServerName string `toml:"server_name" comment:"name in the service's certificate"`
+	Broker     string `toml:"broker" comment:"host:port to use in place of the brokers the service names, e.g. a site proxy"`
+	Artifacts  string `toml:"artifacts" comment:"https://host:port to use in place of the artifact server the service names"`
+	ClaimCode  string `toml:"claim_code" comment:"one-time code of an order, when the box is not on a vendor list"`
+}
+
+// TPMConfig names the TPM.
+type TPMConfig struct {
+	Device string `toml:"device" comment:"/dev/tpmrm0, or unix:PATH for a software TPM"`
+}
+
+// UpdateConfig holds what an update is judged by.
+type UpdateConfig struct {
+	Root       string   `toml:"root" comment:"TUF root.json of the image; newer roots are kept in state_dir"`
+	CheckFor   Duration `toml:"check_for" comment:"how long a new agent may take to prove itself before it is undone"`
+	IdleLock   string   `toml:"idle_lock" comment:"file that exists while the POS application must not be disturbed"`
+	MinFreeMiB int      `toml:"min_free_mib" comment:"free space that must be left on the state partition"`
+}
+
+// TelemetryConfig sets the pace of measuring. set-config may change it later.
+type TelemetryConfig struct {
+	Poll      Duration `toml:"poll" comment:"how often a peripheral is asked for its status"`
+	Stats     Duration `toml:"stats" comment:"how often counters and host metrics are sampled"`
+	Batch     Duration `toml:"batch" comment:"how long samples wait for company"`
+	Heartbeat Duration `toml:"heartbeat" comment:"how often the whole state is reported even when nothing changed"`
+}
+
+// SpoolConfig bounds the queue on disk.
+type SpoolConfig struct {
+	MaxMiB int `toml:"max_mib" comment:"telemetry is thinned, then shed, above this"`
+}
+
+// DeviceConfig is one peripheral.
+type DeviceConfig struct {
+	ID      string            `toml:"id"`
+	Driver  string            `toml:"driver" comment:"escpos, pcsc, virtual or board"`
+	Address string            `toml:"address" comment:"host:port of a network printer"`
+	Claim   string            `toml:"claim" comment:"observe, share or own"`
+	Options map[string]string `toml:"options"`
+}
+
+// Duration is a time.Duration written as "30s" or "5m" in the file.
+type Duration struct{ time.Duration }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"30s\": %w", b, err)
+	}
+	d.Duration = v
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// DefaultConfig returns the configuration of a box whose file says nothing
+// but where its service is.
+func DefaultConfig() Config {
+	return Config{
+		StateDir:  "/var/lib/tillward",
+		LogLevel:  "info",
+		Service:   ServiceConfig{Roots: "/etc/tillward/service-roots.pem"},
+		TPM:       TPMConfig{Device: "/dev/tpmrm0"},
+		Update:    UpdateConfig{Root: "/etc/tillward/root.json", CheckFor: Duration{2 * time.Minute}, MinFreeMiB: 32},
+		Telemetry: TelemetryConfig{Poll: Duration{10 * time.Second}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute}},
+		Spool:     SpoolConfig{MaxMiB: 256},
+	}
+}
+
+// LoadConfig reads the file at path over DefaultConfig and validates it. An
+// unknown key is an error that names its line.
+func LoadConfig(path string) (Config, error) {
+	cfg := DefaultConfig()
+	b, err := os.ReadFile(path) // #nosec G304 -- the operator names the file
+	if err != nil {
+		return cfg, fmt.Errorf("read configuration: %w", err)
+	}
+	dec := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := dec.Decode(&cfg); err != nil {
+		var strict *toml.StrictMissingError
+		var at *toml.DecodeError
+		switch {
+		case errors.As(err, &strict):
+			return cfg, fmt.Errorf("%s: unknown key:\n%s", path, strict.String())
+		case errors.As(err, &at):
+			return cfg, fmt.Errorf("%s:\n%s", path, at.String())
+		}
+		return cfg, fmt.Errorf("%s: %w", path, err)
+	}
+	if err := cfg.validate(); err != nil {
+		return cfg, fmt.Errorf("%s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+func (c Config) validate() error {
+	if !filepath.IsAbs(c.StateDir) {
+		return fmt.Errorf("state_dir %q: give an absolute path", c.StateDir)
+	}
+	if u, err := url.Parse(c.Service.Enrol); err != nil || u.Scheme != "https" || u.Host == "" {
+		return fmt.Errorf("service.enrol %q: give the address of the fleet service, e.g. https://fleet.example:8444", c.Service.Enrol)
+	}
+	if a := c.Service.Artifacts; a != "" && !strings.HasPrefix(a, "https://") {
+		return fmt.Errorf("service.artifacts %q: must begin with https://", a)
+	}
+	for name, d := range map[string]Duration{
+		"poll": c.Telemetry.Poll, "stats": c.Telemetry.Stats, "batch": c.Telemetry.Batch, "heartbeat": c.Telemetry.Heartbeat,
+	} {
+		if d.Duration < 100*time.Millisecond || d.Duration > 24*time.Hour {
+			return fmt.Errorf("telemetry.%s %s: must lie between 100ms and 24h", name, d)
+		}
+	}
+	if c.Spool.MaxMiB < 1 {
+		return fmt.Errorf("spool.max_mib %d: must be at least 1", c.Spool.MaxMiB)
+	}
+	seen := make(map[string]bool)
+	for i, d := range c.Devices {
+		switch {
+		case d.ID == "" || d.Driver == "":
+			return fmt.Errorf("device %d: give it an id and a driver", i+1)
+		case seen[d.ID]:
+			return fmt.Errorf("device %q: the id is used twice", d.ID)
+		}
+		seen[d.ID] = true
+	}
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+		return nil
+	}
+	return fmt.Errorf("log_level %q: use debug, info, warn or error", c.LogLevel)
+}
+
+// String returns the effective file, for -check.
+func (c Config) String() string {
+	b, err := toml.Marshal(c)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}

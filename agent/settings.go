@@ -1,0 +1,115 @@
+package agent
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// settings are what an operator may change from afar with set-config. They lie
+// over the configuration file and are kept on the state partition.
+type settings struct {
+	path string
+
+	mu     sync.Mutex
+	values map[string]string
+}
+
+// settingRules says which settings exist and what each may be.
+var settingRules = map[string]func(string) error{
+	"label": func(s string) error {
+		if len(s) > 64 || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
+			return errors.New("at most 64 printable characters")
+		}
+		return nil
+	},
+	"poll_s":      seconds(5, 3600),
+	"telemetry_s": seconds(1, 3600),
+	"log_level": func(s string) error {
+		if !slices.Contains([]string{"debug", "info", "warn", "error"}, s) {
+			return errors.New("debug, info, warn or error")
+		}
+		return nil
+	},
+}
+
+func seconds(low, high int) func(string) error {
+	return func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < low || n > high {
+			return fmt.Errorf("a whole number of seconds from %d to %d", low, high)
+		}
+		return nil
+	}
+}
+
+func openSettings(dir string) (*settings, error) {
+	s := &settings{path: filepath.Join(dir, "settings.json"), values: make(map[string]string)}
+	if err := loadJSON(s.path, &s.values); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return s, nil
+}
+
+// set checks every change before it makes any.
+func (s *settings) set(change map[string]string) error {
+	if len(change) == 0 {
+		return errors.New("no settings given: label, poll_s, telemetry_s and log_level can be set")
+	}
+	for k, v := range change {
+		rule, ok := settingRules[k]
+		if !ok {
+			return fmt.Errorf("setting %q: only label, poll_s, telemetry_s and log_level can be set", k)
+		}
+		if err := rule(v); err != nil {
+			return fmt.Errorf("setting %s: must be %w", k, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := make(map[string]string, len(s.values)+len(change))
+	for k, v := range s.values {
+		next[k] = v
+	}
+	for k, v := range change {
+		next[k] = v
+	}
+	if err := saveJSON(s.path, next); err != nil {
+		return err
+	}
+	s.values = next
+	return nil
+}
+
+func (s *settings) get(key string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.values[key]
+}
+
+// period returns the setting key as a duration, or def when it is not set.
+func (s *settings) period(key string, def time.Duration) time.Duration {
+	n, err := strconv.Atoi(s.get(key))
+	if err != nil {
+		return def
+	}
+	return time.Duration(n) * time.Second
+}
+
+// hash names the settings in force; the service compares it with what it sent.
+func (s *settings) hash() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, _ := json.Marshal(s.values) // a map of strings always encodes, keys sorted
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
+}

@@ -1,0 +1,176 @@
+// Package cloud is the fleet service as a library: Config says where things
+// are, New opens them and binds the listeners, Run serves until the context
+// ends. It wires the rooms below internal/ and knows no rule of its own.
+//
+// It exports more names than other rooms because Config has a part for each of
+// them.
+package cloud
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Config is everything the fleet service is told by its file.
+type Config struct {
+	DataDir  string `toml:"data_dir" comment:"database, keys, certificates and artifacts"`
+	Tenant   string `toml:"tenant" comment:"who owns the devices of this service; part of every topic and certificate"`
+	LogLevel string `toml:"log_level" comment:"debug, info, warn or error"`
+
+	Device   DeviceConfig   `toml:"device"`
+	Operator OperatorConfig `toml:"operator"`
+	Metrics  MetricsConfig  `toml:"metrics"`
+	Enrol    EnrolConfig    `toml:"enrol"`
+	Attest   AttestConfig   `toml:"attest"`
+}
+
+// DeviceConfig holds the listeners devices speak to.
+type DeviceConfig struct {
+	MQTT       string   `toml:"mqtt" comment:"listen address of MQTT over mutual TLS"`
+	HTTPS      string   `toml:"https" comment:"listen address of enrolment and artifacts"`
+	Names      []string `toml:"names" comment:"DNS names and IP addresses in the service's certificate; the first is what devices verify"`
+	Advertise  string   `toml:"advertise" comment:"host devices are told to connect to; empty: the first name"`
+	MaxClients int      `toml:"max_clients" comment:"connections accepted at once"`
+}
+
+// OperatorConfig holds the listener of console and API.
+type OperatorConfig struct {
+	Listen string `toml:"listen" comment:"listen address of console and API"`
+	Plain  bool   `toml:"plain" comment:"HTTP without TLS; only allowed on a loopback address"`
+	Cert   string `toml:"cert" comment:"PEM certificate chain; empty: one from the service's own root"`
+	Key    string `toml:"key"`
+}
+
+// MetricsConfig holds the listener of metrics and health.
+type MetricsConfig struct {
+	Listen string `toml:"listen" comment:"loopback address; empty: off"`
+}
+
+// EnrolConfig says whose TPMs may join.
+type EnrolConfig struct {
+	EKRoots        []string `toml:"ek_roots" comment:"PEM files with EK certificate authorities of TPM makers (tier A)"`
+	VirtualEKRoots []string `toml:"virtual_ek_roots" comment:"PEM files with authorities of virtual TPMs (tier C); test fleets only"`
+	AutoClaim      bool     `toml:"auto_claim" comment:"devices with a trusted EK certificate join this tenant without a list entry"`
+	CertDays       int      `toml:"cert_days" comment:"life of a device certificate"`
+}
+
+// AttestConfig sets how often devices prove themselves.
+type AttestConfig struct {
+	Every Duration `toml:"every" comment:"a connected device is challenged this often; silence for twice as long is stale"`
+}
+
+// Duration is a time.Duration written as "30s" or "15m" in the file.
+type Duration struct{ time.Duration }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"15m\": %w", b, err)
+	}
+	d.Duration = v
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// DefaultConfig returns the configuration of a service on one machine.
+func DefaultConfig() Config {
+	return Config{
+		DataDir:  "/var/lib/tillward-service",
+		Tenant:   "main",
+		LogLevel: "info",
+		Device: DeviceConfig{
+			MQTT: ":8883", HTTPS: ":8444", Names: []string{"localhost", "127.0.0.1"}, MaxClients: 20000,
+		},
+		Operator: OperatorConfig{Listen: ":8443"},
+		Metrics:  MetricsConfig{Listen: "127.0.0.1:9464"},
+		Enrol:    EnrolConfig{CertDays: 30},
+		Attest:   AttestConfig{Every: Duration{15 * time.Minute}},
+	}
+}
+
+// Load reads the file at path over DefaultConfig and validates it. An unknown
+// key is an error that names its line.
+func Load(path string) (Config, error) {
+	cfg := DefaultConfig()
+	b, err := os.ReadFile(path) // #nosec G304 -- the operator names the file
+	if err != nil {
+		return cfg, fmt.Errorf("read configuration: %w", err)
+	}
+	if err := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&cfg); err != nil {
+		var strict *toml.StrictMissingError
+		var at *toml.DecodeError
+		switch {
+		case errors.As(err, &strict):
+			return cfg, fmt.Errorf("%s: unknown key:\n%s", path, strict.String())
+		case errors.As(err, &at):
+			return cfg, fmt.Errorf("%s:\n%s", path, at.String())
+		}
+		return cfg, fmt.Errorf("%s: %w", path, err)
+	}
+	if err := cfg.Validate(); err != nil {
+		return cfg, fmt.Errorf("%s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+// Validate returns the first thing that is wrong and what to write instead.
+func (c Config) Validate() error {
+	switch {
+	case c.DataDir == "":
+		return errors.New("data_dir: name a folder that only the service may read")
+	case c.Tenant == "" || strings.Trim(c.Tenant, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || len(c.Tenant) > 32:
+		return fmt.Errorf("tenant %q: use up to 32 lower-case letters, digits and hyphens", c.Tenant)
+	case len(c.Device.Names) == 0:
+		return errors.New("device.names: give at least one name or address devices reach the service by")
+	case c.Enrol.CertDays < 1 || c.Enrol.CertDays > 90:
+		return fmt.Errorf("enrol.cert_days %d: must lie between 1 and 90", c.Enrol.CertDays)
+	case c.Attest.Every.Duration < time.Second:
+		return fmt.Errorf("attest.every %s: must be at least 1s", c.Attest.Every)
+	case (c.Operator.Cert == "") != (c.Operator.Key == ""):
+		return errors.New("operator.cert and operator.key: give both or neither")
+	}
+	for name, addr := range map[string]string{"device.mqtt": c.Device.MQTT, "device.https": c.Device.HTTPS, "operator.listen": c.Operator.Listen} {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return fmt.Errorf("%s %q: give host:port or :port", name, addr)
+		}
+	}
+	if c.Operator.Plain && !loopback(c.Operator.Listen) {
+		return fmt.Errorf("operator.plain: only allowed when operator.listen is a loopback address, not %q", c.Operator.Listen)
+	}
+	if c.Metrics.Listen != "" && !loopback(c.Metrics.Listen) {
+		return fmt.Errorf("metrics.listen %q: must be a loopback address; put an exporter or proxy in front", c.Metrics.Listen)
+	}
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+		return nil
+	}
+	return fmt.Errorf("log_level %q: use debug, info, warn or error", c.LogLevel)
+}
+
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || (ip != nil && ip.IsLoopback())
+}
+
+// String returns the effective file, for -check.
+func (c Config) String() string {
+	b, err := toml.Marshal(c)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
