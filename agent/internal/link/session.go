@@ -1,0 +1,287 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/tillward/tillward/cloud/wire"
+)
+
+// quarantined is what a device may send while it is not attested.
+var quarantined = []string{string(wire.State), string(wire.Audit), string(wire.Result)}
+
+const exporterLen = 32
+
+// session is one connection.
+type session struct {
+	l        *Link
+	client   mqtt.Client
+	broker   string
+	exporter []byte
+	seq      uint64 // of the last evidence
+
+	lost       chan error
+	challenges chan wire.Challenge
+
+	open   bool // all channels, over the d topics
+	free   bool // the spool may be drained at all
+	window window
+	acked  int
+}
+
+// connect dials the brokers in turn. paho makes the MQTT connection and nothing
+// else: no reconnecting and no session of its own, for the spool knows better.
+func (l *Link) connect(ctx context.Context) (*session, error) {
+	s := &session{l: l, lost: make(chan error, 1), challenges: make(chan wire.Challenge, 8)}
+	var (
+		state *tls.ConnectionState
+		stop  = func() bool { return true }
+	)
+	o := mqtt.NewClientOptions().
+		SetClientID(l.o.Device).
+		SetProtocolVersion(4).
+		SetCleanSession(true).
+		SetAutoReconnect(false).
+		SetConnectRetry(false).
+		SetOrderMatters(true).
+		SetAutoAckDisabled(true).
+		SetKeepAlive(l.o.KeepAlive).
+		SetPingTimeout(min(l.o.Timeout, l.o.KeepAlive)).
+		SetConnectTimeout(l.o.Timeout).
+		SetWriteTimeout(l.o.Timeout).
+		SetConnectionLostHandler(func(_ mqtt.Client, err error) { s.lost <- err }).
+		SetDefaultPublishHandler(func(_ mqtt.Client, m mqtt.Message) { s.receive(m) }).
+		SetCustomOpenConnectionFn(func(u *url.URL, _ mqtt.ClientOptions) (net.Conn, error) {
+			conn, err := l.dial(ctx, u.Host)
+			if err != nil {
+				return nil, fmt.Errorf("connect to %s: %w", u.Host, err)
+			}
+			cs := conn.ConnectionState()
+			state, s.broker = &cs, u.Host
+			stop = context.AfterFunc(ctx, func() { conn.NetConn().Close() }) // the MQTT handshake knows no context
+			return conn, nil
+		})
+	for _, b := range l.o.Brokers {
+		o.AddBroker("tls://" + b)
+	}
+	s.client = mqtt.NewClient(o)
+	token := s.client.Connect()
+	<-token.Done()
+	stop()
+	if err := token.Error(); err != nil {
+		return nil, err
+	}
+	s.window.moved = time.Now()
+	var err error
+	if s.exporter, err = state.ExportKeyingMaterial(l.o.ExporterLabel, nil, exporterLen); err != nil {
+		s.close()
+		return nil, fmt.Errorf("keying material of the connection: %w", err)
+	}
+	return s, nil
+}
+
+func (l *Link) dial(ctx context.Context, address string) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.o.Timeout)
+	defer cancel()
+	raw, err := l.o.Dial(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	name := l.o.ServerName
+	if name == "" {
+		name, _, _ = net.SplitHostPort(address) // New has checked it
+	}
+	conn := tls.Client(raw, &tls.Config{
+		MinVersion:           tls.VersionTLS13,
+		RootCAs:              l.o.Roots,
+		ServerName:           name,
+		GetClientCertificate: l.present,
+	})
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// close ends the connection; the last acknowledgements are not waited for here.
+func (s *session) close() { s.client.Disconnect(0) }
+
+// run subscribes, proves itself and drains the spool until the connection or
+// ctx ends.
+func (s *session) run(ctx context.Context) error {
+	if err := s.subscribe(ctx, true); err != nil {
+		return err
+	}
+	if err := s.prove(ctx, nil); err != nil {
+		return err
+	}
+	// Without a verdict in time the device is pending; it then reports over the q topics.
+	verdict := time.After(s.l.o.Timeout)
+	stalled := time.NewTimer(s.l.o.Timeout)
+	defer stalled.Stop()
+	for {
+		if s.free {
+			if err := s.fill(ctx); err != nil {
+				return err
+			}
+		}
+		stalled.Reset(max(0, s.l.o.Timeout-time.Since(s.window.moved)))
+		select {
+		case <-ctx.Done():
+			s.settle()
+			return ctx.Err()
+		case err := <-s.lost:
+			return fmt.Errorf("connection lost: %w", err)
+		case c := <-s.challenges:
+			if err := s.challenged(ctx, c); err != nil {
+				return err
+			}
+		case <-verdict:
+			s.free = true
+		case <-s.window.oldest():
+			if err := s.forget(ctx); err != nil {
+				return err
+			}
+		case <-s.l.o.Spool.Wake():
+			s.window.empty = false
+		case <-stalled.C:
+			if len(s.window.flying) > 0 {
+				return fmt.Errorf("no acknowledgement for %v", s.l.o.Timeout)
+			}
+			s.window.moved = time.Now()
+		}
+	}
+}
+
+func (s *session) topic(c wire.Channel, q bool) string {
+	return wire.Topic{Tenant: s.l.o.Tenant, Device: s.l.o.Device, Quarantine: q, Channel: c}.String()
+}
+
+func (s *session) subscribe(ctx context.Context, q bool) error {
+	filter := wire.Down(s.l.o.Tenant, s.l.o.Device, q)
+	t := s.client.Subscribe(filter, 1, nil)
+	if err := s.wait(ctx, t); err != nil {
+		return fmt.Errorf("subscribe to %s: %w", filter, err)
+	}
+	if sub, ok := t.(*mqtt.SubscribeToken); ok && sub.Result()[filter] > 2 {
+		return fmt.Errorf("subscribe to %s: refused by the service", filter)
+	}
+	return nil
+}
+
+// prove sends evidence, bound to the connection or to a challenge.
+func (s *session) prove(ctx context.Context, nonce []byte) error {
+	s.seq++
+	ctx, cancel := context.WithTimeout(ctx, s.l.o.Timeout)
+	defer cancel()
+	report, err := s.l.o.Evidence(ctx, s.exporter, s.seq, nonce)
+	if err != nil {
+		return fmt.Errorf("make evidence: %w", err)
+	}
+	if err := s.wait(ctx, s.client.Publish(s.topic(wire.Evidence, true), 1, false, report)); err != nil {
+		return fmt.Errorf("send evidence: %w", err)
+	}
+	return nil
+}
+
+func (s *session) wait(ctx context.Context, t mqtt.Token) error {
+	timeout := time.NewTimer(s.l.o.Timeout)
+	defer timeout.Stop()
+	select {
+	case <-t.Done():
+		return t.Error()
+	case err := <-s.lost:
+		s.lost <- err // run ends by it
+		return fmt.Errorf("connection lost: %w", err)
+	case <-timeout.C:
+		return fmt.Errorf("no answer for %v", s.l.o.Timeout)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// challenged follows what the service says of the device: a nonce asks for
+// evidence, a verdict opens or closes channels.
+func (s *session) challenged(ctx context.Context, c wire.Challenge) error {
+	if len(c.Nonce) > 0 {
+		if err := s.prove(ctx, c.Nonce); err != nil {
+			return err
+		}
+	}
+	if c.Verdict == "" {
+		return nil
+	}
+	st := s.l.Status()
+	st.Verdict, st.Reasons = c.Verdict, c.Reasons
+	open := st.Open()
+	if open && !s.open {
+		if err := s.subscribe(ctx, false); err != nil {
+			return err
+		}
+	}
+	if open != s.open {
+		s.window.turn()
+	}
+	s.open, s.free = open, true
+	s.l.change(st)
+	return nil
+}
+
+// receive runs on paho's goroutine and must not block it.
+func (s *session) receive(m mqtt.Message) {
+	t, err := wire.ParseTopic(m.Topic())
+	if err != nil || t.Channel.Up() || t.Tenant != s.l.o.Tenant || t.Device != s.l.o.Device {
+		s.l.o.Log.Warn("message on a topic that is not for this device", "topic", m.Topic())
+		m.Ack()
+		return
+	}
+	if t.Channel == wire.DownChallenge {
+		c, err := wire.Decode[wire.Challenge](m.Payload())
+		if err != nil {
+			s.l.o.Log.Warn("challenge cannot be read", "error", err)
+			m.Ack()
+			return
+		}
+		select {
+		case s.challenges <- c:
+			m.Ack()
+		default:
+			s.l.o.Log.Warn("challenges come faster than they can be answered")
+		}
+		return
+	}
+	take, ok := s.l.o.Down[t.Channel]
+	if !ok {
+		s.l.o.Log.Warn("nobody takes messages of this channel", "channel", string(t.Channel))
+		m.Ack()
+		return
+	}
+	if take(m.Payload()) {
+		m.Ack()
+		return
+	}
+	s.l.o.Log.Warn("message not taken; the service sends it again", "channel", string(t.Channel))
+}
+
+var errRefused = errors.New("message was not acknowledged")
+
+// subject renders a raw distinguished name of a certificate request.
+func subject(raw []byte) string {
+	var seq pkix.RDNSequence
+	if _, err := asn1.Unmarshal(raw, &seq); err != nil {
+		return "an unreadable name"
+	}
+	var n pkix.Name
+	n.FillFromRDNSequence(&seq)
+	return n.String()
+}
