@@ -167,16 +167,30 @@ func (s *session) topic(c wire.Channel, q bool) string {
 	return wire.Topic{Tenant: s.l.o.Tenant, Device: s.l.o.Device, Quarantine: q, Channel: c}.String()
 }
 
+// packetIDInUse is how the service's broker refuses a subscription whose packet
+// id is that of a message it has in flight to us, though the ids of the two
+// directions have nothing to do with each other [MQTT 3.1.1, 2.3.1]. The next
+// try has another id.
+const packetIDInUse = 0x91
+
 func (s *session) subscribe(ctx context.Context, q bool) error {
 	filter := wire.Down(s.l.o.Tenant, s.l.o.Device, q)
-	t := s.client.Subscribe(filter, 1, nil)
-	if err := s.wait(ctx, t); err != nil {
-		return fmt.Errorf("subscribe to %s: %w", filter, err)
+	for try := 1; ; try++ {
+		t := s.client.Subscribe(filter, 1, nil)
+		if err := s.wait(ctx, t); err != nil {
+			return fmt.Errorf("subscribe to %s: %w", filter, err)
+		}
+		code := byte(0)
+		if sub, ok := t.(*mqtt.SubscribeToken); ok {
+			code = sub.Result()[filter]
+		}
+		switch {
+		case code <= 2:
+			return nil
+		case code != packetIDInUse || try == 10:
+			return fmt.Errorf("subscribe to %s: refused by the service with %#x", filter, code)
+		}
 	}
-	if sub, ok := t.(*mqtt.SubscribeToken); ok && sub.Result()[filter] > 2 {
-		return fmt.Errorf("subscribe to %s: refused by the service", filter)
-	}
-	return nil
 }
 
 // prove sends evidence, bound to the connection or to a challenge.
