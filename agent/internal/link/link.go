@@ -155,8 +155,8 @@ func (l *Link) change(to Status) {
 	}
 }
 
-// Run connects, sends and receives until ctx ends. It returns ctx's error and
-// leaves nothing running.
+// Run connects, sends and receives until ctx ends, and returns ctx's error. It
+// no longer uses the spool when it returns.
 func (l *Link) Run(ctx context.Context) error {
 	failures := 0
 	for {

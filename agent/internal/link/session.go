@@ -57,7 +57,7 @@ func (l *Link) connect(ctx context.Context) (*session, error) {
 		SetKeepAlive(l.o.KeepAlive).
 		SetPingTimeout(min(l.o.Timeout, l.o.KeepAlive)).
 		SetConnectTimeout(l.o.Timeout).
-		SetWriteTimeout(l.o.Timeout).
+		SetWriteTimeout(min(l.o.Timeout, 10*time.Second)).
 		SetConnectionLostHandler(func(_ mqtt.Client, err error) { s.lost <- err }).
 		SetDefaultPublishHandler(func(_ mqtt.Client, m mqtt.Message) { s.receive(m) }).
 		SetCustomOpenConnectionFn(func(u *url.URL, _ mqtt.ClientOptions) (net.Conn, error) {
@@ -163,10 +163,6 @@ func (s *session) run(ctx context.Context) error {
 	}
 }
 
-func (s *session) topic(c wire.Channel, q bool) string {
-	return wire.Topic{Tenant: s.l.o.Tenant, Device: s.l.o.Device, Quarantine: q, Channel: c}.String()
-}
-
 // packetIDInUse is how the service's broker refuses a subscription whose packet
 // id is that of a message it has in flight to us, though the ids of the two
 // directions have nothing to do with each other [MQTT 3.1.1, 2.3.1]. The next
@@ -176,8 +172,11 @@ const packetIDInUse = 0x91
 func (s *session) subscribe(ctx context.Context, q bool) error {
 	filter := wire.Down(s.l.o.Tenant, s.l.o.Device, q)
 	for try := 1; ; try++ {
-		t := s.client.Subscribe(filter, 1, nil)
-		if err := s.wait(ctx, t); err != nil {
+		t, err := s.send(func() mqtt.Token { return s.client.Subscribe(filter, 1, nil) })
+		if err == nil {
+			err = s.wait(ctx, t)
+		}
+		if err != nil {
 			return fmt.Errorf("subscribe to %s: %w", filter, err)
 		}
 		code := byte(0)
@@ -202,10 +201,34 @@ func (s *session) prove(ctx context.Context, nonce []byte) error {
 	if err != nil {
 		return fmt.Errorf("make evidence: %w", err)
 	}
-	if err := s.wait(ctx, s.client.Publish(s.topic(wire.Evidence, true), 1, false, report)); err != nil {
+	t, err := s.publish(wire.Evidence, true, report)
+	if err == nil {
+		err = s.wait(ctx, t)
+	}
+	if err != nil {
 		return fmt.Errorf("send evidence: %w", err)
 	}
 	return nil
+}
+
+func (s *session) publish(c wire.Channel, q bool, payload []byte) (mqtt.Token, error) {
+	topic := wire.Topic{Tenant: s.l.o.Tenant, Device: s.l.o.Device, Quarantine: q, Channel: c}.String()
+	return s.send(func() mqtt.Token { return s.client.Publish(topic, 1, false, payload) })
+}
+
+// send hands a packet to paho, which waits for its write timeout when the
+// connection is lost between its look at the state and its hand-over; nobody
+// needs to wait with it.
+func (s *session) send(hand func() mqtt.Token) (mqtt.Token, error) {
+	taken := make(chan mqtt.Token, 1)
+	go func() { taken <- hand() }()
+	select {
+	case t := <-taken:
+		return t, nil
+	case err := <-s.lost:
+		s.lost <- err // run ends by it
+		return nil, fmt.Errorf("connection lost: %w", err)
+	}
 }
 
 func (s *session) wait(ctx context.Context, t mqtt.Token) error {

@@ -79,7 +79,11 @@ func (s *session) fill(ctx context.Context) error {
 		if len(w.flying) == 0 {
 			w.moved = time.Now()
 		}
-		w.flying = append(w.flying, flight{m.id, s.client.Publish(s.topic(m.channel, !s.open), 1, false, m.payload)})
+		t, err := s.publish(m.channel, !s.open, m.payload)
+		if err != nil {
+			return err
+		}
+		w.flying = append(w.flying, flight{m.id, t})
 	}
 	return nil
 }
