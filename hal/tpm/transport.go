@@ -1,0 +1,126 @@
+package tpm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+const (
+	headerSize  = 10               // tag, size, code [TCG TPM 2.0 Library, part 1, 18]
+	maxResponse = 4096             // bytes; the largest a PC client TPM sends
+	commandTime = 90 * time.Second // RSA key generation on a slow discrete TPM
+	maxRetries  = 12
+)
+
+// device is one open TPM: a character device, or a socket that speaks raw TPM
+// commands as swtpm does.
+type device struct {
+	rw io.ReadWriteCloser
+}
+
+// dial opens path: /dev/tpmrm0, or unix:PATH.
+func dial(path string) (*device, error) {
+	if sock, ok := strings.CutPrefix(path, "unix:"); ok {
+		c, err := net.DialTimeout("unix", sock, 5*time.Second)
+		if err != nil {
+			return nil, fmt.Errorf("open software TPM: %w", err)
+		}
+		return &device{rw: c}, nil
+	}
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("open TPM: %w", err)
+	}
+	if fi.Mode()&os.ModeDevice == 0 {
+		return nil, fmt.Errorf("open TPM: %s is not a device; write unix:%s for a software TPM", path, path)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0) // #nosec G304 -- the configured TPM
+	if err != nil {
+		return nil, fmt.Errorf("open TPM: %w", err)
+	}
+	return &device{rw: f}, nil
+}
+
+// Send implements transport.TPM. A TPM that asks for patience (RETRY, YIELDED,
+// TESTING) gets it with a growing pause; go-tpm itself does not retry.
+func (d *device) Send(cmd []byte) ([]byte, error) {
+	pause := 5 * time.Millisecond
+	for try := 0; ; try++ {
+		rsp, err := d.exchange(cmd)
+		if err != nil {
+			return nil, err
+		}
+		switch tpm2.TPMRC(binary.BigEndian.Uint32(rsp[6:10])) {
+		case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting:
+			if try < maxRetries {
+				time.Sleep(pause)
+				pause = min(2*pause, time.Second)
+				continue
+			}
+		}
+		return rsp, nil
+	}
+}
+
+func (d *device) exchange(cmd []byte) ([]byte, error) {
+	if c, ok := d.rw.(net.Conn); ok {
+		if err := c.SetDeadline(time.Now().Add(commandTime)); err != nil {
+			return nil, fmt.Errorf("TPM deadline: %w", err)
+		}
+	}
+	if _, err := d.rw.Write(cmd); err != nil {
+		return nil, fmt.Errorf("write TPM command: %w", err)
+	}
+	// A device node answers one read with the whole response, a socket in pieces.
+	buf := make([]byte, maxResponse)
+	for n := 0; ; {
+		k, err := d.rw.Read(buf[n:])
+		n += k
+		if n >= headerSize {
+			size := int(binary.BigEndian.Uint32(buf[2:6]))
+			if size < headerSize || size > len(buf) {
+				return nil, fmt.Errorf("TPM response claims %d bytes", size)
+			}
+			if n >= size {
+				return buf[:size], nil
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read TPM response: %w", err)
+		}
+	}
+}
+
+// Close closes the device.
+func (d *device) Close() error { return d.rw.Close() }
+
+// tidy flushes what an agent that was killed left behind: a socket has no
+// resource manager, and three forgotten objects fill a TPM.
+func tidy(t transport.TPM) error {
+	var errs []error
+	for _, first := range []uint32{0x02000000, 0x03000000, 0x80000000} { // HMAC and policy sessions, transient objects
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(t)
+		if err != nil {
+			return fmt.Errorf("list left-over handles: %w", err)
+		}
+		list, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			return fmt.Errorf("list left-over handles: %w", err)
+		}
+		for _, h := range list.Handle {
+			if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(t); err != nil {
+				errs = append(errs, fmt.Errorf("flush left-over handle %#x: %w", uint32(h), err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,155 @@
+// Package identity says who a device is: its id, the profile of its LDevID
+// certificate, and how both are read back from a TLS connection.
+//
+// It parses and does not validate: an Identity that exists is well formed. It
+// knows no TPM and no certificate authority. [IEEE 802.1AR-2018, 6 and 8]
+package identity
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Tier says what an identity rests on; the strongest is A.
+type Tier string
+
+// The tiers.
+const (
+	TierA Tier = "A" // TPM with an EK certificate of its maker
+	TierB Tier = "B" // TPM whose EK is on the vendor's signed list
+	TierC Tier = "C" // virtual TPM
+	TierD Tier = "D" // software key
+)
+
+// ErrIdentity is returned when a certificate is not that of a device.
+var ErrIdentity = errors.New("not a device certificate")
+
+// oidTillward is the extension that carries tier and model, as a SEQUENCE of
+// two UTF8Strings. The arc is a UUID-based one [ITU-T X.667, 7] and needs no
+// registration.
+var oidTillward = asn1.ObjectIdentifier{2, 25, 1938417662, 1}
+
+// Identity is a device as its certificate names it.
+type Identity struct {
+	Tenant   string
+	Device   string
+	Tier     Tier
+	Model    string
+	Serial   string // hex serial number of the certificate
+	NotAfter time.Time
+}
+
+type extension struct {
+	Tier  string `asn1:"utf8"`
+	Model string `asn1:"utf8"`
+}
+
+var encoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// DeviceID derives the device id from the public area of the endorsement key:
+// base32 of the first 15 bytes of its SHA-256, 24 characters.
+func DeviceID(ekPublic []byte) string {
+	sum := sha256.Sum256(ekPublic)
+	return encoding.EncodeToString(sum[:15])
+}
+
+// Template returns the certificate to sign for id: P-256 key as given, client
+// authentication only, SAN urn:tillward:t:{tenant}:d:{device}. The caller sets
+// no field but the serial number.
+func Template(id Identity, serial *big.Int, from time.Time, life time.Duration) (*x509.Certificate, error) {
+	if err := id.check(); err != nil {
+		return nil, err
+	}
+	ext, err := asn1.Marshal(extension{Tier: string(id.Tier), Model: id.Model})
+	if err != nil {
+		return nil, fmt.Errorf("encode tier and model: %w", err)
+	}
+	return &x509.Certificate{
+		SerialNumber:    serial,
+		Subject:         pkix.Name{CommonName: id.Device, Organization: []string{id.Tenant}},
+		NotBefore:       from.Add(-5 * time.Minute), // a till's clock may be a little late
+		NotAfter:        from.Add(life),
+		KeyUsage:        x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		URIs:            []*url.URL{{Scheme: "urn", Opaque: "tillward:t:" + id.Tenant + ":d:" + id.Device}},
+		ExtraExtensions: []pkix.Extension{{Id: oidTillward, Value: ext}},
+
+		BasicConstraintsValid: true,
+	}, nil
+}
+
+// FromCertificate reads the identity out of a device certificate.
+func FromCertificate(c *x509.Certificate) (Identity, error) {
+	if len(c.URIs) != 1 || c.URIs[0].Scheme != "urn" {
+		return Identity{}, fmt.Errorf("one urn name expected: %w", ErrIdentity)
+	}
+	p := strings.Split(c.URIs[0].Opaque, ":")
+	if len(p) != 5 || p[0] != "tillward" || p[1] != "t" || p[3] != "d" {
+		return Identity{}, fmt.Errorf("name %.80q: %w", c.URIs[0].Opaque, ErrIdentity)
+	}
+	id := Identity{Tenant: p[2], Device: p[4], Serial: c.SerialNumber.Text(16), NotAfter: c.NotAfter}
+	for _, e := range c.Extensions {
+		if !e.Id.Equal(oidTillward) {
+			continue
+		}
+		var ext extension
+		if rest, err := asn1.Unmarshal(e.Value, &ext); err != nil || len(bytes.TrimSpace(rest)) != 0 {
+			return Identity{}, fmt.Errorf("tier and model: %w", ErrIdentity)
+		}
+		id.Tier, id.Model = Tier(ext.Tier), ext.Model
+	}
+	if c.Subject.CommonName != id.Device || len(c.Subject.Organization) != 1 || c.Subject.Organization[0] != id.Tenant {
+		return Identity{}, fmt.Errorf("subject and name differ: %w", ErrIdentity)
+	}
+	return id, id.check()
+}
+
+// FromTLS reads the identity of the peer of a finished TLS 1.3 handshake in
+// which its certificate was verified. A resumed session is refused: in it the
+// client has signed nothing.
+func FromTLS(s tls.ConnectionState) (Identity, error) {
+	switch {
+	case !s.HandshakeComplete || s.Version != tls.VersionTLS13:
+		return Identity{}, fmt.Errorf("no finished TLS 1.3 handshake: %w", ErrIdentity)
+	case s.DidResume:
+		return Identity{}, fmt.Errorf("session was resumed: %w", ErrIdentity)
+	case len(s.VerifiedChains) == 0 || len(s.PeerCertificates) == 0:
+		return Identity{}, fmt.Errorf("no verified client certificate: %w", ErrIdentity)
+	}
+	return FromCertificate(s.PeerCertificates[0])
+}
+
+func (id Identity) check() error {
+	if !name(id.Tenant, 32) {
+		return fmt.Errorf("tenant %.40q: %w", id.Tenant, ErrIdentity)
+	}
+	if b, err := encoding.DecodeString(id.Device); err != nil || len(b) != 15 {
+		return fmt.Errorf("device id %.40q: %w", id.Device, ErrIdentity)
+	}
+	switch id.Tier {
+	case TierA, TierB, TierC, TierD:
+	default:
+		return fmt.Errorf("tier %.10q: %w", id.Tier, ErrIdentity)
+	}
+	if len(id.Model) > 64 || strings.ContainsFunc(id.Model, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return fmt.Errorf("model %.80q: %w", id.Model, ErrIdentity)
+	}
+	return nil
+}
+
+// name reports whether s is lower-case letters, digits and inner hyphens.
+func name(s string, limit int) bool {
+	return s != "" && len(s) <= limit && s[0] != '-' && s[len(s)-1] != '-' &&
+		strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}

@@ -1,0 +1,228 @@
+// Package tpmfarm makes software TPMs for tills and tests: one swtpm process
+// each, on a unix socket, with its state in the till's folder and an EK
+// certificate from an authority of the farm, where a TPM maker would put it.
+//
+// A new state folder means fresh random seeds, so every TPM has its own EK; an
+// existing one is the same TPM after a power cycle. The processes die with the
+// one that started them. Only the simulator and tests may import it.
+package tpmfarm
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// ErrNoSwtpm means that the swtpm program is not installed.
+var ErrNoSwtpm = errors.New("swtpm is not installed: apt-get install swtpm")
+
+// Farm makes TPMs whose EK certificates share one authority.
+type Farm struct {
+	dir  string
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+
+	mu   sync.Mutex
+	tpms []*TPM
+}
+
+// Open returns a farm that keeps its authority's certificate in dir. The
+// authority's key lives as long as the farm.
+func Open(_ context.Context, dir string) (*Farm, error) {
+	if _, err := exec.LookPath("swtpm"); err != nil {
+		return nil, ErrNoSwtpm
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("TPM farm: %w", err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("TPM farm: %w", err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Tillward simulator EK authority"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(365 * 24 * time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("TPM farm: %w", err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("TPM farm: %w", err)
+	}
+	f := &Farm{dir: dir, key: key, cert: cert}
+	b := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if err := os.WriteFile(f.CA(), b, 0o600); err != nil {
+		return nil, fmt.Errorf("TPM farm: %w", err)
+	}
+	return f, nil
+}
+
+// CA is the PEM file with the authority's certificate.
+func (f *Farm) CA() string { return filepath.Join(f.dir, "ek-authority.pem") }
+
+// Close stops every TPM.
+func (f *Farm) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, t := range f.tpms {
+		t.Stop()
+	}
+}
+
+// Start starts a TPM with its state in dir. A new one gets an EK certificate
+// at NV index 0x01C0000A (P-256, low range).
+func (f *Farm) Start(ctx context.Context, dir string) (*TPM, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("TPM state: %w", err)
+	}
+	t := &TPM{dir: dir, socket: filepath.Join(dir, "s")}
+	if len(t.socket) > 100 {
+		// A socket's path has 108 bytes at most [unix(7)].
+		sum := sha256.Sum256([]byte(dir))
+		t.socket = filepath.Join(os.TempDir(), fmt.Sprintf("tillward-tpm-%x", sum[:8]))
+	}
+	if err := t.start(ctx); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	f.tpms = append(f.tpms, t)
+	f.mu.Unlock()
+	mark := filepath.Join(dir, "provisioned")
+	if _, err := os.Stat(mark); err == nil {
+		return t, nil
+	}
+	if err := f.provision(t.socket); err != nil {
+		t.Stop()
+		return nil, fmt.Errorf("provision TPM: %w", err)
+	}
+	if err := os.WriteFile(mark, nil, 0o600); err != nil {
+		t.Stop()
+		return nil, fmt.Errorf("provision TPM: %w", err)
+	}
+	return t, nil
+}
+
+// certify issues the EK certificate a maker would: critical SAN with the
+// maker's directory name, EKU tcg-kp-EKCertificate [TCG EK Credential Profile
+// 2.5, 3.2].
+func (f *Farm) certify(ek any) ([]byte, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, err
+	}
+	san, err := tpmName()
+	if err != nil {
+		return nil, err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: serial, NotBefore: time.Now().Add(-time.Hour), NotAfter: f.cert.NotAfter,
+		KeyUsage: x509.KeyUsageKeyAgreement, BasicConstraintsValid: true,
+		UnknownExtKeyUsage: []asn1.ObjectIdentifier{{2, 23, 133, 8, 1}},
+		ExtraExtensions:    []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: san}},
+	}
+	return x509.CreateCertificate(rand.Reader, tmpl, f.cert, ek, f.key)
+}
+
+// tpmName is the SAN of a TPM: manufacturer, model and version as a directory
+// name.
+func tpmName() ([]byte, error) {
+	attr := func(n int, v string) pkix.RelativeDistinguishedNameSET {
+		return pkix.RelativeDistinguishedNameSET{{Type: asn1.ObjectIdentifier{2, 23, 133, 2, n}, Value: v}}
+	}
+	name, err := asn1.Marshal(pkix.RDNSequence{attr(1, "id:00001014"), attr(2, "swtpm"), attr(3, "id:20191023")})
+	if err != nil {
+		return nil, err
+	}
+	return asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 4, IsCompound: true, Bytes: name}})
+}
+
+// TPM is one swtpm process.
+type TPM struct {
+	dir    string
+	socket string
+
+	mu   sync.Mutex
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// Socket is the path an agent opens with unix:PATH.
+func (t *TPM) Socket() string { return t.socket }
+
+func (t *TPM) start(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_ = os.Remove(t.socket)
+	// Not CommandContext: a till's TPM outlives the call that started it.
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+t.dir, // #nosec G204 -- fixed program
+		"--server", "type=unixio,path="+t.socket, "--flags", "not-need-init,startup-clear")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start swtpm: %w", err)
+	}
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(done)
+	}()
+	t.cmd, t.done = cmd, done
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if fi, err := os.Stat(t.socket); err == nil && fi.Mode()&os.ModeSocket != 0 {
+			return nil
+		}
+		select {
+		case <-done:
+			return fmt.Errorf("start swtpm: it exited at once; is %s in use by another?", t.dir)
+		case <-ctx.Done():
+			_ = cmd.Process.Kill()
+			return fmt.Errorf("start swtpm: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// Restart is a power cycle: no orderly shutdown, volatile state is lost, the
+// reset count grows.
+func (t *TPM) Restart(ctx context.Context) error {
+	t.Stop()
+	return t.start(ctx)
+}
+
+// Stop ends the process and waits for it.
+func (t *TPM) Stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cmd == nil {
+		return
+	}
+	_ = t.cmd.Process.Kill()
+	<-t.done
+	t.cmd = nil
+	_ = os.Remove(t.socket)
+}
+
+// dialTPM connects to a software TPM.
+func dialTPM(socket string) (net.Conn, error) { return net.DialTimeout("unix", socket, 5*time.Second) }

@@ -1,0 +1,101 @@
+package tpmfarm
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// nvECCCert is where a maker puts the certificate of the P-256 low-range EK.
+const nvECCCert tpm2.TPMHandle = 0x01C0000A
+
+// conn speaks raw TPM commands over a socket.
+type conn struct{ net.Conn }
+
+// Send implements transport.TPM.
+func (c conn) Send(cmd []byte) ([]byte, error) {
+	if _, err := c.Write(cmd); err != nil {
+		return nil, err
+	}
+	head := make([]byte, 10)
+	if _, err := io.ReadFull(c, head); err != nil {
+		return nil, err
+	}
+	size := binary.BigEndian.Uint32(head[2:6])
+	if size < 10 || size > 8192 {
+		return nil, fmt.Errorf("TPM response claims %d bytes", size)
+	}
+	rsp := append(head, make([]byte, size-10)...)
+	_, err := io.ReadFull(c, rsp[10:])
+	return rsp, err
+}
+
+// provision does at the desk what a TPM maker does: it reads the EK, issues
+// its certificate and writes it into NV with platform authority.
+func (f *Farm) provision(socket string) error {
+	c, err := dialTPM(socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	t := conn{c}
+	ek, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.ECCEKTemplate)}.Execute(t)
+	if err != nil {
+		return fmt.Errorf("create endorsement key: %w", err)
+	}
+	if _, err := (tpm2.FlushContext{FlushHandle: ek.ObjectHandle}).Execute(t); err != nil {
+		return fmt.Errorf("flush endorsement key: %w", err)
+	}
+	pub, err := ek.OutPublic.Contents()
+	if err != nil {
+		return err
+	}
+	parms, err := pub.Parameters.ECCDetail()
+	if err != nil {
+		return err
+	}
+	point, err := pub.Unique.ECC()
+	if err != nil {
+		return err
+	}
+	key, err := tpm2.ECDSAPub(parms, point)
+	if err != nil {
+		return err
+	}
+	der, err := f.certify(key)
+	if err != nil {
+		return fmt.Errorf("issue EK certificate: %w", err)
+	}
+	return nvWrite(t, nvECCCert, der)
+}
+
+func nvWrite(t conn, index tpm2.TPMHandle, data []byte) error {
+	platform := tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)}
+	_, err := tpm2.NVDefineSpace{AuthHandle: platform, PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
+		NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(data)), // #nosec G115 -- a certificate
+		Attributes: tpm2.TPMANV{
+			PPWrite: true, WriteDefine: true, PPRead: true, OwnerRead: true, AuthRead: true, NoDA: true, PlatformCreate: true,
+		},
+	})}.Execute(t)
+	if err != nil {
+		return fmt.Errorf("define NV %#x: %w", uint32(index), err)
+	}
+	pub, err := tpm2.NVReadPublic{NVIndex: index}.Execute(t)
+	if err != nil {
+		return fmt.Errorf("look up NV %#x: %w", uint32(index), err)
+	}
+	for at := 0; at < len(data); at += 512 {
+		_, err := tpm2.NVWrite{
+			AuthHandle: platform, NVIndex: tpm2.NamedHandle{Handle: index, Name: pub.NVName},
+			Data:   tpm2.TPM2BMaxNVBuffer{Buffer: data[at:min(at+512, len(data))]},
+			Offset: uint16(at), // #nosec G115 -- within a certificate
+		}.Execute(t)
+		if err != nil {
+			return fmt.Errorf("write NV %#x: %w", uint32(index), err)
+		}
+	}
+	return nil
+}
