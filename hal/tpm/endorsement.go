@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
@@ -35,9 +36,12 @@ func signTemplate(restricted bool) tpm2.TPMTPublic {
 // certificate in DER (nil when the TPM holds none) and on-die intermediates.
 // The EK whose certificate is there is taken, P-256 before RSA because it is a
 // hundred times faster; without any certificate it is the P-256 one.
-func (t *TPM) Endorsement() (public, certificate []byte, chain [][]byte, err error) {
+func (t *TPM) Endorsement(ctx context.Context) (public, certificate []byte, chain [][]byte, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, nil, nil, err
+	}
 	tmpl, certificate, err := t.endorsementCert()
 	if err != nil {
 		return nil, nil, nil, err
@@ -76,12 +80,16 @@ func (t *TPM) endorsementCert() (tpm2.TPMTPublic, []byte, error) {
 	return tpm2.ECCEKTemplate, nil, nil
 }
 
-// Activate opens a credential made for this TPM's EK and AK [TCG TPM 2.0
+// Activate opens a credential (TPMS_ID_OBJECT and encrypted secret, without
+// their length prefixes) made for this TPM's EK and AK [TCG TPM 2.0
 // Library, part 1, 24]. It fails with TPM_RC_INTEGRITY when the credential was
 // made for another AK, and otherwise when it was made for another EK.
-func (t *TPM) Activate(blob, secret []byte) ([]byte, error) {
+func (t *TPM) Activate(ctx context.Context, blob, secret []byte) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if err := t.ensure(); err != nil {
 		return nil, err
 	}
@@ -109,19 +117,11 @@ func (t *TPM) Activate(blob, secret []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("endorsement policy: %w", err)
 	}
-	id, err := tpm2.Unmarshal[tpm2.TPM2BIDObject](blob)
-	if err != nil {
-		return nil, fmt.Errorf("credential blob: %w", err)
-	}
-	enc, err := tpm2.Unmarshal[tpm2.TPM2BEncryptedSecret](secret)
-	if err != nil {
-		return nil, fmt.Errorf("credential secret: %w", err)
-	}
 	rsp, err := tpm2.ActivateCredential{
 		ActivateHandle: auth(t.ak),
 		KeyHandle:      tpm2.AuthHandle{Handle: ek.ObjectHandle, Name: ek.Name, Auth: sess},
-		CredentialBlob: *id,
-		Secret:         *enc,
+		CredentialBlob: tpm2.TPM2BIDObject{Buffer: blob},
+		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
 	}.Execute(t.dev)
 	if err != nil {
 		return nil, fmt.Errorf("activate credential: %w", err)

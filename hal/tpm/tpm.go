@@ -17,6 +17,7 @@
 package tpm
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"encoding/asn1"
@@ -50,7 +51,9 @@ const (
 // quotedPCRs are PCR 0 to 9: firmware, boot loader, kernel and command line.
 const quotedPCRs = 10
 
-// TPM is an open TPM. Its methods may be called from several goroutines.
+// TPM is an open TPM. Its methods may be called from several goroutines. A TPM
+// command cannot be called back: a context that ends keeps a method from
+// beginning, not from finishing.
 type TPM struct {
 	mu  sync.Mutex
 	dev *device
@@ -84,9 +87,12 @@ func (t *TPM) Close() error {
 
 // Keys makes the AK and the LDevID key unless they are there, and returns
 // their public areas (TPMT_PUBLIC).
-func (t *TPM) Keys() (ak, ldevid []byte, err error) {
+func (t *TPM) Keys(ctx context.Context) (ak, ldevid []byte, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
 	if err := t.ensure(); err != nil {
 		return nil, nil, err
 	}
@@ -184,9 +190,12 @@ func (t *TPM) flush(handle tpm2.TPMHandle) {
 
 // Certify lets the AK certify that the LDevID key lives in this TPM. It
 // returns a TPMS_ATTEST and a TPMT_SIGNATURE as the TPM made them.
-func (t *TPM) Certify(extra []byte) (attest, signature []byte, err error) {
+func (t *TPM) Certify(ctx context.Context, extra []byte) (attest, signature []byte, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
 	if err := t.ensure(); err != nil {
 		return nil, nil, err
 	}
@@ -205,9 +214,12 @@ func (t *TPM) Certify(extra []byte) (attest, signature []byte, err error) {
 // Quote lets the AK sign PCR 0 to 9 of the SHA-256 bank together with extra
 // (32 bytes). It returns TPMS_ATTEST, TPMT_SIGNATURE and the PCR values, read
 // again until they are those that were quoted.
-func (t *TPM) Quote(extra []byte) (attest, signature []byte, pcrs [][]byte, err error) {
+func (t *TPM) Quote(ctx context.Context, extra []byte) (attest, signature []byte, pcrs [][]byte, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, nil, nil, err
+	}
 	if err := t.ensure(); err != nil {
 		return nil, nil, nil, err
 	}
@@ -271,8 +283,8 @@ func same(a, b [][]byte) bool {
 }
 
 // Signer returns the LDevID key for TLS; each signature is one TPM command.
-func (t *TPM) Signer() (crypto.Signer, error) {
-	_, ldevid, err := t.Keys()
+func (t *TPM) Signer(ctx context.Context) (crypto.Signer, error) {
+	_, ldevid, err := t.Keys(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,7 @@ func open(t *testing.T, chip *tpmfarm.TPM) *tpm.TPM {
 
 func TestEndorsementMatchesItsCertificate(t *testing.T) {
 	dev := open(t, start(t))
-	pub, der, _, err := dev.Endorsement()
+	pub, der, _, err := dev.Endorsement(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestEndorsementMatchesItsCertificate(t *testing.T) {
 func TestKeysSurviveAPowerCycle(t *testing.T) {
 	chip := start(t)
 	dev := open(t, chip)
-	ak, ldevid, err := dev.Keys()
+	ak, ldevid, err := dev.Keys(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestKeysSurviveAPowerCycle(t *testing.T) {
 	if err := chip.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ak2, ldevid2, err := open(t, chip).Keys()
+	ak2, ldevid2, err := open(t, chip).Keys(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestKeysSurviveAPowerCycle(t *testing.T) {
 }
 
 func TestSignerSignsWithTheLDevIDKey(t *testing.T) {
-	key, err := open(t, start(t)).Signer()
+	key, err := open(t, start(t)).Signer(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func TestOpenTidiesUpAfterAKilledAgent(t *testing.T) {
 	chip := start(t)
 	for range 8 {
 		dev := open(t, chip)
-		if _, _, err := dev.Keys(); err != nil {
+		if _, _, err := dev.Keys(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := tpm.Litter(dev); err != nil {
@@ -114,7 +114,7 @@ func TestOpenTidiesUpAfterAKilledAgent(t *testing.T) {
 		}
 		_ = dev.Close() // the kernel does this for a killed process
 	}
-	if _, err := open(t, chip).Activate(nil, nil); err == nil {
+	if _, err := open(t, chip).Activate(t.Context(), nil, nil); err == nil {
 		t.Error("an empty credential was activated")
 	}
 }
@@ -122,7 +122,7 @@ func TestOpenTidiesUpAfterAKilledAgent(t *testing.T) {
 func TestQuoteCoversTheRegisters(t *testing.T) {
 	dev := open(t, start(t))
 	extra := sha256.Sum256([]byte("nonce"))
-	attest, sig, pcrs, err := dev.Quote(extra[:])
+	attest, sig, pcrs, err := dev.Quote(t.Context(), extra[:])
 	if err != nil {
 		t.Fatal(err)
 	}

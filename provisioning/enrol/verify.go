@@ -1,0 +1,239 @@
+package enrol
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// ErrProof is returned when what a TPM signed does not prove what it must; the
+// text names the check.
+var ErrProof = errors.New("proof does not hold")
+
+// quotedPCRs is how many registers evidence covers: PCR 0 to 9.
+const quotedPCRs = 10
+
+// oidEKCertificate is the extended key usage of EK certificates [TCG EK
+// Credential Profile 2.5, 3.2.16].
+var (
+	oidEKCertificate = asn1.ObjectIdentifier{2, 23, 133, 8, 1}
+	oidSubjectAlt    = asn1.ObjectIdentifier{2, 5, 29, 17}
+)
+
+// Quoted is what a verified quote says.
+type Quoted struct {
+	ResetCount   uint32 // of the TPM since it was made or cleared
+	RestartCount uint32
+	Firmware     uint64
+	Digest       [32]byte // over the quoted PCRs
+}
+
+// VerifyQuote checks a TPMS_ATTEST and its TPMT_SIGNATURE against the AK's
+// TPMT_PUBLIC: signature, magic, type, extraData, the exact selection of PCR 0
+// to 9 in the SHA-256 bank, and the digest over pcrs. Errors are ErrProof.
+func VerifyQuote(ak, attest, signature []byte, pcrs [][]byte, extra [32]byte) (Quoted, error) {
+	a, err := verifyAttest(ak, attest, signature, tpm2.TPMSTAttestQuote, extra)
+	if err != nil {
+		return Quoted{}, err
+	}
+	q, err := a.Attested.Quote()
+	if err != nil {
+		return Quoted{}, fmt.Errorf("quote body: %w: %w", ErrProof, err)
+	}
+	sel := q.PCRSelect.PCRSelections
+	if len(sel) != 1 || sel[0].Hash != tpm2.TPMAlgSHA256 || !bytes.Equal(bytes.TrimRight(sel[0].PCRSelect, "\x00"), []byte{0xff, 0x03}) {
+		return Quoted{}, fmt.Errorf("selection is not PCR 0-9 of the SHA-256 bank: %w", ErrProof)
+	}
+	if len(pcrs) != quotedPCRs {
+		return Quoted{}, fmt.Errorf("%d PCR values for %d registers: %w", len(pcrs), quotedPCRs, ErrProof)
+	}
+	digest := sha256.Sum256(slices.Concat(pcrs...))
+	for _, p := range pcrs {
+		if len(p) != sha256.Size {
+			return Quoted{}, fmt.Errorf("PCR value of %d bytes: %w", len(p), ErrProof)
+		}
+	}
+	if !bytes.Equal(q.PCRDigest.Buffer, digest[:]) {
+		return Quoted{}, fmt.Errorf("PCR values are not those that were quoted: %w", ErrProof)
+	}
+	return Quoted{
+		ResetCount: a.ClockInfo.ResetCount, RestartCount: a.ClockInfo.RestartCount, Firmware: a.FirmwareVersion, Digest: digest,
+	}, nil
+}
+
+// verifyCertify checks that the AK certified the key with the given name.
+func verifyCertify(ak, attest, signature, name []byte, extra [32]byte) error {
+	a, err := verifyAttest(ak, attest, signature, tpm2.TPMSTAttestCertify, extra)
+	if err != nil {
+		return err
+	}
+	c, err := a.Attested.Certify()
+	if err != nil {
+		return fmt.Errorf("certify body: %w: %w", ErrProof, err)
+	}
+	if !bytes.Equal(c.Name.Buffer, name) {
+		return fmt.Errorf("another key was certified: %w", ErrProof)
+	}
+	return nil
+}
+
+// verifyAttest checks what all attestations share. The signature is over the
+// bytes as they came, never over a re-encoding.
+func verifyAttest(ak, attest, signature []byte, kind tpm2.TPMST, extra [32]byte) (*tpm2.TPMSAttest, error) {
+	pub, err := signingKey(ak)
+	if err != nil {
+		return nil, err
+	}
+	sig, err := tpm2.Unmarshal[tpm2.TPMTSignature](signature)
+	if err != nil {
+		return nil, fmt.Errorf("signature: %w: %w", ErrProof, err)
+	}
+	ec, err := sig.Signature.ECDSA()
+	if err != nil || sig.SigAlg != tpm2.TPMAlgECDSA || ec.Hash != tpm2.TPMAlgSHA256 {
+		return nil, fmt.Errorf("signature is not ECDSA with SHA-256: %w", ErrProof)
+	}
+	digest := sha256.Sum256(attest)
+	r, s := new(big.Int).SetBytes(ec.SignatureR.Buffer), new(big.Int).SetBytes(ec.SignatureS.Buffer)
+	if !ecdsa.Verify(pub, digest[:], r, s) {
+		return nil, fmt.Errorf("signature is not by the attestation key: %w", ErrProof)
+	}
+	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](attest)
+	if err != nil {
+		return nil, fmt.Errorf("attestation: %w: %w", ErrProof, err)
+	}
+	switch {
+	case a.Magic != tpm2.TPMGeneratedValue:
+		return nil, fmt.Errorf("not made by a TPM: %w", ErrProof)
+	case a.Type != kind:
+		return nil, fmt.Errorf("attestation of type %#x, not %#x: %w", uint16(a.Type), uint16(kind), ErrProof)
+	case !bytes.Equal(a.ExtraData.Buffer, extra[:]):
+		return nil, fmt.Errorf("bound to another challenge or channel: %w", ErrProof)
+	}
+	return a, nil
+}
+
+// signingKey returns the AK's public key after checking that it is one: a
+// restricted signing key that was made in its TPM and cannot leave it.
+func signingKey(public []byte) (*ecdsa.PublicKey, error) {
+	pub, key, err := ecKey(public, "attestation key")
+	if err != nil {
+		return nil, err
+	}
+	at := pub.ObjectAttributes
+	if !at.Restricted || !at.SignEncrypt || at.Decrypt || !at.FixedTPM || !at.FixedParent || !at.SensitiveDataOrigin {
+		return nil, fmt.Errorf("attestation key is not a restricted signing key fixed to its TPM: %w", ErrProof)
+	}
+	return key, nil
+}
+
+// deviceKey returns the LDevID public key and its TPM name.
+func deviceKey(public []byte) (*ecdsa.PublicKey, []byte, error) {
+	pub, key, err := ecKey(public, "LDevID key")
+	if err != nil {
+		return nil, nil, err
+	}
+	at := pub.ObjectAttributes
+	if at.Restricted || !at.SignEncrypt || at.Decrypt || !at.FixedTPM || !at.FixedParent || !at.SensitiveDataOrigin {
+		return nil, nil, fmt.Errorf("LDevID key is not a signing key fixed to its TPM: %w", ErrProof)
+	}
+	name, err := tpm2.ObjectName(pub)
+	if err != nil {
+		return nil, nil, fmt.Errorf("LDevID key: %w: %w", ErrProof, err)
+	}
+	return key, name.Buffer, nil
+}
+
+func ecKey(public []byte, what string) (*tpm2.TPMTPublic, *ecdsa.PublicKey, error) {
+	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w: %w", what, ErrProof, err)
+	}
+	if pub.Type != tpm2.TPMAlgECC || pub.NameAlg != tpm2.TPMAlgSHA256 {
+		return nil, nil, fmt.Errorf("%s is not an elliptic-curve key named by SHA-256: %w", what, ErrProof)
+	}
+	key, err := tpm2.Pub(*pub)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w: %w", what, ErrProof, err)
+	}
+	ec, ok := key.(*ecdsa.PublicKey)
+	if !ok || ec.Curve != elliptic.P256() {
+		return nil, nil, fmt.Errorf("%s is not ECDSA P-256: %w", what, ErrProof)
+	}
+	if _, err := ec.ECDH(); err != nil {
+		return nil, nil, fmt.Errorf("%s is not a point of the curve: %w", what, ErrProof)
+	}
+	return pub, ec, nil
+}
+
+// endorsementKey checks that an EK is a restricted decryption key fixed to its
+// TPM, and returns it with its public key.
+func endorsementKey(public []byte) (*tpm2.TPMTPublic, crypto.PublicKey, error) {
+	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
+	if err != nil {
+		return nil, nil, fmt.Errorf("endorsement key: %w: %w", ErrProof, err)
+	}
+	at := pub.ObjectAttributes
+	if !at.Restricted || !at.Decrypt || at.SignEncrypt || !at.FixedTPM || !at.FixedParent || !at.SensitiveDataOrigin {
+		return nil, nil, fmt.Errorf("endorsement key is not a restricted decryption key fixed to its TPM: %w", ErrProof)
+	}
+	key, err := tpm2.Pub(*pub)
+	if err != nil {
+		return nil, nil, fmt.Errorf("endorsement key: %w: %w", ErrProof, err)
+	}
+	return pub, key, nil
+}
+
+// samePublic compares an EK with the key of its certificate; a P-256 EK is an
+// ECDH key that X.509 spells like an ECDSA key.
+func samePublic(ek, cert crypto.PublicKey) bool {
+	k, ok := cert.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(ek)
+}
+
+// verifyEKCert checks that der certifies ek and chains to one of roots, with
+// what the device sent as intermediates. Intermediates are never fetched.
+func verifyEKCert(ek crypto.PublicKey, der []byte, chain [][]byte, roots *x509.CertPool) error {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return fmt.Errorf("EK certificate: %w: %w", ErrProof, err)
+	}
+	if !samePublic(ek, cert.PublicKey) {
+		return fmt.Errorf("EK certificate is for another key: %w", ErrProof)
+	}
+	if !slices.ContainsFunc(cert.UnknownExtKeyUsage, oidEKCertificate.Equal) {
+		return fmt.Errorf("certificate is not that of an EK (extended key usage): %w", ErrProof)
+	}
+	// The SAN of a TPM is critical and holds a directory name, which Go does
+	// not read. Its content is informative; every other critical extension
+	// must still be understood.
+	cert.UnhandledCriticalExtensions = slices.DeleteFunc(cert.UnhandledCriticalExtensions, oidSubjectAlt.Equal)
+	pool := x509.NewCertPool()
+	for _, c := range chain {
+		if ic, err := x509.ParseCertificate(c); err == nil {
+			pool.AddCert(ic)
+		}
+	}
+	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
+		return fmt.Errorf("EK certificate: %w: %w", ErrProof, err)
+	}
+	return nil
+}
+
+// Hash names an EK on vendor lists and in the directory: hex SHA-256 of its
+// TPMT_PUBLIC.
+func Hash(ek []byte) string {
+	sum := sha256.Sum256(ek)
+	return hex.EncodeToString(sum[:])
+}
