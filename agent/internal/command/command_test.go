@@ -313,10 +313,10 @@ func TestOnceOnly(t *testing.T) {
 	b := newBox(t, path)
 	b.start()
 	first := order(t, plain("c1", 1, "identify"))
-	got := b.do(2, first, first)
+	b.do(2, first, first)
 	b.stop()
 	b.start() // another run of the agent
-	got = b.do(3, first)
+	got := b.do(3, first)
 	if got[0].Head.Seq == got[1].Head.Seq {
 		t.Error("a result that is sent again has the number of the first")
 	}
@@ -606,7 +606,9 @@ func TestKilledWhileItRuns(t *testing.T) {
 			if err != nil || line != "ran\n" {
 				t.Fatalf("the child says %q (%v)", line, err)
 			}
-			cmd.Process.Kill()
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
 			_ = cmd.Wait()
 
 			b := newBox(t, path)

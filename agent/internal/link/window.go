@@ -134,7 +134,8 @@ func (s *session) settle() {
 			if s.forget(ctx) != nil {
 				return
 			}
-		case <-s.lost:
+		case err := <-s.lost:
+			s.l.o.Log.Debug("connection lost while ending", "error", err)
 			return
 		case <-ctx.Done():
 			return

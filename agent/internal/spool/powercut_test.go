@@ -102,7 +102,9 @@ func TestPowerCut(t *testing.T) {
 		lines := bufio.NewScanner(out)
 		for n := 0; lines.Scan(); n++ {
 			if n == cut {
-				cmd.Process.Kill()
+				if err := cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
 			}
 			word, rest, _ := strings.Cut(lines.Text(), " ")
 			switch word {

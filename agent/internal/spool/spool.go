@@ -125,8 +125,7 @@ func Open(path string, o Options) (*Spool, error) {
 		}
 	}
 	if err != nil {
-		s.shut()
-		return nil, fmt.Errorf("open spool %s: %w", path, err)
+		return nil, fmt.Errorf("open spool %s: %w", path, errors.Join(err, s.shut()))
 	}
 	if n, _ := s.used.total(); n > 0 {
 		s.notify()
@@ -245,8 +244,7 @@ func (d damaged) Error() string { return "damaged: " + string(d) }
 // broken reports whether err says that the file is not a sound database, as
 // opposed to a medium that cannot be used.
 func broken(err error) bool {
-	var found damaged
-	if errors.As(err, &found) {
+	if _, ok := errors.AsType[damaged](err); ok {
 		return true
 	}
 	var e sqlite3.Error

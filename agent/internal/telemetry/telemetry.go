@@ -228,11 +228,9 @@ func (m *Monitor) sample(ctx context.Context, s wire.Sample) {
 
 // event takes one event in, unless its code flaps.
 func (m *Monitor) event(ctx context.Context, e wire.PeripheralEvent) {
-	for _, s := range []string{e.Peripheral, e.Category, e.Code, e.From, e.To} {
-		if hal.MayHoldPAN(s) {
-			m.dropped++
-			return
-		}
+	if slices.ContainsFunc([]string{e.Peripheral, e.Category, e.Code, e.From, e.To}, hal.MayHoldPAN) {
+		m.dropped++
+		return
 	}
 	e.Peripheral, e.Category, e.Code = identifier(e.Peripheral), identifier(e.Category), identifier(e.Code)
 	if e.Category == "" {

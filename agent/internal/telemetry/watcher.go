@@ -226,8 +226,7 @@ func safely(do func() error) (err error) {
 
 // given reports whether the driver is given up: it has panicked too often.
 func (w *watcher) given(ctx context.Context, err error) bool {
-	var p panicked
-	if !errors.As(err, &p) {
+	if _, ok := errors.AsType[panicked](err); !ok {
 		return false
 	}
 	now := time.Now()
