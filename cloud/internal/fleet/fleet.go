@@ -116,6 +116,7 @@ type PeripheralEvent struct {
 // by the device) or of the service itself (Device empty, chained by the store).
 type AuditEvent struct {
 	Device   DeviceID
+	Tenant   TenantID // whose it is; empty on the service's own trail: of the service as a whole
 	Seq      uint64
 	At       time.Time
 	StoredAt time.Time

@@ -1,0 +1,114 @@
+package fleet
+
+import "time"
+
+// Intake is one message of a device, decoded. Everything in it is stored in
+// one transaction or not at all.
+type Intake struct {
+	Device      DeviceID
+	Tenant      TenantID
+	At          time.Time // when it arrived
+	Samples     []Sample
+	Events      []PeripheralEvent
+	Audit       []AuditEvent
+	AuditBroken bool // the chain did not hold: the device is flagged
+	Report      *Report
+	CommandEnd  *CommandEnd
+	Step        *ExecutionStep
+	Service     *AuditEvent // an entry for the service trail, such as a refusal
+}
+
+// Report is a device's report of its state.
+type Report struct {
+	Boot         [16]byte
+	Seq          uint64
+	Sent         time.Time
+	AgentVersion string
+	Slot         string
+	Raw          []byte
+}
+
+// Outcome says what an intake changed. What was there before is counted as
+// duplicate and changes nothing.
+type Outcome struct {
+	NewSamples, NewEvents, NewAudit int
+	Duplicates                      int
+	Command                         *Command   // after it ended; nil when it had ended before
+	Execution                       *Execution // after it moved; nil when it did not
+}
+
+// DeviceFilter picks devices; empty fields pick all.
+type DeviceFilter struct {
+	Site, Group string
+	Trust       Trust
+	Query       string // part of id, label, serial, site or model
+	Online      *bool
+}
+
+// DevicePatch changes what an operator may change of a device; nil leaves a
+// field as it is.
+type DevicePatch struct{ Site, Group, Label *string }
+
+// SeriesInfo is one measured quantity of a device.
+type SeriesInfo struct {
+	Peripheral, Name string
+	Last             float64 // the newest value
+	At               time.Time
+	Count            uint64
+}
+
+// Point is one value at one time.
+type Point struct {
+	At    time.Time
+	Value float64
+}
+
+// CommandFilter picks commands; empty fields pick all.
+type CommandFilter struct {
+	Device DeviceID
+	State  CommandState
+}
+
+// ChainReport says whether an audit trail is whole.
+type ChainReport struct {
+	OK          bool
+	Entries     uint64
+	First, Last uint64 // sequence
+	BrokenAt    uint64 // sequence of the first entry that does not fit; 0 when OK
+	Text        string
+}
+
+// Summary is the fleet of one tenant in numbers.
+type Summary struct {
+	Devices, Online      int
+	ByTrust              map[Trust]int
+	ByVersion            map[string]int
+	Samples, AuditEvents uint64
+}
+
+// Listing is one line of a vendor's list: a TPM that may join a tenant.
+type Listing struct {
+	EKHash string // hex SHA-256 of the EK's SubjectPublicKeyInfo
+	Tenant TenantID
+	Model  string
+	Serial string
+	Site   string
+	Group  string
+}
+
+// ExecutionStep is one step of one device's part in a rollout.
+type ExecutionStep struct {
+	ID           ExecutionID
+	State        ExecutionState
+	Reason, Text string
+	From, To     string // versions; empty leaves what is known
+	Done, Total  uint64 // bytes
+}
+
+// CommandEnd is how a device says a command ended.
+type CommandEnd struct {
+	ID         CommandID
+	State      CommandState
+	Code, Text string
+	Output     []byte
+}

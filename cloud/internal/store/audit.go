@@ -1,0 +1,248 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strconv"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/wire"
+)
+
+// entry is the body of an entry of the service's own trail. What is hashed is
+// the JSON as it was written; it holds the hash before, so a changed, missing
+// or added entry breaks every hash behind it.
+type entry struct {
+	Seq      uint64            `json:"seq"`
+	At       int64             `json:"at"`
+	Tenant   fleet.TenantID    `json:"tenant,omitempty"`
+	Kind     string            `json:"kind"`
+	Severity string            `json:"severity"`
+	Actor    string            `json:"actor,omitempty"`
+	Subject  string            `json:"subject,omitempty"`
+	Detail   map[string]string `json:"detail,omitempty"`
+	Prev     []byte            `json:"prev"`
+}
+
+// Audit adds ev to the service's own trail. The store gives sequence, previous
+// hash, body and hash; a zero time is now. Without a tenant, every tenant can
+// read it.
+func (s *Store) Audit(ctx context.Context, ev fleet.AuditEvent) error {
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error { return w.audit(ctx, ev.Tenant, ev) })
+	if err != nil {
+		return fmt.Errorf("audit %s: %w", ev.Kind, err)
+	}
+	return nil
+}
+
+// audit chains ev to the service's own trail, as an event of tenant t.
+func (w *writer) audit(ctx context.Context, t fleet.TenantID, ev fleet.AuditEvent) error {
+	if ev.Kind == "" {
+		return fmt.Errorf("audit event without kind: %w", fleet.ErrInvalid)
+	}
+	if ev.Severity == "" {
+		ev.Severity = "info"
+	}
+	if ev.At.IsZero() {
+		ev.At = w.now
+	}
+	ev.Device, ev.Tenant, ev.StoredAt = "", t, w.now
+	var hash []byte
+	if err := w.row(ctx, `SELECT head, hash FROM trail WHERE device = ''`).Scan(&ev.Seq, &hash); err != nil {
+		return fmt.Errorf("head of the service trail: %w", err)
+	}
+	ev.Seq++
+	copy(ev.Prev[:], hash)
+	body, err := json.Marshal(entry{
+		Seq: ev.Seq, At: ms(ev.At), Tenant: ev.Tenant, Kind: ev.Kind, Severity: ev.Severity,
+		Actor: ev.Actor, Subject: ev.Subject, Detail: ev.Detail, Prev: ev.Prev[:],
+	})
+	if err != nil {
+		return fmt.Errorf("encode audit entry: %w", err)
+	}
+	ev.Body, ev.Hash = body, sha256.Sum256(body)
+	if _, err := w.insertAudit(ctx, ev); err != nil {
+		return err
+	}
+	return w.exec(ctx, `UPDATE trail SET head = ?, hash = ?, entries = entries + 1 WHERE device = ''`, ev.Seq, ev.Hash[:])
+}
+
+// insertAudit reports whether the entry is new.
+func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent) (bool, error) {
+	detail := ev.Detail
+	if detail == nil {
+		detail = map[string]string{}
+	}
+	n, err := w.changed(ctx, `INSERT INTO audit (device, seq, tenant, at, stored_at, kind, severity, actor, subject, detail, body, hash, prev)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
+		ev.Device, ev.Seq, ev.Tenant, ms(ev.At), ms(ev.StoredAt), ev.Kind, ev.Severity, ev.Actor, ev.Subject, toJSON(detail),
+		blob(ev.Body), ev.Hash[:], ev.Prev[:])
+	return n == 1, err
+}
+
+const auditColumns = `device, seq, tenant, at, stored_at, kind, severity, actor, subject, detail, body, hash, prev`
+
+func scanAudit(r scanner) (fleet.AuditEvent, error) {
+	var ev fleet.AuditEvent
+	var when, stored int64
+	var detail string
+	var hash, prev []byte
+	if err := r.Scan(&ev.Device, &ev.Seq, &ev.Tenant, &when, &stored, &ev.Kind, &ev.Severity, &ev.Actor, &ev.Subject, &detail, &ev.Body, &hash, &prev); err != nil {
+		return ev, err
+	}
+	if err := json.Unmarshal([]byte(detail), &ev.Detail); err != nil {
+		return ev, fmt.Errorf("detail of audit entry %d: %w", ev.Seq, err)
+	}
+	ev.At, ev.StoredAt = at(when), at(stored)
+	copy(ev.Hash[:], hash)
+	copy(ev.Prev[:], prev)
+	return ev, nil
+}
+
+// AuditTrail lists the trail of a device of tenant t by sequence, or with an
+// empty id what tenant t may see of the service's own trail.
+func (s *Store) AuditTrail(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, newestFirst bool, p fleet.Page) (items []fleet.AuditEvent, next string, err error) {
+	if id != "" {
+		if err := s.owns(ctx, t, id); err != nil {
+			return nil, "", fmt.Errorf("audit trail: %w", err)
+		}
+	}
+	start, query := int64(0), `SELECT `+auditColumns+` FROM audit WHERE device = ? AND tenant IN (?, '') AND seq > ? ORDER BY seq LIMIT ?`
+	if newestFirst {
+		start, query = newest, `SELECT `+auditColumns+` FROM audit WHERE device = ? AND tenant IN (?, '') AND seq < ? ORDER BY seq DESC LIMIT ?`
+	}
+	if start, err = after(p, start); err != nil {
+		return nil, "", err
+	}
+	limit := p.Bounded()
+	rows, err := s.read.QueryContext(ctx, query, id, t, start, limit+1)
+	if items, err = list(rows, err, scanAudit); err != nil {
+		return nil, "", fmt.Errorf("audit trail: %w", err)
+	}
+	items, next = page(items, limit, func(ev fleet.AuditEvent) string { return strconv.FormatUint(ev.Seq, 10) })
+	return items, next, nil
+}
+
+// AuditHead returns sequence and hash of the newest stored entry of a device's
+// trail; both are zero before the first. It is for ingest, which knows the
+// device by its certificate.
+func (s *Store) AuditHead(ctx context.Context, id fleet.DeviceID) (seq uint64, hash [32]byte, err error) {
+	var b []byte
+	if err := s.read.QueryRowContext(ctx, `SELECT head, hash FROM trail WHERE device = ?`, id).Scan(&seq, &b); err != nil {
+		return 0, hash, fmt.Errorf("audit head of %s: %w", id, found(err))
+	}
+	copy(hash[:], b)
+	return seq, hash, nil
+}
+
+// VerifyAudit reads the whole trail of a device of tenant t, or with an empty
+// id the service's own, and checks each hash, each link, that what is shown
+// is what was hashed, and that the end was not cut off.
+func (s *Store) VerifyAudit(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) (ChainReport, error) {
+	if id != "" {
+		if err := s.owns(ctx, t, id); err != nil {
+			return ChainReport{}, fmt.Errorf("verify audit: %w", err)
+		}
+	}
+	rep, err := s.verify(ctx, id)
+	if err != nil {
+		return ChainReport{}, fmt.Errorf("verify audit: %w", err)
+	}
+	return rep, nil
+}
+
+func (s *Store) verify(ctx context.Context, id fleet.DeviceID) (ChainReport, error) {
+	var rep ChainReport
+	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true}) // head and entries of one moment
+	if err != nil {
+		return rep, err
+	}
+	defer func() { _ = tx.Rollback() }()
+	var head uint64
+	var headHash []byte
+	if err := tx.QueryRowContext(ctx, `SELECT head, hash FROM trail WHERE device = ?`, id).Scan(&head, &headHash); err != nil {
+		return rep, found(err)
+	}
+	rows, err := tx.QueryContext(ctx, `SELECT `+auditColumns+` FROM audit WHERE device = ? ORDER BY seq`, id)
+	if err != nil {
+		return rep, err
+	}
+	defer rows.Close()
+	broken := func(at uint64, text string) {
+		if rep.BrokenAt == 0 {
+			rep.BrokenAt, rep.Text = max(at, 1), text
+		}
+	}
+	var prev [32]byte
+	for rows.Next() {
+		ev, err := scanAudit(rows)
+		if err != nil {
+			return rep, err
+		}
+		if want := rep.Last + 1; ev.Seq != want {
+			broken(want, fmt.Sprintf("entries %d to %d are missing", want, ev.Seq-1))
+		}
+		if ev.Prev != prev {
+			broken(ev.Seq, fmt.Sprintf("entry %d does not follow the one before", ev.Seq))
+		}
+		if text := intact(ev); text != "" {
+			broken(ev.Seq, fmt.Sprintf("entry %d %s", ev.Seq, text))
+		}
+		if rep.Entries == 0 {
+			rep.First = ev.Seq
+		}
+		rep.Entries, rep.Last, prev = rep.Entries+1, ev.Seq, ev.Hash
+	}
+	if err := rows.Err(); err != nil {
+		return rep, err
+	}
+	if rep.Last != head || !bytes.Equal(prev[:], headHash) {
+		broken(rep.Last+1, fmt.Sprintf("the trail ends at %d and should end at %d", rep.Last, head))
+	}
+	if rep.OK = rep.BrokenAt == 0; rep.OK {
+		rep.Text = fmt.Sprintf("%d entries, the chain is whole", rep.Entries)
+	}
+	return rep, nil
+}
+
+// intact checks one entry for itself; empty means that it is.
+func intact(ev fleet.AuditEvent) string {
+	if sha256.Sum256(ev.Body) != ev.Hash {
+		return "does not match its hash"
+	}
+	var in entry
+	if ev.Device == "" {
+		if err := json.Unmarshal(ev.Body, &in); err != nil {
+			return "cannot be read"
+		}
+	} else {
+		r, err := wire.AuditEntry{Body: ev.Body, Hash: ev.Hash}.Open()
+		if err != nil {
+			return "cannot be read"
+		}
+		in = entry{
+			Seq: r.Seq, At: ms(DeviceTime(r.At)), Tenant: ev.Tenant, Kind: r.Kind, Severity: r.Severity,
+			Actor: ev.Actor, Subject: r.Subject, Detail: r.Detail, Prev: r.Prev[:],
+		}
+	}
+	switch {
+	case in.Seq != ev.Seq || in.At != ms(ev.At) || in.Tenant != ev.Tenant || in.Kind != ev.Kind || in.Severity != ev.Severity ||
+		in.Actor != ev.Actor || in.Subject != ev.Subject || !maps.Equal(in.Detail, ev.Detail) || !bytes.Equal(in.Prev, ev.Prev[:]):
+		return "shows something else than what was hashed"
+	}
+	return ""
+}
+
+// DeviceTime turns Unix milliseconds of a device's clock into a time that can
+// be kept and shown. Clocks of devices can be anywhere; what lies before 1970
+// or after 9999 is moved to that edge.
+func DeviceTime(unixMilli int64) time.Time {
+	const last = 253402300799999 // 9999-12-31T23:59:59.999Z
+	return time.UnixMilli(min(max(unixMilli, 1), last)).UTC()
+}

@@ -1,0 +1,246 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+)
+
+const deviceColumns = `d.id, d.tenant, d.tier, d.model, d.serial, d.site, d."group", d.label, d.ek_hash, d.ak_public,
+	d.cert_serial, d.cert_not_after, d.trust, d.trust_reasons, d.attested_at, d.reset_count, d.online, d.enrolled_at,
+	d.last_seen, d.samples, COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, tr.broken
+	FROM device d JOIN trail tr ON tr.device = d.id LEFT JOIN state st ON st.device = d.id`
+
+func scanDevice(r scanner) (fleet.Device, error) {
+	var d fleet.Device
+	var reasons string
+	var certNotAfter, attestedAt, enrolledAt, lastSeen int64
+	err := r.Scan(&d.ID, &d.Tenant, &d.Tier, &d.Model, &d.Serial, &d.Site, &d.Group, &d.Label, &d.EKHash, &d.AKPublic,
+		&d.CertSerial, &certNotAfter, &d.Trust, &reasons, &attestedAt, &d.ResetCount, &d.Online, &enrolledAt,
+		&lastSeen, &d.Samples, &d.AgentVersion, &d.Slot, &d.State, &d.AuditHead, &d.AuditBroken)
+	if err != nil {
+		return fleet.Device{}, found(err)
+	}
+	if err := json.Unmarshal([]byte(reasons), &d.TrustReasons); err != nil {
+		return fleet.Device{}, fmt.Errorf("trust reasons: %w", err)
+	}
+	d.CertNotAfter, d.AttestedAt, d.EnrolledAt, d.LastSeen = at(certNotAfter), at(attestedAt), at(enrolledAt), at(lastSeen)
+	return d, nil
+}
+
+// Enrol takes a device in, or renews it when its endorsement key is known:
+// then site, group, label, counters and trails stay. It waits for evidence
+// either way. A key that belongs to another tenant, an identity that was
+// already given to another key and a lower tier than before are
+// fleet.ErrConflict.
+func (s *Store) Enrol(ctx context.Context, d fleet.Device) error {
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		var tenant fleet.TenantID
+		var tier fleet.Tier
+		var ek string
+		err := found(w.row(ctx, `SELECT tenant, tier, ek_hash FROM device WHERE id = ? OR ek_hash = ?`, d.ID, d.EKHash).Scan(&tenant, &tier, &ek))
+		if errors.Is(err, fleet.ErrNotFound) {
+			return w.insertDevice(ctx, d)
+		}
+		switch {
+		case err != nil:
+			return err
+		case tenant != d.Tenant:
+			return fmt.Errorf("its key belongs to another tenant: %w", fleet.ErrConflict)
+		case ek != d.EKHash:
+			return fmt.Errorf("its identity belongs to another key: %w", fleet.ErrConflict)
+		case d.Tier > tier: // A is the strongest
+			return fmt.Errorf("it had tier %s and comes back with %s: %w", tier, d.Tier, fleet.ErrConflict)
+		}
+		n, err := w.changed(ctx, `UPDATE device SET tier = ?, model = ?, serial = ?, ak_public = ?, cert_serial = ?, cert_not_after = ?,
+			trust = ?, trust_reasons = '[]', reset_count = ?, enrolled_at = ? WHERE id = ? AND ek_hash = ?`,
+			d.Tier, d.Model, d.Serial, blob(d.AKPublic), d.CertSerial, ms(d.CertNotAfter), fleet.Pending, d.ResetCount, ms(d.EnrolledAt), d.ID, d.EKHash)
+		if err == nil && n != 1 {
+			return fmt.Errorf("its key belongs to another identity: %w", fleet.ErrConflict)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("enrol device %s: %w", d.ID, err)
+	}
+	return nil
+}
+
+func (w *writer) insertDevice(ctx context.Context, d fleet.Device) error {
+	if err := w.exec(ctx, `INSERT INTO device (id, tenant, tier, model, serial, site, "group", label, ek_hash, ak_public,
+		cert_serial, cert_not_after, trust, trust_reasons, reset_count, enrolled_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '[]', ?, ?)`,
+		d.ID, d.Tenant, d.Tier, d.Model, d.Serial, d.Site, d.Group, d.Label, d.EKHash, blob(d.AKPublic),
+		d.CertSerial, ms(d.CertNotAfter), fleet.Pending, d.ResetCount, ms(d.EnrolledAt)); err != nil {
+		return err
+	}
+	return w.exec(ctx, `INSERT INTO trail (device, head, hash, entries, broken) VALUES (?, 0, ?, 0, 0)`, d.ID, make([]byte, 32))
+}
+
+// blob keeps an empty value apart from none.
+func blob(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// Device returns a device of tenant t. A device of another tenant is
+// fleet.ErrNotFound.
+func (s *Store) Device(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) (fleet.Device, error) {
+	d, err := scanDevice(s.read.QueryRowContext(ctx, `SELECT `+deviceColumns+` WHERE d.id = ? AND d.tenant = ?`, id, t))
+	if err != nil {
+		return d, fmt.Errorf("device %s: %w", id, err)
+	}
+	return d, nil
+}
+
+// DeviceByID returns a device of any tenant. It is for the broker and the
+// verifier, which know the device by its certificate; never for operators.
+func (s *Store) DeviceByID(ctx context.Context, id fleet.DeviceID) (fleet.Device, error) {
+	d, err := scanDevice(s.read.QueryRowContext(ctx, `SELECT `+deviceColumns+` WHERE d.id = ?`, id))
+	if err != nil {
+		return d, fmt.Errorf("device %s: %w", id, err)
+	}
+	return d, nil
+}
+
+// Devices lists the devices of tenant t by id.
+func (s *Store) Devices(ctx context.Context, t fleet.TenantID, f DeviceFilter, p fleet.Page) (items []fleet.Device, next string, err error) {
+	where := []string{`d.tenant = ?`, `d.id > ?`}
+	args := []any{t, p.After}
+	add := func(cond string, v ...any) { where, args = append(where, cond), append(args, v...) }
+	if f.Site != "" {
+		add(`d.site = ?`, f.Site)
+	}
+	if f.Group != "" {
+		add(`d."group" = ?`, f.Group)
+	}
+	if f.Trust != "" {
+		add(`d.trust = ?`, f.Trust)
+	}
+	if f.Online != nil {
+		add(`d.online = ?`, *f.Online)
+	}
+	if f.Query != "" {
+		like := "%" + strings.NewReplacer(`!`, `!!`, `%`, `!%`, `_`, `!_`).Replace(strings.ToLower(f.Query)) + "%"
+		add(`(d.id LIKE ? ESCAPE '!' OR lower(d.label) LIKE ? ESCAPE '!' OR lower(d.serial) LIKE ? ESCAPE '!' OR lower(d.site) LIKE ? ESCAPE '!'
+			OR lower(d.model) LIKE ? ESCAPE '!')`, like, like, like, like, like)
+	}
+	limit := p.Bounded()
+	rows, err := s.read.QueryContext(ctx, `SELECT `+deviceColumns+` WHERE `+strings.Join(where, ` AND `)+` ORDER BY d.id LIMIT ?`, append(args, limit+1)...)
+	items, err = list(rows, err, scanDevice)
+	if err != nil {
+		return nil, "", fmt.Errorf("list devices: %w", err)
+	}
+	items, next = page(items, limit, func(d fleet.Device) string { return string(d.ID) })
+	return items, next, nil
+}
+
+// SetDevice changes a device of tenant t and writes ev to the service trail.
+func (s *Store) SetDevice(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p DevicePatch, ev fleet.AuditEvent) error {
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		n, err := w.changed(ctx, `UPDATE device SET site = COALESCE(?, site), "group" = COALESCE(?, "group"), label = COALESCE(?, label) WHERE id = ? AND tenant = ?`,
+			p.Site, p.Group, p.Label, id, t)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fleet.ErrNotFound
+		}
+		return w.audit(ctx, t, ev)
+	})
+	if err != nil {
+		return fmt.Errorf("set device %s: %w", id, err)
+	}
+	return nil
+}
+
+// SetTrust notes what the verifier says about a device. The reset count of an
+// accepted quote is kept and never grows smaller.
+func (s *Store) SetTrust(ctx context.Context, id fleet.DeviceID, trust fleet.Trust, reasons []string, when time.Time, resetCount uint32) error {
+	var accepted int64
+	if trust == fleet.Attested || trust == fleet.Degraded {
+		accepted = ms(when)
+	}
+	if reasons == nil {
+		reasons = []string{}
+	}
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		n, err := w.changed(ctx, `UPDATE device SET trust = ?, trust_reasons = ?,
+			attested_at = CASE WHEN ? > 0 THEN ? ELSE attested_at END,
+			reset_count = CASE WHEN ? > reset_count THEN ? ELSE reset_count END WHERE id = ?`,
+			trust, toJSON(reasons), accepted, accepted, resetCount, resetCount, id)
+		if err == nil && n == 0 {
+			return fleet.ErrNotFound
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("set trust of device %s: %w", id, err)
+	}
+	return nil
+}
+
+// SetPresence notes that a device came or went.
+func (s *Store) SetPresence(ctx context.Context, id fleet.DeviceID, online bool, when time.Time) error {
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		n, err := w.changed(ctx, `UPDATE device SET online = ?, last_seen = CASE WHEN ? > last_seen THEN ? ELSE last_seen END WHERE id = ?`,
+			online, ms(when), ms(when), id)
+		if err == nil && n == 0 {
+			return fleet.ErrNotFound
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("set presence of device %s: %w", id, err)
+	}
+	return nil
+}
+
+// AllOffline notes that no device is connected: true when the service starts.
+func (s *Store) AllOffline(ctx context.Context) error {
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		return w.exec(ctx, `UPDATE device SET online = 0 WHERE online <> 0`)
+	})
+	if err != nil {
+		return fmt.Errorf("set all devices offline: %w", err)
+	}
+	return nil
+}
+
+// Summary counts the fleet of tenant t.
+func (s *Store) Summary(ctx context.Context, t fleet.TenantID) (Summary, error) {
+	sum := Summary{ByTrust: map[fleet.Trust]int{}, ByVersion: map[string]int{}}
+	rows, err := s.read.QueryContext(ctx, `SELECT d.trust, COALESCE(st.agent_version, ''), COUNT(*), SUM(d.online), SUM(d.samples), SUM(tr.entries)
+		FROM device d JOIN trail tr ON tr.device = d.id LEFT JOIN state st ON st.device = d.id
+		WHERE d.tenant = ? GROUP BY d.trust, COALESCE(st.agent_version, '')`, t)
+	_, err = list(rows, err, func(r scanner) (struct{}, error) {
+		var trust fleet.Trust
+		var version string
+		var devices, online int
+		var samples, entries uint64
+		err := r.Scan(&trust, &version, &devices, &online, &samples, &entries)
+		sum.Devices, sum.Online, sum.Samples, sum.AuditEvents = sum.Devices+devices, sum.Online+online, sum.Samples+samples, sum.AuditEvents+entries
+		sum.ByTrust[trust] += devices
+		sum.ByVersion[version] += devices
+		return struct{}{}, err
+	})
+	if err != nil {
+		return Summary{}, fmt.Errorf("summary: %w", err)
+	}
+	return sum, nil
+}
+
+// owns checks that a device belongs to tenant t.
+func (s *Store) owns(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) error {
+	var n int
+	if err := s.read.QueryRowContext(ctx, `SELECT 1 FROM device WHERE id = ? AND tenant = ?`, id, t).Scan(&n); err != nil {
+		return fmt.Errorf("device %s: %w", id, found(err))
+	}
+	return nil
+}

@@ -1,0 +1,337 @@
+// Package store keeps what the fleet service knows: all SQL, the migrations
+// and the transactions, one for each use case. Domain types go in and come
+// out.
+//
+// It promises that what a method acknowledged survives a power cut, that each
+// sample, event and audit entry of a device is held exactly once, that an
+// audit entry is never changed, and that nobody reads or moves what belongs to
+// another tenant: another tenant's things are not found. It decides nothing
+// that is not about its rows: who may do something, what an order means and
+// when a rollout ends is known elsewhere.
+//
+// The package exports more names than other rooms: its users state the few
+// methods they need as interfaces of their own, and the types here are what
+// those methods take and return.
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	_ "github.com/mattn/go-sqlite3" // the driver named "sqlite3"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Store is an open store. Its methods may be called from any goroutine.
+type Store struct {
+	log   *slog.Logger
+	read  *sql.DB
+	write *sql.DB
+	w     chan *writer // holds the one writer when nobody writes
+}
+
+// Open opens or creates the database in dir and brings its schema up to date.
+// It refuses a schema that is newer than the code.
+func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	path := filepath.Join(dir, "tillward.db")
+	// SQLite gives the log beside the file the same rights.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s := &Store{log: log, w: make(chan *writer, 1)}
+	if s.write, err = sql.Open("sqlite3", dsn(path, "&_synchronous=FULL")); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s.write.SetMaxOpenConns(1)
+	if s.read, err = sql.Open("sqlite3", dsn(path, "&_query_only=true")); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store: %w", err), s.write.Close())
+	}
+	s.read.SetMaxOpenConns(4)
+	s.read.SetMaxIdleConns(4)
+	conn, err := s.write.Conn(ctx)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), s.read.Close(), s.write.Close())
+	}
+	w := &writer{conn: conn, stmts: map[string]*sql.Stmt{}}
+	w.forget()
+	s.w <- w
+	if err := s.migrate(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), s.Close())
+	}
+	return s, nil
+}
+
+func dsn(path, more string) string {
+	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?_journal_mode=WAL&_busy_timeout=5000&_foreign_keys=true" + more
+}
+
+// Close waits for the writer and closes the database. A second Close does nothing.
+func (s *Store) Close() error {
+	w := <-s.w
+	if w == nil {
+		return nil
+	}
+	var errs []error
+	for _, stmt := range w.stmts {
+		errs = append(errs, stmt.Close())
+	}
+	errs = append(errs, w.conn.Close(), s.read.Close(), s.write.Close())
+	close(s.w)
+	return errors.Join(errs...)
+}
+
+// Ping reports whether the database can be read.
+func (s *Store) Ping(ctx context.Context) error {
+	var n int
+	if err := s.read.QueryRowContext(ctx, `SELECT 1`).Scan(&n); err != nil {
+		return fmt.Errorf("ping store: %w", err)
+	}
+	return nil
+}
+
+// writer is the one connection that writes, with its prepared statements and
+// the ids that the up stream needs again and again.
+type writer struct {
+	conn   *sql.Conn
+	stmts  map[string]*sql.Stmt
+	now    time.Time // of the present transaction
+	boots  map[bootKey]int64
+	series map[seriesKey]int64
+}
+
+var errClosed = errors.New("store is closed")
+
+// tx runs f in one transaction. What f did is there when tx returns nil and
+// nowhere when it returns an error.
+func (s *Store) tx(ctx context.Context, f func(context.Context, *writer) error) (err error) {
+	var w *writer
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case w = <-s.w:
+		if w == nil {
+			return errClosed
+		}
+	}
+	defer func() { s.w <- w }()
+	// A statement under a context that can end costs a goroutine, and a transaction half-way is best finished.
+	ctx = context.WithoutCancel(ctx)
+	w.now = time.Now()
+	if err := w.exec(ctx, `BEGIN IMMEDIATE`); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		w.forget()
+		if _, back := w.conn.ExecContext(ctx, `ROLLBACK`); back != nil && !strings.Contains(back.Error(), "no transaction is active") {
+			err = errors.Join(err, fmt.Errorf("roll back: %w", back))
+		}
+	}()
+	if err := f(ctx, w); err != nil {
+		return err
+	}
+	if err := w.exec(ctx, `COMMIT`); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+// forget drops remembered ids: those given in a transaction that did not
+// happen, or too many of them.
+func (w *writer) forget() {
+	w.boots, w.series = map[bootKey]int64{}, map[seriesKey]int64{}
+}
+
+func (w *writer) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
+	if stmt := w.stmts[query]; stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := w.conn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	w.stmts[query] = stmt
+	return stmt, nil
+}
+
+func (w *writer) exec(ctx context.Context, query string, args ...any) error {
+	_, err := w.changed(ctx, query, args...)
+	return err
+}
+
+// changed executes query and says how many rows it changed.
+func (w *writer) changed(ctx context.Context, query string, args ...any) (int64, error) {
+	stmt, err := w.stmt(ctx, query)
+	if err != nil {
+		return 0, err
+	}
+	r, err := stmt.ExecContext(ctx, args...)
+	if err != nil {
+		return 0, err
+	}
+	return r.RowsAffected()
+}
+
+// row queries one row.
+func (w *writer) row(ctx context.Context, query string, args ...any) scanner {
+	stmt, err := w.stmt(ctx, query)
+	if err != nil {
+		return failed{err}
+	}
+	return stmt.QueryRowContext(ctx, args...)
+}
+
+func (w *writer) rows(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	stmt, err := w.stmt(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return stmt.QueryContext(ctx, args...)
+}
+
+// scanner is a row.
+type scanner interface{ Scan(dest ...any) error }
+
+type failed struct{ err error }
+
+func (f failed) Scan(...any) error { return f.err }
+
+// found turns a missing row into fleet.ErrNotFound.
+func found(err error) error {
+	if errors.Is(err, sql.ErrNoRows) {
+		return fleet.ErrNotFound
+	}
+	return err
+}
+
+// list scans rows and closes them.
+func list[T any](rows *sql.Rows, err error, scan func(scanner) (T, error)) ([]T, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := []T{}
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, rows.Err()
+}
+
+// page cuts a list that was read with one item more than asked for, and says
+// the key of the next page.
+func page[T any](items []T, limit int, key func(T) string) ([]T, string) {
+	if len(items) <= limit {
+		return items, ""
+	}
+	return items[:limit], key(items[limit-1])
+}
+
+// after parses a key made of a number; none means the given start.
+func after(p fleet.Page, start int64) (int64, error) {
+	if p.After == "" {
+		return start, nil
+	}
+	n, err := strconv.ParseInt(p.After, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("page after %.40q is not a key of this list: %w", p.After, fleet.ErrInvalid)
+	}
+	return n, nil
+}
+
+// newest is the start of a list that goes down.
+const newest = 1<<63 - 1
+
+func ms(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+func at(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}
+
+func toJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // only maps of strings and lists of plain structs come here
+	}
+	return string(b)
+}
+
+// newID returns a random id with a prefix that says what it names.
+func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()[:20]) }
+
+// migrate applies the migrations that the database has not seen.
+func (s *Store) migrate(ctx context.Context) error {
+	names, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	return s.tx(ctx, func(ctx context.Context, w *writer) error {
+		if _, err := w.conn.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY, applied_at BIGINT NOT NULL)`); err != nil {
+			return err
+		}
+		var have int
+		if err := w.conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(version), 0) FROM schema_version`).Scan(&have); err != nil {
+			return err
+		}
+		if have > len(names) {
+			return fmt.Errorf("its schema has version %d and this program knows up to %d: start the program that wrote it, or a newer one", have, len(names))
+		}
+		for i, name := range names[have:] {
+			version := have + i + 1
+			if !strings.HasPrefix(filepath.Base(name), fmt.Sprintf("%04d_", version)) {
+				return fmt.Errorf("migration %s does not have number %04d", name, version)
+			}
+			text, err := migrations.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			if _, err := w.conn.ExecContext(ctx, string(text)); err != nil {
+				return fmt.Errorf("migration %s: %w", name, err)
+			}
+			if _, err := w.conn.ExecContext(ctx, `INSERT INTO schema_version (version, applied_at) VALUES (?, ?)`, version, ms(w.now)); err != nil {
+				return err
+			}
+			s.log.Info("schema migrated", "version", version)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,356 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+)
+
+// Commit stores what came from devices, in order, in one transaction for the
+// whole slice. When it returns nil, all of it survives a power cut; when it
+// returns an error, nothing of it is there.
+//
+// fleet.ErrInvalid and fleet.ErrNotFound mean that an intake can never be
+// stored: its numbers lie outside what can be kept, or its device is not of
+// its tenant. Every other error is one of the database.
+func (s *Store) Commit(ctx context.Context, in []Intake) ([]Outcome, error) {
+	out := make([]Outcome, len(in))
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		g := &group{w: w, devices: map[fleet.DeviceID]*tally{}, series: map[int64]*recent{}}
+		for i := range in {
+			if err := g.take(ctx, &in[i], &out[i]); err != nil {
+				return fmt.Errorf("device %s: %w", in[i].Device, err)
+			}
+		}
+		return g.flush(ctx)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("store what came from devices: %w", err)
+	}
+	return out, nil
+}
+
+// group is one group commit: what is summed up over its intakes and written
+// once.
+type group struct {
+	w       *writer
+	devices map[fleet.DeviceID]*tally
+	series  map[int64]*recent
+}
+
+// tally is what changes in a device's row and trail.
+type tally struct {
+	tenant  fleet.TenantID
+	samples int
+	seen    int64
+
+	audit  bool // the fields below were read
+	head   uint64
+	hash   [32]byte
+	added  int
+	broken bool
+}
+
+// recent is what changes in a series' row.
+type recent struct {
+	count int
+	at    int64
+	value float64
+}
+
+type bootKey struct {
+	device fleet.DeviceID
+	boot   [16]byte
+}
+
+type seriesKey struct {
+	device           fleet.DeviceID
+	peripheral, name string
+}
+
+const maxRemembered = 100_000 // ids of boots and series kept in memory
+
+func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
+	t := g.devices[in.Device]
+	if t == nil {
+		t = &tally{}
+		if err := g.w.row(ctx, `SELECT tenant FROM device WHERE id = ?`, in.Device).Scan(&t.tenant); err != nil {
+			return found(err)
+		}
+		g.devices[in.Device] = t
+	}
+	if t.tenant != in.Tenant {
+		return fmt.Errorf("not of tenant %s: %w", in.Tenant, fleet.ErrNotFound)
+	}
+	t.seen = max(t.seen, ms(in.At))
+	if err := g.samples(ctx, t, in, out); err != nil {
+		return err
+	}
+	if err := g.events(ctx, in, out); err != nil {
+		return err
+	}
+	if err := g.audit(ctx, t, in, out); err != nil {
+		return err
+	}
+	if in.Report != nil {
+		if err := g.report(ctx, in); err != nil {
+			return err
+		}
+	}
+	if in.CommandEnd != nil {
+		c, err := g.w.endCommand(ctx, in.Device, *in.CommandEnd)
+		if err != nil {
+			return err
+		}
+		out.Command = c
+	}
+	if in.Step != nil {
+		e, err := g.w.moveExecution(ctx, in.Device, *in.Step, in.At)
+		if err != nil {
+			return err
+		}
+		out.Execution = e
+	}
+	if in.Service != nil {
+		return g.w.audit(ctx, in.Tenant, *in.Service)
+	}
+	return nil
+}
+
+func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome) error {
+	for _, s := range in.Samples {
+		if err := number(s.Seq); err != nil {
+			return err
+		}
+		if math.IsNaN(s.Value) || math.IsInf(s.Value, 0) {
+			return fmt.Errorf("sample %s is not a number: %w", s.Name, fleet.ErrInvalid)
+		}
+		boot, err := g.w.boot(ctx, in.Device, s.Boot)
+		if err != nil {
+			return err
+		}
+		series, err := g.w.seriesID(ctx, in.Device, s.Peripheral, s.Name)
+		if err != nil {
+			return err
+		}
+		n, err := g.w.changed(ctx, `INSERT INTO sample (boot, seq, idx, series, at, value) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+			boot, s.Seq, s.Index, series, ms(s.At), s.Value)
+		if err != nil {
+			return fmt.Errorf("sample: %w", err)
+		}
+		if n == 0 {
+			out.Duplicates++
+			continue
+		}
+		out.NewSamples++
+		t.samples++
+		r := g.series[series]
+		if r == nil {
+			r = &recent{at: math.MinInt64}
+			g.series[series] = r
+		}
+		r.count++
+		if when := ms(s.At); when >= r.at {
+			r.at, r.value = when, s.Value
+		}
+	}
+	return nil
+}
+
+func (g *group) events(ctx context.Context, in *Intake, out *Outcome) error {
+	for _, e := range in.Events {
+		if err := number(e.Seq); err != nil {
+			return err
+		}
+		boot, err := g.w.boot(ctx, in.Device, e.Boot)
+		if err != nil {
+			return err
+		}
+		n, err := g.w.changed(ctx, `INSERT INTO event (device, boot, seq, idx, at, peripheral, category, code, from_value, to_value)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+			in.Device, boot, e.Seq, e.Index, ms(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To)
+		if err != nil {
+			return fmt.Errorf("event: %w", err)
+		}
+		if n == 0 {
+			out.Duplicates++
+		} else {
+			out.NewEvents++
+		}
+	}
+	return nil
+}
+
+func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) error {
+	if len(in.Audit) == 0 && !in.AuditBroken {
+		return nil
+	}
+	if !t.audit {
+		var hash []byte
+		if err := g.w.row(ctx, `SELECT head, hash, broken FROM trail WHERE device = ?`, in.Device).Scan(&t.head, &hash, &t.broken); err != nil {
+			return fmt.Errorf("audit trail: %w", found(err))
+		}
+		copy(t.hash[:], hash)
+		t.audit = true
+	}
+	t.broken = t.broken || in.AuditBroken
+	for _, ev := range in.Audit {
+		if err := number(ev.Seq); err != nil {
+			return err
+		}
+		ev.Device, ev.Tenant, ev.StoredAt = in.Device, in.Tenant, in.At
+		added, err := g.w.insertAudit(ctx, ev)
+		if err != nil {
+			return fmt.Errorf("audit entry: %w", err)
+		}
+		if added {
+			out.NewAudit++
+			t.added++
+			if ev.Seq > t.head {
+				t.head, t.hash = ev.Seq, ev.Hash
+			}
+			continue
+		}
+		out.Duplicates++
+		var stored []byte
+		if err := g.w.row(ctx, `SELECT hash FROM audit WHERE device = ? AND seq = ?`, in.Device, ev.Seq).Scan(&stored); err != nil {
+			return fmt.Errorf("audit entry: %w", err)
+		}
+		if bytes.Equal(stored, ev.Hash[:]) || t.broken {
+			continue
+		}
+		t.broken = true
+		err = g.w.audit(ctx, in.Tenant, fleet.AuditEvent{
+			At: in.At, Kind: "audit.chain_broken", Severity: "alarm", Actor: "ingest", Subject: string(in.Device),
+			Detail: map[string]string{"reason": fmt.Sprintf("another entry %d came after it was stored", ev.Seq)},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *group) report(ctx context.Context, in *Intake) error {
+	r := in.Report
+	if err := number(r.Seq); err != nil {
+		return err
+	}
+	boot, err := g.w.boot(ctx, in.Device, r.Boot)
+	if err != nil {
+		return err
+	}
+	next := version{boot: boot, seq: int64(r.Seq), sent: ms(r.Sent), arrived: ms(in.At)}
+	var have version
+	err = found(g.w.row(ctx, `SELECT boot, seq, sent, stored_at FROM state WHERE device = ?`, in.Device).Scan(&have.boot, &have.seq, &have.sent, &have.arrived))
+	if err != nil && !errors.Is(err, fleet.ErrNotFound) {
+		return fmt.Errorf("state: %w", err)
+	}
+	if err == nil && !next.newer(have) {
+		return nil
+	}
+	return g.w.exec(ctx, `INSERT INTO state (device, boot, seq, sent, stored_at, agent_version, slot, raw) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (device) DO UPDATE SET boot = excluded.boot, seq = excluded.seq, sent = excluded.sent, stored_at = excluded.stored_at,
+		agent_version = excluded.agent_version, slot = excluded.slot, raw = excluded.raw`,
+		in.Device, next.boot, next.seq, next.sent, next.arrived, r.AgentVersion, r.Slot, blob(r.Raw))
+}
+
+// version orders the reports of one device.
+type version struct{ boot, seq, sent, arrived int64 }
+
+// newer reports whether v replaces have. Within a boot the sequence decides.
+// Between boots the device's clock does, as long as it agrees with ours to a
+// day at both; else the order in which the boots were first heard of, so that
+// a clock that once ran ahead does not freeze the state.
+func (v version) newer(have version) bool {
+	if v.boot == have.boot {
+		return v.seq > have.seq
+	}
+	if v.plausible() && have.plausible() && v.sent != have.sent {
+		return v.sent > have.sent
+	}
+	return v.boot > have.boot
+}
+
+func (v version) plausible() bool {
+	const day = int64(24 * time.Hour / time.Millisecond)
+	return v.sent > v.arrived-day && v.sent < v.arrived+day
+}
+
+func (g *group) flush(ctx context.Context) error {
+	for id, t := range g.devices {
+		if err := g.w.exec(ctx, `UPDATE device SET samples = samples + ?, last_seen = CASE WHEN ? > last_seen THEN ? ELSE last_seen END WHERE id = ?`,
+			t.samples, t.seen, t.seen, id); err != nil {
+			return err
+		}
+		if !t.audit {
+			continue
+		}
+		if err := g.w.exec(ctx, `UPDATE trail SET head = ?, hash = ?, entries = entries + ?, broken = ? WHERE device = ?`,
+			t.head, t.hash[:], t.added, t.broken, id); err != nil {
+			return err
+		}
+	}
+	for id, r := range g.series {
+		if err := g.w.exec(ctx, `UPDATE series SET count = count + ?, last = CASE WHEN ? >= last_at THEN ? ELSE last END,
+			last_at = CASE WHEN ? >= last_at THEN ? ELSE last_at END WHERE id = ?`, r.count, r.at, r.value, r.at, r.at, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// number checks that a device's sequence can be kept.
+func number(seq uint64) error {
+	if seq > math.MaxInt64 {
+		return fmt.Errorf("sequence %d: %w", seq, fleet.ErrInvalid)
+	}
+	return nil
+}
+
+// boot returns the id of one run of a device's agent.
+func (w *writer) boot(ctx context.Context, device fleet.DeviceID, name [16]byte) (int64, error) {
+	k := bootKey{device, name}
+	if id, ok := w.boots[k]; ok {
+		return id, nil
+	}
+	var id int64
+	err := found(w.row(ctx, `SELECT id FROM boot WHERE device = ? AND name = ?`, device, name[:]).Scan(&id))
+	if errors.Is(err, fleet.ErrNotFound) {
+		err = w.row(ctx, `INSERT INTO boot (device, name) VALUES (?, ?) RETURNING id`, device, name[:]).Scan(&id)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("boot: %w", err)
+	}
+	if len(w.boots) >= maxRemembered {
+		w.forget()
+	}
+	w.boots[k] = id
+	return id, nil
+}
+
+// seriesID returns the id of one measured quantity of a device.
+func (w *writer) seriesID(ctx context.Context, device fleet.DeviceID, peripheral, name string) (int64, error) {
+	k := seriesKey{device, peripheral, name}
+	if id, ok := w.series[k]; ok {
+		return id, nil
+	}
+	var id int64
+	err := found(w.row(ctx, `SELECT id FROM series WHERE device = ? AND peripheral = ? AND name = ?`, device, peripheral, name).Scan(&id))
+	if errors.Is(err, fleet.ErrNotFound) {
+		err = w.row(ctx, `INSERT INTO series (device, peripheral, name) VALUES (?, ?, ?) RETURNING id`, device, peripheral, name).Scan(&id)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("series: %w", err)
+	}
+	if len(w.series) >= maxRemembered {
+		w.forget()
+	}
+	w.series[k] = id
+	return id, nil
+}
