@@ -1,0 +1,312 @@
+// Package ingest takes what devices send, checks it, and has it stored: many
+// messages in one transaction, acknowledged only after the commit.
+//
+// It promises: what is acknowledged is stored or can never be; a failed commit
+// acknowledges nothing. A message that does not decode is acknowledged, since
+// the device would send it for ever, stored nowhere, and noted in the
+// service's audit trail. A device's audit chain is checked link by link; a
+// break is an alarm, and the evidence is stored all the same.
+//
+// It knows no MQTT and no SQL.
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/wire"
+)
+
+const (
+	queueLen  = 8192 // messages of all devices waiting for the committer
+	groupLen  = 512  // messages in one transaction
+	linger    = 2 * time.Millisecond
+	noteEvery = time.Minute // refusals of one device in the trail
+)
+
+// Message is one up message of one device.
+type Message struct {
+	Device  fleet.DeviceID
+	Tenant  fleet.TenantID
+	Channel wire.Channel
+	Payload []byte
+	At      time.Time
+	Ack     func(error) // nil: stored; else the device must send again
+}
+
+// Store keeps what came; cloud/internal/store fits.
+type Store interface {
+	Commit(ctx context.Context, in []fleet.Intake) ([]fleet.Outcome, error)
+	AuditHead(ctx context.Context, id fleet.DeviceID) (seq uint64, hash [32]byte, err error)
+}
+
+// Options of an Ingest.
+type Options struct {
+	Store Store
+	// Stored is told what a commit changed, after it.
+	Stored func(in fleet.Intake, out fleet.Outcome)
+	Log    *slog.Logger
+}
+
+// Ingest is the committer. There is one.
+type Ingest struct {
+	o     Options
+	queue chan Message
+	heads map[fleet.DeviceID]head      // audit chain as stored
+	noted map[fleet.DeviceID]time.Time // last refusal in the trail
+}
+
+type head struct {
+	seq  uint64
+	hash [32]byte
+}
+
+// New returns an Ingest that works when Run is called.
+func New(o Options) *Ingest {
+	return &Ingest{
+		o: o, queue: make(chan Message, queueLen), heads: make(map[fleet.DeviceID]head), noted: make(map[fleet.DeviceID]time.Time),
+	}
+}
+
+// Submit queues m; false when there is no room.
+func (i *Ingest) Submit(m Message) bool {
+	select {
+	case i.queue <- m:
+		return true
+	default:
+		return false
+	}
+}
+
+// Run commits until ctx ends. What is then queued is not acknowledged: the
+// devices send it again.
+func (i *Ingest) Run(ctx context.Context) error {
+	for {
+		batch, ok := i.gather(ctx)
+		if !ok {
+			return nil
+		}
+		if err := i.commit(ctx, batch); err != nil {
+			clear(i.heads) // what was decided on them may not be stored
+			i.o.Log.Error("commit what devices sent; they will send it again", slog.Int("messages", len(batch)), slog.Any("err", err))
+		}
+	}
+}
+
+// gather waits for a first message, lingers a little for company, and takes
+// what is queued.
+func (i *Ingest) gather(ctx context.Context) ([]Message, bool) {
+	var batch []Message
+	select {
+	case <-ctx.Done():
+		return nil, false
+	case m := <-i.queue:
+		batch = append(batch, m)
+	}
+	timer := time.NewTimer(linger)
+	defer timer.Stop()
+	for len(batch) < groupLen {
+		select {
+		case m := <-i.queue:
+			batch = append(batch, m)
+		case <-timer.C:
+			return batch, true
+		}
+	}
+	return batch, true
+}
+
+// commit decodes, stores and acknowledges a batch. When one message makes the
+// whole transaction impossible, each is tried alone.
+func (i *Ingest) commit(ctx context.Context, batch []Message) error {
+	in := make([]fleet.Intake, len(batch))
+	for n, m := range batch {
+		var err error
+		if in[n], err = i.decode(ctx, m); err != nil {
+			return i.fail(batch, err)
+		}
+	}
+	out, err := i.o.Store.Commit(ctx, in)
+	switch {
+	case err == nil:
+		for n, m := range batch {
+			m.Ack(nil)
+			i.o.Stored(in[n], out[n])
+		}
+		return nil
+	case never(err) && len(batch) == 1:
+		return i.giveUp(ctx, batch[0], err)
+	case never(err):
+		clear(i.heads)
+		var errs []error
+		for _, m := range batch {
+			errs = append(errs, i.commit(ctx, []Message{m}))
+		}
+		return errors.Join(errs...)
+	}
+	return i.fail(batch, err)
+}
+
+// never reports whether trying again is in vain.
+func never(err error) bool {
+	return errors.Is(err, fleet.ErrInvalid) || errors.Is(err, fleet.ErrNotFound)
+}
+
+func (i *Ingest) fail(batch []Message, err error) error {
+	for _, m := range batch {
+		m.Ack(err)
+	}
+	return err
+}
+
+// giveUp acknowledges a message that can never be stored, and notes it.
+func (i *Ingest) giveUp(ctx context.Context, m Message, why error) error {
+	in := fleet.Intake{Device: m.Device, Tenant: m.Tenant, At: m.At, Service: i.refusal(m, why)}
+	if errors.Is(why, fleet.ErrNotFound) {
+		m.Ack(why) // not a member (any more): nothing to note it under, the connection ends
+		return nil
+	}
+	if _, err := i.o.Store.Commit(ctx, []fleet.Intake{in}); err != nil {
+		m.Ack(err)
+		return err
+	}
+	m.Ack(nil)
+	return nil
+}
+
+// refusal is the note of a message that was not understood, at most one a
+// minute for each device; nil when it is too soon.
+func (i *Ingest) refusal(m Message, why error) *fleet.AuditEvent {
+	i.o.Log.Warn("message refused", slog.String("device", string(m.Device)), slog.String("channel", string(m.Channel)), slog.Any("err", why))
+	if last, ok := i.noted[m.Device]; ok && m.At.Sub(last) < noteEvery {
+		return nil
+	}
+	i.noted[m.Device] = m.At
+	return &fleet.AuditEvent{
+		At: m.At, Kind: "ingest.refused", Severity: "warn", Actor: "ingest", Subject: string(m.Device),
+		Detail: map[string]string{"channel": string(m.Channel), "reason": fmt.Sprintf("%.300v", why)},
+	}
+}
+
+// decode turns a message into what is stored. Only a failing store is an
+// error; a bad message becomes an intake that holds its refusal.
+func (i *Ingest) decode(ctx context.Context, m Message) (fleet.Intake, error) {
+	in := fleet.Intake{Device: m.Device, Tenant: m.Tenant, At: m.At}
+	sent, err := i.fill(ctx, &in, m)
+	if err != nil && (errors.Is(err, wire.ErrMalformed) || errors.Is(err, wire.ErrLimit)) {
+		return fleet.Intake{Device: m.Device, Tenant: m.Tenant, At: m.At, Service: i.refusal(m, err)}, nil
+	}
+	if skew := m.At.Sub(sent); err == nil && sent.After(time.Unix(0, 0)) && skew < -wire.ClockSkewNoted {
+		// A clock that runs ahead; one behind cannot be told from a long time offline.
+		i.o.Log.Warn("device's clock is ahead", slog.String("device", string(m.Device)), slog.Duration("by", -skew))
+	}
+	return in, err
+}
+
+// fill decodes by channel and returns when the message was recorded.
+func (i *Ingest) fill(ctx context.Context, in *fleet.Intake, m Message) (time.Time, error) {
+	switch m.Channel {
+	case wire.Telemetry:
+		b, err := wire.Decode[wire.TelemetryBatch](m.Payload)
+		for n, s := range b.Samples {
+			in.Samples = append(in.Samples, fleet.Sample{
+				Device: m.Device, Boot: b.Head.Boot, Seq: b.Head.Seq, Index: n,
+				At: time.UnixMilli(s.At), Peripheral: s.Peripheral, Name: s.Name, Value: s.Value,
+			})
+		}
+		return time.UnixMilli(b.Head.Sent), err
+	case wire.Event:
+		b, err := wire.Decode[wire.EventBatch](m.Payload)
+		for n, e := range b.Events {
+			in.Events = append(in.Events, fleet.PeripheralEvent{
+				Device: m.Device, Boot: b.Head.Boot, Seq: b.Head.Seq, Index: n,
+				At: time.UnixMilli(e.At), Peripheral: e.Peripheral, Category: e.Category, Code: e.Code, From: e.From, To: e.To,
+			})
+		}
+		return time.UnixMilli(b.Head.Sent), err
+	case wire.State:
+		b, err := wire.Decode[wire.StateReport](m.Payload)
+		in.Report = &fleet.Report{
+			Boot: b.Head.Boot, Seq: b.Head.Seq, Sent: time.UnixMilli(b.Head.Sent), AgentVersion: b.AgentVersion, Slot: b.Slot, Raw: m.Payload,
+		}
+		return time.UnixMilli(b.Head.Sent), err
+	case wire.Result:
+		return i.result(in, m)
+	case wire.Audit:
+		return i.audit(ctx, in, m)
+	}
+	return time.Time{}, fmt.Errorf("nothing is stored from %s: %w", m.Channel, wire.ErrMalformed)
+}
+
+func (i *Ingest) result(in *fleet.Intake, m Message) (time.Time, error) {
+	r, err := wire.Decode[wire.ResultReport](m.Payload)
+	if err != nil {
+		return time.Time{}, err
+	}
+	sent := time.UnixMilli(r.Head.Sent)
+	if r.Kind == wire.OrderOffer {
+		state := fleet.ExecutionState(r.State)
+		if !state.Known() {
+			return sent, fmt.Errorf("execution state %.30q: %w", r.State, wire.ErrMalformed)
+		}
+		in.Step = &fleet.ExecutionStep{
+			ID: fleet.ExecutionID(r.ID), State: state, Reason: r.Reason, Text: r.Text, From: r.From, To: r.To, Done: r.Done, Total: r.Total,
+		}
+		return sent, nil
+	}
+	state := fleet.CommandState(r.State)
+	if !state.Ended() {
+		return sent, fmt.Errorf("command state %.30q: %w", r.State, wire.ErrMalformed)
+	}
+	in.CommandEnd = &fleet.CommandEnd{ID: fleet.CommandID(r.ID), State: state, Code: r.Reason, Text: r.Text, Output: r.Output}
+	return sent, nil
+}
+
+// audit checks the entries against the stored head of the device's chain.
+func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.Time, error) {
+	b, err := wire.Decode[wire.AuditBatch](m.Payload)
+	if err != nil {
+		return time.Time{}, err
+	}
+	h, known := i.heads[m.Device]
+	if !known {
+		if h.seq, h.hash, err = i.o.Store.AuditHead(ctx, m.Device); err != nil {
+			return time.Time{}, fmt.Errorf("audit head of %s: %w", m.Device, err)
+		}
+	}
+	var fault string
+	for _, e := range b.Entries {
+		r, err := e.Open()
+		if err != nil {
+			return time.Time{}, err
+		}
+		if r.Seq > h.seq {
+			switch {
+			case r.Seq != h.seq+1:
+				fault = fmt.Sprintf("entries %d to %d are missing", h.seq+1, r.Seq-1)
+			case r.Prev != h.hash:
+				fault = fmt.Sprintf("entry %d does not follow entry %d", r.Seq, h.seq)
+			}
+			h = head{seq: r.Seq, hash: e.Hash}
+		} else if r.Seq == h.seq && e.Hash != h.hash {
+			fault = fmt.Sprintf("entry %d came a second time with other content", r.Seq)
+		}
+		in.Audit = append(in.Audit, fleet.AuditEvent{
+			Device: m.Device, Seq: r.Seq, At: time.UnixMilli(r.At), Kind: r.Kind, Severity: r.Severity, Actor: string(m.Device),
+			Subject: r.Subject, Detail: r.Detail, Body: e.Body, Hash: e.Hash, Prev: r.Prev,
+		})
+	}
+	i.heads[m.Device] = h
+	if fault != "" {
+		in.AuditBroken = true
+		in.Service = &fleet.AuditEvent{
+			At: m.At, Kind: "audit.chain_broken", Severity: "alarm", Actor: "ingest", Subject: string(m.Device), Detail: map[string]string{"fault": fault},
+		}
+		i.o.Log.Error("audit chain broken", slog.String("device", string(m.Device)), slog.String("fault", fault))
+	}
+	return time.UnixMilli(b.Head.Sent), nil
+}
