@@ -324,6 +324,37 @@ func TestDownMessages(t *testing.T) {
 	}
 }
 
+// TestSubscriptions holds that a packet id which the broker believes taken is
+// no refusal, and that a refusal ends the connection.
+func TestSubscriptions(t *testing.T) {
+	t.Run("packet id taken", func(t *testing.T) {
+		s := newService(t, "attested")
+		s.busyIDs = 3
+		d := newTill(t, s.options(t))
+		d.start()
+		if st := d.until("attested or lost", func(s link.Status) bool { return s.Open() || s.Err != nil }); st.Err != nil {
+			t.Error(st.Err)
+		}
+	})
+	for _, q := range []bool{true, false} {
+		t.Run(fmt.Sprintf("refused, quarantine %v", q), func(t *testing.T) {
+			s := newService(t, "attested")
+			s.denied = wire.Down(tenant, device, q)
+			d := newTill(t, s.options(t))
+			d.put(spool.Telemetry, wire.Telemetry, "t")
+			d.start()
+			st := d.until("lost", func(s link.Status) bool { return s.Err != nil })
+			if !strings.Contains(st.Err.Error(), "refused by the service") {
+				t.Errorf("lost with %v", st.Err)
+			}
+			d.stop()
+			if s.stored != nil {
+				t.Errorf("stored %v", s.stored)
+			}
+		})
+	}
+}
+
 func TestSecondBroker(t *testing.T) {
 	s := newService(t, "attested")
 	o := s.options(t)

@@ -102,6 +102,8 @@ type service struct {
 	verdict string // said for each evidence; "" says nothing
 	stored  []arrival
 	filters []string
+	denied  string           // filter that is refused
+	busyIDs int              // subscriptions whose packet id is taken
 	cut     func(n int) bool // after the n-th message: close the connection instead of acknowledging it
 	mute    func(n int) bool // after the n-th message: neither acknowledge nor close
 	changed chan struct{}    // closed and renewed at each arrival
@@ -117,11 +119,19 @@ func (h *hook) Provides(b byte) bool { return true }
 func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) bool {
 	return cl.ID == device
 }
-func (h *hook) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
-
-func (h *hook) OnSubscribe(_ *mqtt.Client, pk packets.Packet) packets.Packet {
+func (h *hook) OnACLCheck(_ *mqtt.Client, topic string, _ bool) bool {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
+	return h.s.denied == "" || topic != h.s.denied
+}
+
+func (h *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	h.s.mu.Lock()
+	defer h.s.mu.Unlock()
+	if h.s.busyIDs > 0 { // a message of ours is in flight under the same id
+		h.s.busyIDs--
+		cl.State.Inflight.Set(packets.Packet{PacketID: pk.PacketID, FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: 1}})
+	}
 	for _, f := range pk.Filters {
 		h.s.filters = append(h.s.filters, f.Filter)
 	}
