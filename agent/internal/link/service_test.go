@@ -119,6 +119,7 @@ func (h *hook) Provides(b byte) bool { return true }
 func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) bool {
 	return cl.ID == device
 }
+
 func (h *hook) OnACLCheck(_ *mqtt.Client, topic string, _ bool) bool {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
