@@ -8,7 +8,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
 
-const tokenColumns = `t.id, t.name, t.tenant, t.role, t.hash, t.created_at, t.expires_at, t.revoked_at`
+const tokenColumns = `t.id, t.name, t.tenant, t.role, t.hash, t.created_at, t.expires_at, t.revoked_at` //nolint:gosec // names of columns, no secret
 
 func scanToken(r scanner) (fleet.Token, error) {
 	var t fleet.Token

@@ -79,9 +79,13 @@ func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent) (bool, er
 	if detail == nil {
 		detail = map[string]string{}
 	}
+	when := ms(ev.At)
+	if ev.Device != "" {
+		when = deviceMS(ev.At)
+	}
 	n, err := w.changed(ctx, `INSERT INTO audit (device, seq, tenant, at, stored_at, kind, severity, actor, subject, detail, body, hash, prev)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
-		ev.Device, ev.Seq, ev.Tenant, ms(ev.At), ms(ev.StoredAt), ev.Kind, ev.Severity, ev.Actor, ev.Subject, toJSON(detail),
+		ev.Device, ev.Seq, ev.Tenant, when, ms(ev.StoredAt), ev.Kind, ev.Severity, ev.Actor, ev.Subject, toJSON(detail),
 		blob(ev.Body), ev.Hash[:], ev.Prev[:])
 	return n == 1, err
 }
@@ -227,7 +231,7 @@ func intact(ev fleet.AuditEvent) string {
 			return "cannot be read"
 		}
 		in = entry{
-			Seq: r.Seq, At: ms(DeviceTime(r.At)), Tenant: ev.Tenant, Kind: r.Kind, Severity: r.Severity,
+			Seq: r.Seq, At: deviceMS(time.UnixMilli(r.At)), Tenant: ev.Tenant, Kind: r.Kind, Severity: r.Severity,
 			Actor: ev.Actor, Subject: r.Subject, Detail: r.Detail, Prev: r.Prev[:],
 		}
 	}
@@ -237,12 +241,4 @@ func intact(ev fleet.AuditEvent) string {
 		return "shows something else than what was hashed"
 	}
 	return ""
-}
-
-// DeviceTime turns Unix milliseconds of a device's clock into a time that can
-// be kept and shown. Clocks of devices can be anywhere; what lies before 1970
-// or after 9999 is moved to that edge.
-func DeviceTime(unixMilli int64) time.Time {
-	const last = 253402300799999 // 9999-12-31T23:59:59.999Z
-	return time.UnixMilli(min(max(unixMilli, 1), last)).UTC()
 }

@@ -132,7 +132,8 @@ func (s *Store) Devices(ctx context.Context, t fleet.TenantID, f DeviceFilter, p
 			OR lower(d.model) LIKE ? ESCAPE '!')`, like, like, like, like, like)
 	}
 	limit := p.Bounded()
-	rows, err := s.read.QueryContext(ctx, `SELECT `+deviceColumns+` WHERE `+strings.Join(where, ` AND `)+` ORDER BY d.id LIMIT ?`, append(args, limit+1)...)
+	query := `SELECT ` + deviceColumns + ` WHERE ` + strings.Join(where, ` AND `) + ` ORDER BY d.id LIMIT ?` //nolint:gosec // joins the constants above
+	rows, err := s.read.QueryContext(ctx, query, append(args, limit+1)...)
 	items, err = list(rows, err, scanDevice)
 	if err != nil {
 		return nil, "", fmt.Errorf("list devices: %w", err)
@@ -184,6 +185,39 @@ func (s *Store) SetTrust(ctx context.Context, id fleet.DeviceID, trust fleet.Tru
 		return fmt.Errorf("set trust of device %s: %w", id, err)
 	}
 	return nil
+}
+
+// MarkStale withdraws trust from devices whose last accepted evidence is older
+// than before, and returns them as they are then. Silence is no failure: the
+// next good evidence restores them.
+func (s *Store) MarkStale(ctx context.Context, before time.Time) ([]fleet.Device, error) {
+	const silent = ` WHERE trust IN ('attested', 'degraded') AND attested_at < ?`
+	var n int
+	if err := s.read.QueryRowContext(ctx, `SELECT COUNT(*) FROM device`+silent, ms(before)).Scan(&n); err != nil {
+		return nil, fmt.Errorf("mark silent devices stale: %w", err)
+	}
+	if n == 0 {
+		return nil, nil // the writer is not troubled for nothing
+	}
+	var ids []fleet.DeviceID
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		rows, err := w.rows(ctx, `UPDATE device SET trust = 'stale', trust_reasons = ?`+silent+` RETURNING id`,
+			toJSON([]string{"no evidence since " + before.UTC().Format(time.RFC3339)}), ms(before))
+		ids, err = list(rows, err, func(r scanner) (id fleet.DeviceID, err error) { return id, r.Scan(&id) })
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mark silent devices stale: %w", err)
+	}
+	var out []fleet.Device
+	for _, id := range ids {
+		d, err := s.DeviceByID(ctx, id)
+		if err != nil {
+			return out, fmt.Errorf("mark silent devices stale: %w", err)
+		}
+		out = append(out, d)
+	}
+	return out, nil
 }
 
 // SetPresence notes that a device came or went.

@@ -129,6 +129,9 @@ var errClosed = errors.New("store is closed")
 // tx runs f in one transaction. What f did is there when tx returns nil and
 // nowhere when it returns an error.
 func (s *Store) tx(ctx context.Context, f func(context.Context, *writer) error) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	var w *writer
 	select {
 	case <-ctx.Done():
@@ -188,7 +191,7 @@ func (w *writer) exec(ctx context.Context, query string, args ...any) error {
 
 // changed executes query and says how many rows it changed.
 func (w *writer) changed(ctx context.Context, query string, args ...any) (int64, error) {
-	stmt, err := w.stmt(ctx, query)
+	stmt, err := w.stmt(ctx, query) //nolint:sqlclosecheck // kept for the next time; Close closes it
 	if err != nil {
 		return 0, err
 	}
@@ -201,7 +204,7 @@ func (w *writer) changed(ctx context.Context, query string, args ...any) (int64,
 
 // row queries one row.
 func (w *writer) row(ctx context.Context, query string, args ...any) scanner {
-	stmt, err := w.stmt(ctx, query)
+	stmt, err := w.stmt(ctx, query) //nolint:sqlclosecheck // kept for the next time; Close closes it
 	if err != nil {
 		return failed{err}
 	}
@@ -209,7 +212,7 @@ func (w *writer) row(ctx context.Context, query string, args ...any) scanner {
 }
 
 func (w *writer) rows(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	stmt, err := w.stmt(ctx, query)
+	stmt, err := w.stmt(ctx, query) //nolint:sqlclosecheck // kept for the next time; Close closes it
 	if err != nil {
 		return nil, err
 	}
@@ -277,6 +280,13 @@ func ms(t time.Time) int64 {
 		return 0
 	}
 	return t.UnixMilli()
+}
+
+// deviceMS is ms for the clock of a device, which can stand anywhere: what lies
+// before 1970 or after 9999 is moved to that edge, so that it can be shown.
+func deviceMS(t time.Time) int64 {
+	const last = 253402300799999 // 9999-12-31T23:59:59.999Z
+	return min(max(t.UnixMilli(), 1), last)
 }
 
 func at(ms int64) time.Time {

@@ -232,8 +232,11 @@ func TestTenants(t *testing.T) {
 		"SetDevice": func(x fleet.TenantID) error {
 			return s.SetDevice(ctx, x, id, store.DevicePatch{}, event("device.set"))
 		},
-		"Series":     func(x fleet.TenantID) error { _, err := s.Series(ctx, x, id); return err },
-		"Points":     func(x fleet.TenantID) error { _, err := s.Points(ctx, x, id, "printer", "temp", noon, noon, 9); return err },
+		"Series": func(x fleet.TenantID) error { _, err := s.Series(ctx, x, id); return err },
+		"Points": func(x fleet.TenantID) error {
+			_, err := s.Points(ctx, x, id, "printer", "temp", noon, noon, 9)
+			return err
+		},
 		"Events":     func(x fleet.TenantID) error { _, _, err := s.Events(ctx, x, id, fleet.Page{}); return err },
 		"AuditTrail": func(x fleet.TenantID) error { _, _, err := s.AuditTrail(ctx, x, id, true, fleet.Page{}); return err },
 		"VerifyAudit": func(x fleet.TenantID) error {
@@ -263,8 +266,14 @@ func TestTenants(t *testing.T) {
 		}
 	}
 	for name, count := range map[string]func(fleet.TenantID) (int, error){
-		"Devices":  func(x fleet.TenantID) (int, error) { l, _, err := s.Devices(ctx, x, store.DeviceFilter{}, fleet.Page{}); return len(l), err },
-		"Commands": func(x fleet.TenantID) (int, error) { l, _, err := s.Commands(ctx, x, store.CommandFilter{}, fleet.Page{}); return len(l), err },
+		"Devices": func(x fleet.TenantID) (int, error) {
+			l, _, err := s.Devices(ctx, x, store.DeviceFilter{}, fleet.Page{})
+			return len(l), err
+		},
+		"Commands": func(x fleet.TenantID) (int, error) {
+			l, _, err := s.Commands(ctx, x, store.CommandFilter{}, fleet.Page{})
+			return len(l), err
+		},
 		"Rollouts": func(x fleet.TenantID) (int, error) { l, _, err := s.Rollouts(ctx, x, fleet.Page{}); return len(l), err },
 		"Tokens":   func(x fleet.TenantID) (int, error) { l, err := s.Tokens(ctx, x); return len(l), err },
 		"Summary":  func(x fleet.TenantID) (int, error) { l, err := s.Summary(ctx, x); return l.Devices, err },

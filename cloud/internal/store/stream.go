@@ -139,7 +139,7 @@ func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome)
 			return err
 		}
 		n, err := g.w.changed(ctx, `INSERT INTO sample (boot, seq, idx, series, at, value) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			boot, s.Seq, s.Index, series, ms(s.At), s.Value)
+			boot, s.Seq, s.Index, series, deviceMS(s.At), s.Value)
 		if err != nil {
 			return fmt.Errorf("sample: %w", err)
 		}
@@ -155,7 +155,7 @@ func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome)
 			g.series[series] = r
 		}
 		r.count++
-		if when := ms(s.At); when >= r.at {
+		if when := deviceMS(s.At); when >= r.at {
 			r.at, r.value = when, s.Value
 		}
 	}
@@ -173,7 +173,7 @@ func (g *group) events(ctx context.Context, in *Intake, out *Outcome) error {
 		}
 		n, err := g.w.changed(ctx, `INSERT INTO event (device, boot, seq, idx, at, peripheral, category, code, from_value, to_value)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			in.Device, boot, e.Seq, e.Index, ms(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To)
+			in.Device, boot, e.Seq, e.Index, deviceMS(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To)
 		if err != nil {
 			return fmt.Errorf("event: %w", err)
 		}
@@ -245,7 +245,7 @@ func (g *group) report(ctx context.Context, in *Intake) error {
 	if err != nil {
 		return err
 	}
-	next := version{boot: boot, seq: int64(r.Seq), sent: ms(r.Sent), arrived: ms(in.At)}
+	next := version{boot: boot, seq: int64(r.Seq), sent: deviceMS(r.Sent), arrived: ms(in.At)}
 	var have version
 	err = found(g.w.row(ctx, `SELECT boot, seq, sent, stored_at FROM state WHERE device = ?`, in.Device).Scan(&have.boot, &have.seq, &have.sent, &have.arrived))
 	if err != nil && !errors.Is(err, fleet.ErrNotFound) {

@@ -24,6 +24,7 @@ CREATE TABLE device (
   command_counter BIGINT NOT NULL DEFAULT 0
 );
 CREATE INDEX device_tenant ON device (tenant, id);
+CREATE INDEX device_trust ON device (trust, attested_at);
 
 -- The newest report of each device. Apart from device, because it is large and changes at another pace.
 CREATE TABLE state (
