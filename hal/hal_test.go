@@ -21,6 +21,9 @@ func TestMayHoldPAN(t *testing.T) {
 		"4111111111111112":            false,
 		"paper 12 m left":             false,
 		"":                            false,
+		"till 12 378282246310005":     true,
+		"3782 822463 10005 77":        true,
+		"2026-11-24 10.15":            false,
 	} {
 		if got := hal.MayHoldPAN(s); got != want {
 			t.Errorf("%q: got %v, want %v", s, got, want)

@@ -10,17 +10,40 @@ func MayHoldPAN(s string) bool {
 	if strings.Contains(s, "%B") || trackTwo(s) {
 		return true
 	}
-	var digits []byte
-	for i := 0; i <= len(s); i++ {
+	var groups [][]byte // runs of digits with only separators between them
+	open := false
+	for i := range len(s) {
 		switch {
-		case i < len(s) && s[i] >= '0' && s[i] <= '9':
-			digits = append(digits, s[i])
-		case i < len(s) && (s[i] == ' ' || s[i] == '-' || s[i] == '.'):
+		case s[i] >= '0' && s[i] <= '9':
+			if !open {
+				groups = append(groups, nil)
+			}
+			open = true
+			groups[len(groups)-1] = append(groups[len(groups)-1], s[i])
+		case s[i] == ' ' || s[i] == '-' || s[i] == '.':
+			open = false
 		default:
-			if luhnInside(digits) {
+			if luhnAmong(groups) {
 				return true
 			}
-			digits = digits[:0]
+			groups, open = nil, false
+		}
+	}
+	return luhnAmong(groups)
+}
+
+// luhnAmong tries each stretch of neighbouring groups: a card number may stand
+// beside another number with nothing but a space between them.
+func luhnAmong(groups [][]byte) bool {
+	for i := range groups {
+		var digits []byte
+		for _, g := range groups[i:] {
+			if digits = append(digits, g...); luhnInside(digits) {
+				return true
+			}
+			if len(digits) > 19 {
+				break
+			}
 		}
 	}
 	return false

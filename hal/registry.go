@@ -1,0 +1,50 @@
+package hal
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Passthrough is a printer that prints what somebody else composed. It is
+// there in claim mode own only. The job is never stored nor logged. A nil
+// error means that the printer has confirmed the last byte, or, where it
+// cannot confirm, that it took the job and shows no fault.
+type Passthrough interface {
+	Print(ctx context.Context, job io.Reader) error
+}
+
+// Registry knows the drivers of a program. There are no side effects of
+// imports: main registers each driver that it carries.
+type Registry struct {
+	drivers map[string]Driver
+}
+
+// NewRegistry returns a registry of the drivers. Two of one name are a
+// programmer's error and panic.
+func NewRegistry(drivers ...Driver) *Registry {
+	r := &Registry{drivers: map[string]Driver{}}
+	for _, d := range drivers {
+		if r.drivers[d.Name()] != nil {
+			panic("hal: two drivers named " + d.Name())
+		}
+		r.drivers[d.Name()] = d
+	}
+	return r
+}
+
+// Names lists the drivers, sorted.
+func (r *Registry) Names() []string { return slices.Sorted(maps.Keys(r.drivers)) }
+
+// Open opens one device with the driver of that name. An unknown name is an
+// E_NOSERVICE that says which there are.
+func (r *Registry) Open(ctx context.Context, driver string, cfg Config) (Device, error) {
+	d := r.drivers[driver]
+	if d == nil {
+		return nil, &Error{Code: "E_NOSERVICE", Op: "open " + cfg.ID, Err: fmt.Errorf("no driver %q; there are: %s", driver, strings.Join(r.Names(), ", "))}
+	}
+	return d.Open(ctx, cfg)
+}
