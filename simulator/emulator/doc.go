@@ -1,0 +1,14 @@
+// Package emulator is hardware made of software, for the simulator and for
+// tests of drivers: an ESC/POS receipt printer on TCP, a chip card for the
+// virtual reader of pcscd, a pcscd of its own to put it in, and a scripted day
+// of what happens to them.
+//
+// Each behaves as the real thing does where a driver could trip over it: an
+// offline printer answers real-time queries and nothing else, a second
+// connection waits for the first, a card can be torn out half way. Faults are
+// set by hand or by the day. What it prints and what it did not understand is
+// kept for tests to read. Nothing outlives the process that started it.
+//
+// It exports more names than other rooms because it is a box of props: a test
+// picks the one that it needs.
+package emulator
