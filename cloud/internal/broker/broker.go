@@ -7,7 +7,9 @@
 // or never - then the connection is closed, and nothing that came behind it on
 // that connection is acknowledged, so that the device's order holds.
 //
-// It stores nothing, appraises nothing and decodes no payload.
+// It stores nothing, appraises nothing and decodes no payload. Only devices
+// speak to it, so a down message is written to the one connection it is for;
+// mochi's routing, its retained messages and its sessions are not used.
 package broker
 
 import (
@@ -22,21 +24,25 @@ import (
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/identity"
 )
 
-// Limits of one connection and of the handshake.
+// Limits of one connection, of the handshake and of the end.
 const (
-	handshakeTime = 15 * time.Second
-	handshakes    = 64               // at once
-	connectTime   = 10 * time.Second // from handshake to CONNECT
+	handshakeTime = 10 * time.Second
+	handshakes    = 512              // at once
+	connectTime   = 10 * time.Second // from handshake to CONNECT, and for Admit
 	keepaliveMax  = 10 * time.Minute
 	writeTime     = 20 * time.Second
-	ackQueue      = 256 // acknowledgements a slow reader may leave waiting
+	ackQueue      = 256         // messages of one device whose PUBACK is not written yet
+	sendQueue     = 32          // down messages that wait for a slow reader
+	violationsMax = 8           // of one connection, then it is closed
+	noteEvery     = time.Minute // violations of one device that are told
+	maxClients    = 20_000
+	drainTime     = 5 * time.Second // for what was let in when the broker stops
 )
 
 // ErrOffline means that the device has no connection open for that topic.
@@ -48,74 +54,81 @@ type Message struct {
 	Identity identity.Identity
 	Topic    wire.Topic
 	Payload  []byte
-	Exporter []byte // keying material of the connection it came by
+	Exporter []byte // keying material of the connection it came by; names the connection
 	Ack      func(error)
 }
 
-// Options of a Broker.
+// Options of a Broker. All functions must be set.
 type Options struct {
 	Listener      net.Listener // TCP
 	TLS           *tls.Config  // with certificate and client CAs; the broker sets the rest
 	ExporterLabel string       // RFC 8446, 7.5
-	MaxClients    int64
+	MaxClients    int64        // 20,000 when zero
 
 	// Admit is asked once per connection, before it may do anything.
 	Admit func(ctx context.Context, id identity.Identity) error
 	// Submit takes a message; false means no room: the connection is closed.
 	Submit func(Message) bool
-	// Presence tells of connections that begin and end.
+	// Presence tells of devices that come and go, one at a time. The last call
+	// for a device is always how it is.
 	Presence func(device fleet.DeviceID, online bool, at time.Time)
 	// Ready tells that an attested device has subscribed and can be sent to.
 	Ready func(device fleet.DeviceID)
-	// Violation tells of what a device tried and may not.
+	// Violation tells of what a device tried and may not, at most once a minute
+	// for each device.
 	Violation func(device, what string)
 	Log       *slog.Logger
 }
 
 // Broker is the MQTT server of the fleet service.
 type Broker struct {
-	o      Options
-	server *mqtt.Server
+	o        Options
+	server   *mqtt.Server
+	listener *listener
+	ready    sync.WaitGroup // calls of Ready
 
 	mu       sync.Mutex
-	sessions map[string]*session // by device
-}
+	sessions map[string]*session   // by device
+	conns    map[net.Conn]*session // by connection, taken-over ones too
+	noted    map[string]time.Time  // last violation told, by device
+	closing  bool
+	letIn    int           // messages whose Ack was not called
+	drained  chan struct{} // closed when closing and letIn is 0
 
-// session is one live connection of a device.
-type session struct {
-	id       identity.Identity
-	client   *mqtt.Client
-	exporter []byte
-	acks     chan uint16
-	gone     chan struct{}
-
-	mu      sync.Mutex
-	trust   fleet.Trust
-	dead    bool // a commit failed: nothing more is acknowledged
-	waiting int  // messages let in whose PUBACK is not yet on its way
+	presence sync.Mutex
+	told     map[string]bool // devices told to be online
 }
 
 // New returns a broker that serves when Run is called.
 func New(o Options) (*Broker, error) {
+	if o.TLS == nil || o.TLS.ClientCAs == nil || (len(o.TLS.Certificates) == 0 && o.TLS.GetCertificate == nil) {
+		return nil, errors.New("broker: give a certificate and the authorities of device certificates; without them any public authority would do")
+	}
+	if o.MaxClients == 0 {
+		o.MaxClients = maxClients
+	}
 	caps := mqtt.NewDefaultServerCapabilities()
 	caps.MaximumClients = o.MaxClients
-	caps.MaximumClientWritesPending = 32
+	caps.MaximumMessageExpiryInterval = 60
+	caps.MaximumClientWritesPending = sendQueue
 	caps.MaximumSessionExpiryInterval = 0
 	caps.MaximumPacketSize = wire.MaxMessage + wire.MaxTopic + 16
-	caps.ReceiveMaximum = 256
-	caps.MaximumInflight = 256
+	caps.ReceiveMaximum = ackQueue
+	caps.MaximumInflight = ackQueue
 	caps.TopicAliasMaximum = 0
 	caps.SharedSubAvailable = 0
 	caps.MinimumProtocolVersion = 4
 	caps.MaximumQos = 2 // not 1: mochi would quietly lower QoS 2 instead of letting us refuse it
 	caps.RetainAvailable = 0
 	caps.SubIDAvailable = 0
-	b := &Broker{o: o, sessions: make(map[string]*session)}
+	b := &Broker{
+		o: o, sessions: map[string]*session{}, conns: map[net.Conn]*session{}, noted: map[string]time.Time{},
+		told: map[string]bool{}, drained: make(chan struct{}),
+	}
 	b.server = mqtt.New(&mqtt.Options{
 		Capabilities:             caps,
-		ClientNetReadBufferSize:  1024,
+		ClientNetReadBufferSize:  64,
 		ClientNetWriteBufferSize: 1024,
-		InlineClient:             true,
 		SysTopicResendInterval:   math.MaxInt32,
 		// mochi logs whole packets, payloads included; what matters is logged here.
 		Logger: slog.New(slog.DiscardHandler),
@@ -128,59 +141,97 @@ func New(o Options) (*Broker, error) {
 	cfg.MinVersion = tls.VersionTLS13
 	cfg.ClientAuth = tls.RequireAndVerifyClientCert
 	cfg.SessionTicketsDisabled = true // a resumed session skips the client's signature
-	if err := b.server.AddListener(newListener(o.Listener, cfg, o.Log)); err != nil {
+	cfg.GetConfigForClient = nil
+	b.listener = newListener(o.Listener, cfg, o.Log, b.left)
+	if err := b.server.AddListener(b.listener); err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
 	return b, nil
 }
 
-// Run serves until ctx ends, then disconnects every device.
+// Run serves until ctx ends. Then it lets nothing more in, waits a little for
+// the acknowledgement of what it let in, and disconnects every device; whoever
+// takes messages should stop after it.
 func (b *Broker) Run(ctx context.Context) error {
-	if err := b.server.Serve(); err != nil {
-		return fmt.Errorf("serve MQTT: %w", err)
-	}
+	// Not Serve: its event loop looks after sessions, wills and retained
+	// messages that we refuse, and walks all clients twice a second for it.
+	b.server.Listeners.ServeAll(b.server.EstablishConnection)
 	<-ctx.Done()
+	b.drain()
 	if err := b.server.Close(); err != nil {
 		return fmt.Errorf("stop MQTT: %w", err)
 	}
+	b.ready.Wait()
 	return nil
 }
 
-// Send publishes payload to the device on channel, by the door its trust
-// allows. ErrOffline when there is nobody to send to; nil does not mean that
-// the device has it.
+// drain waits until what was let in is acknowledged and the PUBACKs are
+// written, or until drainTime has passed.
+func (b *Broker) drain() {
+	end := time.NewTimer(drainTime)
+	defer end.Stop()
+	b.listener.stop()
+	b.mu.Lock()
+	b.closing = true
+	if b.letIn == 0 {
+		close(b.drained)
+	}
+	b.mu.Unlock()
+	select {
+	case <-b.drained:
+	case <-end.C:
+		b.o.Log.Warn("stopped with messages that were not acknowledged; devices send them again")
+	}
+	b.mu.Lock()
+	open := make([]*session, 0, len(b.conns))
+	for _, s := range b.conns {
+		open = append(open, s)
+	}
+	b.mu.Unlock()
+	for _, s := range open {
+		select {
+		case s.out <- last:
+		default:
+			s.client.Stop(errStopping) // it reads nothing
+		}
+	}
+	for _, s := range open {
+		select {
+		case <-s.written:
+		case <-end.C:
+			return
+		}
+	}
+}
+
+var errStopping = errors.New("the service stops")
+
+// Send writes payload to the device on channel, by the door its trust allows.
+// ErrOffline when it is not there, does not listen or reads too slowly; nil
+// does not mean that the device has it.
 func (b *Broker) Send(device fleet.DeviceID, channel wire.Channel, payload []byte) error {
 	s := b.session(string(device))
 	if s == nil {
 		return ErrOffline
 	}
 	q := !open(s.Trust())
-	topic := wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: q, Channel: channel}
-	filter := wire.Down(s.id.Tenant, s.id.Device, q)
-	if _, ok := s.client.State.Subscriptions.Get(filter); !ok {
+	if _, ok := s.client.State.Subscriptions.Get(wire.Down(s.id.Tenant, s.id.Device, q)); !ok {
 		return ErrOffline
 	}
-	if err := b.server.Publish(topic.String(), payload, false, 1); err != nil {
-		return fmt.Errorf("send to %s: %w", device, err)
-	}
-	return nil
+	return s.send(wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: q, Channel: channel}, payload)
 }
 
-// Verdict sets what the device's connection may do and tells it so on the q
-// door, where it listens from the start.
-func (b *Broker) Verdict(device fleet.DeviceID, trust fleet.Trust, payload []byte) error {
+// Verdict sets what one connection of the device may do and tells it so on the
+// q door, where it listens from the start. The connection is named by its
+// exporter: evidence speaks for the connection that it came by and for no
+// other, so ErrOffline when another one has taken its place.
+func (b *Broker) Verdict(device fleet.DeviceID, exporter []byte, trust fleet.Trust, payload []byte) error {
 	s := b.session(string(device))
-	if s == nil {
+	if s == nil || string(s.exporter) != string(exporter) {
 		return ErrOffline
 	}
-	s.mu.Lock()
-	s.trust = trust
-	s.mu.Unlock()
-	topic := wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: true, Channel: wire.DownChallenge}
-	if err := b.server.Publish(topic.String(), payload, false, 1); err != nil {
-		return fmt.Errorf("send verdict to %s: %w", device, err)
-	}
-	return nil
+	s.setTrust(trust)
+	return s.send(wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: true, Channel: wire.DownChallenge}, payload)
 }
 
 // Disconnect ends the device's connection.
@@ -191,7 +242,8 @@ func (b *Broker) Disconnect(device fleet.DeviceID, why string) {
 	}
 }
 
-// Connected lists the devices that are connected, with their trust.
+// Connected lists the devices that are connected, with what their connection
+// has earned.
 func (b *Broker) Connected() map[fleet.DeviceID]fleet.Trust {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -216,58 +268,96 @@ func (b *Broker) of(cl *mqtt.Client) *session {
 	return nil
 }
 
-// Trust is what the connection's evidence has earned.
-func (s *session) Trust() fleet.Trust {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.trust
-}
-
-func open(t fleet.Trust) bool { return t == fleet.Attested || t == fleet.Degraded }
-
-// begin counts a message in; false when nothing of this connection may be
-// acknowledged any more.
-func (s *session) begin() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.dead || s.waiting >= ackQueue {
+// join adds a session; the one before it of the same device ends. It is false
+// when the broker stops.
+func (b *Broker) join(s *session) bool {
+	b.mu.Lock()
+	if b.closing {
+		b.mu.Unlock()
 		return false
 	}
-	s.waiting++
+	old := b.sessions[s.id.Device]
+	b.sessions[s.id.Device], b.conns[s.client.Net.Conn] = s, s
+	b.mu.Unlock()
+	if old != nil {
+		b.o.Log.Info("connection taken over", slog.String("device", s.id.Device))
+		old.client.Stop(errors.New("taken over by a newer connection"))
+	}
 	return true
 }
 
-// end writes the PUBACK, or closes the connection without one.
-func (s *session) end(packet uint16, err error) {
-	s.mu.Lock()
-	if err != nil {
-		s.dead = true
-	}
-	dead := s.dead
-	s.mu.Unlock()
-	if dead {
-		s.client.Stop(fmt.Errorf("message was not stored: %w", err))
+// left forgets the session of a connection, however it ended.
+func (b *Broker) left(conn net.Conn) {
+	b.mu.Lock()
+	s := b.conns[conn]
+	if s == nil {
+		b.mu.Unlock()
 		return
 	}
-	s.acks <- packet // never blocks: begin lets no more than ackQueue in
+	delete(b.conns, conn)
+	if b.sessions[s.id.Device] == s {
+		delete(b.sessions, s.id.Device)
+	}
+	b.mu.Unlock()
+	close(s.gone)
+	b.tell(s.id.Device)
 }
 
-// acknowledge writes PUBACKs, apart from the committer: a device that reads
-// slowly delays only itself.
-func (s *session) acknowledge() {
-	for {
-		select {
-		case <-s.gone:
-			return
-		case id := <-s.acks:
-			s.mu.Lock()
-			s.waiting--
-			s.mu.Unlock()
-			err := s.client.WritePacket(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: id})
-			if err != nil {
-				s.client.Stop(err)
-				return
-			}
-		}
+// tell passes on whether the device is there. What is told is looked up while
+// nobody else tells, so the last word is the truth in whatever order
+// connections begin and end.
+func (b *Broker) tell(device string) {
+	b.presence.Lock()
+	defer b.presence.Unlock()
+	s := b.session(device)
+	// One that is taking over and not yet established keeps what was told.
+	online := s != nil && (s.established.Load() || b.told[device])
+	if online == b.told[device] {
+		return
+	}
+	if online {
+		b.told[device] = true
+	} else {
+		delete(b.told, device)
+	}
+	b.o.Presence(fleet.DeviceID(device), online, time.Now())
+}
+
+// note tells of a violation, unless one of this device was told a moment ago.
+func (b *Broker) note(device, what string) {
+	now := time.Now()
+	b.mu.Lock()
+	if last, ok := b.noted[device]; ok && now.Sub(last) < noteEvery {
+		b.mu.Unlock()
+		return
+	}
+	if len(b.noted) >= 4096 {
+		clear(b.noted) // some are told twice, the memory is bounded
+	}
+	b.noted[device] = now
+	b.mu.Unlock()
+	b.o.Log.Warn("device tried what it may not", slog.String("device", device), slog.String("what", what))
+	b.o.Violation(device, what)
+}
+
+// begin counts a message in; false when the broker stops.
+func (b *Broker) begin() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closing {
+		return false
+	}
+	b.letIn++
+	return true
+}
+
+func (b *Broker) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.letIn--
+	if b.closing && b.letIn == 0 {
+		close(b.drained)
 	}
 }
+
+func open(t fleet.Trust) bool { return t == fleet.Attested || t == fleet.Degraded }

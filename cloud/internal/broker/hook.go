@@ -18,8 +18,8 @@ import (
 )
 
 // hook is the only place where mochi asks us. OnPublish returns nothing but
-// nil or ErrRejectPacket: any other error is acknowledged as success, and a
-// wrapped packets.Code panics the process.
+// ErrRejectPacket: any other error is acknowledged as success, and a wrapped
+// packets.Code panics the process.
 type hook struct {
 	mqtt.HookBase
 	b *Broker
@@ -31,7 +31,7 @@ func (h *hook) ID() string { return "tillward" }
 // Provides implements mqtt.Hook.
 func (h *hook) Provides(b byte) bool {
 	return bytes.Contains([]byte{
-		mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished, mqtt.OnSubscribed, mqtt.OnPublish, mqtt.OnDisconnect,
+		mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished, mqtt.OnSubscribed, mqtt.OnPublish,
 	}, []byte{b})
 }
 
@@ -74,7 +74,7 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) (ok bool
 	state := conn.ConnectionState()
 	id, err := identity.FromTLS(state)
 	if err == nil && cl.ID != id.Device {
-		h.b.o.Violation(id.Device, fmt.Sprintf("client id %.40q is not that of the certificate", cl.ID))
+		h.b.note(id.Device, fmt.Sprintf("client id %.40q is not that of the certificate", cl.ID))
 		err = errors.New("client id differs from the certificate")
 	}
 	var exporter []byte
@@ -90,18 +90,11 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) (ok bool
 		h.b.o.Log.Warn("device refused", slog.String("device", id.Device), slog.String("remote", cl.Net.Remote), slog.Any("err", err))
 		return false
 	}
-	s := &session{
-		id: id, client: cl, exporter: exporter, acks: make(chan uint16, ackQueue), gone: make(chan struct{}), trust: fleet.Pending,
+	s := newSession(id, cl, exporter)
+	if !h.b.join(s) {
+		return false
 	}
-	h.b.mu.Lock()
-	old := h.b.sessions[id.Device]
-	h.b.sessions[id.Device] = s
-	h.b.mu.Unlock()
-	if old != nil {
-		close(old.gone)
-		old.client.Stop(packets.ErrSessionTakenOver)
-	}
-	go s.acknowledge()
+	go s.write() // until left closes s.gone
 	return true
 }
 
@@ -109,57 +102,31 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) (ok bool
 func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	defer h.guard(cl, "established")
 	if s := h.b.of(cl); s != nil {
-		h.b.o.Presence(fleet.DeviceID(s.id.Device), true, time.Now())
+		s.established.Store(true)
+		h.b.tell(s.id.Device)
 	}
 }
 
-// OnDisconnect implements mqtt.Hook. It also runs for a connection that was
-// taken over, whose device is still there.
-func (h *hook) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
-	defer h.guard(cl, "disconnect")
-	h.b.mu.Lock()
-	s := h.b.sessions[cl.ID]
-	last := s != nil && s.client == cl
-	if last {
-		delete(h.b.sessions, cl.ID)
-	}
-	h.b.mu.Unlock()
-	if !last {
-		return
-	}
-	close(s.gone)
-	h.b.o.Presence(fleet.DeviceID(s.id.Device), false, time.Now())
-}
-
-// OnACLCheck is the topic table: write for PUBLISH, else SUBSCRIBE and the
-// delivery of a down message.
+// OnACLCheck is the topic table. A refused PUBLISH ends the connection (mochi
+// does it), a refused SUBSCRIBE is told to the device, a few times.
 func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) (ok bool) {
 	defer h.guard(cl, "access")
 	s := h.b.of(cl)
 	if s == nil {
 		return false
 	}
-	ok = s.may(topic, write)
-	if !ok {
-		verb := "subscribe to"
-		if write {
-			verb = "publish on"
-		}
-		h.b.o.Violation(s.id.Device, fmt.Sprintf("may not %s %.128q while %s", verb, topic, s.Trust()))
+	if s.may(topic, write) {
+		return true
 	}
-	return ok
-}
-
-func (s *session) may(topic string, write bool) bool {
-	if !write {
-		for _, q := range []bool{true, false} {
-			if topic == wire.Down(s.id.Tenant, s.id.Device, q) {
-				return q || open(s.Trust())
-			}
-		}
+	verb := "subscribe to"
+	if write {
+		verb = "publish on"
 	}
-	t, err := wire.ParseTopic(topic)
-	return err == nil && t.Tenant == s.id.Tenant && t.Device == s.id.Device && t.Channel.Up() == write && (t.Quarantine || open(s.Trust()))
+	h.b.note(s.id.Device, fmt.Sprintf("may not %s %.128q while %s", verb, topic, s.Trust()))
+	if s.violation() {
+		cl.Stop(errors.New("too many refusals"))
+	}
+	return false
 }
 
 // OnSubscribed tells that a device listens on the open door.
@@ -171,17 +138,33 @@ func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
 	}
 	for i, f := range pk.Filters {
 		if i < len(codes) && codes[i] < packets.ErrUnspecifiedError.Code && f.Filter == wire.Down(s.id.Tenant, s.id.Device, false) {
-			go h.b.o.Ready(fleet.DeviceID(s.id.Device))
+			h.ready(s)
+			return
 		}
 	}
+}
+
+// ready calls Ready apart from the reader, one call at a time however often
+// the device subscribes.
+func (h *hook) ready(s *session) {
+	if s.subscribed.Add(1) > 1 {
+		return
+	}
+	h.b.ready.Go(func() {
+		defer h.guard(s.client, "ready")
+		for {
+			n := s.subscribed.Load()
+			h.b.o.Ready(fleet.DeviceID(s.id.Device))
+			if s.subscribed.CompareAndSwap(n, 0) {
+				return
+			}
+		}
+	})
 }
 
 // OnPublish hands an up message to the committer and keeps mochi from
 // acknowledging it; the PUBACK follows the commit.
 func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, err error) {
-	if cl.Net.Inline {
-		return pk, nil // a down message of ours
-	}
 	err = packets.ErrRejectPacket
 	defer h.guard(cl, "publish")
 	s := h.b.of(cl)
@@ -189,33 +172,49 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 		cl.Stop(errors.New("no session"))
 		return pk, err
 	}
-	refuse := func(what string) (packets.Packet, error) {
-		h.b.o.Violation(s.id.Device, what)
+	topic, perr := wire.ParseTopic(pk.TopicName)
+	var what string
+	switch {
+	case pk.FixedHeader.Qos != 1:
+		what = fmt.Sprintf("published with QoS %d, the contract has only 1", pk.FixedHeader.Qos)
+	case pk.FixedHeader.Retain:
+		what = "published a retained message"
+	case len(pk.Payload) > wire.MaxMessage:
+		what = fmt.Sprintf("published %d bytes, at most %d", len(pk.Payload), wire.MaxMessage)
+	case perr != nil || !topic.Channel.Up():
+		what = "published on an unknown topic"
+	}
+	if what != "" {
+		h.b.note(s.id.Device, what)
 		cl.Stop(errors.New(what))
 		return pk, err
 	}
-	switch {
-	case pk.FixedHeader.Qos != 1:
-		return refuse(fmt.Sprintf("published with QoS %d, the contract has only 1", pk.FixedHeader.Qos))
-	case pk.FixedHeader.Retain:
-		return refuse("published a retained message")
-	case len(pk.Payload) > wire.MaxMessage:
-		return refuse(fmt.Sprintf("published %d bytes, at most %d", len(pk.Payload), wire.MaxMessage))
-	}
-	topic, perr := wire.ParseTopic(pk.TopicName)
-	if perr != nil {
-		return refuse("published on an unknown topic")
+	if !h.b.begin() {
+		return pk, err // the broker stops; not acknowledged, so the device sends it again
 	}
 	if !s.begin() {
+		h.b.end()
 		cl.Stop(errors.New("too many messages without acknowledgement"))
 		return pk, err
 	}
 	packet := pk.PacketID
-	ok := h.b.o.Submit(Message{
-		Identity: s.id, Topic: topic, Payload: pk.Payload, Exporter: s.exporter, Ack: func(err error) { s.end(packet, err) },
-	})
-	if !ok {
-		s.end(packet, errors.New("the service is full"))
+	done := func(err error) {
+		s.end(packet, err)
+		h.b.end()
+	}
+	if !h.submit(Message{Identity: s.id, Topic: topic, Payload: pk.Payload, Exporter: s.exporter, Ack: done}) {
+		done(errors.New("the service is full"))
 	}
 	return pk, err
+}
+
+// submit turns a panic into a refusal, so that the message is still ended.
+func (h *hook) submit(m Message) (ok bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			h.b.o.Log.Error("panic in broker", slog.String("where", "submit"), slog.String("device", m.Identity.Device), slog.Any("panic", r))
+			ok = false
+		}
+	}()
+	return h.b.o.Submit(m)
 }
