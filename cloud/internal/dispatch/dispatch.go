@@ -1,0 +1,243 @@
+// Package dispatch brings commands to devices: checks them, writes them down
+// with who asked, signs them, hands them to the broker, and lets them expire.
+//
+// It promises that a command is in the table and in the audit trail before a
+// byte of it is signed, and that what a device could not be told waits until
+// it is back, or ends as EXPIRED. That a command runs at most once is the
+// device's promise: what is sent again here is answered there.
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/wire"
+)
+
+// Limits of a command's life.
+const (
+	DefaultLife = time.Hour
+	maxLife     = 7 * 24 * time.Hour
+)
+
+// Store keeps commands; cloud/internal/store fits.
+type Store interface {
+	AddCommand(ctx context.Context, c fleet.Command, ev fleet.AuditEvent) (fleet.Command, error)
+	OpenCommands(ctx context.Context, device fleet.DeviceID, now time.Time) ([]fleet.Command, error)
+	MarkSent(ctx context.Context, id fleet.CommandID) error
+	ExpireCommands(ctx context.Context, now time.Time) ([]fleet.Command, error)
+}
+
+// Signer signs orders; provisioning/trust.OrderSigner fits.
+type Signer interface {
+	SignOrder(kind string, payload []byte) (keyID string, signature []byte, err error)
+}
+
+// Sender reaches devices; cloud/internal/broker fits.
+type Sender interface {
+	Send(device fleet.DeviceID, channel wire.Channel, payload []byte) error
+}
+
+// Options of a Dispatch.
+type Options struct {
+	Store   Store
+	Signer  Signer
+	Sender  Sender
+	Changed func(c fleet.Command)
+	Log     *slog.Logger
+}
+
+// Dispatch sends commands.
+type Dispatch struct{ o Options }
+
+// New returns a Dispatch; Run lets commands expire.
+func New(o Options) *Dispatch { return &Dispatch{o} }
+
+// Request is what an operator asks of one device.
+type Request struct {
+	Device fleet.DeviceID
+	Tenant fleet.TenantID
+	Verb   string
+	Args   map[string]string
+	By     string
+	Reason string
+	Life   time.Duration // 0: DefaultLife
+}
+
+// arguments says what each verb takes, and checks a value.
+var arguments = map[string]map[string]func(string) error{
+	"identify":     {},
+	"reboot":       {},
+	"collect-logs": {"lines": number(1, 2000)},
+	"print-test":   {"peripheral": text(wire.MaxName)},
+	"set-config": {
+		"label": text(64), "poll_s": number(5, 3600), "telemetry_s": number(1, 3600), "log_level": oneOf("debug", "info", "warn", "error"),
+	},
+}
+
+func number(low, high int) func(string) error {
+	return func(s string) error {
+		if n, err := strconv.Atoi(s); err != nil || n < low || n > high {
+			return fmt.Errorf("must be a whole number from %d to %d", low, high)
+		}
+		return nil
+	}
+}
+
+func text(limit int) func(string) error {
+	return func(s string) error {
+		if len(s) > limit || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
+			return fmt.Errorf("must be at most %d printable characters", limit)
+		}
+		return nil
+	}
+}
+
+func oneOf(words ...string) func(string) error {
+	return func(s string) error {
+		if !slices.Contains(words, s) {
+			return fmt.Errorf("must be one of %s", strings.Join(words, ", "))
+		}
+		return nil
+	}
+}
+
+// check returns fleet.ErrInvalid with what to write instead.
+func (r *Request) check() error {
+	known, ok := arguments[r.Verb]
+	if !ok {
+		return fmt.Errorf("verb %.40q: use one of %s: %w", r.Verb, strings.Join(fleet.Verbs(), ", "), fleet.ErrInvalid)
+	}
+	for k, v := range r.Args {
+		f, ok := known[k]
+		if !ok {
+			names := slices.Sorted(func(yield func(string) bool) {
+				for n := range known {
+					if !yield(n) {
+						return
+					}
+				}
+			})
+			return fmt.Errorf("%s has no argument %.40q; it takes: %s: %w", r.Verb, k, orNone(strings.Join(names, ", ")), fleet.ErrInvalid)
+		}
+		if err := f(v); err != nil {
+			return fmt.Errorf("%s: argument %s %w: %w", r.Verb, k, err, fleet.ErrInvalid)
+		}
+	}
+	if r.Verb == "set-config" && len(r.Args) == 0 {
+		return fmt.Errorf("set-config needs at least one of label, poll_s, telemetry_s, log_level: %w", fleet.ErrInvalid)
+	}
+	if len(r.Reason) > wire.MaxText {
+		return fmt.Errorf("reason has more than %d characters: %w", wire.MaxText, fleet.ErrInvalid)
+	}
+	if r.Life == 0 {
+		r.Life = DefaultLife
+	}
+	if r.Life < time.Second || r.Life > maxLife {
+		return fmt.Errorf("a command may live from 1s to %s, not %s: %w", maxLife, r.Life, fleet.ErrInvalid)
+	}
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// Send records a command and sends it if its device can be reached.
+func (d *Dispatch) Send(ctx context.Context, r Request) (fleet.Command, error) {
+	if err := r.check(); err != nil {
+		return fleet.Command{}, err
+	}
+	now := time.Now()
+	c, err := d.o.Store.AddCommand(ctx, fleet.Command{
+		Device: r.Device, Tenant: r.Tenant, Verb: r.Verb, Args: r.Args, By: r.By, Reason: r.Reason,
+		IssuedAt: now, NotAfter: now.Add(r.Life), State: fleet.CommandQueued,
+	}, fleet.AuditEvent{
+		At: now, Kind: "command.issued", Severity: "info", Actor: r.By, Subject: string(r.Device), Detail: map[string]string{"verb": r.Verb, "reason": r.Reason},
+	})
+	if err != nil {
+		return fleet.Command{}, err
+	}
+	if d.hand(ctx, c) {
+		c.State = fleet.CommandSent
+	}
+	d.o.Changed(c)
+	return c, nil
+}
+
+// Deliver sends a device all its open commands, in order; those that were sent
+// before, too, since nobody knows whether they arrived.
+func (d *Dispatch) Deliver(ctx context.Context, device fleet.DeviceID) error {
+	open, err := d.o.Store.OpenCommands(ctx, device, time.Now())
+	if err != nil {
+		return fmt.Errorf("open commands of %s: %w", device, err)
+	}
+	for _, c := range open {
+		if !d.hand(ctx, c) {
+			return nil // gone again
+		}
+	}
+	return nil
+}
+
+// hand signs a command and gives it to the broker; false when it has to wait.
+func (d *Dispatch) hand(ctx context.Context, c fleet.Command) bool {
+	payload, err := Order(d.o.Signer, wire.OrderCommand, &wire.CommandOrder{
+		V: wire.Version, ID: string(c.ID), Tenant: string(c.Tenant), Device: string(c.Device), Counter: c.Counter,
+		IssuedAt: c.IssuedAt.UnixMilli(), NotAfter: c.NotAfter.UnixMilli(), Verb: c.Verb, Args: c.Args, By: c.By, Reason: c.Reason,
+	})
+	if err == nil {
+		err = d.o.Sender.Send(c.Device, wire.DownCommand, payload)
+	}
+	if err == nil {
+		err = d.o.Store.MarkSent(ctx, c.ID)
+	}
+	if err != nil {
+		d.o.Log.Info("command waits", slog.String("command", string(c.ID)), slog.String("device", string(c.Device)), slog.Any("err", err))
+		return false
+	}
+	return true
+}
+
+// Order encodes m, signs it and encodes the signed order.
+func Order(s Signer, kind string, m wire.Message) ([]byte, error) {
+	payload, err := wire.Encode(m)
+	if err != nil {
+		return nil, err
+	}
+	key, sig, err := s.SignOrder(kind, payload)
+	if err != nil {
+		return nil, err
+	}
+	return wire.Encode(&wire.Order{Kind: kind, Payload: payload, KeyID: key, Signature: sig})
+}
+
+// Run lets commands expire until ctx ends.
+func (d *Dispatch) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			expired, err := d.o.Store.ExpireCommands(ctx, now)
+			if err != nil && !errors.Is(err, context.Canceled) {
+				d.o.Log.Error("expire commands", slog.Any("err", err))
+			}
+			for _, c := range expired {
+				d.o.Changed(c)
+			}
+		}
+	}
+}
