@@ -60,7 +60,32 @@ func (t *TPM) Endorsement(ctx context.Context) (public, certificate []byte, chai
 			return nil, nil, nil, err
 		}
 	}
+	if err := pad(pub); err != nil {
+		return nil, nil, nil, err
+	}
 	return tpm2.Marshal(*pub), certificate, chain, nil
+}
+
+// pad brings the coordinates of a P-256 EK to 32 bytes each. Some TPMs strip
+// leading zeros, and the device id is a hash over these bytes.
+func pad(pub *tpm2.TPMTPublic) error {
+	if pub.Type != tpm2.TPMAlgECC {
+		return nil
+	}
+	p, err := pub.Unique.ECC()
+	if err != nil {
+		return fmt.Errorf("endorsement key: %w", err)
+	}
+	var x, y [32]byte
+	if len(p.X.Buffer) > len(x) || len(p.Y.Buffer) > len(y) {
+		return errors.New("endorsement key: coordinate longer than 32 bytes")
+	}
+	copy(x[len(x)-len(p.X.Buffer):], p.X.Buffer)
+	copy(y[len(y)-len(p.Y.Buffer):], p.Y.Buffer)
+	pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+		X: tpm2.TPM2BECCParameter{Buffer: x[:]}, Y: tpm2.TPM2BECCParameter{Buffer: y[:]},
+	})
+	return nil
 }
 
 // endorsementCert picks the EK template by the certificate that is in NV.

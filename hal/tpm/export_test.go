@@ -1,6 +1,44 @@
 package tpm
 
-import "github.com/google/go-tpm/tpm2"
+import (
+	"fmt"
+	"os"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// Raw returns the transport below t, for what only a test does to a TPM.
+func Raw(t *TPM) transport.TPM { return t.dev }
+
+// Break makes the next read on the descriptor fail, as a hung-up TPM does.
+func Break(t *TPM) { _ = t.dev.rw.Close() }
+
+// Dial opens the transport alone.
+func Dial(path string) (transport.TPMCloser, error) { return dial(path) }
+
+// Blocking reports whether path is opened in blocking mode.
+func Blocking(path string, flags func(fd uintptr) bool) (bool, error) {
+	d, err := dial(path)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	f, ok := d.rw.(*os.File)
+	if !ok {
+		return false, fmt.Errorf("%T is not a file", d.rw)
+	}
+	c, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var is bool
+	err = c.Control(func(fd uintptr) { is = flags(fd) })
+	return is, err
+}
+
+// Pad is what Endorsement does to a public area.
+func Pad(pub *tpm2.TPMTPublic) error { return pad(pub) }
 
 // Litter leaves a transient object and a session behind, as a killed agent does.
 func Litter(t *TPM) error {

@@ -17,6 +17,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -25,6 +26,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 
@@ -101,7 +103,7 @@ func (t *TPM) Keys(ctx context.Context) (ak, ldevid []byte, err error) {
 
 func (t *TPM) ensure() error {
 	if t.ak == nil {
-		h, pub, err := t.persistent(handleAK, func() (*tpm2.CreatePrimaryResponse, error) {
+		h, pub, err := t.persistent(handleAK, &akTemplate, func() (*tpm2.CreatePrimaryResponse, error) {
 			return tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(akTemplate)}.Execute(t.dev)
 		})
 		if err != nil {
@@ -120,12 +122,12 @@ func (t *TPM) ensure() error {
 }
 
 // persistent returns the object at handle; when nothing is there it persists
-// what make returns.
-func (t *TPM) persistent(handle tpm2.TPMHandle, make func() (*tpm2.CreatePrimaryResponse, error)) (*tpm2.NamedHandle, []byte, error) {
-	if h, pub, err := t.read(handle); err == nil || !errors.Is(err, tpm2.TPMRCHandle) {
+// what create returns.
+func (t *TPM) persistent(handle tpm2.TPMHandle, tmpl *tpm2.TPMTPublic, create func() (*tpm2.CreatePrimaryResponse, error)) (*tpm2.NamedHandle, []byte, error) {
+	if h, pub, err := t.find(handle, tmpl); err == nil || !errors.Is(err, tpm2.TPMRCHandle) {
 		return h, pub, err
 	}
-	made, err := make()
+	made, err := create()
 	if err != nil {
 		return nil, nil, fmt.Errorf("create: %w", err)
 	}
@@ -147,10 +149,10 @@ func (t *TPM) persist(object tpm2.TPMHandle, name tpm2.TPM2BName, handle tpm2.TP
 
 // ensureLDevID finds or makes the LDevID key below the storage root key.
 func (t *TPM) ensureLDevID() (*tpm2.NamedHandle, []byte, error) {
-	if h, pub, err := t.read(handleLDevID); err == nil || !errors.Is(err, tpm2.TPMRCHandle) {
+	if h, pub, err := t.find(handleLDevID, &ldevidTemplate); err == nil || !errors.Is(err, tpm2.TPMRCHandle) {
 		return h, pub, err
 	}
-	srk, _, err := t.persistent(handleSRK, func() (*tpm2.CreatePrimaryResponse, error) {
+	srk, _, err := t.persistent(handleSRK, nil, func() (*tpm2.CreatePrimaryResponse, error) {
 		tmpl := tpm2.ECCSRKTemplate
 		tmpl.ObjectAttributes.NoDA = true
 		return tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tmpl)}.Execute(t.dev)
@@ -169,6 +171,24 @@ func (t *TPM) ensureLDevID() (*tpm2.NamedHandle, []byte, error) {
 	}
 	defer t.flush(loaded.ObjectHandle)
 	return t.persist(loaded.ObjectHandle, loaded.Name, handleLDevID)
+}
+
+// find returns the object at handle, which must be of our making: other
+// software may have put its own key there.
+func (t *TPM) find(handle tpm2.TPMHandle, tmpl *tpm2.TPMTPublic) (*tpm2.NamedHandle, []byte, error) {
+	h, public, err := t.read(handle)
+	if err != nil || tmpl == nil {
+		return h, public, err
+	}
+	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
+	if err != nil {
+		return nil, nil, fmt.Errorf("public area of %#x: %w", uint32(handle), err)
+	}
+	pub.Unique = tmpl.Unique
+	if !bytes.Equal(tpm2.Marshal(*pub), tpm2.Marshal(*tmpl)) {
+		return nil, nil, fmt.Errorf("handle %#x holds a key of other software: move it, or remove it with tpm2_evictcontrol -c %#x", uint32(handle), uint32(handle))
+	}
+	return h, public, nil
 }
 
 // read returns handle's name and public area.
@@ -241,7 +261,7 @@ func (t *TPM) Quote(ctx context.Context, extra []byte) (attest, signature []byte
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		if same(before, after) {
+		if slices.EqualFunc(before, after, bytes.Equal) {
 			return rsp.Quoted.Bytes(), tpm2.Marshal(rsp.Signature), after, nil
 		}
 	}
@@ -268,18 +288,6 @@ func (t *TPM) pcrs() ([][]byte, error) {
 		}
 	}
 	return out[:quotedPCRs], nil
-}
-
-func same(a, b [][]byte) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if string(a[i]) != string(b[i]) {
-			return false
-		}
-	}
-	return true
 }
 
 // Signer returns the LDevID key for TLS; each signature is one TPM command.

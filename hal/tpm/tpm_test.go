@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -15,13 +19,16 @@ import (
 )
 
 // start returns a farm's TPM, stopped with the test.
-func start(t *testing.T) *tpmfarm.TPM {
+func start(t *testing.T) *tpmfarm.TPM { return startKind(t, false) }
+
+func startKind(t *testing.T, rsa bool) *tpmfarm.TPM {
 	t.Helper()
 	farm, err := tpmfarm.Open(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(farm.Close)
+	farm.RSA = rsa
 	chip, err := farm.Start(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -40,25 +47,229 @@ func open(t *testing.T, chip *tpmfarm.TPM) *tpm.TPM {
 }
 
 func TestEndorsementMatchesItsCertificate(t *testing.T) {
+	for name, rsa := range map[string]bool{"P-256": false, "RSA-2048": true} {
+		t.Run(name, func(t *testing.T) {
+			dev := open(t, startKind(t, rsa))
+			pub, der, _, err := dev.Endorsement(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert, err := x509.ParseCertificate(der)
+			if err != nil {
+				t.Fatal(err)
+			}
+			area, err := tpm2.Unmarshal[tpm2.TPMTPublic](pub)
+			if err != nil {
+				t.Fatal(err)
+			}
+			key, err := tpm2.Pub(*area)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !got.Equal(cert.PublicKey) {
+				t.Errorf("EK %v is not the certificate's %v", key, cert.PublicKey)
+			}
+			if got, err := activate(t, dev, pub); err != nil || string(got) != "secret" {
+				t.Errorf("activated %q and %v, want the secret", got, err)
+			}
+		})
+	}
+}
+
+// activate makes a credential for dev as the fleet service does, and opens it.
+func activate(t *testing.T, dev *tpm.TPM, ek []byte) ([]byte, error) {
+	t.Helper()
+	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kem, err := tpm2.ImportEncapsulationKey(area)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ak, _, err := dev.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	akArea, err := tpm2.Unmarshal[tpm2.TPMTPublic](ak)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := tpm2.ObjectName(akArea)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, secret, err := tpm2.CreateCredential(rand.Reader, kem, name.Buffer, []byte("secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dev.Activate(t.Context(), blob, secret)
+}
+
+// Power cuts are daily business at a till; with keys that count as a
+// dictionary attack swtpm would lock at the third.
+func TestPowerCutsAreNoAttack(t *testing.T) {
+	chip := start(t)
+	for range 5 {
+		dev := open(t, chip)
+		ek, _, _, err := dev.Endorsement(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := activate(t, dev, ek); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := dev.Certify(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, _, err := dev.Quote(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		key, err := dev.Signer(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := key.Sign(nil, make([]byte, 32), crypto.SHA256); err != nil {
+			t.Fatal(err)
+		}
+		if err := chip.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := attacks(t, open(t, chip)); n != 0 {
+		t.Errorf("the TPM counted %d attacks in 5 power cuts", n)
+	}
+}
+
+// The twin: one use of a key without noDA, one power cut, one attack counted.
+func TestPowerCutWithAnotherKeyIsCounted(t *testing.T) {
+	chip := start(t)
+	dev := open(t, chip)
+	srk, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(tpm.Raw(dev))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := tpm2.AuthHandle{Handle: srk.ObjectHandle, Name: srk.Name, Auth: tpm2.PasswordAuth(nil)}
+	tmpl := tpm2.ECCSRKTemplate
+	tmpl.ObjectAttributes.NoDA = false
+	made, err := tpm2.Create{
+		ParentHandle: parent, InPublic: tpm2.New2B(tmpl),
+		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: []byte("auth")}}},
+	}.Execute(tpm.Raw(dev))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := tpm2.Load{ParentHandle: parent, InPrivate: made.OutPrivate, InPublic: made.OutPublic}.Execute(tpm.Raw(dev))
+	if err != nil {
+		t.Fatal(err)
+	}
+	use := tpm2.AuthHandle{Handle: key.ObjectHandle, Name: key.Name, Auth: tpm2.PasswordAuth([]byte("auth"))}
+	if _, err := (tpm2.Create{ParentHandle: use, InPublic: tpm2.New2B(tmpl)}).Execute(tpm.Raw(dev)); err != nil {
+		t.Fatal(err)
+	}
+	if err := chip.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := attacks(t, open(t, chip)); n != 1 {
+		t.Errorf("the TPM counted %d attacks, want 1", n)
+	}
+}
+
+// attacks is the TPM's dictionary attack counter.
+func attacks(t *testing.T, dev *tpm.TPM) uint32 {
+	t.Helper()
+	rsp, err := tpm2.GetCapability{
+		Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTLockoutCounter), PropertyCount: 1,
+	}.Execute(tpm.Raw(dev))
+	if err != nil {
+		t.Fatal(err)
+	}
+	props, err := rsp.CapabilityData.Data.TPMProperties()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return props.TPMProperty[0].Value
+}
+
+// A quote tells how often the TPM was started, in clear.
+func TestResetCountGrowsWithEachPowerCycle(t *testing.T) {
+	chip := start(t)
+	var last uint32
+	for i := range 3 {
+		dev := open(t, chip)
+		attest, _, _, err := dev.Quote(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := tpm2.Unmarshal[tpm2.TPMSAttest](attest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := a.ClockInfo.ResetCount; i > 0 && n != last+1 {
+			t.Errorf("reset count went from %d to %d", last, n)
+		}
+		last = a.ClockInfo.ResetCount
+		if err := chip.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The attributes that keep a private key in its TPM, read from the TPM.
+func TestPrivateKeysStay(t *testing.T) {
+	ak, ldevid, err := open(t, start(t)).Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, public := range map[string][]byte{"AK": ak, "LDevID": ldevid} {
+		pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := pub.ObjectAttributes
+		if !at.FixedTPM || !at.FixedParent || !at.SensitiveDataOrigin || !at.NoDA || at.Restricted != (name == "AK") {
+			t.Errorf("%s has attributes %+v", name, at)
+		}
+	}
+}
+
+func TestForeignKeyAtOurHandleIsNotUsed(t *testing.T) {
 	dev := open(t, start(t))
-	pub, der, _, err := dev.Endorsement(t.Context())
+	made, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(tpm.Raw(dev))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, err := x509.ParseCertificate(der)
+	_, err = tpm2.EvictControl{
+		Auth: tpm2.TPMRHOwner, ObjectHandle: &tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, PersistentHandle: 0x8100F002,
+	}.Execute(tpm.Raw(dev))
 	if err != nil {
 		t.Fatal(err)
 	}
-	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](pub)
+	if _, _, err := dev.Keys(t.Context()); err == nil || !strings.Contains(err.Error(), "0x8100f002 holds a key of other software") {
+		t.Errorf("got %v, want what is at the handle", err)
+	}
+}
+
+// A command that broke off spoils neither the next one nor the keys.
+func TestBrokenExchangeHeals(t *testing.T) {
+	chip := start(t)
+	dev := open(t, chip)
+	key, err := dev.Signer(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := tpm2.Pub(*area)
-	if err != nil {
+	tpm.Break(dev)
+	if _, err := key.Sign(nil, make([]byte, 32), crypto.SHA256); err == nil {
+		t.Fatal("signed over a closed descriptor")
+	}
+	if _, err := key.Sign(nil, make([]byte, 32), crypto.SHA256); err != nil {
+		t.Errorf("the next signature: %v", err)
+	}
+	if err := dev.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got, ok := key.(*ecdsa.PublicKey); !ok || !got.Equal(cert.PublicKey) {
-		t.Errorf("EK %v is not the certificate's %v", key, cert.PublicKey)
+	if _, err := key.Sign(nil, make([]byte, 32), crypto.SHA256); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: got %v, want os.ErrClosed", err)
 	}
 }
 
@@ -114,8 +325,13 @@ func TestOpenTidiesUpAfterAKilledAgent(t *testing.T) {
 		}
 		_ = dev.Close() // the kernel does this for a killed process
 	}
-	if _, err := open(t, chip).Activate(t.Context(), nil, nil); err == nil {
-		t.Error("an empty credential was activated")
+	dev := open(t, chip)
+	ek, _, _, err := dev.Endorsement(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := activate(t, dev, ek); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -150,7 +366,10 @@ func TestQuoteCoversTheRegisters(t *testing.T) {
 }
 
 func TestOpenSaysWhatToDo(t *testing.T) {
-	if _, err := tpm.Open(t.TempDir()); err == nil {
-		t.Error("opened a folder as a TPM")
+	if _, err := tpm.Open(t.TempDir()); err == nil || !strings.Contains(err.Error(), "write unix:") {
+		t.Errorf("a folder: got %v, want how to write a software TPM", err)
+	}
+	if _, err := tpm.Open("unix:" + t.TempDir() + "/s"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a socket that is not there: got %v, want os.ErrNotExist", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -22,32 +23,47 @@ const (
 )
 
 // device is one open TPM: a character device, or a socket that speaks raw TPM
-// commands as swtpm does.
+// commands as swtpm does. After an exchange that broke off, the next one opens
+// it anew: a late response must never answer another command.
 type device struct {
-	rw io.ReadWriteCloser
+	path   string
+	rw     io.ReadWriteCloser // nil when it must be opened anew
+	closed bool
 }
 
 // dial opens path: /dev/tpmrm0, or unix:PATH.
 func dial(path string) (*device, error) {
-	if sock, ok := strings.CutPrefix(path, "unix:"); ok {
+	d := &device{path: path}
+	if err := d.open(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *device) open() error {
+	if sock, ok := strings.CutPrefix(d.path, "unix:"); ok {
 		c, err := net.DialTimeout("unix", sock, 5*time.Second)
 		if err != nil {
-			return nil, fmt.Errorf("open software TPM: %w", err)
+			return fmt.Errorf("open software TPM: %w", err)
 		}
-		return &device{rw: c}, nil
+		d.rw = c
+		return nil
 	}
-	fi, err := os.Stat(path)
+	fi, err := os.Stat(d.path)
 	if err != nil {
-		return nil, fmt.Errorf("open TPM: %w", err)
+		return fmt.Errorf("open TPM: %w", err)
 	}
-	if fi.Mode()&os.ModeDevice == 0 {
-		return nil, fmt.Errorf("open TPM: %s is not a device; write unix:%s for a software TPM", path, path)
+	if fi.Mode()&os.ModeCharDevice == 0 {
+		return fmt.Errorf("open TPM: %s is not a device; write unix:%s for a software TPM", d.path, d.path)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0) // #nosec G304 -- the configured TPM
+	// Not os.OpenFile: it makes a pollable device non-blocking, and the kernel
+	// then answers a read that comes before the response with nothing at all.
+	fd, err := syscall.Open(d.path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open TPM: %w", err)
+		return fmt.Errorf("open TPM: %w", &os.PathError{Op: "open", Path: d.path, Err: err})
 	}
-	return &device{rw: f}, nil
+	d.rw = os.NewFile(uintptr(fd), d.path)
+	return nil
 }
 
 // Send implements transport.TPM. A TPM that asks for patience (RETRY, YIELDED,
@@ -72,6 +88,23 @@ func (d *device) Send(cmd []byte) ([]byte, error) {
 }
 
 func (d *device) exchange(cmd []byte) ([]byte, error) {
+	if d.closed {
+		return nil, fmt.Errorf("TPM: %w", os.ErrClosed)
+	}
+	if d.rw == nil {
+		if err := d.open(); err != nil {
+			return nil, err
+		}
+	}
+	rsp, err := d.roundTrip(cmd)
+	if err != nil {
+		_ = d.rw.Close()
+		d.rw = nil
+	}
+	return rsp, err
+}
+
+func (d *device) roundTrip(cmd []byte) ([]byte, error) {
 	if c, ok := d.rw.(net.Conn); ok {
 		if err := c.SetDeadline(time.Now().Add(commandTime)); err != nil {
 			return nil, fmt.Errorf("TPM deadline: %w", err)
@@ -90,7 +123,10 @@ func (d *device) exchange(cmd []byte) ([]byte, error) {
 			if size < headerSize || size > len(buf) {
 				return nil, fmt.Errorf("TPM response claims %d bytes", size)
 			}
-			if n >= size {
+			if n > size {
+				return nil, fmt.Errorf("TPM response of %d bytes claims %d", n, size)
+			}
+			if n == size {
 				return buf[:size], nil
 			}
 		}
@@ -100,14 +136,20 @@ func (d *device) exchange(cmd []byte) ([]byte, error) {
 	}
 }
 
-// Close closes the device.
-func (d *device) Close() error { return d.rw.Close() }
+// Close closes the device for good.
+func (d *device) Close() error {
+	d.closed = true
+	if d.rw == nil {
+		return nil
+	}
+	return d.rw.Close()
+}
 
 // tidy flushes what an agent that was killed left behind: a socket has no
 // resource manager, and three forgotten objects fill a TPM.
 func tidy(t transport.TPM) error {
 	var errs []error
-	for _, first := range []uint32{0x02000000, 0x03000000, 0x80000000} { // HMAC and policy sessions, transient objects
+	for _, first := range []uint32{0x02000000, 0x03000000, 0x80000000} { // loaded and saved sessions, transient objects
 		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(t)
 		if err != nil {
 			return fmt.Errorf("list left-over handles: %w", err)

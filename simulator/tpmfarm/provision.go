@@ -9,8 +9,12 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// nvECCCert is where a maker puts the certificate of the P-256 low-range EK.
-const nvECCCert tpm2.TPMHandle = 0x01C0000A
+// Where a maker puts EK certificates of the low range [TCG EK Credential
+// Profile 2.5, 2.2.1.4].
+const (
+	nvRSACert tpm2.TPMHandle = 0x01C00002
+	nvECCCert tpm2.TPMHandle = 0x01C0000A
+)
 
 // conn speaks raw TPM commands over a socket.
 type conn struct{ net.Conn }
@@ -42,7 +46,11 @@ func (f *Farm) provision(socket string) error {
 	}
 	defer c.Close()
 	t := conn{c}
-	ek, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.ECCEKTemplate)}.Execute(t)
+	tmpl, index := tpm2.ECCEKTemplate, nvECCCert
+	if f.RSA {
+		tmpl, index = tpm2.RSAEKTemplate, nvRSACert
+	}
+	ek, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tmpl)}.Execute(t)
 	if err != nil {
 		return fmt.Errorf("create endorsement key: %w", err)
 	}
@@ -53,15 +61,7 @@ func (f *Farm) provision(socket string) error {
 	if err != nil {
 		return err
 	}
-	parms, err := pub.Parameters.ECCDetail()
-	if err != nil {
-		return err
-	}
-	point, err := pub.Unique.ECC()
-	if err != nil {
-		return err
-	}
-	key, err := tpm2.ECDSAPub(parms, point)
+	key, err := tpm2.Pub(*pub)
 	if err != nil {
 		return err
 	}
@@ -69,11 +69,16 @@ func (f *Farm) provision(socket string) error {
 	if err != nil {
 		return fmt.Errorf("issue EK certificate: %w", err)
 	}
-	return nvWrite(t, nvECCCert, der)
+	return nvWrite(t, index, der)
 }
 
 func nvWrite(t conn, index tpm2.TPMHandle, data []byte) error {
 	platform := tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)}
+	if old, err := (tpm2.NVReadPublic{NVIndex: index}).Execute(t); err == nil { // of a run that was killed before its end
+		if _, err := (tpm2.NVUndefineSpace{AuthHandle: platform, NVIndex: tpm2.NamedHandle{Handle: index, Name: old.NVName}}).Execute(t); err != nil {
+			return fmt.Errorf("undefine NV %#x: %w", uint32(index), err)
+		}
+	}
 	_, err := tpm2.NVDefineSpace{AuthHandle: platform, PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
 		NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(data)), // #nosec G115 -- a certificate
 		Attributes: tpm2.TPMANV{
