@@ -5,12 +5,15 @@
 // acknowledges nothing. A message that does not decode is acknowledged, since
 // the device would send it for ever, stored nowhere, and noted in the
 // service's audit trail. A device's audit chain is checked link by link; a
-// break is an alarm, and the evidence is stored all the same.
+// break is an alarm, and what came is stored all the same. What is noted is
+// noted once a minute for each kind and device, so that nobody can fill the
+// trail.
 //
 // It knows no MQTT and no SQL.
 package ingest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,10 +25,12 @@ import (
 )
 
 const (
-	queueLen  = 8192 // messages of all devices waiting for the committer
-	groupLen  = 512  // messages in one transaction
-	linger    = 2 * time.Millisecond
-	noteEvery = time.Minute // refusals of one device in the trail
+	queueLen   = 8192 // messages of all devices waiting for the committer
+	groupLen   = 512  // messages in one transaction
+	linger     = 2 * time.Millisecond
+	noteEvery  = time.Minute // notes of one kind about one device in the trail
+	skewEvery  = 24 * time.Hour
+	maxDevices = 200_000 // remembered; then all is forgotten and read again
 )
 
 // Message is one up message of one device.
@@ -56,8 +61,16 @@ type Options struct {
 type Ingest struct {
 	o     Options
 	queue chan Message
-	heads map[fleet.DeviceID]head      // audit chain as stored
-	noted map[fleet.DeviceID]time.Time // last refusal in the trail
+	heads map[fleet.DeviceID]head // audit chain as stored
+	noted map[note]time.Time      // last entry in the trail
+
+	pending map[note]bool // entries of the group that is being made
+}
+
+// note is one kind of entry about one device.
+type note struct {
+	device fleet.DeviceID
+	kind   string
 }
 
 type head struct {
@@ -68,7 +81,8 @@ type head struct {
 // New returns an Ingest that works when Run is called.
 func New(o Options) *Ingest {
 	return &Ingest{
-		o: o, queue: make(chan Message, queueLen), heads: make(map[fleet.DeviceID]head), noted: make(map[fleet.DeviceID]time.Time),
+		o: o, queue: make(chan Message, queueLen),
+		heads: make(map[fleet.DeviceID]head), noted: make(map[note]time.Time), pending: make(map[note]bool),
 	}
 }
 
@@ -123,32 +137,44 @@ func (i *Ingest) gather(ctx context.Context) ([]Message, bool) {
 // commit decodes, stores and acknowledges a batch. When one message makes the
 // whole transaction impossible, each is tried alone.
 func (i *Ingest) commit(ctx context.Context, batch []Message) error {
-	in := make([]fleet.Intake, len(batch))
+	clear(i.pending)
+	var in []fleet.Intake
+	var kept []Message
 	for n, m := range batch {
-		var err error
-		if in[n], err = i.decode(ctx, m); err != nil {
-			return i.fail(batch, err)
+		one, err := i.decode(ctx, m)
+		switch {
+		case never(err): // not a member any more
+			m.Ack(err)
+			i.o.Log.Warn("message of an unknown device", slog.String("device", string(m.Device)), slog.Any("err", err))
+		case err != nil:
+			return i.fail(append(kept, batch[n:]...), err)
+		default:
+			in, kept = append(in, one), append(kept, m)
 		}
+	}
+	if len(kept) == 0 {
+		return nil
 	}
 	out, err := i.o.Store.Commit(ctx, in)
 	switch {
 	case err == nil:
-		for n, m := range batch {
+		for n, m := range kept {
+			i.told(m, in[n].Service)
 			m.Ack(nil)
 			i.o.Stored(in[n], out[n])
 		}
 		return nil
-	case never(err) && len(batch) == 1:
-		return i.giveUp(ctx, batch[0], err)
+	case never(err) && len(kept) == 1:
+		return i.giveUp(ctx, kept[0], err)
 	case never(err):
 		clear(i.heads)
 		var errs []error
-		for _, m := range batch {
+		for _, m := range kept {
 			errs = append(errs, i.commit(ctx, []Message{m}))
 		}
 		return errors.Join(errs...)
 	}
-	return i.fail(batch, err)
+	return i.fail(kept, err)
 }
 
 // never reports whether trying again is in vain.
@@ -165,6 +191,8 @@ func (i *Ingest) fail(batch []Message, err error) error {
 
 // giveUp acknowledges a message that can never be stored, and notes it.
 func (i *Ingest) giveUp(ctx context.Context, m Message, why error) error {
+	delete(i.heads, m.Device)
+	clear(i.pending)
 	in := fleet.Intake{Device: m.Device, Tenant: m.Tenant, At: m.At, Service: i.refusal(m, why)}
 	if errors.Is(why, fleet.ErrNotFound) {
 		m.Ack(why) // not a member (any more): nothing to note it under, the connection ends
@@ -174,22 +202,40 @@ func (i *Ingest) giveUp(ctx context.Context, m Message, why error) error {
 		m.Ack(err)
 		return err
 	}
+	i.told(m, in.Service)
 	m.Ack(nil)
 	return nil
 }
 
-// refusal is the note of a message that was not understood, at most one a
-// minute for each device; nil when it is too soon.
+// refusal is the note of a message that was not understood.
 func (i *Ingest) refusal(m Message, why error) *fleet.AuditEvent {
-	i.o.Log.Warn("message refused", slog.String("device", string(m.Device)), slog.String("channel", string(m.Channel)), slog.Any("err", why))
-	if last, ok := i.noted[m.Device]; ok && m.At.Sub(last) < noteEvery {
+	return i.note(m, noteEvery, fleet.AuditEvent{
+		Kind: "ingest.refused", Severity: "warn", Detail: map[string]string{"channel": string(m.Channel), "reason": fmt.Sprintf("%.300v", why)},
+	})
+}
+
+// note is an entry for the service's trail; nil when one of its kind about this
+// device was written a moment ago.
+func (i *Ingest) note(m Message, every time.Duration, ev fleet.AuditEvent) *fleet.AuditEvent {
+	k := note{m.Device, ev.Kind}
+	if last, ok := i.noted[k]; i.pending[k] || ok && m.At.Sub(last) < every {
 		return nil
 	}
-	i.noted[m.Device] = m.At
-	return &fleet.AuditEvent{
-		At: m.At, Kind: "ingest.refused", Severity: "warn", Actor: "ingest", Subject: string(m.Device),
-		Detail: map[string]string{"channel": string(m.Channel), "reason": fmt.Sprintf("%.300v", why)},
+	i.pending[k] = true
+	ev.At, ev.Actor, ev.Subject = m.At, "ingest", string(m.Device)
+	return &ev
+}
+
+// told remembers that ev is in the trail.
+func (i *Ingest) told(m Message, ev *fleet.AuditEvent) {
+	if ev == nil {
+		return
 	}
+	if len(i.noted) >= maxDevices {
+		clear(i.noted)
+	}
+	i.noted[note{m.Device, ev.Kind}] = m.At
+	i.o.Log.Warn("noted in the audit trail", slog.String("kind", ev.Kind), slog.String("device", ev.Subject), slog.Any("detail", ev.Detail))
 }
 
 // decode turns a message into what is stored. Only a failing store is an
@@ -200,9 +246,11 @@ func (i *Ingest) decode(ctx context.Context, m Message) (fleet.Intake, error) {
 	if err != nil && (errors.Is(err, wire.ErrMalformed) || errors.Is(err, wire.ErrLimit)) {
 		return fleet.Intake{Device: m.Device, Tenant: m.Tenant, At: m.At, Service: i.refusal(m, err)}, nil
 	}
-	if skew := m.At.Sub(sent); err == nil && sent.After(time.Unix(0, 0)) && skew < -wire.ClockSkewNoted {
+	if ahead := sent.Sub(m.At); err == nil && ahead > wire.ClockSkewNoted && in.Service == nil {
 		// A clock that runs ahead; one behind cannot be told from a long time offline.
-		i.o.Log.Warn("device's clock is ahead", slog.String("device", string(m.Device)), slog.Duration("by", -skew))
+		in.Service = i.note(m, skewEvery, fleet.AuditEvent{
+			Kind: "device.clock_ahead", Severity: "warn", Detail: map[string]string{"by": ahead.Round(time.Minute).String()},
+		})
 	}
 	return in, err
 }
@@ -279,34 +327,35 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 		}
 	}
 	var fault string
-	for _, e := range b.Entries {
+	for n, e := range b.Entries {
 		r, err := e.Open()
-		if err != nil {
-			return time.Time{}, err
+		if err != nil { // not what the device chained: the rest of the batch is as good as it is
+			fault = fmt.Sprintf("entry %d of %d behind entry %d is not intact: %.200v", n+1, len(b.Entries), h.seq, err)
+			continue
 		}
 		if r.Seq > h.seq {
 			switch {
 			case r.Seq != h.seq+1:
-				fault = fmt.Sprintf("entries %d to %d are missing", h.seq+1, r.Seq-1)
+				fault = cmp.Or(fault, fmt.Sprintf("entries %d to %d are missing", h.seq+1, r.Seq-1))
 			case r.Prev != h.hash:
-				fault = fmt.Sprintf("entry %d does not follow entry %d", r.Seq, h.seq)
+				fault = cmp.Or(fault, fmt.Sprintf("entry %d does not follow entry %d", r.Seq, h.seq))
 			}
 			h = head{seq: r.Seq, hash: e.Hash}
 		} else if r.Seq == h.seq && e.Hash != h.hash {
-			fault = fmt.Sprintf("entry %d came a second time with other content", r.Seq)
+			fault = cmp.Or(fault, fmt.Sprintf("entry %d came a second time with other content", r.Seq))
 		}
 		in.Audit = append(in.Audit, fleet.AuditEvent{
 			Device: m.Device, Seq: r.Seq, At: time.UnixMilli(r.At), Kind: r.Kind, Severity: r.Severity, Actor: string(m.Device),
 			Subject: r.Subject, Detail: r.Detail, Body: e.Body, Hash: e.Hash, Prev: r.Prev,
 		})
 	}
+	if len(i.heads) >= maxDevices {
+		clear(i.heads)
+	}
 	i.heads[m.Device] = h
 	if fault != "" {
 		in.AuditBroken = true
-		in.Service = &fleet.AuditEvent{
-			At: m.At, Kind: "audit.chain_broken", Severity: "alarm", Actor: "ingest", Subject: string(m.Device), Detail: map[string]string{"fault": fault},
-		}
-		i.o.Log.Error("audit chain broken", slog.String("device", string(m.Device)), slog.String("fault", fault))
+		in.Service = i.note(m, noteEvery, fleet.AuditEvent{Kind: "audit.chain_broken", Severity: "alarm", Detail: map[string]string{"fault": fault}})
 	}
 	return time.UnixMilli(b.Head.Sent), nil
 }

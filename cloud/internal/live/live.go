@@ -12,24 +12,6 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
 
-// Kinds of changes.
-const (
-	Device  = "device"
-	Command = "command"
-	Rollout = "rollout"
-	Release = "release"
-	Audit   = "audit"
-	Event   = "event"
-	Resync  = "resync" // changes were lost: fetch everything again
-)
-
-// Change says that the thing of this kind and id is different now.
-type Change struct {
-	Kind   string
-	ID     string
-	Tenant fleet.TenantID
-}
-
 // backlog is how many changes a reader may be behind.
 const backlog = 256
 
@@ -41,22 +23,23 @@ type Hub struct {
 
 type reader struct {
 	tenant fleet.TenantID
-	ch     chan Change
+	ch     chan fleet.Change
 }
 
-// Publish tells every reader of the tenant; it never waits.
-func (h *Hub) Publish(c Change) {
+// Publish tells every reader of the tenant, or of every tenant when the change
+// belongs to none; it never waits.
+func (h *Hub) Publish(c fleet.Change) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for r := range h.readers {
-		if r.tenant == c.Tenant {
+		if r.tenant == c.Tenant || c.Tenant == "" {
 			r.offer(c)
 		}
 	}
 }
 
 // offer replaces the whole backlog of a reader that is too slow by one resync.
-func (r *reader) offer(c Change) {
+func (r *reader) offer(c fleet.Change) {
 	select {
 	case r.ch <- c:
 		return
@@ -68,13 +51,13 @@ func (r *reader) offer(c Change) {
 		default: // the reader was faster
 		}
 	}
-	r.ch <- Change{Kind: Resync, Tenant: r.tenant} // only offer sends, so there is room
+	r.ch <- fleet.Change{Kind: fleet.Resync, Tenant: r.tenant} // only offer sends, so there is room
 }
 
 // Subscribe returns the changes of a tenant until ctx ends, when the channel
 // is closed.
-func (h *Hub) Subscribe(ctx context.Context, tenant fleet.TenantID) <-chan Change {
-	r := &reader{tenant: tenant, ch: make(chan Change, backlog)}
+func (h *Hub) Subscribe(ctx context.Context, tenant fleet.TenantID) <-chan fleet.Change {
+	r := &reader{tenant: tenant, ch: make(chan fleet.Change, backlog)}
 	h.mu.Lock()
 	if h.readers == nil {
 		h.readers = make(map[*reader]struct{})

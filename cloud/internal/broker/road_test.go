@@ -1,0 +1,95 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/tillward/tillward/cloud/internal/broker"
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/internal/ingest"
+	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/cloud/wire"
+)
+
+// failing fails the first commits in front of the store.
+type failing struct {
+	*store.Store
+	left atomic.Int32
+}
+
+func (f *failing) Commit(ctx context.Context, in []fleet.Intake) ([]fleet.Outcome, error) {
+	if f.left.Add(-1) >= 0 {
+		return nil, errors.New("disk full")
+	}
+	return f.Store.Commit(ctx, in)
+}
+
+// TestRoad goes the whole way with a common library, a real store, and a disk that is full twice: each
+// message is published until it is acknowledged, and is stored once.
+func TestRoad(t *testing.T) {
+	quiet := slog.New(slog.DiscardHandler)
+	st, err := store.Open(t.Context(), t.TempDir(), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if err := st.Enrol(t.Context(), fleet.Device{ID: fleet.DeviceID(name(1)), Tenant: tenant, Tier: fleet.TierC, EKHash: "ek", EnrolledAt: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	f := &failing{Store: st}
+	f.left.Store(2)
+	in := ingest.New(ingest.Options{Store: f, Stored: func(fleet.Intake, fleet.Outcome) {}, Log: quiet})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- in.Run(ctx) }()
+	s := start(t, func(o *broker.Options) {
+		o.Submit = func(m broker.Message) bool {
+			return in.Submit(ingest.Message{
+				Device: fleet.DeviceID(m.Identity.Device), Tenant: fleet.TenantID(m.Identity.Tenant), Channel: m.Topic.Channel, Payload: m.Payload, At: time.Now(), Ack: m.Ack,
+			})
+		}
+	})
+	const n = 50
+	var prev [32]byte
+	cfg, connects := s.config(1), 0
+	var c paho.Client
+	for i := range uint64(n) {
+		e, err := wire.SealAudit(wire.AuditRecord{Seq: i + 1, At: time.Now().UnixMilli(), Boot: wire.Boot{1}, Kind: "link.up", Severity: "info", Prev: prev})
+		if err != nil {
+			t.Fatal(err)
+		}
+		prev = e.Hash
+		payload, err := wire.Encode(&wire.AuditBatch{Head: wire.Head{V: 1, Boot: wire.Boot{1}, Seq: i + 1, Sent: 1}, Entries: []wire.AuditEntry{e}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for acked := false; !acked; {
+			if c == nil || !c.IsConnectionOpen() {
+				connects++
+				o := paho.NewClientOptions().AddBroker("ssl://" + s.addr).SetClientID(name(1)).SetTLSConfig(cfg).SetAutoReconnect(false).SetConnectRetry(false)
+				c = paho.NewClient(o)
+				if tok := c.Connect(); !tok.WaitTimeout(wait) || tok.Error() != nil {
+					t.Fatal(tok.Error())
+				}
+			}
+			tok := c.Publish(up(name(1), true, wire.Audit), 1, false, payload)
+			acked = tok.WaitTimeout(wait) && tok.Error() == nil
+		}
+	}
+	c.Disconnect(10)
+	s.stop()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	rep, err := st.VerifyAudit(t.Context(), tenant, fleet.DeviceID(name(1)))
+	if err != nil || !rep.OK || rep.Entries != n || connects != 3 {
+		t.Errorf("got %+v, %v after %d connections, want %d entries after 3", rep, err, connects, n)
+	}
+}

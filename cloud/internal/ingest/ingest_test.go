@@ -1,0 +1,482 @@
+package ingest_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/internal/ingest"
+	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/cloud/wire"
+)
+
+var (
+	noon  = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	quiet = slog.New(slog.DiscardHandler)
+)
+
+// site is an Ingest over the real store with two devices.
+type site struct {
+	t *testing.T
+	s *store.Store
+	i *ingest.Ingest
+
+	stored chan fleet.Outcome
+
+	mu     sync.Mutex
+	groups []int // sizes of the groups committed
+	fail   error // what the next commits return
+}
+
+// Commit counts and fails on demand in front of the store.
+func (x *site) Commit(ctx context.Context, in []fleet.Intake) ([]fleet.Outcome, error) {
+	x.mu.Lock()
+	x.groups = append(x.groups, len(in))
+	err := x.fail
+	x.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return x.s.Commit(ctx, in)
+}
+
+func (x *site) AuditHead(ctx context.Context, id fleet.DeviceID) (uint64, [32]byte, error) {
+	return x.s.AuditHead(ctx, id)
+}
+
+func start(t *testing.T) *site {
+	t.Helper()
+	s, err := store.Open(t.Context(), t.TempDir(), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []fleet.DeviceID{"a", "b"} {
+		if err := s.Enrol(t.Context(), fleet.Device{ID: id, Tenant: "main", Tier: fleet.TierC, EKHash: "ek-" + string(id), EnrolledAt: noon}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x := &site{t: t, s: s, stored: make(chan fleet.Outcome, 4096)}
+	x.i = ingest.New(ingest.Options{Store: x, Log: quiet, Stored: func(_ fleet.Intake, out fleet.Outcome) { x.stored <- out }})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- x.i.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return x
+}
+
+// send submits a payload of device a and waits for its acknowledgement.
+func (x *site) send(c wire.Channel, payload []byte) error {
+	x.t.Helper()
+	return x.sendAt(noon, "a", c, payload)
+}
+
+func (x *site) sendAt(when time.Time, id fleet.DeviceID, c wire.Channel, payload []byte) error {
+	x.t.Helper()
+	ack := make(chan error, 1)
+	if !x.i.Submit(ingest.Message{Device: id, Tenant: "main", Channel: c, Payload: payload, At: when, Ack: func(err error) { ack <- err }}) {
+		x.t.Fatal("no room")
+	}
+	return <-ack
+}
+
+func (x *site) ok(c wire.Channel, m wire.Message) {
+	x.t.Helper()
+	if err := x.send(c, encode(x.t, m)); err != nil {
+		x.t.Fatalf("%s: %v", c, err)
+	}
+}
+
+// kinds are those of the service's trail.
+func (x *site) kinds() []string {
+	x.t.Helper()
+	evs, _, err := x.s.AuditTrail(x.t.Context(), "main", "", false, fleet.Page{Limit: 1000})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	var out []string
+	for _, ev := range evs {
+		if ev.Actor != "ingest" || ev.Subject == "" {
+			x.t.Errorf("entry %+v without actor or subject", ev)
+		}
+		out = append(out, ev.Kind+" "+ev.Subject)
+	}
+	return out
+}
+
+func (x *site) device() fleet.Device {
+	x.t.Helper()
+	d, err := x.s.DeviceByID(x.t.Context(), "a")
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return d
+}
+
+func encode(t testing.TB, m wire.Message) []byte {
+	t.Helper()
+	b, err := wire.Encode(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func head(seq uint64) wire.Head {
+	return wire.Head{V: 1, Boot: wire.Boot{1}, Seq: seq, Sent: noon.UnixMilli()}
+}
+
+func telemetry(seq uint64, n int) *wire.TelemetryBatch {
+	m := &wire.TelemetryBatch{Head: head(seq)}
+	for i := range n {
+		m.Samples = append(m.Samples, wire.Sample{At: noon.UnixMilli(), Peripheral: "printer", Name: "temp", Value: float64(i)})
+	}
+	return m
+}
+
+// chain makes n entries behind prev.
+func chain(t testing.TB, first uint64, prev [32]byte, n int) (out []wire.AuditEntry, last [32]byte) {
+	t.Helper()
+	for i := range uint64(n) {
+		e, err := wire.SealAudit(wire.AuditRecord{Seq: first + i, At: noon.UnixMilli(), Boot: wire.Boot{1}, Kind: "link.up", Severity: "info", Prev: prev})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, prev = append(out, e), e.Hash
+	}
+	return out, prev
+}
+
+func TestEachChannel(t *testing.T) {
+	x := start(t)
+	ctx := t.Context()
+	c, err := x.s.AddCommand(ctx, fleet.Command{ID: "c1", Device: "a", Tenant: "main", Verb: "identify", NotAfter: noon.Add(time.Hour)}, fleet.AuditEvent{Kind: "command.add", Actor: "ingest", Subject: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, _ := chain(t, 1, [32]byte{}, 3)
+	x.ok(wire.Telemetry, telemetry(1, 4))
+	x.ok(wire.Telemetry, telemetry(1, 4)) // again, as after a lost PUBACK
+	x.ok(wire.Event, &wire.EventBatch{Head: head(2), Events: []wire.PeripheralEvent{{At: noon.UnixMilli(), Peripheral: "printer", Category: "POSPrinter", Code: "COVER_OPEN", From: "No", To: "Yes"}}})
+	x.ok(wire.Audit, &wire.AuditBatch{Head: head(3), Entries: entries})
+	x.ok(wire.Audit, &wire.AuditBatch{Head: head(3), Entries: entries})
+	x.ok(wire.State, &wire.StateReport{Head: head(4), AgentVersion: "1.2.3", Slot: "b"})
+	x.ok(wire.Result, &wire.ResultReport{Head: head(5), Kind: wire.OrderCommand, ID: string(c.ID), State: "SUCCEEDED", Output: []byte("ok")})
+	x.ok(wire.Result, &wire.ResultReport{Head: head(6), Kind: wire.OrderOffer, ID: "x-unknown", State: "DOWNLOADING"})
+
+	d := x.device()
+	if d.Samples != 4 || d.AuditHead != 3 || d.AuditBroken || d.AgentVersion != "1.2.3" || d.Slot != "b" {
+		t.Errorf("device: got %+v", d)
+	}
+	if evs, _, err := x.s.Events(ctx, "main", "a", fleet.Page{}); err != nil || len(evs) != 1 || evs[0].To != "Yes" || evs[0].Seq != 2 {
+		t.Errorf("events: got %+v, %v", evs, err)
+	}
+	if got, err := x.s.Command(ctx, "main", "c1"); err != nil || got.State != fleet.CommandSucceeded || string(got.Output) != "ok" {
+		t.Errorf("command: got %+v, %v", got, err)
+	}
+	if rep, err := x.s.VerifyAudit(ctx, "main", "a"); err != nil || !rep.OK || rep.Entries != 3 {
+		t.Errorf("trail: got %+v, %v", rep, err)
+	}
+	if got := x.kinds(); !slices.Equal(got, []string{"command.add a"}) {
+		t.Errorf("notes: got %v, want none", got)
+	}
+	duplicates, ended := 0, 0
+	for range 8 {
+		out := <-x.stored
+		duplicates += out.Duplicates
+		if out.Command != nil {
+			ended++
+		}
+	}
+	if duplicates != 7 || ended != 1 {
+		t.Errorf("outcomes: got %d duplicates and %d commands ended, want 7 and 1", duplicates, ended)
+	}
+}
+
+// TestRefused: what cannot be read is acknowledged, stored nowhere and noted once a minute for each device.
+func TestRefused(t *testing.T) {
+	x := start(t)
+	entries, _ := chain(t, 1, [32]byte{}, 1)
+	for c, payload := range map[wire.Channel][]byte{
+		wire.Telemetry:   []byte("no CBOR"),
+		wire.Event:       encode(t, telemetry(1, 1))[:9],
+		wire.State:       nil,
+		wire.Audit:       encode(t, &wire.AuditBatch{Head: head(1), Entries: entries})[:40],
+		wire.Result:      encode(t, &wire.ResultReport{Head: head(1), Kind: wire.OrderCommand, ID: "c", State: "WELL"}),
+		wire.Evidence:    []byte("goes elsewhere"),
+		wire.DownCommand: []byte("wrong way"),
+	} {
+		if err := x.send(c, payload); err != nil {
+			t.Errorf("%s: got %v, want it acknowledged", c, err)
+		}
+	}
+	if err := x.send(wire.Result, encode(t, &wire.ResultReport{Head: head(1), Kind: wire.OrderOffer, ID: "x", State: "WELL"})); err != nil {
+		t.Errorf("unknown state: got %v, want it acknowledged", err)
+	}
+	if got := x.kinds(); !slices.Equal(got, []string{"ingest.refused a"}) {
+		t.Errorf("notes: got %v, want one", got)
+	}
+	for when, id := range map[time.Duration]fleet.DeviceID{time.Second: "b", 2 * time.Minute: "a"} {
+		if err := x.sendAt(noon.Add(when), id, wire.Telemetry, []byte("no CBOR")); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := x.kinds(); len(got) != 3 {
+		t.Errorf("notes: got %v, want one more of each device", got)
+	}
+	if d := x.device(); d.Samples != 0 || d.AuditHead != 0 || d.State != nil || d.AuditBroken {
+		t.Errorf("device: got %+v, want nothing stored", d)
+	}
+}
+
+// TestRefusedTogether: many bad messages in one group make one note.
+func TestRefusedTogether(t *testing.T) {
+	x := start(t)
+	var wg sync.WaitGroup
+	for range 200 {
+		wg.Add(1)
+		x.i.Submit(ingest.Message{Device: "a", Tenant: "main", Channel: wire.State, Payload: []byte("x"), At: noon, Ack: func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			wg.Done()
+		}})
+	}
+	wg.Wait()
+	if got := x.kinds(); len(got) != 1 {
+		t.Errorf("notes: got %d, want 1", len(got))
+	}
+}
+
+// TestChain breaks the chain in each way: what came is stored, the device flagged, an alarm raised.
+func TestChain(t *testing.T) {
+	good, hash := chain(t, 1, [32]byte{}, 3)
+	next, nextHash := chain(t, 4, hash, 3)
+	foreign, _ := chain(t, 4, [32]byte{9}, 1)
+	forged, _ := chain(t, 3, good[1].Hash, 1)
+	same, err := wire.SealAudit(wire.AuditRecord{Seq: 3, At: 1, Boot: wire.Boot{1}, Kind: "other", Severity: "info", Prev: good[1].Hash})
+	if err != nil {
+		t.Fatal(err)
+	}
+	torn := next[0]
+	torn.Body = slices.Clone(torn.Body)
+	torn.Body[len(torn.Body)-1] ^= 1
+	headless, _ := chain(t, 7, nextHash, 1)
+	for name, tt := range map[string]struct {
+		entries []wire.AuditEntry
+		stored  uint64 // head afterwards
+		broken  bool
+	}{
+		"next":                        {next, 6, false},
+		"overlapping":                 {append(slices.Clone(good[1:]), next...), 6, false},
+		"the same again":              {forged, 3, false},
+		"a gap":                       {next[1:], 6, true},
+		"a long gap":                  {headless, 7, true},
+		"does not follow":             {foreign, 4, true},
+		"another entry for a number":  {[]wire.AuditEntry{same}, 3, true},
+		"an entry that is not intact": {[]wire.AuditEntry{torn}, 3, true},
+		"one of them not intact":      {[]wire.AuditEntry{torn, next[1], next[2]}, 6, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := start(t)
+			x.ok(wire.Audit, &wire.AuditBatch{Head: head(1), Entries: good})
+			x.ok(wire.Audit, &wire.AuditBatch{Head: head(2), Entries: tt.entries})
+			d, kinds := x.device(), x.kinds()
+			if d.AuditHead != tt.stored || d.AuditBroken != tt.broken {
+				t.Errorf("got head %d, broken %v; want %d, %v", d.AuditHead, d.AuditBroken, tt.stored, tt.broken)
+			}
+			if alarm := slices.Equal(kinds, []string{"audit.chain_broken a"}); alarm != tt.broken || (!tt.broken && len(kinds) != 0) {
+				t.Errorf("got notes %v", kinds)
+			}
+		})
+	}
+	t.Run("does not begin at 1", func(t *testing.T) {
+		x := start(t)
+		x.ok(wire.Audit, &wire.AuditBatch{Head: head(1), Entries: next})
+		if d := x.device(); !d.AuditBroken || d.AuditHead != 6 {
+			t.Errorf("got head %d, broken %v", d.AuditHead, d.AuditBroken)
+		}
+	})
+}
+
+// TestFailedCommit: nothing is acknowledged, and the chain is judged by what is stored, not by what was tried.
+func TestFailedCommit(t *testing.T) {
+	x := start(t)
+	entries, hash := chain(t, 1, [32]byte{}, 2)
+	next, _ := chain(t, 3, hash, 1)
+	full := errors.New("disk full")
+	x.mu.Lock()
+	x.fail = full
+	x.mu.Unlock()
+	if err := x.send(wire.Audit, encode(t, &wire.AuditBatch{Head: head(1), Entries: entries})); !errors.Is(err, full) {
+		t.Errorf("got %v, want %v", err, full)
+	}
+	if err := x.send(wire.State, []byte("bad, and not acknowledged either")); !errors.Is(err, full) {
+		t.Errorf("got %v, want %v", err, full)
+	}
+	x.mu.Lock()
+	x.fail = nil
+	x.mu.Unlock()
+	for i, e := range [][]wire.AuditEntry{entries, next} {
+		x.ok(wire.Audit, &wire.AuditBatch{Head: head(uint64(i + 1)), Entries: e})
+	}
+	if d := x.device(); d.AuditHead != 3 || d.AuditBroken || len(x.kinds()) != 0 {
+		t.Errorf("got head %d, broken %v, notes %v", d.AuditHead, d.AuditBroken, x.kinds())
+	}
+	if err := x.send(wire.State, []byte("bad")); err != nil || len(x.kinds()) != 1 {
+		t.Errorf("refusal after the failure: got %v, notes %v, want one", err, x.kinds())
+	}
+}
+
+// TestPoison: a message that can never be stored, and one of who is no member, harm nobody in their group.
+func TestPoison(t *testing.T) {
+	x := start(t)
+	huge := telemetry(1<<63, 1)
+	type result struct {
+		what string
+		err  error
+	}
+	acks := make(chan result, 64)
+	submit := func(what string, id fleet.DeviceID, tenant fleet.TenantID, c wire.Channel, payload []byte) {
+		x.i.Submit(ingest.Message{Device: id, Tenant: tenant, Channel: c, Payload: payload, At: noon, Ack: func(err error) { acks <- result{what, err} }})
+	}
+	entries, _ := chain(t, 1, [32]byte{}, 1)
+	audit := encode(t, &wire.AuditBatch{Head: head(9), Entries: entries})
+	submit("good 1", "a", "main", wire.Telemetry, encode(t, telemetry(1, 3)))
+	submit("huge", "b", "main", wire.Telemetry, encode(t, huge))
+	submit("nobody", "nobody", "main", wire.Telemetry, encode(t, telemetry(1, 1)))
+	submit("nobody's audit", "nobody", "main", wire.Audit, audit)
+	submit("other tenant", "b", "other", wire.Telemetry, encode(t, telemetry(1, 1)))
+	submit("audit", "a", "main", wire.Audit, audit)
+	submit("good 2", "a", "main", wire.Telemetry, encode(t, telemetry(2, 3)))
+	got := map[string]error{}
+	var order []string
+	for range 7 {
+		r := <-acks
+		got[r.what] = r.err
+		if r.err == nil {
+			order = append(order, r.what)
+		}
+	}
+	for what, want := range map[string]error{
+		"good 1": nil, "huge": nil, "nobody": fleet.ErrNotFound, "nobody's audit": fleet.ErrNotFound, "other tenant": fleet.ErrNotFound, "audit": nil, "good 2": nil,
+	} {
+		if !errors.Is(got[what], want) {
+			t.Errorf("%s: got %v, want %v", what, got[what], want)
+		}
+	}
+	if !slices.Equal(order, []string{"good 1", "huge", "audit", "good 2"}) {
+		t.Errorf("acknowledged in the order %v", order)
+	}
+	if d := x.device(); d.Samples != 6 || d.AuditHead != 1 || d.AuditBroken {
+		t.Errorf("device: got %d samples, head %d, broken %v", d.Samples, d.AuditHead, d.AuditBroken)
+	}
+	if kinds := x.kinds(); !slices.Equal(kinds, []string{"ingest.refused b"}) {
+		t.Errorf("notes: got %v", kinds)
+	}
+}
+
+// TestGroups: what waits is committed together and acknowledged in order.
+func TestGroups(t *testing.T) {
+	x := start(t)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var order []int
+	const n = 1500
+	for i := range n {
+		wg.Add(1)
+		if !x.i.Submit(ingest.Message{Device: "a", Tenant: "main", Channel: wire.Telemetry, Payload: encode(t, telemetry(uint64(i+1), 1)), At: noon, Ack: func(err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				t.Error(err)
+			}
+			order = append(order, i)
+			wg.Done()
+		}}) {
+			t.Fatal("no room")
+		}
+	}
+	wg.Wait()
+	if len(order) != n || !slices.IsSorted(order) {
+		t.Error("not acknowledged in order")
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.groups) > n/10 || slices.Max(x.groups) > 512 {
+		t.Errorf("got %d groups, the largest %d", len(x.groups), slices.Max(x.groups))
+	}
+}
+
+// TestFull: without a committer the queue takes a bounded number.
+func TestFull(t *testing.T) {
+	i := ingest.New(ingest.Options{Log: quiet})
+	n := 0
+	for i.Submit(ingest.Message{}) {
+		if n++; n > 100_000 {
+			t.Fatal("the queue has no end")
+		}
+	}
+}
+
+func TestClockAhead(t *testing.T) {
+	x := start(t)
+	for seq, sent := range map[uint64]time.Time{1: noon.AddDate(-20, 0, 0), 2: noon.Add(25 * time.Hour), 3: noon.AddDate(5, 0, 0), 4: noon.Add(23 * time.Hour)} {
+		m := telemetry(seq, 1)
+		m.Head.Sent = sent.UnixMilli()
+		x.ok(wire.Telemetry, m)
+	}
+	if got := x.kinds(); !slices.Equal(got, []string{"device.clock_ahead a"}) || x.device().Samples != 4 {
+		t.Errorf("got notes %v and %d samples, want one note and all samples", got, x.device().Samples)
+	}
+}
+
+// TestStop ends while a message comes in now and then.
+func TestStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		i := ingest.New(ingest.Options{Log: quiet})
+		done := make(chan error)
+		go func() { done <- i.Run(ctx) }()
+		synctest.Wait()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// FuzzMessage sends anything on any channel: it is acknowledged, and the trail of the service stays whole.
+func FuzzMessage(f *testing.F) {
+	channels := []wire.Channel{wire.Telemetry, wire.Event, wire.Audit, wire.State, wire.Result, wire.Evidence, wire.DownOffer}
+	entries, _ := chain(f, 1, [32]byte{}, 2)
+	f.Add(0, encode(f, telemetry(1, 2)))
+	f.Add(2, encode(f, &wire.AuditBatch{Head: head(1), Entries: entries}))
+	f.Add(3, encode(f, &wire.StateReport{Head: head(1), AgentVersion: "1"}))
+	f.Add(4, encode(f, &wire.ResultReport{Head: head(1), Kind: wire.OrderOffer, ID: "x", State: "OFFERED"}))
+	f.Fuzz(func(t *testing.T, channel int, payload []byte) {
+		if channel < 0 || channel >= len(channels) {
+			return
+		}
+		x := start(t)
+		if err := x.send(channels[channel], payload); err != nil {
+			t.Errorf("got %v", err)
+		}
+		if rep, err := x.s.VerifyAudit(t.Context(), "main", ""); err != nil || !rep.OK {
+			t.Errorf("service trail: got %+v, %v", rep, err)
+		}
+	})
+}
