@@ -51,34 +51,69 @@ func New(root *x509.Certificate, key crypto.Signer) (*Authority, error) {
 
 // Open reads the authority called name from dir (name.pem and name.key), or
 // makes it there when neither file exists: P-256, the key readable by its
-// owner only. One file without the other is an error: making a new root over
-// an old one would lock out a fleet.
+// owner only. A power cut while it is made leaves either nothing or what the
+// next Open completes. One file without the other is an error: making a new
+// root over an old one would lock out a fleet.
 func Open(dir, name string) (*Authority, error) {
-	certPath, keyPath := filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key")
-	certPEM, certErr := os.ReadFile(certPath) // #nosec G304 -- below the service's data folder
-	keyPEM, keyErr := os.ReadFile(keyPath)    // #nosec G304 -- below the service's data folder
-	switch {
-	case errors.Is(certErr, fs.ErrNotExist) && errors.Is(keyErr, fs.ErrNotExist):
-		return create(name, certPath, keyPath)
-	case certErr != nil || keyErr != nil:
-		return nil, fmt.Errorf("authority %s: both %s and %s are needed, restore them from a backup: %w",
-			name, certPath, keyPath, errors.Join(certErr, keyErr))
-	}
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	a, err := open(dir, name)
 	if err != nil {
 		return nil, fmt.Errorf("authority %s: %w", name, err)
 	}
+	return a, nil
+}
+
+// Endings of an authority's files. born holds certificate and key together
+// between the moment the authority exists and the moment it has its two files.
+const (
+	certFile = ".pem"
+	keyFile  = ".key"
+	bornFile = ".new"
+)
+
+func open(dir, name string) (*Authority, error) {
+	base := filepath.Join(dir, name)
+	certPEM, certErr := os.ReadFile(base + certFile) // #nosec G304 -- below the service's data folder
+	keyPEM, keyErr := os.ReadFile(base + keyFile)    // #nosec G304 -- below the service's data folder
+	if errors.Is(certErr, fs.ErrNotExist) || errors.Is(keyErr, fs.ErrNotExist) {
+		born, err := os.ReadFile(base + bornFile) // #nosec G304 -- below the service's data folder
+		if errors.Is(err, fs.ErrNotExist) {
+			if certErr == nil || keyErr == nil {
+				return nil, fmt.Errorf("%s and %s are both needed, restore them from a backup: %w",
+					base+certFile, base+keyFile, errors.Join(certErr, keyErr))
+			}
+			if born, err = create(name); err == nil {
+				err = write(base+bornFile, born, 0o600)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		if certPEM, keyPEM, err = split(base, born); err != nil {
+			return nil, err
+		}
+	} else if err := errors.Join(certErr, keyErr); err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, err
+	}
+	// Left over when the power went between split's last two steps.
+	if err := os.Remove(base + bornFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	key, ok := pair.PrivateKey.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("authority %s: key of type %T cannot sign", name, pair.PrivateKey)
+		return nil, fmt.Errorf("key of type %T cannot sign", pair.PrivateKey)
 	}
 	return New(pair.Leaf, key)
 }
 
-func create(name, certPath, keyPath string) (*Authority, error) {
+// create returns a new root and its key in PEM.
+func create(name string) ([]byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("make key of %s: %w", name, err)
+		return nil, fmt.Errorf("make key: %w", err)
 	}
 	serial, err := newSerial()
 	if err != nil {
@@ -86,45 +121,54 @@ func create(name, certPath, keyPath string) (*Authority, error) {
 	}
 	now := time.Now()
 	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "Tillward " + name, SerialNumber: serial.Text(16)[:8]},
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "Tillward " + name, SerialNumber: fmt.Sprintf("%032x", serial)[:8]},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(rootLife),
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
-		return nil, fmt.Errorf("sign root %s: %w", name, err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("read back root %s: %w", name, err)
+		return nil, fmt.Errorf("sign root: %w", err)
 	}
 	p8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, fmt.Errorf("encode key of %s: %w", name, err)
+		return nil, fmt.Errorf("encode key: %w", err)
 	}
-	// The certificate first: a key alone is refused above, and a power cut
-	// so after a power cut here it can be removed by hand without harm.
-	if err := writeNew(certPath, "CERTIFICATE", der, 0o644); err != nil {
-		return nil, err
-	}
-	if err := writeNew(keyPath, "PRIVATE KEY", p8, 0o600); err != nil {
-		_ = os.Remove(certPath)
-		return nil, err
-	}
-	return New(cert, key)
+	return append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: p8})...), nil
 }
 
-// writeNew writes a PEM file that must not exist yet, and syncs it.
-func writeNew(path, kind string, der []byte, mode os.FileMode) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode) // #nosec G304 -- below the service's data folder
+// split gives a new authority its two files. It may be done any number of times.
+func split(base string, born []byte) (certPEM, keyPEM []byte, err error) {
+	cert, rest := pem.Decode(born)
+	key, _ := pem.Decode(rest)
+	if cert == nil || key == nil {
+		return nil, nil, fmt.Errorf("%s is damaged: remove it", base+bornFile)
+	}
+	certPEM, keyPEM = pem.EncodeToMemory(cert), pem.EncodeToMemory(key)
+	if err := write(base+keyFile, keyPEM, 0o600); err != nil {
+		return nil, nil, err
+	}
+	return certPEM, keyPEM, write(base+certFile, certPEM, 0o644)
+}
+
+// write puts a file in place whole and on the disk, or not at all.
+func write(path string, b []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode) // #nosec G304 -- below the service's data folder
 	if err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+		return err
 	}
-	err = pem.Encode(f, &pem.Block{Type: kind, Bytes: der})
+	_, err = f.Write(b)
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+		return err
 	}
-	return nil
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // Root is the certificate that others pin.

@@ -6,7 +6,6 @@
 package identity
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -17,6 +16,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -31,6 +31,9 @@ const (
 	TierC Tier = "C" // virtual TPM
 	TierD Tier = "D" // software key
 )
+
+// idLen is the length of a device id: 15 bytes in base32.
+const idLen = 24
 
 // ErrIdentity is returned when a certificate is not that of a device.
 var ErrIdentity = errors.New("not a device certificate")
@@ -82,7 +85,7 @@ func Template(id Identity, serial *big.Int, from time.Time, life time.Duration) 
 		NotAfter:        from.Add(life),
 		KeyUsage:        x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		URIs:            []*url.URL{{Scheme: "urn", Opaque: "tillward:t:" + id.Tenant + ":d:" + id.Device}},
+		URIs:            []*url.URL{id.urn()},
 		ExtraExtensions: []pkix.Extension{{Id: oidTillward, Value: ext}},
 
 		BasicConstraintsValid: true,
@@ -91,6 +94,9 @@ func Template(id Identity, serial *big.Int, from time.Time, life time.Duration) 
 
 // FromCertificate reads the identity out of a device certificate.
 func FromCertificate(c *x509.Certificate) (Identity, error) {
+	if c.IsCA || !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
+		return Identity{}, fmt.Errorf("usage is not that of a client: %w", ErrIdentity)
+	}
 	if len(c.URIs) != 1 || c.URIs[0].Scheme != "urn" {
 		return Identity{}, fmt.Errorf("one urn name expected: %w", ErrIdentity)
 	}
@@ -104,15 +110,23 @@ func FromCertificate(c *x509.Certificate) (Identity, error) {
 			continue
 		}
 		var ext extension
-		if rest, err := asn1.Unmarshal(e.Value, &ext); err != nil || len(bytes.TrimSpace(rest)) != 0 {
+		if rest, err := asn1.Unmarshal(e.Value, &ext); err != nil || len(rest) != 0 {
 			return Identity{}, fmt.Errorf("tier and model: %w", ErrIdentity)
 		}
 		id.Tier, id.Model = Tier(ext.Tier), ext.Model
 	}
-	if c.Subject.CommonName != id.Device || len(c.Subject.Organization) != 1 || c.Subject.Organization[0] != id.Tenant {
+	if c.Subject.CommonName != id.Device || len(c.Subject.Organization) != 1 || c.Subject.Organization[0] != id.Tenant ||
+		c.URIs[0].String() != id.urn().String() {
 		return Identity{}, fmt.Errorf("subject and name differ: %w", ErrIdentity)
 	}
-	return id, id.check()
+	if err := id.check(); err != nil {
+		return Identity{}, err
+	}
+	return id, nil
+}
+
+func (id Identity) urn() *url.URL {
+	return &url.URL{Scheme: "urn", Opaque: "tillward:t:" + id.Tenant + ":d:" + id.Device}
 }
 
 // FromTLS reads the identity of the peer of a finished TLS 1.3 handshake in
@@ -131,10 +145,10 @@ func FromTLS(s tls.ConnectionState) (Identity, error) {
 }
 
 func (id Identity) check() error {
-	if !name(id.Tenant, 32) {
+	if !ValidTenant(id.Tenant) {
 		return fmt.Errorf("tenant %.40q: %w", id.Tenant, ErrIdentity)
 	}
-	if b, err := encoding.DecodeString(id.Device); err != nil || len(b) != 15 {
+	if !ValidDevice(id.Device) {
 		return fmt.Errorf("device id %.40q: %w", id.Device, ErrIdentity)
 	}
 	switch id.Tier {
@@ -148,8 +162,15 @@ func (id Identity) check() error {
 	return nil
 }
 
-// name reports whether s is lower-case letters, digits and inner hyphens.
-func name(s string, limit int) bool {
-	return s != "" && len(s) <= limit && s[0] != '-' && s[len(s)-1] != '-' &&
+// ValidTenant reports whether s can name a tenant: up to 32 lower-case
+// letters, digits and inner hyphens.
+func ValidTenant(s string) bool {
+	return s != "" && len(s) <= 32 && s[0] != '-' && s[len(s)-1] != '-' &&
 		strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+// ValidDevice reports whether s is a device id as DeviceID makes them.
+func ValidDevice(s string) bool {
+	// Each character counts: base32 decoders pass over line ends.
+	return len(s) == idLen && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz234567") == ""
 }
