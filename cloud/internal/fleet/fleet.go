@@ -262,7 +262,7 @@ func (s ExecutionState) MayBecome(next ExecutionState) bool {
 	if s == ExecTimedOut {
 		return next.Ended() && next != ExecTimedOut
 	}
-	return next.Known() && !s.Ended() && execRank[next] > execRank[s]
+	return s.Known() && next.Known() && !s.Ended() && execRank[next] > execRank[s]
 }
 
 // Execution is one device's part in a rollout.

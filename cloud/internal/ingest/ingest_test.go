@@ -23,7 +23,7 @@ var (
 
 // site is an Ingest over the real store with two devices.
 type site struct {
-	t *testing.T
+	t testing.TB
 	s *store.Store
 	i *ingest.Ingest
 
@@ -50,14 +50,14 @@ func (x *site) AuditHead(ctx context.Context, id fleet.DeviceID) (uint64, [32]by
 	return x.s.AuditHead(ctx, id)
 }
 
-func start(t *testing.T) *site {
+func start(t testing.TB) *site {
 	t.Helper()
-	s, err := store.Open(t.Context(), t.TempDir(), quiet)
+	s, err := store.Open(context.Background(), t.TempDir(), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, id := range []fleet.DeviceID{"a", "b"} {
-		if err := s.Enrol(t.Context(), fleet.Device{ID: id, Tenant: "main", Tier: fleet.TierC, EKHash: "ek-" + string(id), EnrolledAt: noon}); err != nil {
+		if err := s.Enrol(context.Background(), fleet.Device{ID: id, Tenant: "main", Tier: fleet.TierC, EKHash: "ek-" + string(id), EnrolledAt: noon}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -467,14 +467,16 @@ func FuzzMessage(f *testing.F) {
 	f.Add(2, encode(f, &wire.AuditBatch{Head: head(1), Entries: entries}))
 	f.Add(3, encode(f, &wire.StateReport{Head: head(1), AgentVersion: "1"}))
 	f.Add(4, encode(f, &wire.ResultReport{Head: head(1), Kind: wire.OrderOffer, ID: "x", State: "OFFERED"}))
+	x := start(f)
 	f.Fuzz(func(t *testing.T, channel int, payload []byte) {
 		if channel < 0 || channel >= len(channels) {
 			return
 		}
-		x := start(t)
+		x.t = t
 		if err := x.send(channels[channel], payload); err != nil {
 			t.Errorf("got %v", err)
 		}
+		<-x.stored
 		if rep, err := x.s.VerifyAudit(t.Context(), "main", ""); err != nil || !rep.OK {
 			t.Errorf("service trail: got %+v, %v", rep, err)
 		}
