@@ -1,0 +1,4 @@
+package virtual
+
+// Obey is obey.
+func (d *Device) Obey(line string) error { return d.obey([]byte(line)) }

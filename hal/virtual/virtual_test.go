@@ -1,0 +1,194 @@
+package virtual_test
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/hal/haltest"
+	"github.com/tillward/tillward/hal/virtual"
+)
+
+func open(t *testing.T, options ...string) *virtual.Device {
+	t.Helper()
+	cfg := hal.Config{ID: "v", Options: map[string]string{}}
+	for i := 0; i < len(options); i += 2 {
+		cfg.Options[options[i]] = options[i+1]
+	}
+	d, err := virtual.Driver{}.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	return d.(*virtual.Device)
+}
+
+func TestConformance(t *testing.T) {
+	for category, faults := range map[hal.Category][]haltest.Fault{
+		hal.SmartCardRW: {
+			{Name: "card", Sensor: "SCPresentSensor", On: "CARD_PRESENT", Off: "NO_CARD"},
+			{Name: "mute card", Sensor: "M_CardMute", On: "M_CARD_MUTE", Off: "M_CARD_OK"},
+		},
+		hal.POSPrinter: {
+			{Name: "cover", Sensor: "CoverOpen", On: "COVER_OPEN", Off: "COVER_OK"},
+			{Name: "paper low", Sensor: "RecNearEnd", On: "REC_NEAREMPTY", Off: "REC_PAPEROK"},
+			{Name: "paper out", Sensor: "RecEmpty", On: "REC_EMPTY", Off: "REC_PAPEROK"},
+		},
+	} {
+		t.Run(string(category), func(t *testing.T) {
+			haltest.Run(t, func(t *testing.T) haltest.Bench { return bench(t, category, faults) })
+		})
+	}
+}
+
+// bench drives the device over its socket, as another process does.
+func bench(t *testing.T, category hal.Category, faults []haltest.Fault) haltest.Bench {
+	socket := filepath.Join(t.TempDir(), "s")
+	send := func(o virtual.Order) {
+		if err := virtual.Send(t.Context(), socket, o); err != nil {
+			t.Error(err)
+		}
+	}
+	b := haltest.Bench{
+		Open: func(t *testing.T) hal.Device { return open(t, "category", string(category), "control", "unix:"+socket) },
+		Unplug: func(on bool) {
+			power := hal.PowerOnline
+			if on {
+				power = hal.PowerOffOffline
+			}
+			send(virtual.Order{Power: power})
+		},
+		Blind: func(t *testing.T) hal.Device {
+			d := open(t, "category", string(category))
+			for name := range map[string]bool{"CoverOpen": true, "RecEmpty": true, "SCPresentSensor": true} {
+				if err := d.Do(virtual.Order{Set: name}); err != nil {
+					t.Error(err)
+				}
+			}
+			return d
+		},
+		Unseen: []string{"CoverOpen", "RecEmpty", "SCPresentSensor"},
+		Feed: func(t *testing.T, _ hal.Device, number string) {
+			for _, o := range []virtual.Order{{Event: number}, {Set: number}, {Count: number, By: 1}} {
+				if err := virtual.Send(t.Context(), socket, o); err == nil {
+					t.Errorf("%+v was obeyed", o)
+				}
+			}
+		},
+	}
+	for _, f := range faults {
+		f.Set = func(on bool) { send(virtual.Order{Set: f.Sensor, To: &on}) }
+		b.Faults = append(b.Faults, f)
+	}
+	return b
+}
+
+func TestSaysThatItIsSimulated(t *testing.T) {
+	if i := open(t).Info(); !i.Simulated || i.Category != hal.SmartCardRW || !strings.Contains(i.Model, "virtual") {
+		t.Errorf("got %+v, want a simulated card reader", i)
+	}
+}
+
+func TestTornCardIsCounted(t *testing.T) {
+	d := open(t)
+	if err := d.Do(virtual.Order{Event: "M_CARD_TORN"}); err != nil {
+		t.Fatal(err)
+	}
+	if list, _ := d.Statistics(t.Context()); !slices.Contains(list, hal.Stat{Name: "M_TransmitErrorCount", Value: 1}) {
+		t.Errorf("got %v, want one transmit error", list)
+	}
+}
+
+func TestBadOrders(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	d := open(t, "control", "unix:"+socket)
+	before := d.Info()
+	for _, line := range []string{
+		"", "{}", "nonsense", `{"set":"a b","to":true}`, `{"power":"PS_SLEEPY"}`, `{"count":"x","by":-1}`, `{"shut":"up"}`, `{"set":"` + strings.Repeat("x", 65) + `"}`,
+	} {
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Write([]byte(line + "\n"))
+		b := make([]byte, 512)
+		n, _ := c.Read(b)
+		if !strings.Contains(string(b[:n]), `"error"`) {
+			t.Errorf("%q: got %q, want an error", line, b[:n])
+		}
+		_ = c.Close()
+	}
+	if s, _ := d.Status(t.Context()); s.Health != hal.OK || d.Info() != before {
+		t.Errorf("a bad order changed the device: %+v", s)
+	}
+}
+
+func TestControlSocketIsPrivateAndGoes(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	d := open(t, "control", "unix:"+socket)
+	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("got %v, %v; want mode 0600", fi, err)
+	}
+	if _, err := (virtual.Driver{}).Open(t.Context(), hal.Config{ID: "w", Options: map[string]string{"control": "unix:" + socket}}); !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
+		t.Errorf("a second device on the socket: got %v, want E_ILLEGAL", err)
+	}
+	_ = d.Close()
+	if _, err := os.Stat(socket); err == nil {
+		t.Error("the socket is left behind")
+	}
+}
+
+// A killed agent leaves its socket; the next one takes it over.
+func TestStaleSocketIsTakenOver(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	_ = l.Close()
+	open(t, "control", "unix:"+socket)
+	yes := true
+	if err := virtual.Send(t.Context(), socket, virtual.Order{Set: "SCPresentSensor", To: &yes}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	for _, options := range []map[string]string{{"colour": "red"}, {"category": "Toaster"}, {"control": "/tmp/x"}, {"control": "unix:/nonexistent/dir/s"}} {
+		d, err := virtual.Driver{}.Open(t.Context(), hal.Config{ID: "x", Options: options})
+		if !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
+			t.Errorf("%v: got %v, want E_ILLEGAL", options, err)
+		}
+		if err == nil {
+			_ = d.Close()
+		}
+	}
+}
+
+func FuzzControl(f *testing.F) {
+	f.Add(`{"set":"SCPresentSensor","to":true}`)
+	f.Add(`{"event":"4111111111111111"}`)
+	f.Add(`{"power":"PS_OFF"}{"count":"x","by":1e300}`)
+	f.Fuzz(func(t *testing.T, line string) {
+		d := open(t)
+		_ = d.Obey(line)
+		s, _ := d.Status(t.Context())
+		list, _ := d.Statistics(t.Context())
+		for name := range s.Sensors {
+			if hal.MayHoldPAN(name) || len(name) > 64 {
+				t.Errorf("bad sensor %q", name)
+			}
+		}
+		for _, st := range list {
+			if hal.MayHoldPAN(st.Name) || st.Value < 0 || st.Value > 1e9 {
+				t.Errorf("bad statistic %+v", st)
+			}
+		}
+	})
+}
