@@ -30,12 +30,6 @@ const (
 	maxTracked  = 4096            // addresses
 )
 
-// Errors of sign-in.
-var (
-	ErrUnauthenticated = errors.New("no valid access token: sign in, or send one as Authorization: Bearer")
-	ErrTooMany         = errors.New("too many failed sign-ins from this address: wait five minutes")
-)
-
 // Store keeps tokens and sessions; cloud/internal/store fits.
 type Store interface {
 	AddToken(ctx context.Context, t fleet.Token, ev fleet.AuditEvent) error
@@ -43,15 +37,6 @@ type Store interface {
 	AddSession(ctx context.Context, hash [32]byte, tokenID string, expires time.Time) error
 	SessionToken(ctx context.Context, hash [32]byte, now time.Time) (fleet.Token, error)
 	DropSession(ctx context.Context, hash [32]byte) error
-}
-
-// Principal is a signed-in operator.
-type Principal struct {
-	Name    string
-	Tenant  fleet.TenantID
-	Role    fleet.Role
-	TokenID string
-	Cookie  bool // came by the session cookie
 }
 
 // Accounts checks who asks.
@@ -97,55 +82,55 @@ func (a *Accounts) Issue(ctx context.Context, tenant fleet.TenantID, name string
 }
 
 // Authenticate returns who sent r: by bearer token, or by session cookie.
-func (a *Accounts) Authenticate(r *http.Request) (Principal, error) {
+func (a *Accounts) Authenticate(r *http.Request) (fleet.Principal, error) {
 	if h := r.Header.Get("Authorization"); h != "" {
 		plain, ok := strings.CutPrefix(h, "Bearer ")
 		if !ok {
-			return Principal{}, ErrUnauthenticated
+			return fleet.Principal{}, fleet.ErrUnauthenticated
 		}
 		return a.byToken(r, strings.TrimSpace(plain))
 	}
 	c, err := r.Cookie(CookieName)
 	if err != nil {
-		return Principal{}, ErrUnauthenticated
+		return fleet.Principal{}, fleet.ErrUnauthenticated
 	}
 	t, err := a.store.SessionToken(r.Context(), sha256.Sum256([]byte(c.Value)), time.Now())
 	if errors.Is(err, fleet.ErrNotFound) || errors.Is(err, fleet.ErrExpired) {
-		return Principal{}, ErrUnauthenticated
+		return fleet.Principal{}, fleet.ErrUnauthenticated
 	}
 	if err != nil {
-		return Principal{}, err
+		return fleet.Principal{}, err
 	}
 	p := principal(t)
 	p.Cookie = true
 	return p, nil
 }
 
-func principal(t fleet.Token) Principal {
-	return Principal{Name: t.Name, Tenant: t.Tenant, Role: t.Role, TokenID: t.ID}
+func principal(t fleet.Token) fleet.Principal {
+	return fleet.Principal{Name: t.Name, Tenant: t.Tenant, Role: t.Role, TokenID: t.ID}
 }
 
-func (a *Accounts) byToken(r *http.Request, plain string) (Principal, error) {
+func (a *Accounts) byToken(r *http.Request, plain string) (fleet.Principal, error) {
 	from := remote(r)
 	if !a.mayTry(from) {
-		return Principal{}, ErrTooMany
+		return fleet.Principal{}, fleet.ErrTooMany
 	}
 	t, err := a.store.TokenByHash(r.Context(), sha256.Sum256([]byte(plain)))
 	switch {
 	case errors.Is(err, fleet.ErrNotFound) || errors.Is(err, fleet.ErrExpired):
 		a.failed(from)
-		return Principal{}, ErrUnauthenticated
+		return fleet.Principal{}, fleet.ErrUnauthenticated
 	case err != nil:
-		return Principal{}, err
+		return fleet.Principal{}, err
 	case !t.RevokedAt.IsZero() || (!t.ExpiresAt.IsZero() && time.Now().After(t.ExpiresAt)):
 		a.failed(from)
-		return Principal{}, ErrUnauthenticated
+		return fleet.Principal{}, fleet.ErrUnauthenticated
 	}
 	return principal(t), nil
 }
 
 // SignIn trades a token for a session cookie.
-func (a *Accounts) SignIn(r *http.Request, plain string) (*http.Cookie, Principal, error) {
+func (a *Accounts) SignIn(r *http.Request, plain string) (*http.Cookie, fleet.Principal, error) {
 	p, err := a.byToken(r, strings.TrimSpace(plain))
 	if err != nil {
 		return nil, p, err

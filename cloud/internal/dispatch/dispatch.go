@@ -60,17 +60,6 @@ type Dispatch struct{ o Options }
 // New returns a Dispatch; Run lets commands expire.
 func New(o Options) *Dispatch { return &Dispatch{o} }
 
-// Request is what an operator asks of one device.
-type Request struct {
-	Device fleet.DeviceID
-	Tenant fleet.TenantID
-	Verb   string
-	Args   map[string]string
-	By     string
-	Reason string
-	Life   time.Duration // 0: DefaultLife
-}
-
 // arguments says what each verb takes, and checks a value.
 var arguments = map[string]map[string]func(string) error{
 	"identify":     {},
@@ -109,8 +98,8 @@ func oneOf(words ...string) func(string) error {
 	}
 }
 
-// check returns fleet.ErrInvalid with what to write instead.
-func (r *Request) check() error {
+// check fills in the life and returns fleet.ErrInvalid with what to write instead.
+func check(r *fleet.CommandRequest) error {
 	known, ok := arguments[r.Verb]
 	if !ok {
 		return fmt.Errorf("verb %.40q: use one of %s: %w", r.Verb, strings.Join(fleet.Verbs(), ", "), fleet.ErrInvalid)
@@ -154,8 +143,8 @@ func orNone(s string) string {
 }
 
 // Send records a command and sends it if its device can be reached.
-func (d *Dispatch) Send(ctx context.Context, r Request) (fleet.Command, error) {
-	if err := r.check(); err != nil {
+func (d *Dispatch) Send(ctx context.Context, r fleet.CommandRequest) (fleet.Command, error) {
+	if err := check(&r); err != nil {
 		return fleet.Command{}, err
 	}
 	now := time.Now()

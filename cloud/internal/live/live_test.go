@@ -37,7 +37,7 @@ func TestSlowReaderIsToldToResync(t *testing.T) {
 func TestWhatBelongsToNobodyIsForAll(t *testing.T) {
 	var h live.Hub
 	a, b := h.Subscribe(t.Context(), "a"), h.Subscribe(t.Context(), "b")
-	h.Publish(fleet.Change{Kind: live.Release, ID: "agent/1.0.0"})
+	h.Publish(fleet.Change{Kind: fleet.ChangedRelease, ID: "agent/1.0.0"})
 	for _, ch := range []<-chan fleet.Change{a, b} {
 		if c := <-ch; c.ID != "agent/1.0.0" {
 			t.Errorf("got %+v", c)

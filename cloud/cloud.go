@@ -1,0 +1,357 @@
+package cloud
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tillward/tillward/cloud/internal/account"
+	"github.com/tillward/tillward/cloud/internal/broker"
+	"github.com/tillward/tillward/cloud/internal/catalog"
+	"github.com/tillward/tillward/cloud/internal/dispatch"
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/internal/ingest"
+	"github.com/tillward/tillward/cloud/internal/live"
+	"github.com/tillward/tillward/cloud/internal/rollout"
+	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/cloud/internal/verifier"
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/ca"
+	"github.com/tillward/tillward/provisioning/enrol"
+	"github.com/tillward/tillward/provisioning/identity"
+	"github.com/tillward/tillward/provisioning/trust"
+)
+
+// Version of the service, set by main.
+var Version = "0.0.0"
+
+// serverCertLife is how long a server certificate lasts; it is renewed at a
+// third of that.
+const serverCertLife = 90 * 24 * time.Hour
+
+// Service is an open fleet service with its listeners bound.
+type Service struct {
+	cfg    Config
+	log    *slog.Logger
+	tenant fleet.TenantID
+
+	store    *store.Store
+	catalog  *catalog.Catalog
+	accounts *account.Accounts
+	hub      *live.Hub
+	devices  *ca.Authority // issues LDevID certificates
+	root     *ca.Authority // issues what the service itself shows
+	signer   *trust.OrderSigner
+	server   *serverCert
+
+	broker   *broker.Broker
+	ingest   *ingest.Ingest
+	verifier *verifier.Verifier
+	dispatch *dispatch.Dispatch
+	rollout  *rollout.Runner
+
+	mqtt, https, operator, metrics net.Listener
+	appraisals                     chan struct{} // bounds appraisals at once
+}
+
+// Addrs are the addresses the listeners are bound to.
+type Addrs struct{ MQTT, HTTPS, Operator, Metrics string }
+
+// New opens the data folder, making keys, authorities and the first operator
+// token where there are none, and binds the listeners. Run serves.
+func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Service{cfg: cfg, log: log, tenant: fleet.TenantID(cfg.Tenant), hub: &live.Hub{}, appraisals: make(chan struct{}, 16)}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	if s.store, err = store.Open(ctx, cfg.DataDir, log); err != nil {
+		return nil, err
+	}
+	if err := s.store.AllOffline(ctx); err != nil { // nobody is connected to a service that just started
+		return nil, err
+	}
+	if err := s.keys(); err != nil {
+		return nil, err
+	}
+	if s.catalog, err = catalog.Open(filepath.Join(cfg.DataDir, "artifacts")); err != nil {
+		return nil, err
+	}
+	s.accounts = account.New(s.store)
+	if err := s.bootstrap(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.listen(ctx); err != nil {
+		return nil, err
+	}
+	return s, s.wire()
+}
+
+// keys opens or makes the authorities and the key that signs orders.
+func (s *Service) keys() (err error) {
+	dir := s.cfg.DataDir
+	if s.devices, err = ca.Open(dir, "tenant-ca"); err != nil {
+		return err
+	}
+	if s.root, err = ca.Open(dir, "service-ca"); err != nil {
+		return err
+	}
+	pemRoot := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.root.Root().Raw})
+	if err := os.WriteFile(filepath.Join(dir, "service-roots.pem"), pemRoot, 0o644); err != nil { // #nosec G306 -- public by nature
+		return fmt.Errorf("write service roots: %w", err)
+	}
+	path := filepath.Join(dir, "order.key")
+	var key ed25519.PrivateKey
+	if key, err = trust.ReadKey(path); errors.Is(err, fs.ErrNotExist) {
+		key, err = trust.NewKey(path)
+	}
+	if err != nil {
+		return err
+	}
+	s.signer = trust.NewOrderSigner(key)
+	s.server = &serverCert{root: s.root, names: s.cfg.Device.Names}
+	return nil
+}
+
+// bootstrap makes the first operator token, once, and leaves it in a file that
+// only the service's user can read.
+func (s *Service) bootstrap(ctx context.Context) error {
+	have, err := s.store.Tokens(ctx, s.tenant)
+	if err != nil || len(have) > 0 {
+		return err
+	}
+	plain, _, err := s.accounts.Issue(ctx, s.tenant, "admin", fleet.Admin, 0, "first start")
+	if err != nil {
+		return fmt.Errorf("make the first operator token: %w", err)
+	}
+	path := filepath.Join(s.cfg.DataDir, "admin.token")
+	if err := os.WriteFile(path, []byte(plain+"\n"), 0o600); err != nil {
+		return fmt.Errorf("write the first operator token: %w", err)
+	}
+	s.log.Info("first start: the operator token is in a file; sign in with it, make others, and remove the file", slog.String("path", path))
+	return nil
+}
+
+func (s *Service) listen(ctx context.Context) error {
+	for _, l := range []struct {
+		to   *net.Listener
+		addr string
+	}{{&s.mqtt, s.cfg.Device.MQTT}, {&s.https, s.cfg.Device.HTTPS}, {&s.operator, s.cfg.Operator.Listen}, {&s.metrics, s.cfg.Metrics.Listen}} {
+		if l.addr == "" {
+			continue
+		}
+		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", l.addr)
+		if err != nil {
+			return fmt.Errorf("%w; is another service running? choose other addresses in the configuration", err)
+		}
+		*l.to = ln
+	}
+	return nil
+}
+
+// wire joins the rooms.
+func (s *Service) wire() (err error) {
+	clients := x509.NewCertPool()
+	clients.AddCert(s.devices.Root())
+	s.ingest = ingest.New(ingest.Options{Store: s.store, Stored: s.stored, Log: s.log})
+	s.broker, err = broker.New(broker.Options{
+		Listener: s.mqtt, TLS: &tls.Config{GetCertificate: s.server.get, ClientCAs: clients, MinVersion: tls.VersionTLS13},
+		ExporterLabel: enrol.ConnExporterLabel, MaxClients: int64(s.cfg.Device.MaxClients),
+		Admit: s.admit, Submit: s.submit, Presence: s.presence, Ready: s.ready, Violation: s.violation, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	changed := func(k fleet.ChangeKind) func(t fleet.TenantID, id string) {
+		return func(t fleet.TenantID, id string) { s.hub.Publish(fleet.Change{Kind: k, ID: id, Tenant: t}) }
+	}
+	device, command, roll := changed(fleet.ChangedDevice), changed(fleet.ChangedCommand), changed(fleet.ChangedRollout)
+	s.verifier = verifier.New(verifier.Options{
+		Store: s.store, Link: s.broker, Every: s.cfg.Attest.Every.Duration,
+		Changed: func(d fleet.Device) { device(d.Tenant, string(d.ID)) }, Log: s.log,
+	})
+	s.dispatch = dispatch.New(dispatch.Options{
+		Store: s.store, Signer: s.signer, Sender: s.broker, Changed: func(c fleet.Command) { command(c.Tenant, string(c.ID)) }, Log: s.log,
+	})
+	s.rollout = rollout.New(rollout.Options{
+		Store: s.store, Link: s.broker, Changed: func(t fleet.TenantID, id fleet.RolloutID) { roll(t, string(id)) }, Log: s.log,
+		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) },
+	})
+	return nil
+}
+
+// Addrs returns where the listeners are bound.
+func (s *Service) Addrs() Addrs {
+	addr := func(l net.Listener) string {
+		if l == nil {
+			return ""
+		}
+		return l.Addr().String()
+	}
+	return Addrs{addr(s.mqtt), addr(s.https), addr(s.operator), addr(s.metrics)}
+}
+
+// Run serves until ctx ends, then lets what is under way finish and closes.
+func (s *Service) Run(ctx context.Context) error {
+	defer s.close()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context) error{
+		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.serveDevices, s.serveOperators, s.serveMetrics,
+	} {
+		g.Go(func() error { return run(ctx) })
+	}
+	a := s.Addrs()
+	s.log.Info("fleet service runs", slog.String("mqtt", a.MQTT), slog.String("https", a.HTTPS), slog.String("operator", a.Operator), slog.String("version", Version))
+	return g.Wait()
+}
+
+func (s *Service) close() {
+	for _, l := range []net.Listener{s.mqtt, s.https, s.operator, s.metrics} {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+	if s.store != nil {
+		if err := s.store.Close(); err != nil {
+			s.log.Error("close the store", slog.Any("err", err))
+		}
+	}
+}
+
+// admit lets a member's newest certificate in, and nothing else.
+func (s *Service) admit(ctx context.Context, id identity.Identity) error {
+	d, err := s.store.DeviceByID(ctx, fleet.DeviceID(id.Device))
+	switch {
+	case err != nil:
+		return err
+	case string(d.Tenant) != id.Tenant:
+		return fmt.Errorf("certificate is of tenant %s: %w", id.Tenant, fleet.ErrForbidden)
+	case !strings.EqualFold(d.CertSerial, id.Serial):
+		s.violation(id.Device, "came with a certificate that has been replaced; is there a copy of this device?")
+		return fmt.Errorf("certificate %s has been replaced: %w", id.Serial, fleet.ErrForbidden)
+	}
+	return nil
+}
+
+// submit routes an up message: evidence to the verifier, the rest to ingest.
+func (s *Service) submit(m broker.Message) bool {
+	device, tenant, now := fleet.DeviceID(m.Identity.Device), fleet.TenantID(m.Identity.Tenant), time.Now()
+	if m.Topic.Channel != wire.Evidence {
+		return s.ingest.Submit(ingest.Message{Device: device, Tenant: tenant, Channel: m.Topic.Channel, Payload: m.Payload, At: now, Ack: m.Ack})
+	}
+	select {
+	case s.appraisals <- struct{}{}:
+	default:
+		return false // a storm of evidence: the device comes back with a pause
+	}
+	go func() {
+		defer func() { <-s.appraisals }()
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		err := s.verifier.Appraise(ctx, verifier.Evidence{Device: device, Payload: m.Payload, Exporter: m.Exporter, At: now})
+		if err != nil {
+			s.log.Error("appraise", slog.String("device", string(device)), slog.Any("err", err))
+		}
+		m.Ack(err)
+	}()
+	return true
+}
+
+// stored tells consoles and the rollout what a commit changed.
+func (s *Service) stored(in fleet.Intake, out fleet.Outcome) {
+	tell := func(k fleet.ChangeKind, id string) { s.hub.Publish(fleet.Change{Kind: k, ID: id, Tenant: in.Tenant}) }
+	if out.NewSamples > 0 || in.Report != nil || in.AuditBroken {
+		tell(fleet.ChangedDevice, string(in.Device))
+	}
+	if out.NewEvents > 0 {
+		tell(fleet.ChangedEvent, string(in.Device))
+	}
+	if out.NewAudit > 0 {
+		tell(fleet.ChangedAudit, string(in.Device))
+	}
+	if out.Command != nil {
+		tell(fleet.ChangedCommand, string(out.Command.ID))
+	}
+	if out.Execution != nil {
+		tell(fleet.ChangedRollout, string(out.Execution.Rollout))
+		s.rollout.Wake()
+	}
+}
+
+func (s *Service) presence(device fleet.DeviceID, online bool, at time.Time) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := s.store.SetPresence(ctx, device, online, at); err != nil {
+		s.log.Error("presence", slog.String("device", string(device)), slog.Any("err", err))
+	}
+	s.hub.Publish(fleet.Change{Kind: fleet.ChangedDevice, ID: string(device), Tenant: s.tenant})
+}
+
+// ready sends a device what has waited for it.
+func (s *Service) ready(device fleet.DeviceID) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := s.dispatch.Deliver(ctx, device); err != nil {
+		s.log.Error("deliver commands", slog.String("device", string(device)), slog.Any("err", err))
+	}
+	s.rollout.Deliver(device)
+}
+
+func (s *Service) violation(device, what string) {
+	s.audit(context.Background(), "broker.violation", "alarm", device, map[string]string{"what": what})
+}
+
+// audit writes to the service's own trail.
+func (s *Service) audit(ctx context.Context, kind, severity, subject string, detail map[string]string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	ev := fleet.AuditEvent{At: time.Now(), Kind: kind, Severity: severity, Actor: "service", Subject: subject, Detail: detail}
+	if err := s.store.Audit(ctx, ev); err != nil {
+		s.log.Error("audit", slog.String("kind", kind), slog.Any("err", err))
+	}
+	s.hub.Publish(fleet.Change{Kind: fleet.ChangedAudit, ID: subject, Tenant: s.tenant})
+}
+
+// serverCert issues the service's certificate and renews it in time.
+type serverCert struct {
+	root  *ca.Authority
+	names []string
+
+	mu   sync.Mutex
+	cert *tls.Certificate
+	made time.Time
+}
+
+func (c *serverCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cert == nil || time.Since(c.made) > serverCertLife/3 {
+		cert, err := c.root.IssueServer(c.names, serverCertLife)
+		if err != nil {
+			return nil, err
+		}
+		c.cert, c.made = &cert, time.Now()
+	}
+	return c.cert, nil
+}

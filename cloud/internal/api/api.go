@@ -1,0 +1,210 @@
+// Package api is the public HTTP API of the fleet service: JSON under /v1,
+// Server-Sent Events for what is live, OpenAPI 3.1 that says all of it.
+//
+// It translates between HTTP and the domain and holds the one map from errors
+// to status codes [RFC 9457]. It promises that nobody sees or moves what
+// belongs to another tenant, that each operation asks for its role, and that
+// refusals are audited. It decides nothing else.
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+)
+
+// Accounts knows who asks; cloud/internal/account fits.
+type Accounts interface {
+	Authenticate(r *http.Request) (fleet.Principal, error)
+	SignIn(r *http.Request, token string) (*http.Cookie, fleet.Principal, error)
+	SignOut(r *http.Request) (*http.Cookie, error)
+	Issue(ctx context.Context, t fleet.TenantID, name string, role fleet.Role, life time.Duration, by string) (string, fleet.Token, error)
+}
+
+// Deps are the rooms behind the API.
+type Deps struct {
+	Tenant   fleet.TenantID // under which a failed sign-in is audited
+	Store    Store
+	Accounts Accounts
+	Send     func(ctx context.Context, r fleet.CommandRequest) (fleet.Command, error)
+	Publish  func(ctx context.Context, r io.Reader) ([]fleet.Release, error)
+	Watch    func(ctx context.Context, t fleet.TenantID) <-chan fleet.Change
+	Changed  func(c fleet.Change)
+	Wake     func() // a rollout changed
+	Version  string
+	Log      *slog.Logger
+}
+
+// server holds the handlers.
+type server struct {
+	Deps
+	api huma.API
+}
+
+type ctxKey struct{}
+
+// who returns the operator behind a request; the middleware has seen to it.
+func who(ctx context.Context) fleet.Principal {
+	p, _ := ctx.Value(ctxKey{}).(fleet.Principal)
+	return p
+}
+
+const roleKey = "role"
+
+// needs is the metadata that asks for a role.
+func needs(r fleet.Role) map[string]any { return map[string]any{roleKey: r} }
+
+// New returns the handler of everything under /v1.
+func New(d Deps) http.Handler {
+	mux := http.NewServeMux()
+	cfg := huma.DefaultConfig("Tillward", d.Version)
+	cfg.OpenAPIPath, cfg.DocsPath, cfg.SchemasPath = "/v1/openapi", "", "/v1/schemas"
+	cfg.Info.Description = "The fleet service: devices, commands, releases, rollouts and audit trails."
+	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
+		"token":   {Type: "http", Scheme: "bearer", Description: "an operator token, twt_..."},
+		"session": {Type: "apiKey", In: "cookie", Name: "tw_session", Description: "the console's session; unsafe methods need the header X-Tillward: 1"},
+	}
+	cfg.Security = []map[string][]string{{"token": {}}, {"session": {}}}
+	s := &server{Deps: d, api: humago.New(mux, cfg)}
+	s.api.UseMiddleware(s.guard)
+	s.access()
+	s.devices()
+	s.commands()
+	s.rollouts()
+	s.releases()
+	s.live()
+	return secure(mux)
+}
+
+// guard lets a request through when its operator may make it.
+func (s *server) guard(ctx huma.Context, next func(huma.Context)) {
+	need, _ := ctx.Operation().Metadata[roleKey].(fleet.Role)
+	if need == "" { // sign-in and sign-out
+		next(ctx)
+		return
+	}
+	r, _ := humago.Unwrap(ctx)
+	p, err := s.Accounts.Authenticate(r)
+	switch {
+	case err != nil:
+		s.refuse(ctx, err)
+		return
+	case p.Cookie && r.Method != http.MethodGet && r.Method != http.MethodHead && r.Header.Get("X-Tillward") == "":
+		s.refuse(ctx, fleet.ErrForbidden)
+		return
+	case !p.Role.Covers(need):
+		s.note(ctx.Context(), fleet.AuditEvent{
+			Kind: "access.refused", Severity: "warn", Actor: p.Name, Subject: ctx.Operation().OperationID,
+			Detail: map[string]string{"role": string(p.Role), "needs": string(need)},
+		})
+		_ = huma.WriteErr(s.api, ctx, http.StatusForbidden, "this needs the role "+string(need)+"; your token has "+string(p.Role))
+		return
+	}
+	next(huma.WithValue(ctx, ctxKey{}, p))
+}
+
+func (s *server) refuse(ctx huma.Context, err error) {
+	e := s.fault(ctx.Context(), err)
+	var m *huma.ErrorModel
+	if errors.As(e, &m) {
+		_ = huma.WriteErr(s.api, ctx, m.Status, m.Detail)
+		return
+	}
+	_ = huma.WriteErr(s.api, ctx, http.StatusInternalServerError, "internal error")
+}
+
+// note writes to the service's audit trail; a trail that cannot be written is
+// logged, the refusal stands all the same.
+func (s *server) note(ctx context.Context, ev fleet.AuditEvent) {
+	ev.At = time.Now()
+	if err := s.Store.Audit(ctx, ev); err != nil {
+		s.Log.Error("audit", slog.String("kind", ev.Kind), slog.Any("err", err))
+	}
+}
+
+// fault is the one map from errors to HTTP. What the operator reads says what
+// was wrong; what is our own fault goes to the log.
+func (s *server) fault(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, k := range []struct {
+		err    error
+		status int
+	}{
+		{fleet.ErrUnauthenticated, http.StatusUnauthorized},
+		{fleet.ErrTooMany, http.StatusTooManyRequests},
+		{fleet.ErrNotFound, http.StatusNotFound},
+		{fleet.ErrInvalid, http.StatusUnprocessableEntity},
+		{fleet.ErrExists, http.StatusConflict},
+		{fleet.ErrConflict, http.StatusConflict},
+		{fleet.ErrForbidden, http.StatusForbidden},
+		{fleet.ErrExpired, http.StatusGone},
+	} {
+		if errors.Is(err, k.err) {
+			return huma.NewError(k.status, err.Error())
+		}
+	}
+	if ctx.Err() == nil {
+		s.Log.Error("request", slog.Any("err", err))
+	}
+	return huma.NewError(http.StatusInternalServerError, "the service could not do this; its log says why")
+}
+
+// secure sets what browsers need to hear.
+func secure(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cache-Control", "no-store")
+		if !strings.HasPrefix(r.URL.Path, "/v1/releases") && r.Body != nil {
+			r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// list is one page.
+type list[T any] struct {
+	Items []T    `json:"items"`
+	Next  string `json:"next" doc:"give it as after to read on; empty at the end"`
+}
+
+// paged is the query of a page.
+type paged struct {
+	After string `query:"after" doc:"the next of the page before"`
+	Limit int    `query:"limit" minimum:"0" maximum:"1000" doc:"0: 100"`
+}
+
+func (p paged) page() fleet.Page { return fleet.Page{After: p.After, Limit: p.Limit} }
+
+// body wraps a JSON answer.
+type body[T any] struct{ Body T }
+
+// pageOf converts a page of the store.
+func pageOf[T, V any](items []T, next string, view func(T) V) *body[list[V]] {
+	out := list[V]{Items: make([]V, 0, len(items)), Next: next}
+	for _, i := range items {
+		out.Items = append(out.Items, view(i))
+	}
+	return &body[list[V]]{out}
+}
+
+// when is a time in JSON; null when it never was.
+func when(t time.Time) *time.Time {
+	if t.IsZero() || t.Unix() <= 0 {
+		return nil
+	}
+	u := t.UTC()
+	return &u
+}

@@ -1,0 +1,340 @@
+package api
+
+import (
+	"context"
+	"encoding/hex"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/wire"
+)
+
+// Device is a device as the API shows it.
+type device struct {
+	ID           string       `json:"id"`
+	Tenant       string       `json:"tenant"`
+	Tier         string       `json:"tier" doc:"A: TPM with vendor certificate, B: listed TPM, C: virtual TPM, D: software key"`
+	Model        string       `json:"model"`
+	Serial       string       `json:"serial"`
+	Site         string       `json:"site"`
+	Group        string       `json:"group"`
+	Label        string       `json:"label"`
+	Trust        string       `json:"trust" enum:"pending,attested,degraded,quarantined,stale"`
+	TrustReasons []string     `json:"trust_reasons"`
+	AttestedAt   *time.Time   `json:"attested_at"`
+	Online       bool         `json:"online"`
+	EnrolledAt   *time.Time   `json:"enrolled_at"`
+	LastSeen     *time.Time   `json:"last_seen"`
+	AgentVersion string       `json:"agent_version"`
+	Slot         string       `json:"slot"`
+	Health       string       `json:"health" doc:"worst of the peripherals; Unknown when none can tell"`
+	AuditHead    uint64       `json:"audit_head"`
+	AuditOK      bool         `json:"audit_ok"`
+	Samples      uint64       `json:"samples"`
+	CertSerial   string       `json:"cert_serial"`
+	CertNotAfter *time.Time   `json:"cert_not_after"`
+	EKHash       string       `json:"ek_sha256"`
+	Peripherals  []peripheral `json:"peripherals"`
+	State        deviceState  `json:"state"`
+}
+
+type peripheral struct {
+	ID        string            `json:"id"`
+	Category  string            `json:"category"`
+	Driver    string            `json:"driver"`
+	Maker     string            `json:"maker"`
+	Model     string            `json:"model"`
+	Serial    string            `json:"serial"`
+	Firmware  string            `json:"firmware"`
+	Simulated bool              `json:"simulated" doc:"no hardware behind it"`
+	Power     string            `json:"power"`
+	Health    string            `json:"health"`
+	Reason    string            `json:"reason"`
+	Advice    string            `json:"advice"`
+	Since     *time.Time        `json:"since"`
+	Sensors   map[string]string `json:"sensors" doc:"Yes, No or Unknown"`
+}
+
+type deviceState struct {
+	StartedAt       *time.Time `json:"started_at"`
+	SpoolDepth      uint64     `json:"spool_depth"`
+	SpoolShed       uint64     `json:"spool_shed"`
+	AuditRecorded   uint64     `json:"audit_recorded"`
+	SamplesRecorded uint64     `json:"samples_recorded"`
+}
+
+// rank orders health from good to bad; Unknown is worse than OK and never
+// hides a fault.
+var rank = map[string]int{"OK": 1, "Unknown": 2, "Attention": 3, "Offline": 4, "Fault": 5}
+
+func viewDevice(d fleet.Device) device {
+	v := device{
+		ID: string(d.ID), Tenant: string(d.Tenant), Tier: string(d.Tier), Model: d.Model, Serial: d.Serial, Site: d.Site, Group: d.Group, Label: d.Label,
+		Trust: string(d.Trust), TrustReasons: append([]string{}, d.TrustReasons...), AttestedAt: when(d.AttestedAt), Online: d.Online,
+		EnrolledAt: when(d.EnrolledAt), LastSeen: when(d.LastSeen), AgentVersion: d.AgentVersion, Slot: d.Slot, Health: "Unknown",
+		AuditHead: d.AuditHead, AuditOK: !d.AuditBroken, Samples: d.Samples, CertSerial: d.CertSerial, CertNotAfter: when(d.CertNotAfter), EKHash: d.EKHash,
+		Peripherals: []peripheral{},
+	}
+	st, err := wire.Decode[wire.StateReport](d.State)
+	if err != nil {
+		return v // nothing reported yet
+	}
+	if st.Label != "" && v.Label == "" {
+		v.Label = st.Label
+	}
+	started := time.UnixMilli(st.StartedAt)
+	v.State = deviceState{when(started), st.SpoolDepth, st.SpoolShed, st.AuditHead, st.Samples}
+	worst := ""
+	for _, p := range st.Peripherals {
+		since := time.UnixMilli(p.Since)
+		v.Peripherals = append(v.Peripherals, peripheral{
+			ID: p.ID, Category: p.Category, Driver: p.Driver, Maker: p.Maker, Model: p.Model, Serial: p.Serial, Firmware: p.Firmware,
+			Simulated: p.Simulated, Power: p.Power, Health: p.Health, Reason: p.Reason, Advice: p.Advice, Since: when(since), Sensors: p.Sensors,
+		})
+		if rank[p.Health] > rank[worst] {
+			worst = p.Health
+		}
+	}
+	if worst != "" {
+		v.Health = worst
+	}
+	return v
+}
+
+type deviceID struct {
+	ID string `path:"id" maxLength:"40"`
+}
+
+func (s *server) devices() {
+	huma.Register(s.api, huma.Operation{
+		OperationID: "summary", Method: http.MethodGet, Path: "/v1/summary", Summary: "The fleet in numbers", Metadata: needs(fleet.Viewer),
+	}, s.summary)
+	huma.Register(s.api, huma.Operation{
+		OperationID: "list-devices", Method: http.MethodGet, Path: "/v1/devices", Summary: "List devices", Metadata: needs(fleet.Viewer),
+	}, func(ctx context.Context, in *struct {
+		paged
+		Site   string `query:"site"`
+		Group  string `query:"group"`
+		Trust  string `query:"trust" enum:"pending,attested,degraded,quarantined,stale"`
+		Online string `query:"online" enum:"true,false"`
+		Query  string `query:"q" maxLength:"64" doc:"part of id, label, serial, site or model"`
+	},
+	) (*body[list[device]], error) {
+		f := fleet.DeviceFilter{Site: in.Site, Group: in.Group, Trust: fleet.Trust(in.Trust), Query: in.Query}
+		if in.Online != "" {
+			online := in.Online == "true"
+			f.Online = &online
+		}
+		items, next, err := s.Store.Devices(ctx, who(ctx).Tenant, f, in.page())
+		return pageOf(items, next, viewDevice), s.fault(ctx, err)
+	})
+	huma.Register(s.api, huma.Operation{
+		OperationID: "get-device", Method: http.MethodGet, Path: "/v1/devices/{id}", Summary: "Show a device", Metadata: needs(fleet.Viewer),
+	}, func(ctx context.Context, in *deviceID) (*body[device], error) {
+		d, err := s.Store.Device(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID))
+		return &body[device]{viewDevice(d)}, s.fault(ctx, err)
+	})
+	huma.Register(s.api, huma.Operation{
+		OperationID: "set-device", Method: http.MethodPatch, Path: "/v1/devices/{id}", Summary: "Change site, group or label", Metadata: needs(fleet.Operator),
+	}, s.setDevice)
+	huma.Register(s.api, huma.Operation{
+		OperationID: "list-series", Method: http.MethodGet, Path: "/v1/devices/{id}/series", Summary: "What a device measures", Metadata: needs(fleet.Viewer),
+	}, s.series)
+	huma.Register(s.api, huma.Operation{
+		OperationID: "get-points", Method: http.MethodGet, Path: "/v1/devices/{id}/points", Summary: "Values of one series", Metadata: needs(fleet.Viewer),
+	}, s.points)
+	huma.Register(s.api, huma.Operation{
+		OperationID: "list-events", Method: http.MethodGet, Path: "/v1/devices/{id}/events", Summary: "What happened to peripherals, newest first", Metadata: needs(fleet.Viewer),
+	}, func(ctx context.Context, in *struct {
+		deviceID
+		paged
+	},
+	) (*body[list[event]], error) {
+		items, next, err := s.Store.Events(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID), in.page())
+		return pageOf(items, next, func(e fleet.PeripheralEvent) event {
+			return event{when(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To}
+		}), s.fault(ctx, err)
+	})
+	s.audit("device-", "/v1/devices/{id}/audit", "A device's audit trail")
+	s.audit("", "/v1/audit", "The service's own audit trail")
+}
+
+type event struct {
+	At         *time.Time `json:"at"`
+	Peripheral string     `json:"peripheral"`
+	Category   string     `json:"category"`
+	Code       string     `json:"code"`
+	From       string     `json:"from"`
+	To         string     `json:"to"`
+}
+
+type summaryView struct {
+	Devices     int            `json:"devices"`
+	Online      int            `json:"online"`
+	ByTrust     map[string]int `json:"by_trust"`
+	ByVersion   map[string]int `json:"by_version"`
+	ByHealth    map[string]int `json:"by_health"`
+	Samples     uint64         `json:"samples"`
+	AuditEvents uint64         `json:"audit_events"`
+}
+
+func (s *server) summary(ctx context.Context, _ *struct{}) (*body[summaryView], error) {
+	t := who(ctx).Tenant
+	sum, err := s.Store.Summary(ctx, t)
+	if err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	v := summaryView{
+		Devices: sum.Devices, Online: sum.Online, ByTrust: map[string]int{}, ByVersion: sum.ByVersion, ByHealth: map[string]int{},
+		Samples: sum.Samples, AuditEvents: sum.AuditEvents,
+	}
+	for k, n := range sum.ByTrust {
+		v.ByTrust[string(k)] = n
+	}
+	for page := (fleet.Page{Limit: 1000}); ; {
+		items, next, err := s.Store.Devices(ctx, t, fleet.DeviceFilter{}, page)
+		if err != nil {
+			return nil, s.fault(ctx, err)
+		}
+		for _, d := range items {
+			v.ByHealth[viewDevice(d).Health]++
+		}
+		if page.After = next; next == "" {
+			return &body[summaryView]{v}, nil
+		}
+	}
+}
+
+func (s *server) setDevice(ctx context.Context, in *struct {
+	deviceID
+	Body struct {
+		Site  *string `json:"site,omitempty" maxLength:"64"`
+		Group *string `json:"group,omitempty" maxLength:"64"`
+		Label *string `json:"label,omitempty" maxLength:"64"`
+	}
+},
+) (*body[device], error) {
+	p := who(ctx)
+	detail := map[string]string{}
+	for k, v := range map[string]*string{"site": in.Body.Site, "group": in.Body.Group, "label": in.Body.Label} {
+		if v != nil {
+			detail[k] = *v
+		}
+	}
+	ev := fleet.AuditEvent{At: time.Now(), Kind: "device.changed", Severity: "info", Actor: p.Name, Subject: in.ID, Detail: detail}
+	err := s.Store.SetDevice(ctx, p.Tenant, fleet.DeviceID(in.ID), fleet.DevicePatch{Site: in.Body.Site, Group: in.Body.Group, Label: in.Body.Label}, ev)
+	if err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	s.Changed(fleet.Change{Kind: fleet.ChangedDevice, ID: in.ID, Tenant: p.Tenant})
+	d, err := s.Store.Device(ctx, p.Tenant, fleet.DeviceID(in.ID))
+	return &body[device]{viewDevice(d)}, s.fault(ctx, err)
+}
+
+type series struct {
+	Peripheral string     `json:"peripheral"`
+	Name       string     `json:"name"`
+	Last       float64    `json:"last"`
+	At         *time.Time `json:"at"`
+	Count      uint64     `json:"count"`
+}
+
+func (s *server) series(ctx context.Context, in *deviceID) (*body[list[series]], error) {
+	items, err := s.Store.Series(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID))
+	return pageOf(items, "", func(i fleet.SeriesInfo) series {
+		return series{i.Peripheral, i.Name, i.Last, when(i.At), i.Count}
+	}), s.fault(ctx, err)
+}
+
+type points struct {
+	Points [][2]float64 `json:"points" doc:"pairs of Unix milliseconds and value; thinned by mean when there are more than limit"`
+}
+
+func (s *server) points(ctx context.Context, in *struct {
+	deviceID
+	Peripheral string    `query:"peripheral" maxLength:"64"`
+	Name       string    `query:"name" required:"true" maxLength:"64"`
+	From       time.Time `query:"from"`
+	To         time.Time `query:"to"`
+	Limit      int       `query:"limit" minimum:"0" maximum:"5000" default:"500"`
+},
+) (*body[points], error) {
+	to := in.To
+	if to.IsZero() {
+		to = time.Now()
+	}
+	from := in.From
+	if from.IsZero() {
+		from = to.Add(-24 * time.Hour)
+	}
+	items, err := s.Store.Points(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID), in.Peripheral, in.Name, from, to, in.Limit)
+	out := points{Points: make([][2]float64, 0, len(items))}
+	for _, p := range items {
+		out.Points = append(out.Points, [2]float64{float64(p.At.UnixMilli()), p.Value})
+	}
+	return &body[points]{out}, s.fault(ctx, err)
+}
+
+type auditEvent struct {
+	Seq      uint64            `json:"seq"`
+	At       *time.Time        `json:"at"`
+	StoredAt *time.Time        `json:"stored_at"`
+	Kind     string            `json:"kind"`
+	Severity string            `json:"severity" enum:"info,warn,alarm"`
+	Actor    string            `json:"actor"`
+	Subject  string            `json:"subject"`
+	Detail   map[string]string `json:"detail"`
+	Hash     string            `json:"hash"`
+	Prev     string            `json:"prev"`
+}
+
+type chain struct {
+	OK       bool   `json:"ok"`
+	Entries  uint64 `json:"entries"`
+	First    uint64 `json:"first"`
+	Last     uint64 `json:"last"`
+	BrokenAt uint64 `json:"broken_at"`
+	Text     string `json:"text"`
+}
+
+// audit registers a trail and its verification; the service's own trail has no
+// id in its path.
+func (s *server) audit(prefix, path, summary string) {
+	type trail struct {
+		paged
+		Order string `query:"order" enum:"asc,desc" default:"desc"`
+	}
+	read := func(ctx context.Context, id string, in trail) (*body[list[auditEvent]], error) {
+		items, next, err := s.Store.AuditTrail(ctx, who(ctx).Tenant, fleet.DeviceID(id), in.Order != "asc", in.page())
+		return pageOf(items, next, func(e fleet.AuditEvent) auditEvent {
+			return auditEvent{
+				e.Seq, when(e.At), when(e.StoredAt), e.Kind, e.Severity, e.Actor, e.Subject, e.Detail, hex.EncodeToString(e.Hash[:]), hex.EncodeToString(e.Prev[:]),
+			}
+		}), s.fault(ctx, err)
+	}
+	verify := func(ctx context.Context, id string) (*body[chain], error) {
+		r, err := s.Store.VerifyAudit(ctx, who(ctx).Tenant, fleet.DeviceID(id))
+		return &body[chain]{chain{r.OK, r.Entries, r.First, r.Last, r.BrokenAt, r.Text}}, s.fault(ctx, err)
+	}
+	listOp := huma.Operation{OperationID: "list-" + prefix + "audit", Method: http.MethodGet, Path: path, Summary: summary, Metadata: needs(fleet.Viewer)}
+	verifyOp := huma.Operation{
+		OperationID: "verify-" + prefix + "audit", Method: http.MethodGet, Path: path + "/verify",
+		Summary: summary + ": is the chain whole?", Metadata: needs(fleet.Viewer),
+	}
+	if prefix == "" {
+		huma.Register(s.api, listOp, func(ctx context.Context, in *trail) (*body[list[auditEvent]], error) { return read(ctx, "", *in) })
+		huma.Register(s.api, verifyOp, func(ctx context.Context, _ *struct{}) (*body[chain], error) { return verify(ctx, "") })
+		return
+	}
+	huma.Register(s.api, listOp, func(ctx context.Context, in *struct {
+		deviceID
+		trail
+	},
+	) (*body[list[auditEvent]], error) {
+		return read(ctx, in.ID, in.trail)
+	})
+	huma.Register(s.api, verifyOp, func(ctx context.Context, in *deviceID) (*body[chain], error) { return verify(ctx, in.ID) })
+}

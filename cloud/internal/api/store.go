@@ -1,0 +1,52 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+)
+
+// Store is what the API reads and writes; cloud/internal/store fits. It is
+// wide because the API shows everything there is, one part for each resource.
+type Store interface {
+	deviceStore
+	commandStore
+	rolloutStore
+	accessStore
+	Audit(ctx context.Context, ev fleet.AuditEvent) error
+}
+
+type deviceStore interface {
+	Summary(ctx context.Context, t fleet.TenantID) (fleet.Summary, error)
+	Device(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) (fleet.Device, error)
+	Devices(ctx context.Context, t fleet.TenantID, f fleet.DeviceFilter, p fleet.Page) ([]fleet.Device, string, error)
+	SetDevice(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p fleet.DevicePatch, ev fleet.AuditEvent) error
+	Series(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) ([]fleet.SeriesInfo, error)
+	Points(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, peripheral, name string, from, to time.Time, limit int) ([]fleet.Point, error)
+	Events(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p fleet.Page) ([]fleet.PeripheralEvent, string, error)
+	AuditTrail(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, newestFirst bool, p fleet.Page) ([]fleet.AuditEvent, string, error)
+	VerifyAudit(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) (fleet.ChainReport, error)
+}
+
+type commandStore interface {
+	Command(ctx context.Context, t fleet.TenantID, id fleet.CommandID) (fleet.Command, error)
+	Commands(ctx context.Context, t fleet.TenantID, f fleet.CommandFilter, p fleet.Page) ([]fleet.Command, string, error)
+}
+
+type rolloutStore interface {
+	AddRelease(ctx context.Context, r fleet.Release, ev fleet.AuditEvent) error
+	Release(ctx context.Context, id fleet.ReleaseID) (fleet.Release, error)
+	Releases(ctx context.Context, p fleet.Page) ([]fleet.Release, string, error)
+	AddRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditEvent) error
+	Rollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID) (fleet.Rollout, error)
+	Rollouts(ctx context.Context, t fleet.TenantID, p fleet.Page) ([]fleet.Rollout, string, error)
+	SetRollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, from []fleet.RolloutState, to fleet.RolloutState, reason string, ev fleet.AuditEvent) (fleet.Rollout, error)
+	Executions(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, p fleet.Page) ([]fleet.Execution, string, error)
+	Counts(ctx context.Context, id fleet.RolloutID) (map[fleet.ExecutionState]int, error)
+}
+
+type accessStore interface {
+	Tokens(ctx context.Context, t fleet.TenantID) ([]fleet.Token, error)
+	RevokeToken(ctx context.Context, t fleet.TenantID, id string, ev fleet.AuditEvent) error
+}

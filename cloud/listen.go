@@ -1,0 +1,188 @@
+package cloud
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tillward/tillward/cloud/console"
+	"github.com/tillward/tillward/cloud/internal/api"
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/provisioning/enrol"
+	"github.com/tillward/tillward/provisioning/identity"
+)
+
+// drain is how long requests may take to finish when the service stops.
+const drain = 5 * time.Second
+
+// serve runs h on ln until ctx ends.
+func (s *Service) serve(ctx context.Context, ln net.Listener, cfg *tls.Config, h http.Handler) error {
+	srv := &http.Server{
+		Handler: h, TLSConfig: cfg, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	if cfg != nil {
+		ln = tls.NewListener(ln, cfg)
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serve %s: %w", ln.Addr(), err)
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	if err := srv.Shutdown(stop); err != nil {
+		_ = srv.Close()
+	}
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// serveDevices serves enrolment, which needs no client certificate, and
+// artifacts, which do.
+func (s *Service) serveDevices(ctx context.Context) error {
+	makers, err := pool(s.cfg.Enrol.EKRoots)
+	if err != nil {
+		return err
+	}
+	virtual, err := pool(s.cfg.Enrol.VirtualEKRoots)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	join := enrol.NewServer(enrol.Options{
+		EKRoots: makers, VirtualRoots: virtual, Directory: &directory{s}, Issuer: s.devices,
+		Life: time.Duration(s.cfg.Enrol.CertDays) * 24 * time.Hour, Welcome: s.welcome, Audit: s.audit, Log: s.log,
+	})
+	mux.Handle(enrol.PathEnrol, join)
+	mux.Handle(enrol.PathEvidence, join)
+	artifacts := http.StripPrefix("/tuf", s.catalog.Handler())
+	mux.HandleFunc("/tuf/", func(w http.ResponseWriter, r *http.Request) {
+		id, err := identity.FromTLS(*r.TLS)
+		if err == nil {
+			err = s.admit(r.Context(), id)
+		}
+		if err != nil {
+			http.Error(w, "a member's client certificate is needed", http.StatusForbidden)
+			return
+		}
+		artifacts.ServeHTTP(w, r)
+	})
+	clients := x509.NewCertPool()
+	clients.AddCert(s.devices.Root())
+	return s.serve(ctx, s.https, &tls.Config{
+		GetCertificate: s.server.get, ClientCAs: clients, ClientAuth: tls.VerifyClientCertIfGiven,
+		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
+	}, mux)
+}
+
+// serveOperators serves API and console.
+func (s *Service) serveOperators(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.Handle("/v1/", api.New(api.Deps{
+		Tenant: s.tenant, Store: s.store, Accounts: s.accounts, Send: s.dispatch.Send,
+		Publish: func(ctx context.Context, r io.Reader) ([]fleet.Release, error) { return s.catalog.Publish(ctx, r) },
+		Watch:   s.hub.Subscribe, Changed: s.hub.Publish, Wake: s.rollout.Wake, Version: Version, Log: s.log,
+	}))
+	app := console.Handler()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		app.ServeHTTP(w, r)
+	})
+	if s.cfg.Operator.Plain {
+		return s.serve(ctx, s.operator, nil, mux)
+	}
+	cfg := &tls.Config{GetCertificate: s.server.get, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+	if s.cfg.Operator.Cert != "" {
+		cert, err := tls.LoadX509KeyPair(s.cfg.Operator.Cert, s.cfg.Operator.Key)
+		if err != nil {
+			return fmt.Errorf("operator certificate: %w", err)
+		}
+		cfg.GetCertificate = nil
+		cfg.Certificates = []tls.Certificate{cert}
+	}
+	return s.serve(ctx, s.operator, cfg, mux)
+}
+
+// serveMetrics serves Prometheus metrics and health on loopback.
+func (s *Service) serveMetrics(ctx context.Context) error {
+	if s.metrics == nil {
+		return nil
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tillward_devices_connected", Help: "Devices with an open MQTT connection.",
+		}, func() float64 { return float64(len(s.broker.Connected())) }),
+	)
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		if err := s.store.Ping(r.Context()); err != nil {
+			http.Error(w, "the database does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	return s.serve(ctx, s.metrics, nil, mux)
+}
+
+// welcome is what every new member is told.
+func (s *Service) welcome() enrol.Result {
+	host := s.cfg.Device.Advertise
+	if host == "" {
+		host = s.cfg.Device.Names[0]
+	}
+	id, key := s.signer.Public()
+	return enrol.Result{
+		Brokers: []string{join(host, s.mqtt)}, Artifacts: "https://" + join(host, s.https) + "/tuf",
+		OrderKeys: []enrol.OrderKey{{ID: id, Public: key}}, ReattestS: uint32(s.cfg.Attest.Every.Seconds()),
+	}
+}
+
+func join(host string, l net.Listener) string {
+	port := 0
+	if a, ok := l.Addr().(*net.TCPAddr); ok {
+		port = a.Port
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+// pool reads PEM files of certificate authorities; nil when there are none.
+func pool(files []string) (*x509.CertPool, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	p := x509.NewCertPool()
+	for _, f := range files {
+		b, err := os.ReadFile(f) // #nosec G304 -- the operator names the file
+		if err != nil {
+			return nil, fmt.Errorf("EK authorities: %w", err)
+		}
+		if !p.AppendCertsFromPEM(b) {
+			return nil, fmt.Errorf("EK authorities: %s holds no certificate", f)
+		}
+	}
+	return p, nil
+}
