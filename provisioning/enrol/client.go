@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -64,6 +65,9 @@ func (w Wait) Unwrap() error { return ErrUnclaimed }
 // ErrRefused when the service will not have it, with the service's advice;
 // else the network or the TPM.
 func (c *Client) Enrol(ctx context.Context) (Result, error) {
+	if !strings.HasPrefix(c.URL, "https://") {
+		return Result{}, fmt.Errorf("service URL %q does not begin with https://", c.URL)
+	}
 	ek, cert, chain, err := c.TPM.Endorsement(ctx)
 	if err != nil {
 		return Result{}, fmt.Errorf("read endorsement key: %w", err)
@@ -103,7 +107,14 @@ func (c *Client) Enrol(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("encode evidence: %w", err)
 	}
-	res, _, err := post[Result](ctx, hc, c.URL+PathEvidence, body)
+	res, state, err := post[Result](ctx, hc, c.URL+PathEvidence, body)
+	if errors.Is(err, ErrRefused) {
+		// An idle connection that was cut is dialled anew without a word; the
+		// service is right to refuse, and the device is not to blame.
+		if again, e := state.ExportKeyingMaterial(enrolExporterLabel, nil, exporterLen); e == nil && !bytes.Equal(again, exporter) {
+			return Result{}, errors.New("connection to the fleet service was lost between challenge and answer, enrol again")
+		}
+	}
 	return res, err
 }
 
@@ -147,7 +158,8 @@ func keyName(public []byte) ([]byte, error) {
 	return n.Buffer, nil
 }
 
-// post sends body and decodes the answer.
+// post sends body and decodes the answer. The TLS state is there whenever the
+// service answered.
 func post[T any](ctx context.Context, hc *http.Client, url string, body []byte) (T, *tls.ConnectionState, error) {
 	var zero T
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
@@ -160,9 +172,12 @@ func post[T any](ctx context.Context, hc *http.Client, url string, body []byte) 
 		return zero, nil, fmt.Errorf("reach the fleet service: %w", err)
 	}
 	defer resp.Body.Close()
+	if resp.TLS == nil {
+		return zero, nil, errors.New("the fleet service does not speak TLS: check its URL")
+	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
-		return zero, nil, fmt.Errorf("read the service's answer: %w", err)
+		return zero, resp.TLS, fmt.Errorf("read the service's answer: %w", err)
 	}
 	switch resp.StatusCode {
 	case http.StatusOK:
@@ -171,17 +186,17 @@ func post[T any](ctx context.Context, hc *http.Client, url string, body []byte) 
 	case http.StatusAccepted:
 		after, err := strconv.Atoi(resp.Header.Get("Retry-After"))
 		if err != nil || after < 1 || after > 24*3600 {
-			after = 300
+			after = 5 * retryAfter
 		}
-		return zero, nil, Wait{After: time.Duration(after) * time.Second}
+		return zero, resp.TLS, Wait{After: time.Duration(after) * time.Second}
 	}
 	p, err := decode[problem](b)
-	if err != nil {
-		return zero, nil, fmt.Errorf("the fleet service answered %s", resp.Status)
+	if err != nil || p.Code == "" {
+		return zero, resp.TLS, fmt.Errorf("the fleet service answered %s", resp.Status)
 	}
 	err = fmt.Errorf("%s: %s", p.Code, p.Text)
 	if resp.StatusCode == http.StatusForbidden {
-		err = errors.Join(ErrRefused, err)
+		err = fmt.Errorf("%w: %w", ErrRefused, err)
 	}
-	return zero, nil, err
+	return zero, resp.TLS, err
 }

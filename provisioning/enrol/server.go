@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/subtle"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -12,7 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
-	"sync"
+	"strings"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -22,7 +23,9 @@ import (
 
 const (
 	challengeLife = 120 * time.Second
-	maxPending    = 4096
+	bodyTime      = 30 * time.Second // for a device to send its message
+	retryAfter    = 60               // seconds until an unclaimed device asks again
+	defaultLife   = 30 * 24 * time.Hour
 )
 
 // Applicant is a device whose endorsement key is known to be genuine, or to be
@@ -38,10 +41,13 @@ type Applicant struct {
 
 // Directory decides who may join, and remembers who has.
 type Directory interface {
-	// Owner returns the tenant and tier a device joins with. ErrUnclaimed:
-	// come back later. ErrRefused, with a reason: never.
+	// Owner returns the tenant and tier a device joins with: that of the
+	// Applicant, or B when its EK is on the vendor's list. ErrUnclaimed: come
+	// back later. ErrRefused, with a reason: never.
 	Owner(ctx context.Context, a Applicant) (tenant string, tier identity.Tier, err error)
 	// Enrolled records a new member before its certificate leaves the service.
+	// ErrRefused, with a reason, when the EK belongs to another tenant or
+	// comes back with a lower tier.
 	Enrolled(ctx context.Context, m Member) error
 }
 
@@ -66,38 +72,30 @@ type Options struct {
 	VirtualRoots *x509.CertPool // virtual TPMs: tier C
 	Directory    Directory
 	Issuer       Issuer
-	Life         time.Duration                                                                      // of a certificate
-	Welcome      func() Result                                                                      // brokers, artifacts, keys for a new member
-	Audit        func(ctx context.Context, kind, severity, device string, detail map[string]string) // never nil
-	Log          *slog.Logger
+	Life         time.Duration // of a certificate; 0 is 30 days
+	Welcome      func() Result // brokers, artifacts, keys for a new member
+	// Audit takes every outcome. Refusals beyond 60 a minute are counted, not
+	// listed: detail "this_minute" says how many there were.
+	Audit func(ctx context.Context, kind, severity, device string, detail map[string]string)
+	Log   *slog.Logger
 }
 
 // Server is the service's half, an http.Handler for PathEnrol and PathEvidence.
 // It needs TLS 1.3 and both requests of a device on one connection.
 type Server struct {
-	o   Options
-	mux *http.ServeMux
-
-	mu      sync.Mutex
-	pending map[[16]byte]*attempt
-}
-
-// attempt is an enrolment between CHALLENGE and EVIDENCE.
-type attempt struct {
-	applicant Applicant
-	req       request
-	raw       []byte
-	secret    []byte
-	nonce     [32]byte
-	exporter  []byte
-	tenant    string
-	tier      identity.Tier
-	expires   time.Time
+	o        Options
+	mux      *http.ServeMux
+	bodyTime time.Duration
+	pending  pending
+	refusals tally
 }
 
 // NewServer returns the service's half.
 func NewServer(o Options) *Server {
-	s := &Server{o: o, mux: http.NewServeMux(), pending: make(map[[16]byte]*attempt)}
+	if o.Life == 0 {
+		o.Life = defaultLife
+	}
+	s := &Server{o: o, mux: http.NewServeMux(), bodyTime: bodyTime}
 	s.mux.HandleFunc("POST "+PathEnrol, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, s.begin) })
 	s.mux.HandleFunc("POST "+PathEvidence, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, s.finish) })
 	return s
@@ -109,18 +107,24 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.Serve
 // serve is the frame of both steps: read, act, answer. What is refused is
 // audited with the device it claimed to be.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, step func(context.Context, []byte, []byte) (any, string, error)) {
-	if r.TLS == nil {
-		http.Error(w, "TLS 1.3 needed", http.StatusUpgradeRequired)
+	if r.TLS == nil || r.TLS.Version != tls.VersionTLS13 {
+		s.refuse(w, r, http.StatusUpgradeRequired, "warn", "", problem{"tls", "connect by TLS 1.3"})
 		return
 	}
 	exporter, err := r.TLS.ExportKeyingMaterial(enrolExporterLabel, nil, exporterLen)
 	if err != nil {
-		http.Error(w, "TLS 1.3 needed", http.StatusUpgradeRequired)
+		s.refuse(w, r, http.StatusUpgradeRequired, "warn", "", problem{"tls", "connect by TLS 1.3"})
 		return
 	}
+	// A test's recorder has no deadline to set; a server's connection has.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.bodyTime))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		s.refuse(w, r, http.StatusRequestEntityTooLarge, "warn", "", problem{"too-large", "an enrolment message has at most 32 KiB"})
+		return
+	}
 	if err != nil {
-		s.answer(w, http.StatusRequestEntityTooLarge, problem{"too-large", "an enrolment message has at most 32 KiB"})
+		s.refuse(w, r, http.StatusRequestTimeout, "warn", "", problem{"timeout", "the message did not arrive in time; enrol again"})
 		return
 	}
 	out, device, err := step(r.Context(), body, exporter)
@@ -128,17 +132,30 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, step func(context
 	case err == nil:
 		s.answer(w, http.StatusOK, out)
 	case errors.Is(err, ErrUnclaimed):
-		w.Header().Set("Retry-After", strconv.Itoa(300))
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 		s.answer(w, http.StatusAccepted, problem{"unclaimed", "the device is genuine; it joins when its owner claims it"})
 	case errors.Is(err, ErrMessage):
-		s.answer(w, http.StatusBadRequest, problem{"malformed", err.Error()})
+		s.refuse(w, r, http.StatusBadRequest, "warn", device, problem{"malformed", err.Error()})
 	case errors.Is(err, ErrProof), errors.Is(err, ErrRefused):
-		s.o.Audit(r.Context(), "enrol.refused", "alarm", device, map[string]string{"reason": cut(err.Error(), 400), "from": r.RemoteAddr})
-		s.answer(w, http.StatusForbidden, problem{"refused", cut(err.Error(), 400)})
+		s.refuse(w, r, http.StatusForbidden, "alarm", device, problem{"refused", err.Error()})
+	case errors.Is(err, errBusy):
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+		s.refuse(w, r, http.StatusTooManyRequests, "warn", device, problem{"busy", "too many devices enrol at once; try again in a minute"})
 	default:
 		s.o.Log.ErrorContext(r.Context(), "enrolment", slog.String("device", device), slog.Any("err", err))
 		s.answer(w, http.StatusServiceUnavailable, problem{"unavailable", "the service could not finish this; try again later"})
 	}
+}
+
+// refuse answers with p and writes it down.
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, status int, severity, device string, p problem) {
+	p.Text = strings.ToValidUTF8(p.Text[:min(len(p.Text), 400)], "")
+	if n, listed := s.refusals.next(time.Now()); listed {
+		s.o.Audit(r.Context(), "enrol.refused", severity, device, map[string]string{
+			"code": p.Code, "reason": p.Text, "from": r.RemoteAddr, "this_minute": strconv.Itoa(n),
+		})
+	}
+	s.answer(w, status, p)
 }
 
 func (s *Server) answer(w http.ResponseWriter, status int, v any) {
@@ -151,8 +168,6 @@ func (s *Server) answer(w http.ResponseWriter, status int, v any) {
 	w.WriteHeader(status)
 	_, _ = w.Write(b)
 }
-
-func cut(s string, n int) string { return s[:min(len(s), n)] }
 
 // begin is steps 1 and 2: appraise the EK, ask for the proof.
 func (s *Server) begin(ctx context.Context, raw, exporter []byte) (any, string, error) {
@@ -186,6 +201,9 @@ func (s *Server) begin(ctx context.Context, raw, exporter []byte) (any, string, 
 			err = fmt.Errorf("%w (%w)", err, why)
 		}
 		return nil, a.Device, err
+	}
+	if tier != a.Tier && tier != identity.TierB {
+		return nil, a.Device, fmt.Errorf("directory gave tier %q to a device with evidence for %q", tier, a.Tier)
 	}
 	at := &attempt{applicant: a, req: req, raw: raw, exporter: exporter, tenant: tenant, tier: tier, expires: time.Now().Add(challengeLife)}
 	ch, err := s.challenge(ek, at)
@@ -233,29 +251,7 @@ func (s *Server) challenge(ek *tpm2.TPMTPublic, at *attempt) (challenge, error) 
 	if ch.Credential, ch.Secret, err = tpm2.CreateCredential(rand.Reader, kem, name, at.secret); err != nil {
 		return ch, fmt.Errorf("make credential: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.pending) >= maxPending {
-		for id, p := range s.pending {
-			if time.Now().After(p.expires) {
-				delete(s.pending, id)
-			}
-		}
-		if len(s.pending) >= maxPending {
-			return ch, errors.New("too many devices enrol at once")
-		}
-	}
-	s.pending[ch.ID] = at
-	return ch, nil
-}
-
-// take removes the attempt: a challenge is answered once, rightly or wrongly.
-func (s *Server) take(id [16]byte) *attempt {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	at := s.pending[id]
-	delete(s.pending, id)
-	return at
+	return ch, s.pending.add(ch.ID, at)
 }
 
 // finish is steps 3 and 4: check the proof, issue the certificate.
@@ -264,7 +260,7 @@ func (s *Server) finish(ctx context.Context, raw, exporter []byte) (any, string,
 	if err != nil {
 		return nil, "", err
 	}
-	at := s.take(ev.ID)
+	at := s.pending.take(ev.ID)
 	if at == nil || time.Now().After(at.expires) {
 		return nil, "", fmt.Errorf("no such challenge, or it was answered or has expired: %w", ErrProof)
 	}

@@ -159,6 +159,9 @@ func ecKey(public []byte, what string) (*tpm2.TPMTPublic, *ecdsa.PublicKey, erro
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w: %w", what, ErrProof, err)
 	}
+	if !bytes.Equal(tpm2.Marshal(*pub), public) {
+		return nil, nil, fmt.Errorf("%s: more than a public area: %w", what, ErrProof)
+	}
 	if pub.Type != tpm2.TPMAlgECC || pub.NameAlg != tpm2.TPMAlgSHA256 {
 		return nil, nil, fmt.Errorf("%s is not an elliptic-curve key named by SHA-256: %w", what, ErrProof)
 	}
@@ -187,11 +190,40 @@ func endorsementKey(public []byte) (*tpm2.TPMTPublic, crypto.PublicKey, error) {
 	if !at.Restricted || !at.Decrypt || at.SignEncrypt || !at.FixedTPM || !at.FixedParent || !at.SensitiveDataOrigin {
 		return nil, nil, fmt.Errorf("endorsement key is not a restricted decryption key fixed to its TPM: %w", ErrProof)
 	}
+	if !spelt(public, pub) {
+		return nil, nil, fmt.Errorf("endorsement key is not of the TCG templates L-1 and L-2: %w", ErrProof)
+	}
 	key, err := tpm2.Pub(*pub)
 	if err != nil {
 		return nil, nil, fmt.Errorf("endorsement key: %w: %w", ErrProof, err)
 	}
 	return pub, key, nil
+}
+
+// spelt reports whether public is the one spelling of an EK: the TCG template
+// with the key filled in whole. A certificate vouches for the key alone and a
+// credential opens whatever else the public area says, but the device id is a
+// hash over all of it: without this one TPM could enrol as many devices.
+func spelt(public []byte, pub *tpm2.TPMTPublic) bool {
+	var tmpl tpm2.TPMTPublic
+	switch pub.Type {
+	case tpm2.TPMAlgRSA:
+		n, err := pub.Unique.RSA()
+		if err != nil || len(n.Buffer) != 256 || n.Buffer[0]&0x80 == 0 {
+			return false
+		}
+		tmpl = tpm2.RSAEKTemplate
+	case tpm2.TPMAlgECC:
+		p, err := pub.Unique.ECC()
+		if err != nil || len(p.X.Buffer) != 32 || len(p.Y.Buffer) != 32 {
+			return false
+		}
+		tmpl = tpm2.ECCEKTemplate
+	default:
+		return false
+	}
+	tmpl.Unique = pub.Unique
+	return bytes.Equal(tpm2.Marshal(tmpl), public)
 }
 
 // samePublic compares an EK with the key of its certificate; a P-256 EK is an
@@ -213,6 +245,9 @@ func verifyEKCert(ek crypto.PublicKey, der []byte, chain [][]byte, roots *x509.C
 	}
 	if !slices.ContainsFunc(cert.UnknownExtKeyUsage, oidEKCertificate.Equal) {
 		return fmt.Errorf("certificate is not that of an EK (extended key usage): %w", ErrProof)
+	}
+	if cert.IsCA || (cert.KeyUsage != 0 && cert.KeyUsage&(x509.KeyUsageKeyEncipherment|x509.KeyUsageKeyAgreement) == 0) {
+		return fmt.Errorf("certificate is not that of an EK (key usage): %w", ErrProof)
 	}
 	// The SAN of a TPM is critical and holds a directory name, which Go does
 	// not read. Its content is informative; every other critical extension

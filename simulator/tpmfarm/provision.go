@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -35,6 +36,23 @@ func (c conn) Send(cmd []byte) ([]byte, error) {
 	rsp := append(head, make([]byte, size-10)...)
 	_, err := io.ReadFull(c, rsp[10:])
 	return rsp, err
+}
+
+// answers reports whether the TPM at socket works: it listens before it has
+// read its state.
+func answers(socket string) bool {
+	c, err := dialTPM(socket)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return false
+	}
+	_, err = tpm2.GetCapability{
+		Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTManufacturer), PropertyCount: 1,
+	}.Execute(conn{c})
+	return err == nil
 }
 
 // provision does at the desk what a TPM maker does: it reads the EK, issues

@@ -1,0 +1,96 @@
+package enrol
+
+import (
+	"errors"
+	"math/bits"
+	"sync"
+	"time"
+
+	"github.com/tillward/tillward/provisioning/identity"
+)
+
+const (
+	maxPending = 4096
+	maxPerKey  = 8  // open challenges of one EK; the oldest makes room
+	maxListed  = 60 // refusals a minute that are audited one by one
+)
+
+// errBusy means that there is no room for another challenge.
+var errBusy = errors.New("too many devices enrol at once")
+
+// attempt is an enrolment between CHALLENGE and EVIDENCE.
+type attempt struct {
+	applicant Applicant
+	req       request
+	raw       []byte
+	secret    []byte
+	nonce     [32]byte
+	exporter  []byte
+	tenant    string
+	tier      identity.Tier
+	expires   time.Time
+}
+
+// pending holds the challenges that are open. Anyone may knock with the
+// public half of an EK, so neither one key nor all of them fill the memory.
+type pending struct {
+	mu   sync.Mutex
+	open map[[16]byte]*attempt
+}
+
+// add opens a challenge; errBusy when too many are open.
+func (p *pending) add(id [16]byte, at *attempt) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open == nil {
+		p.open = make(map[[16]byte]*attempt)
+	}
+	now, mine := time.Now(), 0
+	var oldest [16]byte
+	for k, o := range p.open {
+		switch {
+		case now.After(o.expires):
+			delete(p.open, k)
+		case o.applicant.Device == at.applicant.Device:
+			if mine++; mine == 1 || o.expires.Before(p.open[oldest].expires) {
+				oldest = k
+			}
+		}
+	}
+	if mine >= maxPerKey {
+		delete(p.open, oldest)
+	}
+	if len(p.open) >= maxPending {
+		return errBusy
+	}
+	p.open[id] = at
+	return nil
+}
+
+// take closes a challenge: it is answered once, rightly or wrongly.
+func (p *pending) take(id [16]byte) *attempt {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := p.open[id]
+	delete(p.open, id)
+	return at
+}
+
+// tally counts refusals, so that nobody fills the audit trail by knocking.
+type tally struct {
+	mu    sync.Mutex
+	since time.Time
+	n     int
+}
+
+// next counts one refusal. It returns how many there were in this minute, and
+// whether this one is to be listed: the first 60, then each power of two.
+func (t *tally) next(now time.Time) (int, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now.Sub(t.since) >= time.Minute {
+		t.since, t.n = now, 0
+	}
+	t.n++
+	return t.n, t.n <= maxListed || bits.OnesCount(uint(t.n)) == 1 // #nosec G115 -- a count
+}

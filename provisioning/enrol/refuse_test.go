@@ -1,0 +1,548 @@
+package enrol
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tillward/tillward/hal/tpm"
+	"github.com/tillward/tillward/provisioning/identity"
+)
+
+// respelt shows the endorsement key in another spelling.
+type respelt struct {
+	*tpm.TPM
+	spell func([]byte) []byte
+}
+
+func (r respelt) Endorsement(ctx context.Context) (public, cert []byte, chain [][]byte, err error) {
+	public, cert, chain, err = r.TPM.Endorsement(ctx)
+	return r.spell(public), cert, chain, err
+}
+
+// respell changes a public area.
+func respell(t *testing.T, change func(*tpm2.TPMTPublic)) func([]byte) []byte {
+	return func(b []byte) []byte {
+		pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(pub)
+		return tpm2.Marshal(*pub)
+	}
+}
+
+// A TPM opens a credential whatever its public area is said to hold besides
+// the key, and the device id is a hash over all of it: one TPM must not be
+// many devices.
+func TestOneTPMIsOneDevice(t *testing.T) {
+	for kind, rsa := range map[string]bool{"P-256": false, "RSA-2048": true} {
+		s := newSite(t, true)
+		s.farm.RSA = rsa
+		dev := s.till(t)
+		res, err := s.client(dev).Enrol(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := s.client(dev).Enrol(t.Context())
+		if err != nil || again.Device != res.Device {
+			t.Errorf("%s: enrolled as %s, then as %s (%v)", kind, res.Device, again.Device, err)
+		}
+		for name, spell := range map[string]func([]byte) []byte{
+			"a byte more": func(b []byte) []byte { return append(bytes.Clone(b), 0) },
+			"attribute":   respell(t, func(p *tpm2.TPMTPublic) { p.ObjectAttributes.NoDA = true }),
+			"policy":      respell(t, func(p *tpm2.TPMTPublic) { p.AuthPolicy.Buffer[0] ^= 1 }),
+			"leading zero": respell(t, func(p *tpm2.TPMTPublic) {
+				if rsa {
+					n, _ := p.Unique.RSA()
+					n.Buffer = append([]byte{0}, n.Buffer...)
+					return
+				}
+				q, _ := p.Unique.ECC()
+				q.X.Buffer = append([]byte{0}, q.X.Buffer...)
+			}),
+		} {
+			c := s.client(dev)
+			c.TPM = respelt{dev, spell}
+			if res, err := c.Enrol(t.Context()); !errors.Is(err, ErrRefused) {
+				t.Errorf("%s, %s: enrolled as %s (%v), want ErrRefused", kind, name, res.Device, err)
+			}
+		}
+	}
+}
+
+func TestEndorsementKeyOfAnotherTenantIsRefused(t *testing.T) {
+	s := newSite(t, true)
+	s.dir.taken = true
+	if _, err := s.client(s.till(t)).Enrol(t.Context()); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "another tenant") {
+		t.Errorf("got %v, want ErrRefused and why", err)
+	}
+	s.audited(t, "enrol.refused alarm")
+}
+
+// A directory that errs must not lift a virtual TPM to a maker's.
+func TestTierIsNeverBetterThanTheEvidence(t *testing.T) {
+	s := newSite(t, true)
+	s.dir.tier = identity.TierA
+	if res, err := s.client(s.till(t)).Enrol(t.Context()); err == nil {
+		t.Errorf("a virtual TPM enrolled with tier %s", res.Tier)
+	}
+	if len(s.dir.members) != 0 {
+		t.Error("a member was recorded")
+	}
+}
+
+func TestFlippedNonceIsRefused(t *testing.T) {
+	s := newSite(t, true)
+	hc, _ := s.http(t)
+	err := steps(t, s, s.till(t), hc, script{challenge: func(c *challenge) { c.Nonce[0] ^= 1 }})
+	if !errors.Is(err, ErrRefused) {
+		t.Errorf("got %v, want ErrRefused", err)
+	}
+}
+
+func TestFlippedCredentialDoesNotOpen(t *testing.T) {
+	s := newSite(t, true)
+	hc, _ := s.http(t)
+	err := steps(t, s, s.till(t), hc, script{challenge: func(c *challenge) { c.Credential[len(c.Credential)-1] ^= 1 }})
+	if !errors.Is(err, tpm2.TPMRCIntegrity) {
+		t.Errorf("got %v, want TPM_RC_INTEGRITY", err)
+	}
+}
+
+func TestOldChallengeIsRefused(t *testing.T) {
+	s := newSite(t, true)
+	hc, _ := s.http(t)
+	err := steps(t, s, s.till(t), hc, script{between: func() {
+		s.server.pending.mu.Lock()
+		defer s.server.pending.mu.Unlock()
+		for _, at := range s.server.pending.open {
+			at.expires = time.Now().Add(-time.Second)
+		}
+	}})
+	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("got %v, want ErrRefused", err)
+	}
+}
+
+// What is said of the device's key is what its TPM certifies, or no certificate.
+func TestDeviceKeyMustBeInTheTPM(t *testing.T) {
+	s := newSite(t, true)
+	dev := s.till(t)
+	software, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := software.PublicKey.Bytes() // 4, x, y
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		change func(*tpm2.TPMTPublic)
+		want   string
+	}{
+		"may leave its TPM":       {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedTPM = false }, "not a signing key fixed to its TPM"},
+		"may leave its parent":    {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedParent = false }, "not a signing key fixed to its TPM"},
+		"was brought along":       {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SensitiveDataOrigin = false }, "not a signing key fixed to its TPM"},
+		"is said to be otherwise": {func(p *tpm2.TPMTPublic) { p.ObjectAttributes.NoDA = false }, "another key was certified"},
+		"is in software": {func(p *tpm2.TPMTPublic) {
+			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+				X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
+			})
+		}, "another key was certified"},
+		"is no point": {func(p *tpm2.TPMTPublic) {
+			q, _ := p.Unique.ECC()
+			q.Y.Buffer = make([]byte, 32)
+		}, "LDevID key"},
+	} {
+		hc, _ := s.http(t)
+		err := steps(t, s, dev, hc, script{request: func(r *request) { r.LDevID = respell(t, tt.change)(r.LDevID) }})
+		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("key that %s: got %v, want a refusal with %q", name, err, tt.want)
+		}
+	}
+	hc, _ := s.http(t)
+	err = steps(t, s, dev, hc, script{request: func(r *request) { r.LDevID = append(r.LDevID, 0) }})
+	if !errors.Is(err, ErrRefused) {
+		t.Errorf("public area with a byte more: got %v, want ErrRefused", err)
+	}
+	if len(s.dir.members) != 0 {
+		t.Errorf("%d members, want none", len(s.dir.members))
+	}
+}
+
+// An EK certificate counts only for its key, as an EK's, under a trusted root.
+func TestEKCertificates(t *testing.T) {
+	key := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	caKey, ek := key(), key()
+	issue := func(tmpl, parent *x509.Certificate, pub crypto.PublicKey, by crypto.Signer) *x509.Certificate {
+		der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, pub, by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	authority := func(name string) *x509.Certificate {
+		return &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		}
+	}
+	root := issue(authority("root"), authority("root"), caKey.Public(), caKey)
+	middleKey := key()
+	middle := issue(authority("middle"), root, middleKey.Public(), caKey)
+	roots := x509.NewCertPool()
+	roots.AddCert(root)
+	san, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 4, IsCompound: true, Bytes: []byte{0x30, 0}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := func(change func(*x509.Certificate)) *x509.Certificate {
+		c := &x509.Certificate{
+			SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			KeyUsage: x509.KeyUsageKeyAgreement, BasicConstraintsValid: true, UnknownExtKeyUsage: []asn1.ObjectIdentifier{oidEKCertificate},
+			ExtraExtensions: []pkix.Extension{{Id: oidSubjectAlt, Critical: true, Value: san}},
+		}
+		change(c)
+		return c
+	}
+	as := func(*x509.Certificate) {}
+	for name, tt := range map[string]struct {
+		cert  *x509.Certificate
+		chain [][]byte
+		want  string // part of the error; empty: good
+	}{
+		"good":                 {issue(leaf(as), root, ek.Public(), caKey), nil, ""},
+		"with an intermediate": {issue(leaf(as), middle, ek.Public(), middleKey), [][]byte{[]byte("junk"), middle.Raw}, ""},
+		"missing intermediate": {issue(leaf(as), middle, ek.Public(), middleKey), nil, "unknown authority"},
+		"of another key":       {issue(leaf(as), root, key().Public(), caKey), nil, "another key"},
+		"by another root":      {issue(leaf(as), authority("other"), ek.Public(), key()), nil, "unknown authority"},
+		"of a server":          {issue(leaf(func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }), root, ek.Public(), caKey), nil, "extended key usage"},
+		"to sign":              {issue(leaf(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }), root, ek.Public(), caKey), nil, "(key usage)"},
+		"of an authority":      {issue(leaf(func(c *x509.Certificate) { c.IsCA = true }), root, ek.Public(), caKey), nil, "(key usage)"},
+		"expired":              {issue(leaf(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), root, ek.Public(), caKey), nil, "expired"},
+		"not understood": {issue(leaf(func(c *x509.Certificate) {
+			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}})
+		}), root, ek.Public(), caKey), nil, "unhandled critical extension"},
+	} {
+		err := verifyEKCert(ek.Public(), tt.cert.Raw, tt.chain, roots)
+		switch {
+		case tt.want == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case tt.want != "" && (!errors.Is(err, ErrProof) || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: got %v, want ErrProof with %q", name, err, tt.want)
+		}
+	}
+}
+
+// counting counts the signatures of a key.
+type counting struct {
+	crypto.Signer
+	n *atomic.Int32
+}
+
+func (c counting) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	c.n.Add(1)
+	return c.Signer.Sign(r, digest, opts)
+}
+
+// A resumed session carries no client signature. With tickets off each
+// connection costs one; with tickets on the service sees no device in it.
+func TestEachConnectionIsSigned(t *testing.T) {
+	s := newSite(t, true)
+	dev := s.till(t)
+	res, err := s.client(dev).Enrol(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []bool{true, false} {
+		var seen []error
+		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, err := identity.FromTLS(*r.TLS)
+			seen = append(seen, err)
+			w.Header().Set("Connection", "close")
+		}))
+		cert, err := s.issuer.IssueServer([]string{"127.0.0.1"}, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.TLS = &tls.Config{
+			Certificates: []tls.Certificate{cert}, ClientCAs: s.roots, ClientAuth: tls.RequireAndVerifyClientCert,
+			MinVersion: tls.VersionTLS13, SessionTicketsDisabled: off,
+		}
+		srv.StartTLS()
+		key, err := dev.Signer(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var signed atomic.Int32
+		tr := &http.Transport{TLSClientConfig: &tls.Config{
+			RootCAs: s.roots, MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(4),
+			Certificates: []tls.Certificate{{Certificate: res.Chain, PrivateKey: counting{key, &signed}}},
+		}}
+		for range 2 {
+			resp, err := (&http.Client{Transport: tr}).Get(srv.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+		}
+		tr.CloseIdleConnections()
+		srv.Close()
+		if off && (signed.Load() != 2 || seen[0] != nil || seen[1] != nil) {
+			t.Errorf("tickets off: %d signatures and %v, want 2 and a device each time", signed.Load(), seen)
+		}
+		if !off && (signed.Load() != 1 || seen[0] != nil || !errors.Is(seen[1], identity.ErrIdentity)) {
+			t.Errorf("tickets on: %d signatures and %v, want 1 and no device in the second", signed.Load(), seen)
+		}
+	}
+}
+
+func TestOldTLSIsRefused(t *testing.T) {
+	s := newSite(t, true)
+	rec := httptest.NewRecorder()
+	r := httptest.NewRequest(http.MethodPost, PathEnrol, strings.NewReader("x"))
+	r.TLS = &tls.ConnectionState{Version: tls.VersionTLS12, HandshakeComplete: true}
+	s.server.ServeHTTP(rec, r)
+	if rec.Code != http.StatusUpgradeRequired {
+		t.Errorf("TLS 1.2: got %d, want %d", rec.Code, http.StatusUpgradeRequired)
+	}
+	s.audited(t, "connect by TLS 1.3")
+	c := s.client(nil)
+	c.URL = strings.Replace(s.url, "https:", "http:", 1)
+	if _, err := c.Enrol(t.Context()); err == nil || !strings.Contains(err.Error(), "https://") {
+		t.Errorf("URL without TLS: got %v", err)
+	}
+}
+
+func TestBodiesAreBounded(t *testing.T) {
+	s := newSite(t, true)
+	hc, _ := s.http(t)
+	valid := request{V: 1}
+	long := valid
+	long.EK = make([]byte, maxBlob+1)
+	lines := valid
+	lines.Serial = "a\nb"
+	chain := valid
+	chain.EKChain = make([][]byte, maxChain+1)
+	for name, tt := range map[string]struct {
+		body []byte
+		want string
+	}{
+		"empty":         {nil, "malformed"},
+		"garbage":       {[]byte("\xff\x00"), "malformed"},
+		"huge":          {make([]byte, maxBody+1), "too-large"},
+		"other version": {[]byte{0xa1, 0x01, 0x19, 0xff, 0xff}, "this service speaks 1"},
+		"twice":         {[]byte{0xa2, 0x01, 0x01, 0x01, 0x01}, "malformed"},
+		"long field":    {must(encMode.Marshal(long)), "4097 bytes"},
+		"long chain":    {must(encMode.Marshal(chain)), "chain of 9"},
+		"lines":         {must(encMode.Marshal(lines)), "printable ASCII"},
+		"no keys":       {must(encMode.Marshal(valid)), "refused"},
+	} {
+		_, _, err := post[challenge](t.Context(), hc, s.url+PathEnrol, tt.body)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", name, err, tt.want)
+		}
+	}
+	s.audited(t, "enrol.refused warn")
+}
+
+// What is sent byte by byte does not hold a connection for ever.
+func TestSlowBodyIsCutOff(t *testing.T) {
+	s := newSite(t, true)
+	s.server.bodyTime = 20 * time.Millisecond
+	u, err := url.Parse(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := tls.Dial("tcp", u.Host, &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS13})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\na", PathEnrol); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 408") {
+		t.Errorf("got %.60q and %v, want 408 and the end of the connection", answer, err)
+	}
+}
+
+// A connection that is cut between the steps is nobody's fault: the device
+// must not take the refusal for a verdict.
+func TestLostConnectionIsNoRefusal(t *testing.T) {
+	s := newSite(t, true)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		s.server.ServeHTTP(w, r)
+	}))
+	cert, err := s.issuer.IssueServer([]string{"127.0.0.1"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}
+	srv.StartTLS()
+	defer srv.Close()
+	c := s.client(s.till(t))
+	c.URL = srv.URL
+	if _, err := c.Enrol(t.Context()); err == nil || errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "lost between") {
+		t.Errorf("got %v, want a lost connection", err)
+	}
+	if len(s.dir.members) != 0 {
+		t.Error("a member was recorded over two channels")
+	}
+}
+
+func TestPendingIsBounded(t *testing.T) {
+	var p pending
+	id := func(n int) [16]byte { return [16]byte{byte(n), byte(n >> 8)} }
+	at := func(device string) *attempt {
+		return &attempt{applicant: Applicant{Device: device}, expires: time.Now().Add(time.Minute)}
+	}
+	for n := range maxPerKey + 1 { // one key: the oldest makes room
+		if err := p.add(id(n), at("one")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if p.take(id(0)) != nil || p.take(id(1)) == nil || len(p.open) != maxPerKey-1 {
+		t.Errorf("%d challenges of one key are open", len(p.open))
+	}
+	p = pending{}
+	for n := range maxPending {
+		if err := p.add(id(n), at(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.add(id(maxPending), at("late")); !errors.Is(err, errBusy) {
+		t.Errorf("got %v, want errBusy", err)
+	}
+	p.open[id(0)].expires = time.Now().Add(-time.Second)
+	if err := p.add(id(maxPending), at("late")); err != nil {
+		t.Errorf("one has expired: %v", err)
+	}
+}
+
+// Knocking a thousand times writes dozens of lines, not a thousand.
+func TestRefusalsDoNotFillTheTrail(t *testing.T) {
+	var c tally
+	now := time.Now()
+	listed := 0
+	for i := range 1024 {
+		n, list := c.next(now.Add(time.Duration(i) * time.Millisecond))
+		if n != i+1 {
+			t.Fatalf("refusal %d counted as %d", i+1, n)
+		}
+		if list {
+			listed++
+		}
+	}
+	if want := maxListed + 5; listed != want { // 64, 128, 256, 512, 1024
+		t.Errorf("%d of 1024 are listed, want %d", listed, want)
+	}
+	if n, list := c.next(now.Add(time.Minute)); n != 1 || !list {
+		t.Errorf("a minute later: refusal %d, listed %t", n, list)
+	}
+}
+
+// golden returns the bytes of a message of version 1.
+func golden(f *testing.F, name string) []byte {
+	f.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", "v1", name+".pem"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	block, _ := pem.Decode(b)
+	return block.Bytes
+}
+
+// fuzz feeds a decoder: what it takes it gives back as the same message.
+func fuzz[T any](f *testing.F, name string) {
+	f.Add([]byte{0xa0})
+	f.Add(golden(f, name))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := decode[T](b)
+		if err != nil {
+			if !errors.Is(err, ErrMessage) {
+				t.Errorf("got %v, want ErrMessage", err)
+			}
+			return
+		}
+		once, err := encMode.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decode[T](once)
+		if err != nil {
+			t.Fatalf("own encoding: %v", err)
+		}
+		if twice, err := encMode.Marshal(again); err != nil || !bytes.Equal(once, twice) {
+			t.Errorf("%x became %x (%v)", once, twice, err)
+		}
+	})
+}
+
+func FuzzEnrol(f *testing.F)     { fuzz[request](f, "enrol") }
+func FuzzChallenge(f *testing.F) { fuzz[challenge](f, "challenge") }
+func FuzzEvidence(f *testing.F)  { fuzz[evidence](f, "evidence") }
+func FuzzResult(f *testing.F)    { fuzz[Result](f, "result") }
+
+// FuzzKeys feeds the public areas of ENROL: an EK that is taken has one spelling.
+func FuzzKeys(f *testing.F) {
+	f.Add(tpm2.Marshal(tpm2.ECCEKTemplate))
+	f.Add(tpm2.Marshal(tpm2.RSAEKTemplate))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if pub, _, err := endorsementKey(b); err == nil && !bytes.Equal(tpm2.Marshal(*pub), b) {
+			t.Errorf("%x is another spelling", b)
+		}
+		_, _ = signingKey(b)
+		_, _, _ = deviceKey(b)
+	})
+}
+
+func FuzzQuote(f *testing.F) {
+	f.Fuzz(func(t *testing.T, ak, attest, sig []byte) {
+		if _, err := VerifyQuote(ak, attest, sig, make([][]byte, quotedPCRs), [32]byte{}); err == nil {
+			t.Error("a quote without values was accepted")
+		}
+	})
+}
