@@ -105,7 +105,6 @@ func (i *Ingest) Run(ctx context.Context) error {
 			return nil
 		}
 		if err := i.commit(ctx, batch); err != nil {
-			clear(i.heads) // what was decided on them may not be stored
 			i.o.Log.Error("commit what devices sent; they will send it again", slog.Int("messages", len(batch)), slog.Any("err", err))
 		}
 	}
@@ -184,6 +183,7 @@ func never(err error) bool {
 
 func (i *Ingest) fail(batch []Message, err error) error {
 	for _, m := range batch {
+		delete(i.heads, m.Device) // what was decided on it is not stored
 		m.Ack(err)
 	}
 	return err

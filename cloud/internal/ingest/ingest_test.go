@@ -341,6 +341,26 @@ func TestFailedCommit(t *testing.T) {
 	}
 }
 
+// TestTriedIsNotStored: entries whose commit failed are missing, whatever was thought of them before.
+func TestTriedIsNotStored(t *testing.T) {
+	x := start(t)
+	entries, hash := chain(t, 1, [32]byte{}, 2)
+	next, _ := chain(t, 3, hash, 1)
+	x.mu.Lock()
+	x.fail = errors.New("disk full")
+	x.mu.Unlock()
+	if err := x.send(wire.Audit, encode(t, &wire.AuditBatch{Head: head(1), Entries: entries})); err == nil {
+		t.Error("acknowledged")
+	}
+	x.mu.Lock()
+	x.fail = nil
+	x.mu.Unlock()
+	x.ok(wire.Audit, &wire.AuditBatch{Head: head(2), Entries: next})
+	if d := x.device(); d.AuditHead != 3 || !d.AuditBroken {
+		t.Errorf("got head %d, broken %v, want 3 and the gap seen", d.AuditHead, d.AuditBroken)
+	}
+}
+
 // TestPoison: a message that can never be stored, and one of who is no member, harm nobody in their group.
 func TestPoison(t *testing.T) {
 	x := start(t)
