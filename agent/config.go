@@ -26,10 +26,11 @@ import (
 // Config is everything the agent is told by its file. It holds no secret and
 // no identity: the image is the same on every box.
 type Config struct {
-	StateDir string `toml:"state_dir" comment:"folder on the state partition; survives updates"`
-	Model    string `toml:"model" comment:"model of the box as the vendor lists it"`
-	Serial   string `toml:"serial" comment:"serial number; empty: read from DMI or the device tree"`
-	LogLevel string `toml:"log_level" comment:"debug, info, warn or error"`
+	StateDir string   `toml:"state_dir" comment:"folder on the state partition; survives updates"`
+	Model    string   `toml:"model" comment:"model of the box as the vendor lists it"`
+	Serial   string   `toml:"serial" comment:"serial number; empty: read from DMI or the device tree"`
+	LogLevel string   `toml:"log_level" comment:"debug, info, warn or error"`
+	Reboot   []string `toml:"reboot" comment:"command that restarts the box; empty: the agent exits with code 76 and its supervisor does it"`
 
 	Service   ServiceConfig   `toml:"service"`
 	TPM       TPMConfig       `toml:"tpm"`
@@ -106,6 +107,7 @@ func DefaultConfig() Config {
 	return Config{
 		StateDir:  "/var/lib/tillward",
 		LogLevel:  "info",
+		Reboot:    []string{"systemctl", "reboot"},
 		Service:   ServiceConfig{Roots: "/etc/tillward/service-roots.pem"},
 		TPM:       TPMConfig{Device: "/dev/tpmrm0"},
 		Update:    UpdateConfig{Root: "/etc/tillward/root.json", CheckFor: Duration{2 * time.Minute}, MinFreeMiB: 32},

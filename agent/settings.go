@@ -1,28 +1,32 @@
 package agent
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/tillward/tillward/agent/internal/spool"
 )
 
 // settings are what an operator may change from afar with set-config. They lie
 // over the configuration file and are kept on the state partition.
 type settings struct {
-	path string
+	spool *spool.Spool
 
 	mu     sync.Mutex
 	values map[string]string
 }
+
+const keySettings = "settings"
 
 // settingRules says which settings exist and what each may be.
 var settingRules = map[string]func(string) error{
@@ -52,16 +56,22 @@ func seconds(low, high int) func(string) error {
 	}
 }
 
-func openSettings(dir string) (*settings, error) {
-	s := &settings{path: filepath.Join(dir, "settings.json"), values: make(map[string]string)}
-	if err := loadJSON(s.path, &s.values); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+func openSettings(ctx context.Context, sp *spool.Spool) (*settings, error) {
+	s := &settings{spool: sp, values: make(map[string]string)}
+	b, err := sp.Load(ctx, keySettings)
+	if err != nil {
+		return nil, fmt.Errorf("read settings: %w", err)
+	}
+	if len(b) > 0 {
+		if err := json.Unmarshal(b, &s.values); err != nil {
+			return nil, fmt.Errorf("read settings: %w", err)
+		}
 	}
 	return s, nil
 }
 
 // set checks every change before it makes any.
-func (s *settings) set(change map[string]string) error {
+func (s *settings) set(ctx context.Context, change map[string]string) error {
 	if len(change) == 0 {
 		return errors.New("no settings given: label, poll_s, telemetry_s and log_level can be set")
 	}
@@ -76,15 +86,14 @@ func (s *settings) set(change map[string]string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next := make(map[string]string, len(s.values)+len(change))
-	for k, v := range s.values {
-		next[k] = v
+	next := maps.Clone(s.values)
+	maps.Copy(next, change)
+	b, err := json.Marshal(next)
+	if err != nil {
+		return fmt.Errorf("encode settings: %w", err)
 	}
-	for k, v := range change {
-		next[k] = v
-	}
-	if err := saveJSON(s.path, next); err != nil {
-		return err
+	if err := s.spool.Save(ctx, keySettings, b, "", nil); err != nil {
+		return fmt.Errorf("keep settings: %w", err)
 	}
 	s.values = next
 	return nil

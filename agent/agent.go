@@ -1,0 +1,362 @@
+package agent
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tillward/tillward/agent/internal/audit"
+	"github.com/tillward/tillward/agent/internal/spool"
+	"github.com/tillward/tillward/agent/internal/telemetry"
+	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/provisioning/enrol"
+)
+
+// Errors with which Run ends on purpose.
+var (
+	ErrRestart = update.ErrRestart                  // start the agent again: another slot runs then
+	ErrReboot  = errors.New("the box is to reboot") // and nobody was told how in the configuration
+)
+
+// lastWords is how long an orderly stop may take to hand over what is queued.
+const lastWords = 5 * time.Second
+
+// TPM is what the agent needs of a TPM; hal/tpm fits.
+type TPM interface {
+	enrol.Endorser
+	enrol.Prover
+	Signer(ctx context.Context) (crypto.Signer, error)
+	Close() error
+}
+
+// Options are what main hands in.
+type Options struct {
+	Version string
+	Slot    string // from Launch
+	Drivers *hal.Registry
+	OpenTPM func(path string) (TPM, error)
+	Log     *slog.Logger
+	Level   *slog.LevelVar
+	Tail    func(lines int) []byte // last lines of the log
+}
+
+// Agent is the daemon.
+type Agent struct {
+	cfg     Config
+	o       Options
+	log     *slog.Logger
+	started time.Time
+
+	heads    *numbering
+	spool    *spool.Spool
+	journal  *audit.Journal
+	settings *settings
+	devices  []hal.Device
+	machine  *update.Machine
+	again    chan struct{} // settings changed: watch devices anew
+
+	mu      sync.Mutex
+	monitor *telemetry.Monitor
+	member  *member // nil until enrolled
+	online  bool    // connected and attested
+	reboot  chan struct{}
+}
+
+// Launch gives way to the agent of the slot that is to run (docs/adr/0002). It
+// returns the slot this process runs from. Call it first in main.
+func Launch(cfg Config) (string, error) { return update.Launch(filepath.Join(cfg.StateDir, "agent")) }
+
+// New returns an agent; Run opens what it needs.
+func New(cfg Config, o Options) *Agent {
+	return &Agent{
+		cfg: cfg, o: o, log: o.Log, started: time.Now(), heads: newNumbering(), again: make(chan struct{}, 1), reboot: make(chan struct{}, 1),
+	}
+}
+
+// Run is the agent's life. It returns nil when ctx ends, ErrRestart or
+// ErrReboot when that is asked for, and an error when it cannot even keep its
+// journal.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.open(ctx); err != nil {
+		return err
+	}
+	defer a.close()
+	// Rooms run in a context of their own, so that an orderly stop can hand
+	// over the last words after the first have been told to end.
+	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	watching, endWatch := context.WithCancel(inner)
+	defer endWatch()
+	g, inner := errgroup.WithContext(inner)
+	watched := make(chan struct{})
+	g.Go(func() error { defer close(watched); return a.watch(watching) })
+	g.Go(func() error { return a.belong(inner) })
+	g.Go(func() error { return a.machine.Run(inner) })
+	g.Go(func() error {
+		why := "stop"
+		var end error
+		select {
+		case <-inner.Done():
+			return nil
+		case <-ctx.Done():
+			end = context.Canceled
+		case <-a.reboot:
+			why, end = "reboot", a.rebooted(inner)
+		}
+		endWatch()
+		<-watched // its last batch is queued
+		a.record(inner, "agent."+why, "info", a.o.Version, nil)
+		a.drain(inner)
+		return end
+	})
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// open opens what the agent cannot be without.
+func (a *Agent) open(ctx context.Context) (err error) {
+	if err := os.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("state folder: %w", err)
+	}
+	a.spool, err = spool.Open(filepath.Join(a.cfg.StateDir, "spool.db"), spool.Options{MaxBytes: int64(a.cfg.Spool.MaxMiB) << 20, Log: a.log})
+	if err != nil {
+		return err
+	}
+	if a.journal, err = audit.Open(ctx, a.spool, a.heads.Next, a.log); err != nil {
+		return errors.Join(err, a.spool.Close())
+	}
+	if a.settings, err = openSettings(ctx, a.spool); err != nil {
+		return errors.Join(err, a.spool.Close())
+	}
+	a.applyLevel()
+	a.record(ctx, "agent.start", "info", a.o.Version, map[string]string{"slot": a.o.Slot})
+	if aside := a.spool.Rebuilt(); aside != "" {
+		a.record(ctx, "spool.rebuilt", "alarm", filepath.Base(aside), nil)
+	}
+	a.openDevices(ctx)
+	if a.machine, err = a.newMachine(); err != nil {
+		a.close()
+		return err
+	}
+	return nil
+}
+
+func (a *Agent) close() {
+	for _, d := range a.devices {
+		if err := d.Close(); err != nil {
+			a.log.Warn("close device", slog.String("device", d.Info().ID), slog.Any("err", err))
+		}
+	}
+	if err := a.spool.Close(); err != nil {
+		a.log.Error("close spool", slog.Any("err", err))
+	}
+}
+
+// openDevices opens every configured peripheral; one that cannot be opened is
+// said so and left out, the others work.
+func (a *Agent) openDevices(ctx context.Context) {
+	for _, c := range a.cfg.Devices {
+		d, err := a.o.Drivers.Open(ctx, c.Driver, hal.Config{ID: c.ID, Address: c.Address, Claim: hal.Claim(c.Claim), Options: c.Options})
+		if err != nil {
+			a.log.Error("open device", slog.String("device", c.ID), slog.Any("err", err))
+			a.record(ctx, "peripheral.unusable", "warn", c.ID, map[string]string{"reason": err.Error()})
+			continue
+		}
+		a.devices = append(a.devices, d)
+	}
+}
+
+// watch runs the telemetry, anew whenever its settings change.
+func (a *Agent) watch(ctx context.Context) error {
+	t := a.cfg.Telemetry
+	for ctx.Err() == nil {
+		m := telemetry.New(telemetry.Options{
+			Devices: a.devices, Spool: a.spool, Next: a.heads.Next, Record: a.journal.Record, Fill: a.fill,
+			Poll: a.settings.period("poll_s", t.Poll.Duration), Stats: a.settings.period("telemetry_s", t.Stats.Duration),
+			Batch: t.Batch.Duration, Heartbeat: t.Heartbeat.Duration, Log: a.log,
+		})
+		a.mu.Lock()
+		a.monitor = m
+		a.mu.Unlock()
+		round, cancel := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() { done <- m.Run(round) }()
+		var err error
+		select {
+		case <-a.again:
+			cancel()
+			err = <-done
+		case err = <-done:
+		}
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			a.log.Error("telemetry", slog.Any("err", err))
+			return err
+		}
+	}
+	return nil
+}
+
+// fill adds what the telemetry does not know to a state report.
+func (a *Agent) fill(r *wire.StateReport) {
+	seq, _ := a.journal.Head()
+	r.AgentVersion, r.Slot, r.StartedAt = a.o.Version, a.o.Slot, a.started.UnixMilli()
+	r.Model, r.Serial, r.AuditHead = a.cfg.Model, a.serial(), seq
+	r.Settings, r.Label = a.settings.hash(), a.settings.get("label")
+}
+
+// touch asks for a state report soon.
+func (a *Agent) touch() {
+	a.mu.Lock()
+	m := a.monitor
+	a.mu.Unlock()
+	if m != nil {
+		m.Touch()
+	}
+}
+
+// serial is the box's serial number: as configured, or as the firmware says.
+func (a *Agent) serial() string {
+	if a.cfg.Serial != "" {
+		return a.cfg.Serial
+	}
+	for _, p := range []string{"/sys/class/dmi/id/product_serial", "/proc/device-tree/serial-number"} {
+		if b, err := os.ReadFile(p); err == nil { // #nosec G304 -- fixed names
+			return printable(string(b))
+		}
+	}
+	return ""
+}
+
+func printable(s string) string {
+	out := make([]rune, 0, len(s))
+	for _, r := range s {
+		if r > ' ' && r <= '~' && len(out) < 64 {
+			out = append(out, r)
+		}
+	}
+	return string(out)
+}
+
+// record adds to the audit trail; a trail that is full is said so loudly, and
+// selling goes on.
+func (a *Agent) record(ctx context.Context, kind, severity, subject string, detail map[string]string) {
+	if err := a.journal.Record(ctx, kind, severity, subject, detail); err != nil {
+		a.log.Error("audit", slog.String("kind", kind), slog.Any("err", err))
+	}
+}
+
+// drain waits a little until what is queued has been handed over.
+func (a *Agent) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lastWords)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for a.isOnline() && a.spool.Depth() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (a *Agent) isOnline() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.online
+}
+
+// newMachine wires the update room.
+func (a *Agent) newMachine() (*update.Machine, error) {
+	return update.New(update.Options{
+		Dir: filepath.Join(a.cfg.StateDir, "agent"), Version: a.o.Version, Slot: a.o.Slot, OS: runtime.GOOS, Arch: runtime.GOARCH,
+		Releases: releases{a}, TargetsURL: a.targetsURL, Client: a.httpClient,
+		Report: a.reportUpdate, Record: a.journal.Record, Gate: a.gate,
+		Checks: []update.Check{
+			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
+			{Name: "the broker is reached and the device attested", Run: func(context.Context) error {
+				if !a.isOnline() {
+					return errors.New("not attested yet")
+				}
+				return nil
+			}},
+			{Name: "release metadata is refreshed", Run: func(ctx context.Context) error { return releases{a}.refresh(ctx) }},
+		},
+		CheckFor: a.cfg.Update.CheckFor.Duration, Log: a.log,
+	})
+}
+
+// driversLoaded compares with the configuration: whether a device is there is
+// not the agent's fault, whether its driver opened is.
+func (a *Agent) driversLoaded() error {
+	if len(a.devices) < len(a.cfg.Devices) {
+		return fmt.Errorf("%d of %d drivers opened", len(a.devices), len(a.cfg.Devices))
+	}
+	return nil
+}
+
+// reportUpdate queues where an execution stands.
+func (a *Agent) reportUpdate(ctx context.Context, p update.Progress) error {
+	return a.spool.Compose(ctx, spool.Keep, string(wire.Result), func() ([]byte, error) {
+		return wire.Encode(&wire.ResultReport{
+			Head: a.heads.Next(), Kind: wire.OrderOffer, ID: p.Execution, State: p.State, Reason: p.Reason, Text: cut(p.Text, wire.MaxText),
+			From: p.From, To: p.To, Done: uint64(max(p.Done, 0)), Total: uint64(max(p.Total, 0)),
+		})
+	}, nil)
+}
+
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xC0 == 0x80 {
+		n--
+	}
+	return s[:n]
+}
+
+// gate says why an update has to wait; empty: it need not.
+func (a *Agent) gate() string {
+	if l := a.cfg.Update.IdleLock; l != "" {
+		if _, err := os.Stat(l); err == nil {
+			return "idle-lock"
+		}
+	}
+	if a.spool.Full() {
+		return "audit-full"
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(a.cfg.StateDir, &fs); err == nil {
+		if free := fs.Bavail * uint64(fs.Bsize); free < uint64(a.cfg.Update.MinFreeMiB)<<20 { // #nosec G115 -- sizes are positive
+			return "space"
+		}
+	}
+	return ""
+}
+
+func (a *Agent) applyLevel() {
+	level := a.cfg.LogLevel
+	if s := a.settings.get("log_level"); s != "" {
+		level = s
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err == nil && a.o.Level != nil {
+		a.o.Level.Set(l)
+	}
+}

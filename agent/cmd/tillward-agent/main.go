@@ -1,0 +1,106 @@
+// Command tillward-agent is the daemon on the till. Everything it does is in
+// package agent; here are the flags, the list of drivers and the exit codes.
+//
+// Exit codes: 0 stopped, 1 failed, 2 wrong usage, 75 start me again (an update
+// switched slots), 76 restart the box.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/tillward/tillward/agent"
+	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/hal/board"
+	"github.com/tillward/tillward/hal/escpos"
+	"github.com/tillward/tillward/hal/pcsc"
+	"github.com/tillward/tillward/hal/tpm"
+	"github.com/tillward/tillward/hal/virtual"
+)
+
+// version is set by the build.
+var version = "0.0.0"
+
+const (
+	exitFailed  = 1
+	exitUsage   = 2
+	exitRestart = 75
+	exitReboot  = 76
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	path := flag.String("config", "/etc/tillward/agent.toml", "configuration `file`")
+	check := flag.Bool("check", false, "check the configuration, print the effective one, and exit")
+	selfcheck := flag.Bool("selfcheck", false, "check that this binary works on this box, and exit; changes nothing")
+	status := flag.Bool("status", false, "print what a stopped agent has recorded, as JSON, and exit")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	drivers := hal.NewRegistry(escpos.Driver{}, pcsc.Driver{}, virtual.Driver{}, board.Driver{})
+	switch {
+	case *showVersion:
+		fmt.Println(version)
+		return 0
+	case *selfcheck:
+		fmt.Printf("tillward-agent %s: drivers %v\n", version, drivers.Names())
+		return 0
+	}
+	cfg, err := agent.LoadConfig(*path)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "tillward-agent: %v\n", err)
+		return exitUsage
+	}
+	if *check {
+		fmt.Print(cfg)
+		return 0
+	}
+	var level slog.LevelVar
+	tail := newTail(os.Stderr)
+	log := slog.New(slog.NewTextHandler(tail, &slog.HandlerOptions{Level: &level}))
+	o := agent.Options{
+		Version: version, Drivers: drivers, Log: log, Level: &level, Tail: tail.last,
+		OpenTPM: func(path string) (agent.TPM, error) { return tpm.Open(path) },
+	}
+	if *status {
+		return printStatus(cfg, o)
+	}
+	if o.Slot, err = agent.Launch(cfg); err != nil {
+		log.Error("launch", slog.Any("err", err)) // the golden agent runs on
+	}
+	debug.SetGCPercent(50) // a till has memory for selling first
+	debug.SetMemoryLimit(64 << 20)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	switch err := agent.New(cfg, o).Run(ctx); {
+	case err == nil:
+		return 0
+	case errors.Is(err, agent.ErrRestart):
+		return exitRestart
+	case errors.Is(err, agent.ErrReboot):
+		return exitReboot
+	default:
+		log.Error("agent ended", slog.Any("err", err))
+		return exitFailed
+	}
+}
+
+func printStatus(cfg agent.Config, o agent.Options) int {
+	s, err := agent.ReadStatus(context.Background(), cfg, o)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "tillward-agent: %v\n", err)
+		return exitFailed
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(s); err != nil {
+		return exitFailed
+	}
+	return 0
+}

@@ -1,0 +1,151 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tillward/tillward/agent/internal/audit"
+	"github.com/tillward/tillward/agent/internal/command"
+	"github.com/tillward/tillward/agent/internal/spool"
+	"github.com/tillward/tillward/hal"
+)
+
+// verbs is the table of what a command may do here.
+func (a *Agent) verbs(m *member) map[string]command.Verb {
+	return map[string]command.Verb{
+		"identify":     {Run: func(ctx context.Context, _ map[string]string) ([]byte, error) { return a.identify(ctx, m) }, Idempotent: true},
+		"print-test":   {Run: a.printTest},
+		"collect-logs": {Run: a.collectLogs, Idempotent: true},
+		"set-config":   {Run: a.setConfig, Idempotent: true},
+		"reboot": {
+			Run:   func(context.Context, map[string]string) ([]byte, error) { return []byte("rebooting"), nil },
+			Risky: true, After: func(context.Context) {
+				select {
+				case a.reboot <- struct{}{}:
+				default:
+				}
+			},
+		},
+	}
+}
+
+// identify makes the box known where it stands: a slip on each printer that
+// the agent may print on, and who it is to the operator.
+func (a *Agent) identify(ctx context.Context, m *member) ([]byte, error) {
+	who := fmt.Sprintf("device %s\nserial %s\nlabel  %s\nagent  %s, slot %s\n", m.Device, a.serial(), a.settings.get("label"), a.o.Version, a.o.Slot)
+	for _, d := range a.devices {
+		p, ok := d.(hal.Passthrough)
+		if !ok || d.Info().Claim != hal.Own {
+			continue
+		}
+		slip := "\n*** This is the till you asked for ***\n" + who + "\n\n"
+		if err := p.Print(ctx, strings.NewReader(slip)); err != nil {
+			who += fmt.Sprintf("not printed on %s: %v\n", d.Info().ID, err)
+		} else {
+			who += "printed on " + d.Info().ID + "\n"
+		}
+	}
+	return []byte(who), nil
+}
+
+// printTest is CheckHealth(External) of a printer.
+func (a *Agent) printTest(ctx context.Context, args map[string]string) ([]byte, error) {
+	for _, d := range a.devices {
+		info := d.Info()
+		if (args["peripheral"] != "" && info.ID != args["peripheral"]) || info.Category != hal.POSPrinter {
+			continue
+		}
+		h, ok := d.(hal.HealthChecker)
+		if !ok {
+			return nil, fmt.Errorf("printer %s cannot test itself", info.ID)
+		}
+		r, err := h.CheckHealth(ctx, hal.External)
+		if err != nil {
+			return nil, err
+		}
+		if !r.OK {
+			return nil, fmt.Errorf("printer %s: %s", info.ID, r.Text)
+		}
+		return []byte(info.ID + ": " + r.Text + "\n"), nil
+	}
+	if p := args["peripheral"]; p != "" {
+		return nil, fmt.Errorf("no printer called %q here", p)
+	}
+	return nil, errors.New("no printer here")
+}
+
+func (a *Agent) collectLogs(_ context.Context, args map[string]string) ([]byte, error) {
+	lines := 200
+	if s := args["lines"]; s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			return nil, fmt.Errorf("lines %q: give a whole number", s)
+		}
+		lines = n
+	}
+	if a.o.Tail == nil {
+		return nil, errors.New("this agent keeps no log")
+	}
+	return a.o.Tail(lines), nil
+}
+
+func (a *Agent) setConfig(ctx context.Context, args map[string]string) ([]byte, error) {
+	if err := a.settings.set(ctx, args); err != nil {
+		return nil, err
+	}
+	a.applyLevel()
+	select {
+	case a.again <- struct{}{}:
+	default:
+	}
+	return []byte("settings " + a.settings.hash() + "\n"), nil
+}
+
+// rebooted restarts the box, or says that the supervisor has to.
+func (a *Agent) rebooted(ctx context.Context) error {
+	if len(a.cfg.Reboot) == 0 {
+		return ErrReboot
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, a.cfg.Reboot[0], a.cfg.Reboot[1:]...).CombinedOutput() // #nosec G204 -- from the configuration file
+	if err != nil {
+		return fmt.Errorf("reboot: %w: %.200s", err, out)
+	}
+	return nil
+}
+
+// Status is what a stopped agent has recorded, for a person or a test.
+type Status struct {
+	Version         string `json:"version"`
+	Slot            string `json:"slot"`
+	AuditRecorded   uint64 `json:"audit_recorded"`
+	SamplesRecorded uint64 `json:"samples_recorded"`
+	SpoolDepth      uint64 `json:"spool_depth"`
+	SpoolShed       uint64 `json:"spool_shed"`
+}
+
+// ReadStatus reads the state folder of an agent that does not run.
+func ReadStatus(ctx context.Context, cfg Config, o Options) (Status, error) {
+	sp, err := spool.Open(filepath.Join(cfg.StateDir, "spool.db"), spool.Options{MaxBytes: int64(cfg.Spool.MaxMiB) << 20, Log: o.Log})
+	if err != nil {
+		return Status{}, fmt.Errorf("read status (does the agent still run?): %w", err)
+	}
+	defer sp.Close() //nolint:errcheck // only read
+	s := Status{Version: o.Version, Slot: o.Slot, SpoolDepth: sp.Depth(), SpoolShed: sp.Shed()}
+	if s.SamplesRecorded, err = sp.Counter(ctx, "telemetry.samples"); err != nil {
+		return s, err
+	}
+	j, err := audit.Open(ctx, sp, newNumbering().Next, o.Log)
+	if err != nil {
+		return s, err
+	}
+	s.AuditRecorded, _ = j.Head()
+	return s, nil
+}
