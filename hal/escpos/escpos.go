@@ -51,7 +51,7 @@ func (Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 		return nil, illegal("address: %w; it must be host:port, e.g. 192.0.2.10:9100", err)
 	}
 	p := &printer{
-		addr: cfg.Address, timeout: 2 * time.Second, queries: "1234", first: make(chan struct{}), soon: make(chan struct{}, 1),
+		addr: cfg.Address, timeout: 2 * time.Second, queries: "1234", first: make(chan struct{}),
 		info:  hal.Info{ID: cfg.ID, Category: hal.POSPrinter, Driver: "escpos", Claim: cfg.Claim},
 		track: hal.NewTracker(hal.POSPrinter, "CommunicationErrorCount", "ReceiptCoverOpenCount", "FailedPaperCutCount", "MaximumTempReachedCount", "PrinterFaultCount", "M_PaperEmptyCount"),
 	}
@@ -108,7 +108,6 @@ type printer struct {
 	asks    bool
 	track   *hal.Tracker
 	first   chan struct{} // closed after the first attempt to reach it
-	soon    chan struct{} // do not wait to connect
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
 
@@ -176,7 +175,6 @@ func (p *printer) run(ctx context.Context) {
 		wait := time.NewTimer(backoff(failures))
 		select {
 		case <-ctx.Done():
-		case <-p.soon:
 		case <-wait.C:
 		}
 		wait.Stop()
@@ -243,7 +241,11 @@ func (p *printer) identify(ctx context.Context, s *session) bool {
 		if err != nil {
 			return errors.Is(err, errNoBlock) && p.Info().Model != ""
 		}
-		told[i] = strings.TrimSpace(v[:min(len(v), 64)])
+		if v = strings.TrimSpace(v[:min(len(v), 64)]); hal.MayHoldPAN(v) {
+			p.track.Count("M_PanGuardDropCount", 1)
+			v = ""
+		}
+		told[i] = v
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -168,6 +168,25 @@ func TestCountersAndIdentity(t *testing.T) {
 	}
 }
 
+// A serial number that could be a card's is not told.
+func TestIdentityIsGuarded(t *testing.T) {
+	p := printer(t)
+	p.SetSerial("4111111111111111")
+	d := open(t, p, hal.Own)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for d.Info().Model == "" && ctx.Err() == nil {
+		status(t, d, healthy)
+	}
+	if i := d.Info(); i.Serial != "" || i.Model != "EMU-T80" {
+		t.Errorf("identity: %+v; want no serial number", i)
+	}
+	list, _ := d.(hal.Statistics).Statistics(t.Context())
+	if !slices.Contains(list, hal.Stat{Name: "M_PanGuardDropCount", Value: 1}) {
+		t.Errorf("the drop is not counted: %v", list)
+	}
+}
+
 func TestDrawer(t *testing.T) {
 	p := printer(t)
 	d := open(t, p, hal.Own, "drawer_open_level", "high")

@@ -14,7 +14,6 @@ func Decode(stream []byte) (realtime []byte, frames [][4]byte, blocks []string, 
 			realtime = append(realtime, u.b)
 		case frameAnswer:
 			frames = append(frames, u.frame)
-			readFrame(u.frame).look(0)
 		case blockAnswer:
 			blocks = append(blocks, u.block)
 		}

@@ -50,10 +50,9 @@ type Fault struct {
 	Off    string // event when it goes
 }
 
-const (
-	patience = 10 * time.Second // until a device has noticed something
-	prompt   = time.Second      // for everything that must not wait
-)
+const prompt = time.Second // for everything that must not wait
+
+var patience = 10 * time.Second // until a device has noticed something
 
 // Run tests the driver. bench is called for each test and brings a fresh
 // bench, which it takes down with t.Cleanup.
@@ -356,7 +355,12 @@ func cancelling(t *testing.T, b Bench) {
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	within("status with a context that has ended", func() { _, _ = d.(hal.StatusReader).Status(cancelled) })
-	within("ending the events", func() { e.stop(); <-e.ended })
+	within("ending the events", func() {
+		e.stop()
+		if err := <-e.ended; err != nil {
+			t.Errorf("events whose listener has gone ended with %v, want no error", err)
+		}
+	})
 	e = listen(t, d)
 	within("halt", func() { _ = d.Halt() })
 	within("close after halt", func() { _ = d.Close() })

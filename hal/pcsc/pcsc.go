@@ -78,7 +78,6 @@ type reader struct {
 
 	mu   sync.Mutex
 	info hal.Info
-	conn *client // of run, to end its waiting
 
 	// Of run alone.
 	name    string
@@ -200,9 +199,11 @@ func (r *reader) take(table []slot) bool {
 		r.track.Update(hal.PowerOffOffline, nil)
 		return false
 	}
-	r.mu.Lock()
-	r.info.Model = s.name[:min(len(s.name), 64)]
-	r.mu.Unlock()
+	if model := s.name[:min(len(s.name), 64)]; !hal.MayHoldPAN(model) {
+		r.mu.Lock()
+		r.info.Model = model
+		r.mu.Unlock()
+	}
 	was := r.track.Status().Sensors["SCPresentSensor"]
 	if r.counted && r.name == s.name {
 		r.missed(was == hal.Yes, s)

@@ -3,6 +3,7 @@ package emulator_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -248,6 +249,14 @@ func TestPlayEndsWithItsContext(t *testing.T) {
 	cancel()
 	if err := emulator.Play(ctx, emulator.Day(1, time.Hour), printer(t), &emulator.VirtualCard{}, nil); err == nil {
 		t.Error("got no error")
+	}
+}
+
+// Without the programs it says so with the error that the simulator falls back on.
+func TestNoPCSCD(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if _, err := emulator.StartPCSCD(t.Context(), t.TempDir(), 1); !errors.Is(err, emulator.ErrNoPCSCD) {
+		t.Errorf("got %v, want ErrNoPCSCD", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package emulator
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 )
 
@@ -95,12 +96,7 @@ func (p *Printer) eotLocked(n byte) (byte, bool) {
 }
 
 func (p *Printer) offlineLocked() bool {
-	for _, f := range []Fault{CoverOpen, PaperEnd, CutterJam, HeadHot, Unrecoverable, Offline} {
-		if p.hasLocked(f) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc([]Fault{CoverOpen, PaperEnd, CutterJam, HeadHot, Unrecoverable, Offline}, p.hasLocked)
 }
 
 // frameLocked is the automatic status back [Epson ESC/POS reference: GS a].
@@ -340,7 +336,7 @@ func (p *Printer) group(b []byte) int {
 }
 
 func (p *Printer) identify(n byte) {
-	answers := map[byte]string{65: "1.04 ESC/POS", 66: "TILLWARD", 67: "EMU-T80", 68: "EMU0000001"}
+	answers := map[byte]string{65: "1.04 ESC/POS", 66: "TILLWARD", 67: "EMU-T80", 68: p.serial}
 	if s, ok := answers[n]; ok {
 		p.block(s)
 	} else if n >= 1 && n <= 3 {

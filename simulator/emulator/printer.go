@@ -59,6 +59,7 @@ type Printer struct {
 	unknown  []string
 	counters map[int]uint64
 	noise    *rand.Rand
+	serial   string
 }
 
 // NewPrinter listens on addr, e.g. 127.0.0.1:0, with a fresh roll.
@@ -68,7 +69,7 @@ func NewPrinter(addr string) (*Printer, error) {
 		return nil, fmt.Errorf("printer emulator: %w", err)
 	}
 	p := &Printer{
-		listener: l, faults: map[Fault]bool{}, paper: rollLines,
+		listener: l, faults: map[Fault]bool{}, paper: rollLines, serial: "EMU0000001",
 		counters: map[int]uint64{20: 0, 21: 0, 50: 0, 70: 0, 148: 0, 149: 0, 178: 0, 198: 1200},
 		noise:    rand.New(rand.NewPCG(1, 2)),
 	}
@@ -89,6 +90,13 @@ func (p *Printer) Close() error {
 	p.mu.Unlock()
 	p.wg.Wait()
 	return err
+}
+
+// SetSerial gives it another serial number; it is told when it is asked next.
+func (p *Printer) SetSerial(serial string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.serial = serial
 }
 
 // Set makes a fault come or go. NearEnd and PaperEnd also come by themselves
