@@ -106,6 +106,55 @@ func activate(t *testing.T, dev *tpm.TPM, ek []byte) ([]byte, error) {
 	return dev.Activate(t.Context(), blob, secret)
 }
 
+// Many TPMs have room for three transient objects and three sessions, and a
+// socket has no resource manager.
+func TestNothingTransientStays(t *testing.T) {
+	dev := open(t, start(t))
+	ek, _, _, err := dev.Endorsement(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := activate(t, dev, ek); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := dev.Certify(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := dev.Quote(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, first := range []uint32{0x02000000, 0x03000000, 0x80000000} {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 8}.Execute(tpm.Raw(dev))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list.Handle) > 0 {
+			t.Errorf("the TPM still holds %#x", list.Handle)
+		}
+	}
+}
+
+// A service that sends nonsense must not use up the TPM's sessions.
+func TestFailedActivationsLeaveNothing(t *testing.T) {
+	dev := open(t, start(t))
+	ek, _, _, err := dev.Endorsement(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 8 {
+		if _, err := dev.Activate(t.Context(), []byte{0, 1, 2}, []byte{3}); err == nil {
+			t.Fatal("nonsense was activated")
+		}
+	}
+	if _, err := activate(t, dev, ek); err != nil {
+		t.Error(err)
+	}
+}
+
 // Power cuts are daily business at a till; with keys that count as a
 // dictionary attack swtpm would lock at the third.
 func TestPowerCutsAreNoAttack(t *testing.T) {

@@ -73,7 +73,7 @@ type site struct {
 	audit []string
 }
 
-func newSite(t *testing.T, trustFarm bool) *site {
+func newSite(t testing.TB, trustFarm bool) *site {
 	t.Helper()
 	farm, err := tpmfarm.Open(t.Context(), t.TempDir())
 	if err != nil {
@@ -117,7 +117,7 @@ func newSite(t *testing.T, trustFarm bool) *site {
 	return s
 }
 
-func (s *site) till(t *testing.T) *tpm.TPM {
+func (s *site) till(t testing.TB) *tpm.TPM {
 	t.Helper()
 	chip, err := s.farm.Start(t.Context(), filepath.Join(t.TempDir(), "tpm"))
 	if err != nil {
@@ -311,6 +311,7 @@ type script struct {
 	two       *http.Client // carries the evidence; nil: the client of the request
 	request   func(*request)
 	challenge func(*challenge)
+	exporter  func([]byte)
 	between   func()
 }
 
@@ -345,6 +346,9 @@ func steps(t *testing.T, s *site, dev *tpm.TPM, hc *http.Client, do script) erro
 	if err != nil {
 		t.Fatal(err)
 	}
+	if do.exporter != nil {
+		do.exporter(exporter)
+	}
 	ev, err := c.answer(t.Context(), ch, exporter, req, r.LDevID)
 	if err != nil {
 		return err
@@ -378,6 +382,17 @@ func TestAnswerOverAnotherChannelIsRefused(t *testing.T) {
 		t.Errorf("got %v, want a refusal that names the channel", err)
 	}
 	s.audited(t, "another TLS channel")
+}
+
+// A man in the middle who relays both messages has a channel of his own to the
+// service; the device's proof is for the one to him.
+func TestRelayedAnswerIsRefused(t *testing.T) {
+	s := newSite(t, true)
+	hc, _ := s.http(t)
+	err := steps(t, s, s.till(t), hc, script{exporter: func(e []byte) { e[0] ^= 1 }})
+	if !errors.Is(err, ErrRefused) {
+		t.Errorf("got %v, want ErrRefused", err)
+	}
 }
 
 func TestReplayedAnswerIsRefused(t *testing.T) {

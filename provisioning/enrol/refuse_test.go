@@ -11,7 +11,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -19,8 +18,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -191,6 +188,41 @@ func TestDeviceKeyMustBeInTheTPM(t *testing.T) {
 	}
 	if len(s.dir.members) != 0 {
 		t.Errorf("%d members, want none", len(s.dir.members))
+	}
+}
+
+// An AK that would sign anything is turned away before it is asked anything.
+func TestAttestationKeyMustBeRestricted(t *testing.T) {
+	s := newSite(t, true)
+	hc, _ := s.http(t)
+	err := steps(t, s, s.till(t), hc, script{
+		request: func(r *request) {
+			r.AK = respell(t, func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Restricted = false })(r.AK)
+		},
+		challenge: func(*challenge) { t.Error("it was challenged") },
+	})
+	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "not a restricted signing key") {
+		t.Errorf("got %v, want ErrRefused and why", err)
+	}
+}
+
+// What the device said of itself in ENROL is part of what its TPM signs.
+func TestChangedRequestIsRefused(t *testing.T) {
+	s := newSite(t, true)
+	hc, tap := s.http(t)
+	tap.change = func(path string, body []byte) []byte {
+		if path != PathEnrol {
+			return body
+		}
+		r, err := decode[request](body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Model = "dearer"
+		return must(encMode.Marshal(r))
+	}
+	if err := steps(t, s, s.till(t), hc, script{}); !errors.Is(err, ErrRefused) {
+		t.Errorf("got %v, want ErrRefused", err)
 	}
 }
 
@@ -482,67 +514,4 @@ func TestRefusalsDoNotFillTheTrail(t *testing.T) {
 	if n, list := c.next(now.Add(time.Minute)); n != 1 || !list {
 		t.Errorf("a minute later: refusal %d, listed %t", n, list)
 	}
-}
-
-// golden returns the bytes of a message of version 1.
-func golden(f *testing.F, name string) []byte {
-	f.Helper()
-	b, err := os.ReadFile(filepath.Join("testdata", "v1", name+".pem"))
-	if err != nil {
-		f.Fatal(err)
-	}
-	block, _ := pem.Decode(b)
-	return block.Bytes
-}
-
-// fuzz feeds a decoder: what it takes it gives back as the same message.
-func fuzz[T any](f *testing.F, name string) {
-	f.Add([]byte{0xa0})
-	f.Add(golden(f, name))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := decode[T](b)
-		if err != nil {
-			if !errors.Is(err, ErrMessage) {
-				t.Errorf("got %v, want ErrMessage", err)
-			}
-			return
-		}
-		once, err := encMode.Marshal(m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		again, err := decode[T](once)
-		if err != nil {
-			t.Fatalf("own encoding: %v", err)
-		}
-		if twice, err := encMode.Marshal(again); err != nil || !bytes.Equal(once, twice) {
-			t.Errorf("%x became %x (%v)", once, twice, err)
-		}
-	})
-}
-
-func FuzzEnrol(f *testing.F)     { fuzz[request](f, "enrol") }
-func FuzzChallenge(f *testing.F) { fuzz[challenge](f, "challenge") }
-func FuzzEvidence(f *testing.F)  { fuzz[evidence](f, "evidence") }
-func FuzzResult(f *testing.F)    { fuzz[Result](f, "result") }
-
-// FuzzKeys feeds the public areas of ENROL: an EK that is taken has one spelling.
-func FuzzKeys(f *testing.F) {
-	f.Add(tpm2.Marshal(tpm2.ECCEKTemplate))
-	f.Add(tpm2.Marshal(tpm2.RSAEKTemplate))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if pub, _, err := endorsementKey(b); err == nil && !bytes.Equal(tpm2.Marshal(*pub), b) {
-			t.Errorf("%x is another spelling", b)
-		}
-		_, _ = signingKey(b)
-		_, _, _ = deviceKey(b)
-	})
-}
-
-func FuzzQuote(f *testing.F) {
-	f.Fuzz(func(t *testing.T, ak, attest, sig []byte) {
-		if _, err := VerifyQuote(ak, attest, sig, make([][]byte, quotedPCRs), [32]byte{}); err == nil {
-			t.Error("a quote without values was accepted")
-		}
-	})
 }
