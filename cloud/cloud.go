@@ -326,7 +326,7 @@ func (s *Service) violation(device, what string) {
 func (s *Service) audit(ctx context.Context, kind, severity, subject string, detail map[string]string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	ev := fleet.AuditEvent{At: time.Now(), Kind: kind, Severity: severity, Actor: "service", Subject: subject, Detail: detail}
+	ev := fleet.AuditEvent{Tenant: s.tenant, At: time.Now(), Kind: kind, Severity: severity, Actor: "service", Subject: subject, Detail: detail}
 	if err := s.store.Audit(ctx, ev); err != nil {
 		s.log.Error("audit", slog.String("kind", kind), slog.Any("err", err))
 	}

@@ -102,7 +102,7 @@ func (s *server) guard(ctx huma.Context, next func(huma.Context)) {
 		s.refuse(ctx, fleet.ErrForbidden)
 		return
 	case !p.Role.Covers(need):
-		s.note(ctx.Context(), fleet.AuditEvent{
+		s.note(context.WithValue(ctx.Context(), ctxKey{}, p), fleet.AuditEvent{
 			Kind: "access.refused", Severity: "warn", Actor: p.Name, Subject: ctx.Operation().OperationID,
 			Detail: map[string]string{"role": string(p.Role), "needs": string(need)},
 		})
@@ -126,6 +126,9 @@ func (s *server) refuse(ctx huma.Context, err error) {
 // logged, the refusal stands all the same.
 func (s *server) note(ctx context.Context, ev fleet.AuditEvent) {
 	ev.At = time.Now()
+	if ev.Tenant = who(ctx).Tenant; ev.Tenant == "" {
+		ev.Tenant = s.Tenant
+	}
 	if err := s.Store.Audit(ctx, ev); err != nil {
 		s.Log.Error("audit", slog.String("kind", ev.Kind), slog.Any("err", err))
 	}
