@@ -3,6 +3,7 @@
 # Always a semantic version: v1.2.3 -> 1.2.3, before the first tag 0.1.0-g1234abc, without git 0.1.0.
 GIT     := $(shell git describe --tags --always --dirty 2>/dev/null)
 VERSION ?= $(or $(if $(findstring .,$(GIT)),$(GIT:v%=%),$(addprefix 0.1.0-g,$(GIT))),0.1.0)
+NEXT    := $(shell echo $(VERSION) | awk -F '[.-]' '{ print $$1 "." $$2 "." $$3 + 1 }')
 TAGS    := sqlite_omit_load_extension netgo osusergo
 LINT    := .cache/bin/golangci-lint-2.15.0
 
@@ -45,7 +46,7 @@ lint: $(LINT) console ## golangci-lint over the Go, the type checker over the co
 	cd cloud/console && npm run --silent --if-present check
 
 ifeq ($(GOARCH),$(HOST))
-build: $(addprefix bin/,tillward-agent tillward tillward-provision tillward-sim) ## all binaries into bin/; GOARCH=arm64 makes bin/arm64/tillward-agent
+build: $(addprefix bin/,tillward-agent next/tillward-agent tillward tillward-provision tillward-sim) ## all binaries into bin/; GOARCH=arm64 makes bin/arm64/tillward-agent
 else
 build: $(BIN)/tillward-agent
 endif
@@ -55,6 +56,10 @@ $(BIN)/tillward-agent: FORCE
 	@.ci/deps $(if $(filter $(HOST),$(GOARCH)),gcc libc6-dev,$(NEED_$(GOARCH)))
 	CGO_ENABLED=1 GOARCH=$(GOARCH) $(if $(filter-out $(HOST),$(GOARCH)),CC=$(CC_$(GOARCH))) \
 	$(GO_BUILD) -ldflags '$(SHRINK) -linkmode external -extldflags -static' -o $@ ./agent/cmd/tillward-agent
+
+# The same agent with a higher version: what the simulator updates its tills to.
+bin/next/tillward-agent: bin/tillward-agent
+	CGO_ENABLED=1 $(GO_BUILD) -ldflags '-s -w -X main.version=$(NEXT) -linkmode external -extldflags -static' -o $@ ./agent/cmd/tillward-agent
 
 bin/tillward: console FORCE
 	$(GO_BUILD) -ldflags '$(SHRINK)' -o $@ ./cloud/cmd/tillward

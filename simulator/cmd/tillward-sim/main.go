@@ -1,0 +1,128 @@
+// Command tillward-sim puts a fleet on a desk: the fleet service and tills with
+// software TPMs, printers and card readers, each with a real agent. It never
+// ships.
+//
+// Exit codes: 0 done, 1 failed, 2 wrong usage.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/tillward/tillward/cloud"
+	"github.com/tillward/tillward/simulator"
+)
+
+// version is set by the build.
+var version = "0.0.0"
+
+type cli struct {
+	Run runCmd `cmd:"" help:"Boot tills, update them and send each a command; Ctrl-C ends everything."`
+}
+
+type runCmd struct {
+	Tills     int           `help:"How many." default:"5"`
+	ExitAfter time.Duration `help:"End by itself, e.g. 90s; the exit code says whether all went well." placeholder:"DURATION"`
+	Report    string        `help:"Write a JSON report; - prints it." placeholder:"FILE"`
+	Seed      uint64        `help:"The scripted day is the same for the same seed." default:"1"`
+	PortBase  int           `help:"First of the service's four ports: console, devices' HTTPS, MQTT, metrics." default:"8440"`
+	Dir       string        `help:"Folder for everything; one that is removed at the end by default." placeholder:"DIR"`
+	Bin       string        `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
+	Verbose   bool          `short:"v" help:"Show the service's log."`
+}
+
+// Run implements the command.
+func (c *runCmd) Run(ctx context.Context) error {
+	if c.Tills < 1 || c.Tills > 64 {
+		return usage{fmt.Errorf("--tills %d: from 1 to 64", c.Tills)}
+	}
+	bin, err := binaries(c.Bin)
+	if err != nil {
+		return err
+	}
+	dir := c.Dir
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "tillward-"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+	}
+	next := filepath.Join(bin, "next", "tillward-agent")
+	out, err := exec.CommandContext(ctx, next, "-version").Output() // #nosec G204 -- our own binary
+	if err != nil {
+		return fmt.Errorf("the agent to update to, %s: %w; make build makes it", next, err)
+	}
+	level := slog.LevelWarn
+	if c.Verbose {
+		level = slog.LevelInfo
+	}
+	cloud.Version = version
+	return simulator.Run(ctx, simulator.RunOptions{
+		Options: simulator.Options{
+			Dir: dir, Bin: bin, Next: next, UpdateTo: strings.TrimSpace(string(out)), Tills: c.Tills, Seed: c.Seed, PortBase: c.PortBase,
+			Day: 45 * time.Second, Pace: simulator.DeskPace, Out: os.Stdout,
+			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		},
+		ExitAfter: c.ExitAfter, Report: c.Report,
+	})
+}
+
+// binaries is the folder with the other programs.
+func binaries(dir string) (string, error) {
+	if dir != "" {
+		return dir, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find own binary: %w", err)
+	}
+	return filepath.Dir(self), nil
+}
+
+type usage struct{ error }
+
+// Unwrap returns the cause.
+func (u usage) Unwrap() error { return u.error }
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once; children die with it
+	var c cli
+	code := -1
+	p, err := kong.New(&c, kong.Name("tillward-sim"), kong.Exit(func(n int) { code = n }), kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Description("A fleet on a desk: real agents on software TPMs, printers and card readers."))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	k, err := p.Parse(os.Args[1:])
+	if code >= 0 {
+		return code
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "tillward-sim: %v; see tillward-sim --help\n", err)
+		return 2
+	}
+	if err := k.Run(); err != nil {
+		fmt.Fprintf(os.Stderr, "tillward-sim: %v\n", err)
+		if errors.As(err, new(usage)) {
+			return 2
+		}
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,47 @@
+package simulator
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/tillward/tillward/simulator/emulator"
+)
+
+// reader is a till's card reader: on a real pcscd, or in hal/virtual where
+// there is none.
+type reader struct {
+	card emulator.Slot
+	file string // its part of the agent's file
+}
+
+func newReader(p *emulator.PCSCD, i int, dir string) reader {
+	if p == nil {
+		sock := filepath.Join(dir, "reader.sock")
+		return reader{
+			card: &emulator.VirtualCard{Socket: sock},
+			file: fmt.Sprintf("[[device]]\nid = \"reader\"\ndriver = \"virtual\"\noptions = { control = %q }\n", "unix:"+sock),
+		}
+	}
+	r := p.Reader(i)
+	return reader{
+		card: r.Card,
+		file: fmt.Sprintf("[[device]]\nid = \"reader\"\ndriver = \"pcsc\"\noptions = { socket = %q, reader = %q, probe = \"insert\" }\n", r.Socket, r.Name),
+	}
+}
+
+// playDay lets a shop's day pass at the till, again and again until ctx ends.
+func (t *Till) playDay(ctx context.Context, seed uint64, length time.Duration, say func(string, ...any)) {
+	for ctx.Err() == nil {
+		err := emulator.Play(ctx, emulator.Day(seed, length), t.printer, t.reader.card, func(s emulator.Step) {
+			if s.Act != emulator.Sale && s.Act != emulator.InsertCard && s.Act != emulator.RemoveCard {
+				say("%s  %s", t.Name, s.Act)
+			}
+		})
+		if err != nil {
+			return
+		}
+		seed++
+	}
+}

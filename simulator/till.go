@@ -1,0 +1,179 @@
+package simulator
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"text/template"
+
+	"github.com/tillward/tillward/simulator/emulator"
+	"github.com/tillward/tillward/simulator/tpmfarm"
+)
+
+// Till is one box on the desk: a software TPM, a printer, a card reader, a
+// line to the service, and the agent in a process of its own.
+type Till struct {
+	Name string // also its serial number
+
+	dir     string
+	agent   string // the golden agent of its image
+	tpm     *tpmfarm.TPM
+	printer *emulator.Printer
+	reader  reader
+	mqtt    *Line
+	https   *Line
+	proc    *process
+	log     *os.File
+	service *service
+	rootTUF string
+	pace    Pace
+
+	firstVersion string
+}
+
+// Pace is how fast a till measures; a run on a desk is faster than a shop.
+type Pace struct {
+	Poll, Stats, Batch, Heartbeat string // Go durations, as in the agent's file
+}
+
+// status is what `tillward-agent -status` prints.
+type status struct {
+	AuditRecorded   uint64 `json:"audit_recorded"`
+	SamplesRecorded uint64 `json:"samples_recorded"`
+	SpoolDepth      uint64 `json:"spool_depth"`
+	Version         string `json:"version"`
+	Slot            string `json:"slot"`
+}
+
+var agentFile = template.Must(template.New("agent.toml").Parse(`# written by the simulator
+state_dir = "{{.State}}"
+model = "tillward-sim-1"
+serial = "{{.Name}}"
+reboot = []
+
+[service]
+enrol = "https://{{.HTTPS}}"
+roots = "{{.Roots}}"
+server_name = "localhost"
+broker = "{{.MQTT}}"
+artifacts = "https://{{.HTTPS}}"
+
+[tpm]
+device = "unix:{{.TPM}}"
+
+[update]
+root = "{{.RootTUF}}"
+check_for = "30s"
+min_free_mib = 1
+
+[telemetry]
+poll = "{{.Pace.Poll}}"
+stats = "{{.Pace.Stats}}"
+batch = "{{.Pace.Batch}}"
+heartbeat = "{{.Pace.Heartbeat}}"
+
+[[device]]
+id = "receipt"
+driver = "escpos"
+address = "{{.Printer}}"
+claim = "own"
+options = { drawer_open_level = "high" }
+
+{{.Reader}}
+[[device]]
+id = "box"
+driver = "board"
+`))
+
+// configure writes the agent's file; the addresses in it are fixed from here on.
+func (t *Till) configure() error {
+	var b bytes.Buffer
+	err := agentFile.Execute(&b, map[string]any{
+		"State": filepath.Join(t.dir, "state"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
+		"Roots": t.service.roots(), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "Printer": t.printer.Addr(),
+		"Reader": t.reader.file, "Pace": t.pace,
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.Name, err)
+	}
+	if err := os.WriteFile(t.file(), b.Bytes(), 0o600); err != nil {
+		return fmt.Errorf("%s: %w", t.Name, err)
+	}
+	return nil
+}
+
+func (t *Till) file() string { return filepath.Join(t.dir, "agent.toml") }
+
+// Boot starts the agent. The TPM, the printer and the reader already run.
+func (t *Till) Boot(ctx context.Context) {
+	t.proc = &process{path: t.agent, args: []string{"-config", t.file()}, log: t.log, reboot: t.powerCycle}
+	t.proc.start(ctx)
+}
+
+// powerCycle restarts the TPM as a reboot of the box would.
+func (t *Till) powerCycle(ctx context.Context) error { return t.tpm.Restart(ctx) }
+
+// Kill is kill -9 at the agent; its supervisor starts it again.
+func (t *Till) Kill() error { return t.proc.kill() }
+
+// CutNetwork takes the till off the network.
+func (t *Till) CutNetwork() {
+	t.mqtt.Cut()
+	t.https.Cut()
+}
+
+// HealNetwork puts it back.
+func (t *Till) HealNetwork() {
+	t.mqtt.Heal()
+	t.https.Heal()
+}
+
+// Stop ends the agent in an orderly way; TPM and peripherals keep running.
+func (t *Till) Stop() {
+	if t.proc != nil {
+		t.proc.end()
+	}
+}
+
+// status asks the till itself what it has recorded.
+func (t *Till) status(ctx context.Context) (status, error) {
+	var s status
+	out, err := exec.CommandContext(ctx, t.agent, "-config", t.file(), "-status").Output() // #nosec G204 -- the simulator's own binary
+	if err != nil {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		return s, fmt.Errorf("%s: status: %w", t.Name, err)
+	}
+	if err := json.Unmarshal(out, &s); err != nil {
+		return s, fmt.Errorf("%s: status: %w", t.Name, err)
+	}
+	return s, nil
+}
+
+func (t *Till) close() {
+	t.Stop()
+	for _, c := range []*Line{t.mqtt, t.https} {
+		if c != nil {
+			c.Close()
+		}
+	}
+	if t.printer != nil {
+		_ = t.printer.Close()
+	}
+	if t.tpm != nil {
+		t.tpm.Stop()
+	}
+	if t.log != nil {
+		_ = t.log.Close()
+	}
+}
+
+// DeskPace is the pace of a run that a person watches: a shop's day in a
+// minute.
+var DeskPace = Pace{Poll: "1s", Stats: "2s", Batch: "1s", Heartbeat: "5s"}

@@ -1,0 +1,202 @@
+// Package simulator is a fleet on a desk: the fleet service, and tills that run
+// the real agent, each in a process of its own, on a software TPM, an emulated
+// printer, a virtual card reader and a line that can be cut.
+//
+// What it shows is what the product does: nothing of the agent or the service
+// is replaced. It is imported by nothing and never ships.
+//
+// It exports more names than other rooms because scenarios and tests are
+// written with them.
+package simulator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/tillward/tillward/cloud"
+	"github.com/tillward/tillward/simulator/emulator"
+	"github.com/tillward/tillward/simulator/tpmfarm"
+)
+
+// Options say what a World consists of.
+type Options struct {
+	Dir      string // everything lies below it
+	Bin      string // folder with tillward-agent, tillward and tillward-provision
+	Next     string // the agent that updates bring
+	UpdateTo string // its version; empty: no update
+	Tills    int
+	Seed     uint64
+	PortBase int           // first of the service's ports; 0: free ones
+	Day      time.Duration // how long the scripted day lasts
+	Pace     Pace
+	Out      io.Writer // what a person reads
+	Log      *slog.Logger
+}
+
+// World is a fleet on a desk: the service, and tills with all they need.
+type World struct {
+	Tills    []*Till
+	Operator *Operator
+
+	opt     Options
+	farm    *tpmfarm.Farm
+	pcscd   *emulator.PCSCD
+	service *service
+	root    string // TUF root of the image
+}
+
+// Open starts the service and makes the tills, without booting them. When it
+// returns an error nothing is left running.
+func Open(ctx context.Context, opt Options) (_ *World, err error) {
+	if opt.Dir, err = filepath.Abs(opt.Dir); err != nil {
+		return nil, fmt.Errorf("simulator folder: %w", err)
+	}
+	w := &World{opt: opt}
+	defer func() {
+		if err != nil {
+			w.Close()
+		}
+	}()
+	if w.farm, err = tpmfarm.Open(ctx, filepath.Join(opt.Dir, "tpm")); err != nil {
+		return nil, err
+	}
+	if err = w.makeRelease(ctx); err != nil {
+		return nil, err
+	}
+	if err = w.openService(ctx); err != nil {
+		return nil, err
+	}
+	if w.pcscd, err = emulator.StartPCSCD(ctx, filepath.Join(opt.Dir, "pcscd"), opt.Tills); err != nil {
+		if !errors.Is(err, emulator.ErrNoPCSCD) {
+			return nil, err
+		}
+		fmt.Fprintf(opt.Out, "no pcscd here (%v): the card readers are virtual and say so\n", err)
+	}
+	w.root = filepath.Join(w.repo(), "metadata", "1.root.json")
+	for i := range opt.Tills {
+		t, err := w.makeTill(ctx, i)
+		if t != nil {
+			w.Tills = append(w.Tills, t)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+func (w *World) openService(ctx context.Context) error {
+	cfg := cloud.DefaultConfig()
+	cfg.DataDir = filepath.Join(w.opt.Dir, "service")
+	cfg.Tenant = "demo"
+	cfg.Device.Names = []string{"localhost", "127.0.0.1"}
+	cfg.Operator.Plain = true
+	cfg.Enrol.VirtualEKRoots = []string{w.farm.CA()}
+	cfg.Enrol.AutoClaim = true
+	cfg.Attest.Every = cloud.Duration{Duration: 30 * time.Second}
+	port := func(i int) string {
+		if w.opt.PortBase == 0 {
+			return "127.0.0.1:0"
+		}
+		return "127.0.0.1:" + strconv.Itoa(w.opt.PortBase+i)
+	}
+	cfg.Operator.Listen, cfg.Device.HTTPS, cfg.Device.MQTT, cfg.Metrics.Listen = port(0), port(1), port(2), port(3)
+	w.service = &service{cfg: cfg, log: w.opt.Log}
+	if err := w.service.start(ctx); err != nil {
+		return err
+	}
+	var err error
+	w.Operator, err = w.service.operator()
+	return err
+}
+
+// makeTill prepares till i; it is returned even with an error, to be closed.
+func (w *World) makeTill(ctx context.Context, i int) (*Till, error) {
+	t := &Till{
+		Name: fmt.Sprintf("till-%d", i+1), agent: filepath.Join(w.opt.Bin, "tillward-agent"), service: w.service,
+		rootTUF: w.root, pace: w.opt.Pace,
+	}
+	t.dir = filepath.Join(w.opt.Dir, t.Name)
+	if err := os.MkdirAll(filepath.Join(t.dir, "state"), 0o700); err != nil {
+		return t, fmt.Errorf("%s: %w", t.Name, err)
+	}
+	var err error
+	if t.log, err = logFile(filepath.Join(t.dir, "agent.log")); err != nil {
+		return t, err
+	}
+	if t.tpm, err = w.farm.Start(ctx, filepath.Join(t.dir, "tpm")); err != nil {
+		return t, fmt.Errorf("%s: %w", t.Name, err)
+	}
+	if t.printer, err = emulator.NewPrinter("127.0.0.1:0"); err != nil {
+		return t, fmt.Errorf("%s: %w", t.Name, err)
+	}
+	t.reader = newReader(w.pcscd, i, t.dir)
+	if t.mqtt, err = NewLine(ctx, "127.0.0.1:0", w.service.cfg.Device.MQTT); err != nil {
+		return t, err
+	}
+	if t.https, err = NewLine(ctx, "127.0.0.1:0", w.service.cfg.Device.HTTPS); err != nil {
+		return t, err
+	}
+	return t, t.configure()
+}
+
+// provision runs tillward-provision on the release keys and repository of this
+// world, as the release team would on its offline machine.
+func (w *World) provision(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, filepath.Join(w.opt.Bin, "tillward-provision"), args...) // #nosec G204 -- our own tool
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("tillward-provision %s: %w: %s", args[0], err, out)
+	}
+	return nil
+}
+
+func (w *World) repo() string { return filepath.Join(w.opt.Dir, "release", "repo") }
+func (w *World) keys() string { return filepath.Join(w.opt.Dir, "release", "keys") }
+
+// cli runs the operator's command line and decodes what it prints with --json.
+func (w *World) cli(ctx context.Context, out any, args ...string) error {
+	cmd := exec.CommandContext(ctx, filepath.Join(w.opt.Bin, "tillward"), append(args, "--json")...) // #nosec G204 -- our own tool
+	cmd.Env = append(os.Environ(), "TILLWARD_SERVER="+w.service.url(), "TILLWARD_TOKEN_FILE="+w.service.tokenFile())
+	b, err := cmd.Output()
+	if err != nil {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		return fmt.Errorf("tillward %s: %w", args[0], err)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("tillward %s: %w", args[0], err)
+	}
+	return nil
+}
+
+// Close ends agents, peripherals, TPMs and the service. It is safe to call on
+// a World that is only half open.
+func (w *World) Close() {
+	for _, t := range w.Tills {
+		t.close()
+	}
+	if w.pcscd != nil {
+		w.pcscd.Stop()
+	}
+	if w.service != nil {
+		if err := w.service.end(); err != nil {
+			fmt.Fprintf(w.opt.Out, "the fleet service ended with: %v\n", err)
+		}
+	}
+	if w.farm != nil {
+		w.farm.Close()
+	}
+}
