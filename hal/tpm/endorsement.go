@@ -1,7 +1,6 @@
 package tpm
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/asn1"
@@ -170,10 +169,11 @@ func (t *TPM) chain() ([][]byte, error) {
 	}
 	var out [][]byte
 	for len(stream) > 0 {
-		der := trim(stream)
-		if len(der) == len(stream) && !isDER(der) {
-			break // padding
+		if stream[0] == 0x00 || stream[0] == 0xff { // padding at the end of an index
+			stream = stream[1:]
+			continue
 		}
+		der := trim(stream)
 		if _, err := x509.ParseCertificate(der); err != nil {
 			break
 		}
@@ -235,17 +235,12 @@ func nvChunk(t transport.TPM) (uint32, error) {
 	return min(props.TPMProperty[0].Value, 1024), nil
 }
 
-// trim cuts the padding behind a DER structure.
+// trim cuts the padding behind a DER structure. What is none stays as it is:
+// whether a certificate is good is not for the device to say.
 func trim(b []byte) []byte {
 	var v asn1.RawValue
 	if rest, err := asn1.Unmarshal(b, &v); err == nil {
 		return b[:len(b)-len(rest)]
 	}
-	return bytes.TrimRight(b, "\xff\x00")
-}
-
-func isDER(b []byte) bool {
-	var v asn1.RawValue
-	_, err := asn1.Unmarshal(b, &v)
-	return err == nil
+	return b
 }

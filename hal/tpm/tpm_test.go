@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,6 +74,77 @@ func TestEndorsementMatchesItsCertificate(t *testing.T) {
 				t.Errorf("activated %q and %v, want the secret", got, err)
 			}
 		})
+	}
+}
+
+// store writes data to an NV index with platform authority, as a maker does.
+func store(t *testing.T, dev *tpm.TPM, index tpm2.TPMHandle, data []byte) {
+	t.Helper()
+	platform := tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)}
+	_, err := tpm2.NVDefineSpace{AuthHandle: platform, PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
+		NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(data)),
+		Attributes: tpm2.TPMANV{PPWrite: true, AuthRead: true, NoDA: true, PlatformCreate: true},
+	})}.Execute(tpm.Raw(dev))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := tpm2.NVReadPublic{NVIndex: index}.Execute(tpm.Raw(dev))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := 0; at < len(data); at += 512 {
+		_, err := tpm2.NVWrite{
+			AuthHandle: platform, NVIndex: tpm2.NamedHandle{Handle: index, Name: pub.NVName},
+			Data: tpm2.TPM2BMaxNVBuffer{Buffer: data[at:min(at+512, len(data))]}, Offset: uint16(at),
+		}.Execute(tpm.Raw(dev))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Intermediates of an on-die authority: one stream over several indices, cut
+// anywhere, with padding behind each certificate or none [TCG EK Credential
+// Profile 2.5, 2.2.1.5].
+func TestIntermediatesAreRead(t *testing.T) {
+	dev := open(t, start(t))
+	_, cert, chain, err := dev.Endorsement(t.Context())
+	if err != nil || len(chain) != 0 {
+		t.Fatalf("got a chain of %d and %v, want none", len(chain), err)
+	}
+	stream := slices.Concat(cert, []byte{0xff, 0xff, 0}, cert, cert, bytes.Repeat([]byte{0xff}, 40))
+	store(t, dev, 0x01C00100, stream[:200])
+	store(t, dev, 0x01C00101, stream[200:])
+	store(t, dev, 0x01C00103, cert) // not part of it: 0x01C00102 is missing
+	_, _, chain, err = dev.Endorsement(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(chain) != 3 || !bytes.Equal(chain[0], cert) || !bytes.Equal(chain[2], cert) {
+		t.Errorf("got %x, want the certificate three times", chain)
+	}
+}
+
+// A TPM without EK certificate is for the vendor's list to know.
+func TestNoCertificateIsNoError(t *testing.T) {
+	dev := open(t, start(t))
+	pub, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(0x01C0000A)}.Execute(tpm.Raw(dev))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = tpm2.NVUndefineSpace{
+		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)},
+		NVIndex:    tpm2.NamedHandle{Handle: 0x01C0000A, Name: pub.NVName},
+	}.Execute(tpm.Raw(dev))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ek, cert, chain, err := dev.Endorsement(t.Context())
+	if err != nil || len(ek) == 0 || cert != nil || chain != nil {
+		t.Errorf("got EK %x, certificate %x, chain %x and %v", ek, cert, chain, err)
+	}
+	if _, err := activate(t, dev, ek); err != nil {
+		t.Error(err)
 	}
 }
 

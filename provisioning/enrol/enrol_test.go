@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -64,6 +65,7 @@ func (d *directory) Enrolled(_ context.Context, m Member) error {
 type site struct {
 	url    string
 	roots  *x509.CertPool
+	makers *x509.CertPool // of TPMs with tier A
 	dir    *directory
 	farm   *tpmfarm.Farm
 	issuer *ca.Authority
@@ -93,8 +95,9 @@ func newSite(t testing.TB, trustFarm bool) *site {
 		}
 		virtual.AppendCertsFromPEM(b)
 	}
+	s.makers = x509.NewCertPool()
 	s.server = NewServer(Options{
-		VirtualRoots: virtual, Directory: s.dir, Issuer: issuer, Life: time.Hour,
+		EKRoots: s.makers, VirtualRoots: virtual, Directory: s.dir, Issuer: issuer, Life: time.Hour,
 		Welcome: func() Result { return Result{Brokers: []string{"127.0.0.1:8883"}, ReattestS: 900} },
 		Audit: func(_ context.Context, kind, severity, device string, detail map[string]string) {
 			s.mu.Lock()
@@ -161,6 +164,57 @@ func TestEnrolThenHandshakeByTPM(t *testing.T) {
 	}
 	if id.Device != res.Device || id.Tenant != "demo" || id.Tier != identity.TierC || id.Model != "box-9" {
 		t.Errorf("the service saw %+v", id)
+	}
+}
+
+// A TPM that others have made: swtpm_setup puts an RSA-2048 EK certificate of
+// a two-step authority into it, with a critical SAN and no intermediates, and
+// a P-384 one that Tillward passes over.
+func TestTPMOfAnotherMaker(t *testing.T) {
+	s := newSite(t, false)
+	dir, state := t.TempDir(), t.TempDir()
+	localca, err := exec.LookPath("swtpm_localca")
+	if err != nil {
+		t.Fatal("swtpm_localca is not installed: apt-get install swtpm-tools")
+	}
+	for name, text := range map[string]string{
+		"setup.conf": "create_certs_tool = " + localca + "\ncreate_certs_tool_config = " + dir + "/ca.conf\n" +
+			"create_certs_tool_options = " + dir + "/ca.options\nactive_pcr_banks = sha256\n",
+		"ca.conf":    "statedir = " + dir + "\nsigningkey = " + dir + "/sign.pem\nissuercert = " + dir + "/issuer.pem\ncertserial = " + dir + "/serial\n",
+		"ca.options": "--platform-manufacturer Maker\n--platform-version 1\n--platform-model box\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), "swtpm_setup", "--tpm2", "--tpmstate", state, "--create-ek-cert", "--config", dir+"/setup.conf").CombinedOutput()
+	if err != nil {
+		t.Fatalf("swtpm_setup (of swtpm-tools): %v: %s", err, out)
+	}
+	// It has its certificate: nothing is left to provision.
+	if err := os.WriteFile(filepath.Join(state, "provisioned"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	chip, err := s.farm.Start(t.Context(), state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := tpm.Open("unix:" + chip.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dev.Close()
+	if _, err := s.client(dev).Enrol(t.Context()); !errors.Is(err, ErrRefused) {
+		t.Errorf("maker that nobody trusts: got %v, want ErrRefused", err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "issuer.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.makers.AppendCertsFromPEM(b)
+	res, err := s.client(dev).Enrol(t.Context())
+	if err != nil || res.Tier != "A" {
+		t.Errorf("got tier %q and %v, want A", res.Tier, err)
 	}
 }
 

@@ -68,8 +68,8 @@ type Issuer interface {
 
 // Options of a Server. Roots may be nil.
 type Options struct {
-	EKRoots      *x509.CertPool // TPM makers: tier A
-	VirtualRoots *x509.CertPool // virtual TPMs: tier C
+	EKRoots      *x509.CertPool // TPM makers, roots or their intermediates: tier A
+	VirtualRoots *x509.CertPool // makers of virtual TPMs: tier C
 	Directory    Directory
 	Issuer       Issuer
 	Life         time.Duration // of a certificate; 0 is 30 days
