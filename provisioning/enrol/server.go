@@ -74,8 +74,9 @@ type Options struct {
 	Issuer       Issuer
 	Life         time.Duration // of a certificate; 0 is 30 days
 	Welcome      func() Result // brokers, artifacts, keys for a new member
-	// Audit takes every outcome. Refusals beyond 60 a minute are counted, not
-	// listed: detail "this_minute" says how many there were.
+	// Audit takes every enrolment and every refusal (severity info, warn or
+	// alarm). Beyond 60 refusals a minute only each power of two is listed;
+	// detail "this_minute" says how many there were.
 	Audit func(ctx context.Context, kind, severity, device string, detail map[string]string)
 	Log   *slog.Logger
 }
