@@ -97,9 +97,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	// over the last words after the first have been told to end.
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	g, inner := errgroup.WithContext(inner)
 	watching, endWatch := context.WithCancel(inner)
 	defer endWatch()
-	g, inner := errgroup.WithContext(inner)
 	watched := make(chan struct{})
 	g.Go(func() error { defer close(watched); return a.watch(watching) })
 	g.Go(func() error { return a.belong(inner) })
