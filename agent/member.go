@@ -89,7 +89,7 @@ func (a *Agent) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer dev.Close() //nolint:errcheck // nothing is lost by it
+	defer dev.Close()
 	signer, err := dev.Signer(ctx)
 	if err != nil {
 		return err

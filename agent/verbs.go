@@ -137,7 +137,7 @@ func ReadStatus(ctx context.Context, cfg Config, o Options) (Status, error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("read status (does the agent still run?): %w", err)
 	}
-	defer sp.Close() //nolint:errcheck // only read
+	defer sp.Close()
 	s := Status{Version: o.Version, Slot: o.Slot, SpoolDepth: sp.Depth(), SpoolShed: sp.Shed()}
 	if s.SamplesRecorded, err = sp.Counter(ctx, "telemetry.samples"); err != nil {
 		return s, err

@@ -12,10 +12,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/tillward/tillward/provisioning/identity"
 )
 
 // Config is everything the fleet service is told by its file.
@@ -128,7 +129,7 @@ func (c Config) Validate() error {
 	switch {
 	case c.DataDir == "":
 		return errors.New("data_dir: name a folder that only the service may read")
-	case c.Tenant == "" || strings.Trim(c.Tenant, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || len(c.Tenant) > 32:
+	case !identity.ValidTenant(c.Tenant):
 		return fmt.Errorf("tenant %q: use up to 32 lower-case letters, digits and hyphens", c.Tenant)
 	case len(c.Device.Names) == 0:
 		return errors.New("device.names: give at least one name or address devices reach the service by")

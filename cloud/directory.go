@@ -57,7 +57,9 @@ func (d *directory) Enrolled(ctx context.Context, m enrol.Member) error {
 	if listed, err := d.s.store.ListedEK(ctx, m.EKHash); err == nil {
 		dev.Site, dev.Group = listed.Site, listed.Group
 	}
-	if err := d.s.store.Enrol(ctx, dev); err != nil {
+	if err := d.s.store.Enrol(ctx, dev); errors.Is(err, fleet.ErrConflict) {
+		return fmt.Errorf("%w: %w", enrol.ErrRefused, err)
+	} else if err != nil {
 		return err
 	}
 	d.s.broker.Disconnect(dev.ID, "enrolled anew")

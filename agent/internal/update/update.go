@@ -38,14 +38,6 @@ const (
 	rejected    = "REJECTED"
 )
 
-func ended(state string) bool {
-	switch state {
-	case succeeded, already, failed, rolledBack, rejected:
-		return true
-	}
-	return false
-}
-
 // Offer is one execution of a rollout, its order verified.
 type Offer struct {
 	Execution string    `json:"execution"`
@@ -315,8 +307,11 @@ func (m *Machine) genuine(ctx context.Context, o Offer) (trust.Target, error) {
 		err    error
 		reason string
 	}{
-		{trust.ErrExpired, "metadata-expired"}, {trust.ErrSignature, "signature"}, {trust.ErrRollback, "rollback"},
-		{trust.ErrMismatch, "signature"}, {trust.ErrNoTarget, "incompatible"},
+		{trust.ErrExpired, "metadata-expired"},
+		{trust.ErrSignature, "signature"},
+		{trust.ErrRollback, "rollback"},
+		{trust.ErrMismatch, "signature"},
+		{trust.ErrNoTarget, "incompatible"},
 	} {
 		if errors.Is(err, k.err) {
 			return t, &refusal{rejected, k.reason, err}

@@ -103,11 +103,11 @@ func (c *client) do(ctx context.Context, method, path, kind string, body io.Read
 		if json.Unmarshal(b, &p) != nil || p.Detail == "" {
 			return fmt.Errorf("the fleet service answered %s", resp.Status)
 		}
-		text := p.Detail
+		text := []string{p.Detail}
 		for _, e := range p.Errors {
-			text += "; " + e.Location + " " + e.Message
+			text = append(text, e.Location+" "+e.Message)
 		}
-		return errors.New(text)
+		return errors.New(strings.Join(text, "; "))
 	}
 	if out == nil || len(b) == 0 {
 		return nil

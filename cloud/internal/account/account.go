@@ -154,7 +154,7 @@ func (a *Accounts) SignOut(r *http.Request) (*http.Cookie, error) {
 }
 
 func cookie(r *http.Request, value string, expires time.Time) *http.Cookie {
-	return &http.Cookie{
+	return &http.Cookie{ //nolint:gosec // Secure where there is TLS; plain HTTP is allowed on loopback only
 		Name: CookieName, Value: value, Path: "/", Expires: expires, HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode,
 	}
 }

@@ -114,8 +114,7 @@ func (s *server) guard(ctx huma.Context, next func(huma.Context)) {
 
 func (s *server) refuse(ctx huma.Context, err error) {
 	e := s.fault(ctx.Context(), err)
-	var m *huma.ErrorModel
-	if errors.As(e, &m) {
+	if m, ok := errors.AsType[*huma.ErrorModel](e); ok {
 		_ = huma.WriteErr(s.api, ctx, m.Status, m.Detail)
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"golang.org/x/mod/semver"
 
@@ -54,7 +55,7 @@ func (c *repoInit) Run(o *out) error {
 		return fmt.Errorf("key folder: %w", err)
 	}
 	for role := range c.Threshold {
-		if !knownRole(role) {
+		if !slices.Contains(roles, role) {
 			return usage{fmt.Errorf("--threshold %s: roles are root, targets, snapshot and timestamp", role)}
 		}
 	}
@@ -77,15 +78,6 @@ func (c *repoInit) Run(o *out) error {
 	}
 	root := filepath.Join(c.Dir, "metadata", "1.root.json")
 	return o.print(map[string]string{"dir": c.Dir, "root": root}, "%s is ready. Images carry %s; keep %s offline.", c.Dir, root, c.Keys)
-}
-
-func knownRole(r string) bool {
-	for _, k := range roles {
-		if k == r {
-			return true
-		}
-	}
-	return false
 }
 
 // verify checks a repository from its first root.
