@@ -182,13 +182,14 @@ type list[T any] struct {
 	Next  string `json:"next" doc:"give it as after to read on; empty at the end"`
 }
 
-// paged is the query of a page.
-type paged struct {
+// Paged is the query of a page. It is exported, as every struct that inputs
+// embed, because huma passes over embedded fields that are not.
+type Paged struct {
 	After string `query:"after" doc:"the next of the page before"`
 	Limit int    `query:"limit" minimum:"0" maximum:"1000" doc:"0: 100"`
 }
 
-func (p paged) page() fleet.Page { return fleet.Page{After: p.After, Limit: p.Limit} }
+func (p Paged) page() fleet.Page { return fleet.Page{After: p.After, Limit: p.Limit} }
 
 // body wraps a JSON answer.
 type body[T any] struct{ Body T }

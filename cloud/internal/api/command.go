@@ -61,7 +61,7 @@ func (s *server) commands() {
 	huma.Register(s.api, huma.Operation{
 		OperationID: "list-commands", Method: http.MethodGet, Path: "/v1/commands", Summary: "List commands, newest first", Metadata: needs(fleet.Viewer),
 	}, func(ctx context.Context, in *struct {
-		paged
+		Paged
 		Device string `query:"device"`
 		State  string `query:"state" enum:"QUEUED,SENT,SUCCEEDED,FAILED,REJECTED,EXPIRED"`
 	},

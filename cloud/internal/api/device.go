@@ -104,7 +104,8 @@ func viewDevice(d fleet.Device) device {
 	return v
 }
 
-type deviceID struct {
+// DeviceID is the device in a path.
+type DeviceID struct {
 	ID string `path:"id" maxLength:"40"`
 }
 
@@ -115,7 +116,7 @@ func (s *server) devices() {
 	huma.Register(s.api, huma.Operation{
 		OperationID: "list-devices", Method: http.MethodGet, Path: "/v1/devices", Summary: "List devices", Metadata: needs(fleet.Viewer),
 	}, func(ctx context.Context, in *struct {
-		paged
+		Paged
 		Site   string `query:"site"`
 		Group  string `query:"group"`
 		Trust  string `query:"trust" enum:"pending,attested,degraded,quarantined,stale"`
@@ -133,7 +134,7 @@ func (s *server) devices() {
 	})
 	huma.Register(s.api, huma.Operation{
 		OperationID: "get-device", Method: http.MethodGet, Path: "/v1/devices/{id}", Summary: "Show a device", Metadata: needs(fleet.Viewer),
-	}, func(ctx context.Context, in *deviceID) (*body[device], error) {
+	}, func(ctx context.Context, in *DeviceID) (*body[device], error) {
 		d, err := s.Store.Device(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID))
 		return &body[device]{viewDevice(d)}, s.fault(ctx, err)
 	})
@@ -149,8 +150,8 @@ func (s *server) devices() {
 	huma.Register(s.api, huma.Operation{
 		OperationID: "list-events", Method: http.MethodGet, Path: "/v1/devices/{id}/events", Summary: "What happened to peripherals, newest first", Metadata: needs(fleet.Viewer),
 	}, func(ctx context.Context, in *struct {
-		deviceID
-		paged
+		DeviceID
+		Paged
 	},
 	) (*body[list[event]], error) {
 		items, next, err := s.Store.Events(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID), in.page())
@@ -209,7 +210,7 @@ func (s *server) summary(ctx context.Context, _ *struct{}) (*body[summaryView], 
 }
 
 func (s *server) setDevice(ctx context.Context, in *struct {
-	deviceID
+	DeviceID
 	Body struct {
 		Site  *string `json:"site,omitempty" maxLength:"64"`
 		Group *string `json:"group,omitempty" maxLength:"64"`
@@ -242,7 +243,7 @@ type series struct {
 	Count      uint64     `json:"count"`
 }
 
-func (s *server) series(ctx context.Context, in *deviceID) (*body[list[series]], error) {
+func (s *server) series(ctx context.Context, in *DeviceID) (*body[list[series]], error) {
 	items, err := s.Store.Series(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID))
 	return pageOf(items, "", func(i fleet.SeriesInfo) series {
 		return series{i.Peripheral, i.Name, i.Last, when(i.At), i.Count}
@@ -254,7 +255,7 @@ type points struct {
 }
 
 func (s *server) points(ctx context.Context, in *struct {
-	deviceID
+	DeviceID
 	Peripheral string    `query:"peripheral" maxLength:"64"`
 	Name       string    `query:"name" required:"true" maxLength:"64"`
 	From       time.Time `query:"from"`
@@ -303,11 +304,11 @@ type chain struct {
 // audit registers a trail and its verification; the service's own trail has no
 // id in its path.
 func (s *server) audit(prefix, path, summary string) {
-	type trail struct {
-		paged
+	type Trail struct {
+		Paged
 		Order string `query:"order" enum:"asc,desc" default:"desc"`
 	}
-	read := func(ctx context.Context, id string, in trail) (*body[list[auditEvent]], error) {
+	read := func(ctx context.Context, id string, in Trail) (*body[list[auditEvent]], error) {
 		items, next, err := s.Store.AuditTrail(ctx, who(ctx).Tenant, fleet.DeviceID(id), in.Order != "asc", in.page())
 		return pageOf(items, next, func(e fleet.AuditEvent) auditEvent {
 			return auditEvent{
@@ -325,16 +326,16 @@ func (s *server) audit(prefix, path, summary string) {
 		Summary: summary + ": is the chain whole?", Metadata: needs(fleet.Viewer),
 	}
 	if prefix == "" {
-		huma.Register(s.api, listOp, func(ctx context.Context, in *trail) (*body[list[auditEvent]], error) { return read(ctx, "", *in) })
+		huma.Register(s.api, listOp, func(ctx context.Context, in *Trail) (*body[list[auditEvent]], error) { return read(ctx, "", *in) })
 		huma.Register(s.api, verifyOp, func(ctx context.Context, _ *struct{}) (*body[chain], error) { return verify(ctx, "") })
 		return
 	}
 	huma.Register(s.api, listOp, func(ctx context.Context, in *struct {
-		deviceID
-		trail
+		DeviceID
+		Trail
 	},
 	) (*body[list[auditEvent]], error) {
-		return read(ctx, in.ID, in.trail)
+		return read(ctx, in.ID, in.Trail)
 	})
-	huma.Register(s.api, verifyOp, func(ctx context.Context, in *deviceID) (*body[chain], error) { return verify(ctx, in.ID) })
+	huma.Register(s.api, verifyOp, func(ctx context.Context, in *DeviceID) (*body[chain], error) { return verify(ctx, in.ID) })
 }

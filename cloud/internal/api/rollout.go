@@ -60,7 +60,8 @@ func (s *server) view(ctx context.Context, r fleet.Rollout) (rollout, error) {
 	return v, err
 }
 
-type rolloutID struct {
+// RolloutID is the rollout in a path.
+type RolloutID struct {
 	ID string `path:"id" maxLength:"64"`
 }
 
@@ -70,7 +71,7 @@ func (s *server) rollouts() {
 	}, s.startRollout)
 	huma.Register(s.api, huma.Operation{
 		OperationID: "list-rollouts", Method: http.MethodGet, Path: "/v1/rollouts", Summary: "List rollouts, newest first", Metadata: needs(fleet.Viewer),
-	}, func(ctx context.Context, in *struct{ paged }) (*body[list[rollout]], error) {
+	}, func(ctx context.Context, in *struct{ Paged }) (*body[list[rollout]], error) {
 		items, next, err := s.Store.Rollouts(ctx, who(ctx).Tenant, in.page())
 		out := list[rollout]{Items: []rollout{}, Next: next}
 		for _, r := range items {
@@ -84,7 +85,7 @@ func (s *server) rollouts() {
 	})
 	huma.Register(s.api, huma.Operation{
 		OperationID: "get-rollout", Method: http.MethodGet, Path: "/v1/rollouts/{id}", Summary: "Show a rollout", Metadata: needs(fleet.Viewer),
-	}, func(ctx context.Context, in *rolloutID) (*body[rollout], error) {
+	}, func(ctx context.Context, in *RolloutID) (*body[rollout], error) {
 		r, err := s.Store.Rollout(ctx, who(ctx).Tenant, fleet.RolloutID(in.ID))
 		if err != nil {
 			return nil, s.fault(ctx, err)
@@ -95,8 +96,8 @@ func (s *server) rollouts() {
 	huma.Register(s.api, huma.Operation{
 		OperationID: "list-executions", Method: http.MethodGet, Path: "/v1/rollouts/{id}/executions", Summary: "Where each device stands", Metadata: needs(fleet.Viewer),
 	}, func(ctx context.Context, in *struct {
-		rolloutID
-		paged
+		RolloutID
+		Paged
 	},
 	) (*body[list[execution]], error) {
 		items, next, err := s.Store.Executions(ctx, who(ctx).Tenant, fleet.RolloutID(in.ID), in.page())
@@ -115,7 +116,7 @@ func (s *server) rollouts() {
 			OperationID: m.verb + "-rollout", Method: http.MethodPost, Path: "/v1/rollouts/{id}/" + m.verb,
 			Summary: m.verb + " a rollout", Metadata: needs(fleet.Operator),
 		}, func(ctx context.Context, in *struct {
-			rolloutID
+			RolloutID
 			Body struct {
 				Reason string `json:"reason,omitempty" maxLength:"512"`
 			}
@@ -211,7 +212,7 @@ func (u *upload) Resolve(ctx huma.Context) []error {
 func (s *server) releases() {
 	huma.Register(s.api, huma.Operation{
 		OperationID: "list-releases", Method: http.MethodGet, Path: "/v1/releases", Summary: "List releases, newest first", Metadata: needs(fleet.Viewer),
-	}, func(ctx context.Context, in *struct{ paged }) (*body[list[release]], error) {
+	}, func(ctx context.Context, in *struct{ Paged }) (*body[list[release]], error) {
 		items, next, err := s.Store.Releases(ctx, in.page())
 		return pageOf(items, next, viewRelease), s.fault(ctx, err)
 	})
