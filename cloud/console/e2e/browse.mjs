@@ -1,0 +1,109 @@
+// Walks through the console in a real browser, as an operator would, and fails
+// when something is not as it must be. Started by the end-to-end test.
+//
+//   TILLWARD_URL         the console
+//   TILLWARD_TOKEN_FILE  file with an operator token
+//   OUT                  folder for screenshots
+//   CHROMIUM             browser; /usr/bin/chromium by default
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { chromium } from 'playwright-core';
+
+const { TILLWARD_URL: url, TILLWARD_TOKEN_FILE: tokenFile, OUT: out = 'screenshots', CHROMIUM: executablePath = '/usr/bin/chromium' } = process.env;
+if (!url || !tokenFile) throw new Error('TILLWARD_URL and TILLWARD_TOKEN_FILE say where the console is and who signs in');
+const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+const profile = mkdtempSync(join(tmpdir(), 'tillward-browser-'));
+mkdirSync(out, { recursive: true });
+
+const context = await chromium.launchPersistentContext(profile, {
+  executablePath, headless: true, viewport: { width: 1280, height: 900 }, bypassCSP: true,
+  args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+});
+const faults = [];
+const page = context.pages()[0] ?? await context.newPage();
+page.setDefaultTimeout(30_000);
+let signedIn = false;
+page.on('console', (m) => { if (m.type() === 'error' && (signedIn || !m.text().includes('401'))) faults.push(`console: ${m.text()}`); });
+page.on('pageerror', (e) => faults.push(`page: ${e}`));
+page.on('request', (r) => { if (new URL(r.url()).host !== new URL(url).host && !r.url().startsWith('data:')) faults.push(`request to another host: ${r.url()}`); });
+
+const shots = [];
+const tid = (id) => page.getByTestId(id);
+
+/** Looks at the page in both colour schemes and at the width of a phone. */
+async function look(name) {
+  for (const scheme of ['light', 'dark']) {
+    await page.emulateMedia({ colorScheme: scheme, reducedMotion: 'reduce' });
+    await page.evaluate(axe);
+    const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }));
+    for (const v of violations) {
+      if (v.impact === 'serious' || v.impact === 'critical') faults.push(`${name} (${scheme}): ${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(' | ')}`);
+    }
+    await page.screenshot({ path: join(out, `${name}-${scheme}.png`), fullPage: true });
+    shots.push(`${name}-${scheme}.png`);
+  }
+  await page.emulateMedia({ colorScheme: 'light' });
+  await page.setViewportSize({ width: 390, height: 844 });
+  const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  if (wide > 1) faults.push(`${name}: scrolls sideways by ${wide} pixels on a phone`);
+  await page.screenshot({ path: join(out, `${name}-phone.png`), fullPage: true });
+  shots.push(`${name}-phone.png`);
+  await page.setViewportSize({ width: 1280, height: 900 });
+}
+
+let error;
+try {
+  await page.goto(url);
+  await tid('signin-token').fill('twt_wrong');
+  await tid('signin-submit').click();
+  await page.getByRole('alert').waitFor();
+  await look('signin');
+  await tid('signin-token').fill(readFileSync(tokenFile, 'utf8').trim());
+  await tid('signin-submit').click();
+  await page.locator('[data-testid=fleet-row][data-trust=attested]').first().waitFor();
+  signedIn = true;
+  await page.locator('[data-testid=live-state][data-state=on]').waitFor();
+  await look('fleet');
+
+  await tid('fleet-row').first().getByRole('link').click();
+  await tid('device-trust').getByText('attested').waitFor();
+  await tid('peripheral').first().waitFor();
+  await page.locator('[data-testid=chart] canvas').waitFor();
+  await tid('audit-row').first().waitFor();
+  await tid('command-verb').selectOption('identify');
+  await tid('command-send').click();
+  await page.locator('[data-testid=command-row][data-verb=identify][data-state=SUCCEEDED]').first().waitFor({ timeout: 60_000 });
+  await tid('audit-verify').click();
+  const whole = await tid('audit-verify-result').getAttribute('data-ok');
+  if (whole !== 'true') faults.push(`audit chain: ${await tid('audit-verify-result').textContent()}`);
+  await look('device');
+
+  const main = page.getByRole('navigation', { name: 'Main' });
+  await main.getByRole('link', { name: 'Rollouts' }).click();
+  await page.getByRole('heading', { name: 'Rollouts' }).waitFor();
+  await look('rollouts');
+  if (await tid('rollout-row').count() > 0) {
+    await tid('rollout-row').first().getByRole('link').click();
+    await tid('execution-row').first().waitFor();
+    await look('rollout');
+  }
+  await main.getByRole('link', { name: 'Releases' }).click();
+  await page.getByRole('heading', { name: 'Releases' }).waitFor();
+  await look('releases');
+  await main.getByRole('link', { name: 'Audit' }).click();
+  await tid('audit-row').first().waitFor();
+  await look('audit');
+  await page.getByRole('button', { name: 'Sign out' }).click();
+  await tid('signin-token').waitFor();
+} catch (e) {
+  error = String(e);
+  await page.screenshot({ path: join(out, 'failed.png'), fullPage: true }).catch(() => undefined);
+} finally {
+  await context.close();
+  rmSync(profile, { recursive: true, force: true });
+}
+const ok = !error && faults.length === 0;
+console.log(JSON.stringify({ ok, screenshots: shots.length, faults, error }));
+process.exit(ok ? 0 : 1);

@@ -1,0 +1,74 @@
+// The console: who is signed in, the frame, and which page is shown.
+import { signal } from '@preact/signals';
+import { render } from 'preact';
+import { useEffect, useState } from 'preact/hooks';
+import { call, get, type Session, whenSignedOut } from './api';
+import { connect, disconnect, live } from './live';
+import { Audit } from './pages/audit';
+import { DevicePage } from './pages/device';
+import { Fleet } from './pages/fleet';
+import { Releases } from './pages/releases';
+import { RolloutPage, Rollouts } from './pages/rollouts';
+import { SignIn } from './pages/signin';
+import { go, path } from './router';
+import './style.css';
+
+const session = signal<Session | null>(null);
+
+function Route() {
+  const [, page, rest] = path.value.split('/');
+  switch (page) {
+    case '': return <Fleet />;
+    case 'device': return <DevicePage device={decodeURIComponent(rest ?? '')} key={rest} />;
+    case 'rollouts': return rest ? <RolloutPage rollout={decodeURIComponent(rest)} key={rest} /> : <Rollouts />;
+    case 'releases': return <Releases />;
+    case 'audit': return <Audit />;
+  }
+  return <main id="main"><h1>No such page</h1><p><a href="/">Back to the fleet</a></p></main>;
+}
+
+const nav = [['/', 'Fleet'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/audit', 'Audit']] as const;
+
+function Live() {
+  const text = live.value === 'on' ? 'Live' : live.value === 'off' ? 'Reconnecting' : 'Connecting';
+  return <span class={`live ${live.value}`} data-testid="live-state" data-state={live.value} role="status">{text}</span>;
+}
+
+function Frame() {
+  const s = session.value!;
+  const here = (to: string) => (to === '/' ? path.value === '/' || path.value.startsWith('/device') : path.value.startsWith(to));
+  const out = async () => {
+    await call('DELETE', '/v1/session').catch(() => undefined);
+    disconnect();
+    session.value = null;
+    go('/');
+  };
+  return (
+    <>
+      <a class="skip" href="#main">Skip to content</a>
+      <header>
+        <a class="brand" href="/">Tillward</a>
+        <nav aria-label="Main">{nav.map(([to, text]) => <a href={to} key={to} aria-current={here(to) ? 'page' : undefined}>{text}</a>)}</nav>
+        <Live />
+        <span class="who" title={`role ${s.role}, tenant ${s.tenant}`}>{s.name} ({s.role})</span>
+        <button type="button" class="quiet" onClick={() => void out()}>Sign out</button>
+      </header>
+      {live.value === 'off' && <p class="banner" role="alert">The live connection is lost. What you see may be old; reconnecting.</p>}
+      <Route />
+    </>
+  );
+}
+
+function App() {
+  const [asked, setAsked] = useState(false);
+  useEffect(() => {
+    whenSignedOut(() => { disconnect(); session.value = null; });
+    get<Session>('/v1/session').then((s) => { session.value = s; }).catch(() => undefined).finally(() => setAsked(true));
+  }, []);
+  const signedIn = session.value !== null;
+  useEffect(() => { if (signedIn) connect(); }, [signedIn]);
+  if (session.value) return <Frame />;
+  return asked ? <SignIn done={(s) => { session.value = s; }} /> : null;
+}
+
+render(<App />, document.getElementById('app')!);

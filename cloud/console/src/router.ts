@@ -1,0 +1,22 @@
+// Where we are: the path of the address bar, as a signal.
+import { signal } from '@preact/signals';
+
+export const path = signal(location.pathname);
+
+export function go(to: string) {
+  if (to === path.value) return;
+  history.pushState(null, '', to);
+  path.value = location.pathname;
+  scrollTo(0, 0);
+}
+
+addEventListener('popstate', () => { path.value = location.pathname; });
+
+// Links are plain links; those of ours do not load the page again.
+document.addEventListener('click', (e) => {
+  const a = (e.target as Element).closest('a');
+  if (!a || a.origin !== location.origin || e.defaultPrevented || e.button !== 0 || e.metaKey || e.ctrlKey || e.shiftKey || a.target) return;
+  if (a.hash && a.pathname === location.pathname) return;
+  e.preventDefault();
+  go(a.pathname);
+});
