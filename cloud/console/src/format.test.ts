@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ago, bytes, sensor, span, tone, words } from './format';
+import { ago, bytes, sensor, short, span, tone, words } from './format';
 
 test('spans are said in the unit that matters', () => {
   expect(span(14 * 60_000)).toBe('14 min');
@@ -21,6 +21,7 @@ test('sizes and words', () => {
   expect(bytes(512)).toBe('512 B');
   expect(bytes(14_000_000)).toBe('13.4 MiB');
   expect(words('ROLLED_BACK')).toBe('rolled back');
+  expect(short(19_840_000_000)).toBe('19.84B');
   expect(sensor('CoverOpen')).toBe('Cover open');
   expect(sensor('M_CutterError')).toBe('Cutter error');
 });

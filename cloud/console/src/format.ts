@@ -25,6 +25,11 @@ export function bytes(n: number): string {
   return `${i === 0 ? n : n.toFixed(1)} ${units[i]}`;
 }
 
+/** A number that fits beside an axis: 1.5 M. */
+export function short(n: number): string {
+  return new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 2 }).format(n);
+}
+
 /** The tone of a state: which of the few colours it gets. Unknown is never good. */
 export function tone(state: string): 'good' | 'warn' | 'bad' | 'busy' | 'dim' {
   switch (state) {

@@ -3,6 +3,7 @@ import { useEffect, useRef, useState } from 'preact/hooks';
 import uPlot from 'uplot';
 import 'uplot/dist/uPlot.min.css';
 import { get, id, type List, Problem, type Series } from '../api';
+import { short } from '../format';
 import { useLive } from '../live';
 import { Empty, Fault } from './ui';
 
@@ -52,7 +53,7 @@ function Plot({ device, series, span }: { device: string; series: Series; span: 
         plot = new uPlot({
           width: box.current.clientWidth, height: 220, cursor: { points: { size: 6 } }, legend: { live: true },
           series: [{}, { label: series.name, stroke: ink.getPropertyValue('--brand'), width: 2 }],
-          axes: [axis, { ...axis, size: 70 }],
+          axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map(short) }],
         }, data, box.current);
         setError('');
       } catch (e) {

@@ -28,7 +28,7 @@ export function Trail({ title, path, concerns }: { title: string; path: string; 
               <td>{e.seq}</td><td><When at={e.at} /></td>
               <td>{e.severity !== 'info' && <Badge state={e.severity} />} {e.kind}</td>
               <td>{e.subject}</td><td>{e.actor}</td>
-              <td>{Object.entries(e.detail ?? {}).map(([k, v]) => `${k}: ${v}`).join(', ')}</td>
+              <td>{Object.entries(e.detail ?? {}).filter(([, v]) => v).map(([k, v]) => `${k}: ${v}`).join(', ')}</td>
             </tr>
           ))}
         </Table>
