@@ -11,11 +11,12 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
@@ -58,8 +59,11 @@ func New(s Store) *Accounts { return &Accounts{store: s, failures: make(map[stri
 // Issue makes a token; the plain text is returned once and kept nowhere. life
 // 0 means that it does not expire.
 func (a *Accounts) Issue(ctx context.Context, tenant fleet.TenantID, name string, role fleet.Role, life time.Duration, by string) (string, fleet.Token, error) {
-	if name == "" || len(name) > 64 {
-		return "", fleet.Token{}, fmt.Errorf("token name of %d characters, use 1 to 64: %w", len(name), fleet.ErrInvalid)
+	if name == "" || len(name) > 64 || strings.ContainsFunc(name, unicode.IsControl) {
+		return "", fleet.Token{}, fmt.Errorf("token name %.70q: use 1 to 64 printable characters: %w", name, fleet.ErrInvalid)
+	}
+	if life < 0 {
+		return "", fleet.Token{}, fmt.Errorf("token life %s: use 0, for ever, or more: %w", life, fleet.ErrInvalid)
 	}
 	if !role.Covers(fleet.Viewer) {
 		return "", fleet.Token{}, fmt.Errorf("role %.20q: use viewer, operator or admin: %w", role, fleet.ErrInvalid)
@@ -84,8 +88,8 @@ func (a *Accounts) Issue(ctx context.Context, tenant fleet.TenantID, name string
 // Authenticate returns who sent r: by bearer token, or by session cookie.
 func (a *Accounts) Authenticate(r *http.Request) (fleet.Principal, error) {
 	if h := r.Header.Get("Authorization"); h != "" {
-		plain, ok := strings.CutPrefix(h, "Bearer ")
-		if !ok {
+		scheme, plain, _ := strings.Cut(h, " ")
+		if !strings.EqualFold(scheme, "Bearer") {
 			return fleet.Principal{}, fleet.ErrUnauthenticated
 		}
 		return a.byToken(r, strings.TrimSpace(plain))
@@ -159,12 +163,20 @@ func cookie(r *http.Request, value string, expires time.Time) *http.Cookie {
 	}
 }
 
+// remote is what failures are counted by: an IPv4 address, or the /64 that one
+// host of IPv6 can choose its addresses from.
 func remote(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return r.RemoteAddr
 	}
-	return host
+	a := at.Addr().Unmap()
+	if a.Is6() {
+		if p, err := a.WithZone("").Prefix(64); err == nil {
+			return p.String()
+		}
+	}
+	return a.String()
 }
 
 func (a *Accounts) mayTry(from string) bool {

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -55,11 +56,13 @@ func (s *server) access() {
 	},
 	) (*signedIn, error) {
 		c, p, err := s.Accounts.SignIn(in.r, in.Body.Token)
+		if errors.Is(err, fleet.ErrUnauthenticated) {
+			s.note(ctx, fleet.AuditEvent{Kind: "access.sign-in-refused", Severity: "warn", Actor: in.r.RemoteAddr, Subject: "console", Detail: map[string]string{"reason": "unknown, expired or revoked token"}})
+		}
 		if err != nil {
-			s.note(ctx, fleet.AuditEvent{Kind: "access.sign-in-refused", Severity: "warn", Actor: in.r.RemoteAddr, Subject: "console", Detail: map[string]string{"reason": err.Error()}})
 			return nil, s.fault(ctx, err)
 		}
-		s.note(ctx, fleet.AuditEvent{Kind: "access.signed-in", Severity: "info", Actor: p.Name, Subject: "console"})
+		s.note(context.WithValue(ctx, ctxKey{}, p), fleet.AuditEvent{Kind: "access.signed-in", Severity: "info", Actor: p.Name, Subject: "console"})
 		return &signedIn{*c, viewSession(p)}, nil
 	})
 	huma.Register(s.api, huma.Operation{
@@ -70,6 +73,9 @@ func (s *server) access() {
 	huma.Register(s.api, huma.Operation{
 		OperationID: "sign-out", Method: http.MethodDelete, Path: "/v1/session", Summary: "End the session", DefaultStatus: http.StatusNoContent,
 	}, func(ctx context.Context, in *raw) (*signedOut, error) {
+		if !safe(in.r) {
+			return nil, s.fault(ctx, errForged)
+		}
 		c, err := s.Accounts.SignOut(in.r)
 		if err != nil {
 			return nil, s.fault(ctx, err)
@@ -106,7 +112,7 @@ func (s *server) tokens() {
 		Body struct {
 			Name      string `json:"name" minLength:"1" maxLength:"64"`
 			Role      string `json:"role" enum:"viewer,operator,admin"`
-			ExpiresIn int    `json:"expires_in_s,omitempty" minimum:"0" doc:"seconds; 0: never"`
+			ExpiresIn int    `json:"expires_in_s,omitempty" minimum:"0" maximum:"315360000" doc:"seconds; 0: never"`
 		}
 	},
 	) (*body[token], error) {
@@ -145,7 +151,7 @@ func (s *server) live() {
 	sse.Register(s.api, huma.Operation{
 		OperationID: "live", Method: http.MethodGet, Path: "/v1/live", Summary: "What changes, as it changes", Metadata: needs(fleet.Viewer),
 		Description: "change names a thing to fetch again; resync means that changes were lost: fetch everything; ping comes every 15 seconds.",
-	}, map[string]any{"change": change{}, "resync": resync{}, "ping": ping{}}, func(ctx context.Context, _ *struct{}, send sse.Sender) {
+	}, map[string]any{"change": change{}, "resync": resync{}, "ping": ping{}}, func(ctx context.Context, in *raw, send sse.Sender) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		changes := s.Watch(ctx, who(ctx).Tenant)
@@ -160,6 +166,9 @@ func (s *server) live() {
 			case <-ctx.Done():
 				return
 			case now := <-beat.C:
+				if _, err := s.Accounts.Authenticate(in.r); err != nil {
+					return // revoked or expired meanwhile
+				}
 				err = send.Data(ping{now.UTC()})
 			case c, ok := <-changes:
 				switch {

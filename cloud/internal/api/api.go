@@ -9,7 +9,9 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -82,8 +84,39 @@ func New(d Deps) http.Handler {
 	s.rollouts()
 	s.releases()
 	s.live()
-	return secure(mux)
+	return secure(described(mux))
 }
+
+// described answers what no operation is registered for as the operations
+// answer, too.
+func described(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := mux.Handler(r); pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		a := answer{header: http.Header{}, status: http.StatusNotFound}
+		mux.ServeHTTP(&a, r)
+		detail := "nothing is served here; /v1/openapi.json lists what is"
+		if allow := a.header.Get("Allow"); allow != "" {
+			w.Header().Set("Allow", allow)
+			detail = "use one of the methods " + allow
+		}
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(a.status)
+		_ = json.NewEncoder(w).Encode(huma.ErrorModel{Title: http.StatusText(a.status), Status: a.status, Detail: detail})
+	})
+}
+
+// answer keeps status and header of what the mux would say, and drops its text.
+type answer struct {
+	header http.Header
+	status int
+}
+
+func (a *answer) Header() http.Header         { return a.header }
+func (a *answer) WriteHeader(status int)      { a.status = status }
+func (a *answer) Write(b []byte) (int, error) { return len(b), nil }
 
 // guard lets a request through when its operator may make it.
 func (s *server) guard(ctx huma.Context, next func(huma.Context)) {
@@ -96,10 +129,17 @@ func (s *server) guard(ctx huma.Context, next func(huma.Context)) {
 	p, err := s.Accounts.Authenticate(r)
 	switch {
 	case err != nil:
+		// Who shows nothing is not worth an entry; who has been shut out has had his.
+		if r.Header.Get("Authorization") != "" && errors.Is(err, fleet.ErrUnauthenticated) {
+			s.note(ctx.Context(), fleet.AuditEvent{Kind: "access.refused", Severity: "warn", Actor: r.RemoteAddr, Subject: ctx.Operation().OperationID, Detail: map[string]string{"reason": "unknown, expired or revoked token"}})
+		}
 		s.refuse(ctx, err)
 		return
-	case p.Cookie && r.Method != http.MethodGet && r.Method != http.MethodHead && r.Header.Get("X-Tillward") == "":
-		s.refuse(ctx, fleet.ErrForbidden)
+	case p.Cookie && !safe(r):
+		s.note(context.WithValue(ctx.Context(), ctxKey{}, p), fleet.AuditEvent{
+			Kind: "access.refused", Severity: "warn", Actor: p.Name, Subject: ctx.Operation().OperationID, Detail: map[string]string{"reason": "no X-Tillward header"},
+		})
+		s.refuse(ctx, errForged)
 		return
 	case !p.Role.Covers(need):
 		s.note(context.WithValue(ctx.Context(), ctxKey{}, p), fleet.AuditEvent{
@@ -112,7 +152,22 @@ func (s *server) guard(ctx huma.Context, next func(huma.Context)) {
 	next(huma.WithValue(ctx, ctxKey{}, p))
 }
 
+// errForged answers a browser that another site may have sent here.
+var errForged = fmt.Errorf("a request with the session cookie needs the header X-Tillward: 1: %w", fleet.ErrForbidden)
+
+// safe reports whether r changes nothing, or cannot have been made by another
+// site's page: such a page may not set a header of its own.
+func safe(r *http.Request) bool {
+	return r.Method == http.MethodGet || r.Method == http.MethodHead || r.Header.Get("X-Tillward") == "1"
+}
+
 func (s *server) refuse(ctx huma.Context, err error) {
+	switch {
+	case errors.Is(err, fleet.ErrUnauthenticated):
+		ctx.SetHeader("WWW-Authenticate", `Bearer realm="tillward"`)
+	case errors.Is(err, fleet.ErrTooMany):
+		ctx.SetHeader("Retry-After", "300")
+	}
 	e := s.fault(ctx.Context(), err)
 	if m, ok := errors.AsType[*huma.ErrorModel](e); ok {
 		_ = huma.WriteErr(s.api, ctx, m.Status, m.Detail)
@@ -128,6 +183,8 @@ func (s *server) note(ctx context.Context, ev fleet.AuditEvent) {
 	if ev.Tenant = who(ctx).Tenant; ev.Tenant == "" {
 		ev.Tenant = s.Tenant
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second) // hanging up does not keep it out of the trail
+	defer cancel()
 	if err := s.Store.Audit(ctx, ev); err != nil {
 		s.Log.Error("audit", slog.String("kind", ev.Kind), slog.Any("err", err))
 	}

@@ -247,7 +247,7 @@ func (s *server) publish(ctx context.Context, in *upload) (*body[list[release]],
 		}
 		r.PublishedBy = p.Name
 		ev := fleet.AuditEvent{
-			At: r.PublishedAt, Kind: "release.published", Severity: "info", Actor: p.Name, Subject: string(r.ID), Detail: map[string]string{"version": r.Version},
+			Tenant: p.Tenant, At: r.PublishedAt, Kind: "release.published", Severity: "info", Actor: p.Name, Subject: string(r.ID), Detail: map[string]string{"version": r.Version},
 		}
 		if err := s.Store.AddRelease(ctx, r, ev); err != nil {
 			return nil, s.fault(ctx, err)
