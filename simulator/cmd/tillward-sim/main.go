@@ -28,7 +28,8 @@ import (
 var version = "0.0.0"
 
 type cli struct {
-	Run runCmd `cmd:"" help:"Boot tills, update them and send each a command; Ctrl-C ends everything."`
+	Bench benchCmd `cmd:"" help:"Measure, and print JSON lines."`
+	Run   runCmd   `cmd:"" help:"Boot tills, update them and send each a command; Ctrl-C ends everything."`
 }
 
 type runCmd struct {

@@ -1,0 +1,26 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/tillward/tillward/simulator"
+)
+
+type benchCmd struct {
+	Bin string `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
+}
+
+// Run implements the command.
+func (c *benchCmd) Run(ctx context.Context) error {
+	bin, err := binaries(c.Bin)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "tillward-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	return simulator.Bench(ctx, simulator.BenchOptions{Bin: bin, Dir: dir, Out: os.Stdout, Say: os.Stderr})
+}
