@@ -132,8 +132,11 @@ func TestSession(t *testing.T) {
 func TestRevokedTokenEndsItsSessions(t *testing.T) {
 	s := newSite(t)
 	made := s.as(t, fleet.Admin, "POST", "/v1/tokens", object{"name": "anna", "role": "viewer", "expires_in_s": 3600})
-	tok := into[struct{ ID, Token, Role, Expires_at string }](t, made)
-	if !strings.HasPrefix(tok.Token, "twt_") || tok.Role != "viewer" || tok.Expires_at == "" {
+	tok := into[struct {
+		ID, Token, Role string
+		Expires         string `json:"expires_at"`
+	}](t, made)
+	if !strings.HasPrefix(tok.Token, "twt_") || tok.Role != "viewer" || tok.Expires == "" {
 		t.Fatalf("got %s", made)
 	}
 	c := cookie(s.do(t, "", "POST", "/v1/session", object{"token": tok.Token}))

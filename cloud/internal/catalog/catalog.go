@@ -8,7 +8,9 @@ package catalog
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,9 +19,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -39,10 +43,20 @@ type Catalog struct {
 	mu  sync.Mutex
 }
 
-// Open opens or makes the folder.
+// Open opens or makes the folder, and clears what an upload that was cut off
+// has left.
 func Open(dir string) (*Catalog, error) {
 	for _, d := range []string{"metadata", "targets"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("artifact folder: %w", err)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(dir, ".upload-*"))
+	if err != nil {
+		return nil, fmt.Errorf("artifact folder: %w", err)
+	}
+	for _, l := range left {
+		if err := os.RemoveAll(l); err != nil {
 			return nil, fmt.Errorf("artifact folder: %w", err)
 		}
 	}
@@ -54,8 +68,6 @@ func Open(dir string) (*Catalog, error) {
 // repository that is published pins its root: later ones must follow from it.
 // Errors are fleet.ErrInvalid when the upload is at fault.
 func (c *Catalog) Publish(ctx context.Context, r io.Reader) ([]fleet.Release, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	stage, err := os.MkdirTemp(c.dir, ".upload-")
 	if err != nil {
 		return nil, fmt.Errorf("take in upload: %w", err)
@@ -64,42 +76,113 @@ func (c *Catalog) Publish(ctx context.Context, r io.Reader) ([]fleet.Release, er
 	if err := unpack(r, stage); err != nil {
 		return nil, err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if err := c.borrow(stage); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("take in upload: %w", err)
 	}
 	root, err := c.root(stage)
 	if err != nil {
 		return nil, err
 	}
-	targets, err := trust.VerifyRepository(ctx, stage, filepath.Join(c.dir, "trusted"), root)
+	// What has been verified before is the floor; it moves when the upload is in place.
+	trusted, state := filepath.Join(c.dir, "trusted"), filepath.Join(stage, "trusted")
+	if err := os.CopyFS(state, os.DirFS(trusted)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("copy what is trusted: %w", err)
+	}
+	targets, err := trust.VerifyRepository(ctx, stage, state, root)
 	if err != nil {
 		return nil, fmt.Errorf("repository does not verify: %w: %w", fleet.ErrInvalid, err)
 	}
-	if err := c.place(stage, targets); err != nil {
+	found, err := releases(targets)
+	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(filepath.Join(c.dir, "root.json")); errors.Is(err, fs.ErrNotExist) {
-		if err := replace(filepath.Join(c.dir, "root.json"), root); err != nil {
-			return nil, err
-		}
+	names, err := verified(stage, root)
+	if err != nil {
+		return nil, err
 	}
-	return releases(targets), nil
+	if err := replace(filepath.Join(c.dir, "root.json"), root); err != nil {
+		return nil, err
+	}
+	if err := c.place(stage, targets, names); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(trusted, filepath.Join(stage, "before")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("replace what is trusted: %w", err)
+	}
+	if err := os.Rename(state, trusted); err != nil {
+		return nil, fmt.Errorf("replace what is trusted: %w", err)
+	}
+	return found, syncFolder(c.dir)
 }
 
 // root returns the pinned root, or the first root of the very first upload.
 func (c *Catalog) root(stage string) ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(c.dir, "root.json"))
-	if err == nil {
-		return b, nil
+	sent, err := os.ReadFile(filepath.Join(stage, "metadata", "1.root.json")) // #nosec G304 -- our own folder
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read root: %w", err)
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	pinned, err := os.ReadFile(filepath.Join(c.dir, "root.json"))
+	switch {
+	case err == nil && sent != nil && !bytes.Equal(sent, pinned):
+		return nil, fmt.Errorf("metadata/1.root.json is not the root this service and its devices trust; publish the repository they came with: %w", fleet.ErrInvalid)
+	case err == nil:
+		return pinned, nil
+	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("read pinned root: %w", err)
-	}
-	b, err = os.ReadFile(filepath.Join(stage, "metadata", "1.root.json")) // #nosec G304 -- our own folder
-	if err != nil {
+	case sent == nil:
 		return nil, fmt.Errorf("upload holds no metadata/1.root.json; send the folder that tillward-provision made: %w", fleet.ErrInvalid)
 	}
-	return b, nil
+	return sent, nil
+}
+
+// verified names the metadata of a repository that a device looks at, in the
+// order to place it: what else an upload holds nobody has checked.
+func verified(stage string, root []byte) ([]string, error) {
+	type role struct {
+		Signed struct {
+			Version int64
+			Meta    map[string]struct{ Version int64 }
+		}
+	}
+	read := func(name string) (r role, err error) {
+		b, err := os.ReadFile(filepath.Join(stage, "metadata", filepath.FromSlash(name))) // #nosec G304 -- our own folder
+		if err == nil {
+			err = json.Unmarshal(b, &r)
+		}
+		if err != nil {
+			return r, fmt.Errorf("read %s: %w", name, err)
+		}
+		return r, nil
+	}
+	var first role
+	if err := json.Unmarshal(root, &first); err != nil {
+		return nil, fmt.Errorf("read root: %w", err)
+	}
+	var names []string
+	for v := first.Signed.Version; ; v++ {
+		name := fmt.Sprintf("%d.root.json", v)
+		_, err := os.Stat(filepath.Join(stage, "metadata", name))
+		if err == nil {
+			names = append(names, name)
+		} else if v > first.Signed.Version {
+			break // the first is the pinned one, which need not be sent again
+		}
+	}
+	stamp, err := read("timestamp.json")
+	if err != nil {
+		return nil, err
+	}
+	snapshot := fmt.Sprintf("%d.snapshot.json", stamp.Signed.Meta["snapshot.json"].Version)
+	snap, err := read(snapshot)
+	if err != nil {
+		return nil, err
+	}
+	for name, m := range snap.Signed.Meta {
+		names = append(names, fmt.Sprintf("%d.%s", m.Version, name))
+	}
+	return append(names, snapshot, "timestamp.json"), nil
 }
 
 // borrow links targets that are in place already and were not sent again.
@@ -124,40 +207,24 @@ func (c *Catalog) borrow(stage string) error {
 	})
 }
 
-// place moves the upload in: targets, then metadata, the timestamp last, which
-// makes the rest visible.
-func (c *Catalog) place(stage string, targets []trust.Target) error {
+// place moves the upload in: targets, then the named metadata, of which the
+// last makes the rest visible.
+func (c *Catalog) place(stage string, targets []trust.Target, names []string) error {
 	for _, t := range targets {
-		from, to := filepath.Join(stage, "targets", filepath.FromSlash(t.File())), filepath.Join(c.dir, "targets", filepath.FromSlash(t.File()))
-		if _, err := os.Stat(to); err == nil {
-			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		// What is there is replaced: it may have rotted, and what was sent has just been verified.
+		name := filepath.Join("targets", filepath.FromSlash(t.File()))
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(c.dir, name)), 0o700); err != nil {
 			return fmt.Errorf("place %s: %w", t.Path, err)
 		}
-		if err := os.Rename(from, to); err != nil {
+		if err := os.Rename(filepath.Join(stage, name), filepath.Join(c.dir, name)); err != nil {
 			return fmt.Errorf("place %s: %w", t.Path, err)
 		}
-		if err := syncFolder(filepath.Dir(to)); err != nil {
+		if err := syncFolder(filepath.Dir(filepath.Join(c.dir, name))); err != nil {
 			return err
 		}
 	}
-	names, err := filepath.Glob(filepath.Join(stage, "metadata", "*.json"))
-	if err != nil {
-		return fmt.Errorf("place metadata: %w", err)
-	}
-	slices.SortFunc(names, func(a, b string) int { // timestamp.json last
-		at, bt := filepath.Base(a) == "timestamp.json", filepath.Base(b) == "timestamp.json"
-		switch {
-		case at == bt:
-			return strings.Compare(a, b)
-		case at:
-			return 1
-		}
-		return -1
-	})
 	for _, n := range names {
-		if err := os.Rename(n, filepath.Join(c.dir, "metadata", filepath.Base(n))); err != nil {
+		if err := os.Rename(filepath.Join(stage, "metadata", n), filepath.Join(c.dir, "metadata", n)); err != nil {
 			return fmt.Errorf("place metadata: %w", err)
 		}
 		if err := syncFolder(filepath.Join(c.dir, "metadata")); err != nil {
@@ -167,12 +234,15 @@ func (c *Catalog) place(stage string, targets []trust.Target) error {
 	return nil
 }
 
-// releases groups targets by their folder, e.g. agent/1.2.3.
-func releases(targets []trust.Target) []fleet.Release {
+// releases groups targets by their folder, which is class/version as signed.
+func releases(targets []trust.Target) ([]fleet.Release, error) {
 	byID := make(map[fleet.ReleaseID]*fleet.Release)
 	var out []fleet.Release
 	for _, t := range targets {
 		id := fleet.ReleaseID(path.Dir(t.Path))
+		if want := t.Custom.Class + "/" + t.Custom.Version; string(id) != want || t.Custom.Class == "" || t.Custom.Version == "" {
+			return nil, fmt.Errorf("target %.100q says that it belongs to release %.100q; make releases with tillward-provision: %w", t.Path, want, fleet.ErrInvalid)
+		}
 		if byID[id] == nil {
 			byID[id] = &fleet.Release{ID: id, Class: t.Custom.Class, Version: t.Custom.Version, PublishedAt: time.Now()}
 		}
@@ -182,7 +252,7 @@ func releases(targets []trust.Target) []fleet.Release {
 		out = append(out, *r)
 	}
 	slices.SortFunc(out, func(a, b fleet.Release) int { return strings.Compare(string(a.ID), string(b.ID)) })
-	return out
+	return out, nil
 }
 
 // unpack writes a tar stream below dir: plain files of a repository only.
@@ -200,36 +270,63 @@ func unpack(r io.Reader, dir string) error {
 		if err != nil {
 			return bad("not a tar stream: %w", err)
 		}
-		name := path.Clean(h.Name)
+		name := strings.TrimPrefix(h.Name, "./")
 		switch {
+		case n >= maxFiles || h.Size > maxFile || total+h.Size > maxTotal:
+			return bad("more than %d files, %d bytes in one or %d in all", maxFiles, int64(maxFile), int64(maxTotal))
 		case h.Typeflag == tar.TypeDir:
 			continue
 		case h.Typeflag != tar.TypeReg:
 			return bad("%.100q is not a plain file", h.Name)
 		case !fs.ValidPath(name) || !wanted(name):
 			return bad("%.100q does not belong to a repository; only metadata/*.json and targets/ do", h.Name)
-		case n >= maxFiles || h.Size > maxFile || total+h.Size > maxTotal:
-			return bad("too large")
 		}
 		total += h.Size
 		to := filepath.Join(dir, filepath.FromSlash(name))
-		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		err = os.MkdirAll(filepath.Dir(to), 0o700)
+		var f *os.File
+		if err == nil {
+			f, err = os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // #nosec G304 -- a valid path below our folder
+		}
+		switch {
+		case errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EISDIR):
+			return bad("%.100q comes twice", h.Name)
+		case errors.Is(err, syscall.ENAMETOOLONG):
+			return bad("%.100q is too long a name", h.Name)
+		case err != nil:
 			return fmt.Errorf("take in upload: %w", err)
 		}
-		f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // #nosec G304 -- cleaned, below our folder
-		if err != nil {
+		in := &source{r: tr}
+		_, err = io.CopyN(f, in, h.Size)
+		err = errors.Join(err, f.Sync(), f.Close())
+		switch {
+		case in.err != nil:
+			return bad("%s: %w", name, in.err)
+		case err != nil: // a full disk, say, is not the upload's fault
 			return fmt.Errorf("take in upload: %w", err)
-		}
-		_, err = io.CopyN(f, tr, h.Size)
-		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-			return bad("%s: %w", name, err)
 		}
 	}
 }
 
+// source remembers why it could not be read.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
+}
+
+// metadata is what TUF calls its files, with consistent snapshots.
+var metadata = regexp.MustCompile(`^metadata/(timestamp|[0-9]{1,18}\.[a-z0-9-]{1,64})\.json$`)
+
 func wanted(name string) bool {
-	dir, file := path.Split(name)
-	return dir == "metadata/" && strings.HasSuffix(file, ".json") || strings.HasPrefix(name, "targets/")
+	return metadata.MatchString(name) || strings.HasPrefix(name, "targets/")
 }
 
 func replace(p string, b []byte) error {
