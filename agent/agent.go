@@ -200,7 +200,7 @@ func (a *Agent) watch(ctx context.Context) error {
 		select {
 		case <-a.again:
 			cancel()
-			err = <-done
+			<-done // it was told to end; its last batch is queued
 		case err = <-done:
 		}
 		cancel()
