@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"errors"
@@ -89,6 +90,15 @@ func New(cfg Config, o Options) *Agent {
 // ErrReboot when that is asked for, and an error when it cannot even keep its
 // journal.
 func (a *Agent) Run(ctx context.Context) error {
+	err := a.live(ctx)
+	if f, ok := errors.AsType[*foreign](err); ok {
+		return cmp.Or(a.setAside(f), ErrRestart)
+	}
+	return err
+}
+
+// live runs the agent on the books that are there, and closes them.
+func (a *Agent) live(ctx context.Context) error {
 	if err := a.open(ctx); err != nil {
 		return err
 	}
@@ -144,6 +154,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 		return errors.Join(err, a.spool.Close())
 	}
 	a.applyLevel()
+	a.tellForeign(ctx)
 	a.record(ctx, "agent.start", "info", a.o.Version, map[string]string{"slot": a.o.Slot})
 	if aside := a.spool.Rebuilt(); aside != "" {
 		a.record(ctx, "spool.rebuilt", "alarm", filepath.Base(aside), nil)

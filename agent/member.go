@@ -54,6 +54,9 @@ func (a *Agent) belong(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if f, ok := errors.AsType[*foreign](err); ok {
+			return f
+		}
 		if time.Since(began) > 5*time.Minute {
 			pause = time.Second
 		}
@@ -94,7 +97,7 @@ func (a *Agent) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m, err := a.identity(ctx, signer)
+	m, err := a.identity(ctx, dev, signer)
 	if err != nil {
 		return err
 	}
@@ -111,7 +114,7 @@ func (a *Agent) once(ctx context.Context) error {
 
 // identity reads the stored identity and checks that it is this TPM's and has
 // time left; nil when the device has to enrol.
-func (a *Agent) identity(ctx context.Context, signer crypto.Signer) (*member, error) {
+func (a *Agent) identity(ctx context.Context, dev TPM, signer crypto.Signer) (*member, error) {
 	b, err := a.spool.Load(ctx, keyIdentity)
 	if err != nil || len(b) == 0 {
 		return nil, err
@@ -121,10 +124,13 @@ func (a *Agent) identity(ctx context.Context, signer crypto.Signer) (*member, er
 		return nil, nil //nolint:nilerr // unreadable: enrol again
 	}
 	m, err := a.memberOf(res, signer)
-	if err != nil {
-		// The disk of another box, or a TPM that was cleared or replaced.
-		a.record(ctx, "identity.foreign", "alarm", res.Device, map[string]string{"reason": err.Error()})
+	switch {
+	case errors.Is(err, errOtherKey): // the disk of another box, or a TPM that was cleared
+		return nil, a.whose(ctx, dev, res.Device)
+	case errors.Is(err, errUnreadable):
 		return nil, nil
+	case err != nil:
+		return nil, err
 	}
 	if left := time.Until(m.leaf.NotAfter); left < m.leaf.NotAfter.Sub(m.leaf.NotBefore)/3 {
 		return nil, nil
@@ -173,18 +179,23 @@ func (a *Agent) roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// memberOf makes a usable member of an enrolment's result; an error means that
-// the certificate is not for the key in this TPM.
+var (
+	errOtherKey   = errors.New("the certificate is not for the key in this TPM")
+	errUnreadable = errors.New("incomplete identity")
+)
+
+// memberOf makes a usable member of an enrolment's result; errOtherKey
+// means that it is for a key in another TPM.
 func (a *Agent) memberOf(res enrol.Result, signer crypto.Signer) (*member, error) {
 	if len(res.Chain) == 0 || len(res.Brokers) == 0 || len(res.OrderKeys) == 0 {
-		return nil, errors.New("incomplete identity")
+		return nil, errUnreadable
 	}
 	leaf, err := x509.ParseCertificate(res.Chain[0])
 	if err != nil {
-		return nil, fmt.Errorf("certificate: %w", err)
+		return nil, fmt.Errorf("%w: certificate: %w", errUnreadable, err)
 	}
 	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(signer.Public()) {
-		return nil, errors.New("the certificate is not for the key in this TPM")
+		return nil, errOtherKey
 	}
 	roots, err := a.roots()
 	if err != nil {
