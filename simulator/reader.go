@@ -35,7 +35,10 @@ func newReader(p *emulator.PCSCD, i int, dir string) reader {
 func (t *Till) playDay(ctx context.Context, seed uint64, length time.Duration, say func(string, ...any)) {
 	for ctx.Err() == nil {
 		err := emulator.Play(ctx, emulator.Day(seed, length), t.printer, t.reader.card, func(s emulator.Step) {
-			if s.Act != emulator.Sale && s.Act != emulator.InsertCard && s.Act != emulator.RemoveCard {
+			switch s.Act {
+			case emulator.Sale, emulator.InsertCard, emulator.RemoveCard, emulator.OpenDrawer, emulator.CloseDrawer:
+				// what happens all day is not worth a line
+			default:
 				say("%s  %s", t.Name, s.Act)
 			}
 		})

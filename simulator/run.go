@@ -45,6 +45,7 @@ func Run(ctx context.Context, opt RunOptions) error {
 	if storyErr == nil {
 		say("every till has been updated and has run its command; the day goes on")
 		if opt.ExitAfter == 0 {
+			say("open %s and sign in with the token in %s", w.service.url(), w.service.tokenFile())
 			say("Ctrl-C ends everything")
 		}
 		<-end.Done()
