@@ -356,6 +356,11 @@ func (m *Machine) wait(ctx context.Context, j *journal) error {
 // advance journals and reports a state that the execution enters.
 func (m *Machine) advance(ctx context.Context, j *journal, p Progress) error {
 	m.o.Step("state " + p.State)
+	if p.State != j.State && (p.State == staged || p.State == installed || p.State == checking) {
+		if err := m.o.Record(ctx, "update."+strings.ToLower(p.State), "info", j.Offer.Execution, map[string]string{"version": j.Offer.Version}); err != nil {
+			return fmt.Errorf("audit: %w", err)
+		}
+	}
 	j.State = p.State
 	if err := m.keep(j); err != nil {
 		return err
