@@ -2,9 +2,10 @@
 // offers the release to those that can be reached and are trusted, a bounded
 // number at a time, and stops by itself when too many end badly.
 //
-// Plan is pure: it looks at where a rollout stands and says what to do. Run is
+// Next is pure: it looks at where a rollout stands and says what to do. Run is
 // the small loop around it. What a device does with an offer is the device's
-// business; a device that cannot be reached is waited for, never failed.
+// business; a device that cannot be offered anything is waited for, one that
+// was has until the deadline.
 package rollout
 
 import (
@@ -12,17 +13,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/wire"
 )
 
-// Limits and defaults.
 const (
-	DefaultDeadline = time.Hour // for one execution, from its offer
-	offerLife       = 24 * time.Hour
-	inFlight        = 50 // executions of one rollout under way at once
+	offerLife = 24 * time.Hour
+	inFlight  = 50 // executions of one rollout under way at once
 )
 
 // Store keeps rollouts; cloud/internal/store fits.
@@ -53,13 +53,15 @@ type Options struct {
 type Runner struct {
 	o    Options
 	wake chan struct{}
-	back map[fleet.DeviceID]bool // connected again since the last round
 	came chan fleet.DeviceID
+
+	back map[fleet.DeviceID]bool  // connected again since the last round
+	ran  map[fleet.RolloutID]bool // in the last round; offers of others may have been missed
 }
 
 // New returns a Runner; Run works.
 func New(o Options) *Runner {
-	return &Runner{o: o, wake: make(chan struct{}, 1), back: make(map[fleet.DeviceID]bool), came: make(chan fleet.DeviceID, 1024)}
+	return &Runner{o: o, wake: make(chan struct{}, 1), back: make(map[fleet.DeviceID]bool), ran: make(map[fleet.RolloutID]bool), came: make(chan fleet.DeviceID, 1024)}
 }
 
 // Wake asks for a round soon: something changed.
@@ -162,14 +164,21 @@ func (r *Runner) Run(ctx context.Context) error {
 
 func (r *Runner) round(ctx context.Context) error {
 	running, err := r.o.Store.RunningRollouts(ctx)
-	if err != nil || len(running) == 0 {
+	if err != nil {
 		return err
+	}
+	if len(running) == 0 {
+		clear(r.ran)
+		return nil
 	}
 	connected := r.o.Link.Connected()
 	online := func(d fleet.DeviceID) bool { t := connected[d]; return t == fleet.Attested || t == fleet.Degraded }
-	again := func(d fleet.DeviceID) bool { return r.back[d] }
+	ran := make(map[fleet.RolloutID]bool, len(running))
+	defer func() { r.ran = ran }()
 	var errs []error
 	for _, ro := range running {
+		// While a rollout is paused nobody is offered anything, not even who comes back then.
+		again := func(d fleet.DeviceID) bool { return r.back[d] || !r.ran[ro.ID] }
 		if _, err := r.o.Store.Enlist(ctx, ro.ID); err != nil {
 			errs = append(errs, err)
 			continue
@@ -179,7 +188,9 @@ func (r *Runner) round(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, r.carryOut(ctx, ro, Next(time.Now(), ro, execs, online, again)))
+		err = r.carryOut(ctx, ro, Next(time.Now(), ro, execs, online, again))
+		ran[ro.ID] = err == nil
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -210,10 +221,11 @@ func (r *Runner) carryOut(ctx context.Context, ro fleet.Rollout, p Plan) error {
 		changed = true
 	}
 	for _, e := range p.Offer {
-		if err := r.offer(ctx, ro, e, now); err != nil {
+		moved, err := r.offer(ctx, ro, e, now)
+		if err != nil {
 			return err
 		}
-		changed = true
+		changed = changed || moved
 	}
 	if p.To != ro.State {
 		ev := fleet.AuditEvent{At: now, Kind: "rollout." + lower(p.To), Severity: "info", Actor: "rollout", Subject: string(ro.ID)}
@@ -243,33 +255,24 @@ func lower(s fleet.RolloutState) string {
 }
 
 // offer sends the offer first: OFFERED is written only of what was handed to
-// the broker. A device that is gone keeps its place.
-func (r *Runner) offer(ctx context.Context, ro fleet.Rollout, e fleet.Execution, now time.Time) error {
-	class, version, _ := cutRelease(ro.Release)
+// the broker. A device that is gone keeps its place. It reports whether the
+// execution moved.
+func (r *Runner) offer(ctx context.Context, ro fleet.Rollout, e fleet.Execution, now time.Time) (bool, error) {
+	class, version, _ := strings.Cut(string(ro.Release), "/")
 	b, err := r.o.Sign(wire.OrderOffer, &wire.OfferOrder{
 		V: wire.Version, Execution: string(e.ID), Tenant: string(ro.Tenant), Device: string(e.Device), Class: class, Version: version,
 		Target: string(ro.Release), IssuedAt: now.UnixMilli(), NotAfter: now.Add(offerLife).UnixMilli(), By: ro.CreatedBy,
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := r.o.Link.Send(e.Device, wire.DownOffer, b); err != nil {
 		r.o.Log.Debug("offer waits", slog.String("device", string(e.Device)), slog.Any("err", err))
-		return nil
+		return false, nil
 	}
 	if e.State != fleet.ExecQueued {
-		return nil
+		return false, nil
 	}
-	_, err = r.o.Store.MoveExecution(ctx, fleet.ExecutionStep{ID: e.ID, State: fleet.ExecOffered, To: version}, now)
-	return err
-}
-
-// cutRelease splits agent/1.2.3 into class and version.
-func cutRelease(id fleet.ReleaseID) (class, version string, ok bool) {
-	for i := range id {
-		if id[i] == '/' {
-			return string(id[:i]), string(id[i+1:]), true
-		}
-	}
-	return "", string(id), false
+	moved, err := r.o.Store.MoveExecution(ctx, fleet.ExecutionStep{ID: e.ID, State: fleet.ExecOffered, To: version}, now)
+	return moved != nil, err
 }
