@@ -1,0 +1,4 @@
+package console
+
+// Serve is Handler over any files.
+var Serve = handler
