@@ -11,11 +11,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/wire"
@@ -23,7 +27,7 @@ import (
 
 // Limits of a command's life.
 const (
-	DefaultLife = time.Hour
+	defaultLife = time.Hour
 	maxLife     = 7 * 24 * time.Hour
 )
 
@@ -55,10 +59,21 @@ type Options struct {
 }
 
 // Dispatch sends commands.
-type Dispatch struct{ o Options }
+type Dispatch struct {
+	o     Options
+	order [64]sync.Mutex // of devices by hash: what one is sent goes out in the order of its counter
+}
 
 // New returns a Dispatch; Run lets commands expire.
-func New(o Options) *Dispatch { return &Dispatch{o} }
+func New(o Options) *Dispatch { return &Dispatch{o: o} }
+
+func (d *Dispatch) lock(device fleet.DeviceID) (unlock func()) {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(device))
+	m := &d.order[h.Sum32()%uint32(len(d.order))]
+	m.Lock()
+	return m.Unlock
+}
 
 // arguments says what each verb takes, and checks a value.
 var arguments = map[string]map[string]func(string) error{
@@ -82,8 +97,8 @@ func number(low, high int) func(string) error {
 
 func text(limit int) func(string) error {
 	return func(s string) error {
-		if len(s) > limit || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
-			return fmt.Errorf("must be at most %d printable characters", limit)
+		if len(s) > limit || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+			return fmt.Errorf("must be at most %d bytes of printable text", limit)
 		}
 		return nil
 	}
@@ -127,7 +142,7 @@ func check(r *fleet.CommandRequest) error {
 		return fmt.Errorf("reason has more than %d characters: %w", wire.MaxText, fleet.ErrInvalid)
 	}
 	if r.Life == 0 {
-		r.Life = DefaultLife
+		r.Life = defaultLife
 	}
 	if r.Life < time.Second || r.Life > maxLife {
 		return fmt.Errorf("a command may live from 1s to %s, not %s: %w", maxLife, r.Life, fleet.ErrInvalid)
@@ -147,6 +162,7 @@ func (d *Dispatch) Send(ctx context.Context, r fleet.CommandRequest) (fleet.Comm
 	if err := check(&r); err != nil {
 		return fleet.Command{}, err
 	}
+	defer d.lock(r.Device)()
 	now := time.Now()
 	c, err := d.o.Store.AddCommand(ctx, fleet.Command{
 		Device: r.Device, Tenant: r.Tenant, Verb: r.Verb, Args: r.Args, By: r.By, Reason: r.Reason,
@@ -167,6 +183,7 @@ func (d *Dispatch) Send(ctx context.Context, r fleet.CommandRequest) (fleet.Comm
 // Deliver sends a device all its open commands, in order; those that were sent
 // before, too, since nobody knows whether they arrived.
 func (d *Dispatch) Deliver(ctx context.Context, device fleet.DeviceID) error {
+	defer d.lock(device)()
 	open, err := d.o.Store.OpenCommands(ctx, device, time.Now())
 	if err != nil {
 		return fmt.Errorf("open commands of %s: %w", device, err)
@@ -174,6 +191,10 @@ func (d *Dispatch) Deliver(ctx context.Context, device fleet.DeviceID) error {
 	for _, c := range open {
 		if !d.hand(ctx, c) {
 			return nil // gone again
+		}
+		if c.State == fleet.CommandQueued {
+			c.State = fleet.CommandSent
+			d.o.Changed(c)
 		}
 	}
 	return nil
