@@ -23,12 +23,13 @@ export interface Series { peripheral: string; name: string; last: number; at: st
 export interface PeripheralEvent { at: string | null; peripheral: string; category: string; code: string; from: string; to: string }
 export interface AuditEvent {
   seq: number; at: string | null; kind: string; severity: string; actor: string; subject: string;
-  detail: Record<string, string> | null; hash: string;
+  detail: Record<string, string> | null; hash: string; prev: string; stored_at: string | null;
 }
 export interface Chain { ok: boolean; entries: number; first: number; last: number; broken_at: number; text: string }
 export interface Command {
   id: string; device: string; verb: string; args: Record<string, string> | null; by: string; reason: string;
-  issued_at: string | null; not_after: string | null; state: string; code: string; text: string; output: string; ended_at: string | null;
+  issued_at: string | null; not_after: string | null; state: string; code: string; text: string; output: string;
+  output_encoding?: string; ended_at: string | null;
 }
 export interface Release {
   id: string; class: string; version: string; published_at: string | null; published_by: string;
@@ -67,7 +68,7 @@ export async function call<T>(method: string, path: string, body?: unknown): Pro
     throw new Problem(0, 'The fleet service cannot be reached. Is it running?');
   }
   if (res.ok) return (res.status === 204 ? undefined : await res.json()) as T;
-  if (res.status === 401 && path !== '/v1/session') onSignedOut();
+  if (res.status === 401 && !(method === 'POST' && path === '/v1/session')) onSignedOut();
   let detail = `The fleet service answered ${res.status}.`;
   try {
     const p = (await res.json()) as { detail?: string; errors?: { message: string }[] };
@@ -78,4 +79,5 @@ export async function call<T>(method: string, path: string, body?: unknown): Pro
 
 export const get = <T>(path: string) => call<T>('GET', path);
 export const post = <T>(path: string, body: unknown) => call<T>('POST', path, body);
+export const patch = <T>(path: string, body: unknown) => call<T>('PATCH', path, body);
 export const id = encodeURIComponent;

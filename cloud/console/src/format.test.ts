@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ago, bytes, sensor, short, span, tone, words } from './format';
+import { ago, bytes, expiry, gaps, pause, progress, reading, reason, sensor, seriesName, short, span, tone, words } from './format';
 
 test('spans are said in the unit that matters', () => {
   expect(span(14 * 60_000)).toBe('14 min');
@@ -24,4 +24,48 @@ test('sizes and words', () => {
   expect(short(19_840_000_000)).toBe('19.84B');
   expect(sensor('CoverOpen')).toBe('Cover open');
   expect(sensor('M_CutterError')).toBe('Cutter error');
+});
+
+test('a sensor that cannot tell is not healthy', () => {
+  expect(reading('CoverOpen', 'Unknown')).toEqual({ text: 'cannot tell', tone: 'dim' });
+  expect(reading('CoverOpen', '').tone).toBe('dim');
+  expect(reading('CoverOpen', 'Yes').tone).toBe('warn');
+  expect(reading('CoverOpen', 'No').tone).toBe('good');
+  expect(reading('SCPresentSensor', 'Yes').tone).toBe('dim');
+  expect(sensor('SCPresentSensor')).toBe('Card present');
+  expect(sensor('RecNearEnd')).toBe('Paper near end');
+  expect(sensor('Drawer1Opened')).toBe('Drawer 1 opened');
+});
+
+test('reasons and series read as words', () => {
+  expect(reason('REC_NEAREMPTY')).toBe('Paper nearly empty');
+  expect(reason('M_CARD_MUTE')).toBe('Card mute');
+  expect(seriesName('M_PaperEmptyCount')).toBe('Paper empty');
+  expect(seriesName('memory_free_bytes')).toBe('Memory free bytes');
+});
+
+test('a certificate warns a week before its end', () => {
+  const in_ = (d: number) => expiry(new Date(d * 86400e3).toISOString(), 0);
+  expect(in_(90)).toEqual({ text: '90 days left', tone: 'good' });
+  expect(in_(6).tone).toBe('warn');
+  expect(in_(-3)).toEqual({ text: 'expired 3 days ago', tone: 'bad' });
+  expect(expiry(null, 0).tone).toBe('dim');
+});
+
+test('a rollout shows what is done first and what went wrong last', () => {
+  const parts = progress({ FAILED: 1, QUEUED: 12, SUCCEEDED: 22, ALREADY_INSTALLED: 2, DOWNLOADING: 0 });
+  expect(parts.map((p) => [p.tone, p.n])).toEqual([['good', 24], ['dim', 12], ['bad', 1]]);
+  expect(parts[0]?.text).toBe('2 already installed, 22 succeeded');
+});
+
+test('waiting grows, is spread and ends at half a minute', () => {
+  expect(pause(0, 0)).toBe(500);
+  expect(pause(0, 1)).toBe(1000);
+  expect(pause(3, 1)).toBe(8000);
+  expect(pause(50, 1)).toBe(30_000);
+});
+
+test('a chart does not draw a line through time without measurements', () => {
+  expect(gaps([[1000, 1], [2000, 2], [60_000, 3]], 1000)).toEqual([[1, 2, 31, 60], [1, 2, null, 3]]);
+  expect(gaps([], 1000)).toEqual([[], []]);
 });

@@ -5,17 +5,31 @@ export function span(ms: number): string {
   const s = Math.max(0, Math.round(ms / 1000));
   if (s < 60) return `${s} s`;
   if (s < 3600) return `${Math.floor(s / 60)} min`;
-  if (s < 48 * 3600) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  if (s < 48 * 3600) return s % 3600 < 60 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   return `${Math.floor(s / 86400)} days`;
 }
 
 /** When, relative to now; never is a word, too. */
 export function ago(iso: string | null, now: number): string {
-  return iso ? `${span(now - Date.parse(iso))} ago` : 'never';
+  if (!iso) return 'never';
+  const ms = now - Date.parse(iso);
+  return ms < 5000 ? 'just now' : `${span(ms)} ago`;
+}
+
+/** A certificate's end: how long it still holds, and whether that needs a look. */
+export function expiry(iso: string | null, now: number): { text: string; tone: Tone } {
+  if (!iso) return { text: 'none', tone: 'dim' };
+  const left = Date.parse(iso) - now;
+  if (left <= 0) return { text: `expired ${span(-left)} ago`, tone: 'bad' };
+  return { text: `${span(left)} left`, tone: left < 7 * 86400e3 ? 'warn' : 'good' };
 }
 
 export function clock(iso: string | null): string {
-  return iso ? new Date(iso).toLocaleString() : '';
+  return iso ? new Date(iso).toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'medium' }) : '';
+}
+
+export function day(iso: string | null): string {
+  return iso ? new Date(iso).toLocaleDateString(undefined, { dateStyle: 'medium' }) : '';
 }
 
 export function bytes(n: number): string {
@@ -30,8 +44,15 @@ export function short(n: number): string {
   return new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 2 }).format(n);
 }
 
+/** How long to wait before try n: from a second to half a minute, spread by chance (0 to 1). */
+export function pause(n: number, chance: number): number {
+  return Math.min(1000 * 2 ** n, 30_000) * (0.5 + chance / 2);
+}
+
+export type Tone = 'good' | 'warn' | 'bad' | 'busy' | 'dim';
+
 /** The tone of a state: which of the few colours it gets. Unknown is never good. */
-export function tone(state: string): 'good' | 'warn' | 'bad' | 'busy' | 'dim' {
+export function tone(state: string): Tone {
   switch (state) {
     case 'attested': case 'OK': case 'SUCCEEDED': case 'ALREADY_INSTALLED': case 'COMPLETED': case 'PS_ONLINE': case 'online':
       return 'good';
@@ -40,18 +61,65 @@ export function tone(state: string): 'good' | 'warn' | 'bad' | 'busy' | 'dim' {
     case 'quarantined': case 'Fault': case 'Offline': case 'FAILED': case 'REJECTED': case 'ROLLED_BACK': case 'ABORTED': case 'alarm':
     case 'PS_OFF_OFFLINE': case 'PS_OFF': case 'PS_OFFLINE':
       return 'bad';
-    case 'QUEUED': case 'SENT': case 'OFFERED': case 'WAITING': case 'DOWNLOADING': case 'STAGED': case 'INSTALLING': case 'INSTALLED':
+    case 'SENT': case 'OFFERED': case 'DOWNLOADING': case 'STAGED': case 'INSTALLING': case 'INSTALLED':
     case 'REBOOTING': case 'CHECKING': case 'RUNNING':
       return 'busy';
   }
   return 'dim';
 }
 
-/** SOME_STATE -> some state. */
-export const words = (s: string) => s.replaceAll('_', ' ').toLowerCase();
+/** The order in which the tones of a rollout stand: done first, what is to come last. */
+const order: Tone[] = ['good', 'busy', 'dim', 'warn', 'bad'];
 
-/** A sensor in a sentence fit for a card: CoverOpen Yes -> Cover open: yes. */
+/** The parts of a rollout, gathered by tone, in an order that does not jump. */
+export function progress(counts: Record<string, number>): { tone: Tone; n: number; text: string }[] {
+  return order.flatMap((t) => {
+    const parts = Object.entries(counts).filter(([k, n]) => n > 0 && tone(k) === t).sort(([a], [b]) => a.localeCompare(b));
+    return parts.length === 0 ? [] : [{ tone: t, n: parts.reduce((a, [, n]) => a + n, 0), text: parts.map(([k, n]) => `${n} ${words(k)}`).join(', ') }];
+  });
+}
+
+/** SOME_STATE -> some state. OK stays as it is, and our own prefix goes. */
+export const words = (s: string) => (s === 'OK' ? s : s.replace(/^M_/, '').replaceAll('_', ' ').toLowerCase());
+
+const cased = (s: string) => s.replace(/^./, (c) => c.toUpperCase());
+
+/** A reason as the start of a sentence: REC_NEAREMPTY -> Paper nearly empty. */
+export function reason(code: string): string {
+  const known: Record<string, string> = { REC_NEAREMPTY: 'Paper nearly empty', REC_EMPTY: 'Paper empty', COVER_OPEN: 'Cover open' };
+  return known[code] ?? cased(words(code));
+}
+
+/** A sensor in a sentence fit for a card: CoverOpen -> Cover open. */
 export function sensor(name: string): string {
-  return name.replace(/^M_/, '').replace(/([a-z])([A-Z])/g, '$1 $2').replace(/^Rec /, 'Paper ').replace(/^SC/, 'Card ').toLowerCase()
-    .replace(/^./, (c) => c.toUpperCase());
+  return cased(name.replace(/^M_/, '').replace(/^Rec(?=[A-Z])/, 'Paper').replace(/^SC(?=[A-Z])/, 'Card').replace(/Sensor$/, '')
+    .replace(/([a-z])([A-Z0-9])/g, '$1 $2').replace(/([0-9])([A-Z])/g, '$1 $2').toLowerCase());
+}
+
+/** What an answer of a sensor means: trouble is warned of, and no answer is no good answer. */
+export function reading(name: string, value: string): { text: string; tone: Tone } {
+  if (value !== 'Yes' && value !== 'No') return { text: 'cannot tell', tone: 'dim' };
+  const harmless = /Present|Drawer/.test(name);
+  return { text: value.toLowerCase(), tone: harmless ? 'dim' : value === 'Yes' ? 'warn' : 'good' };
+}
+
+/** A series by its name: memory_free_bytes -> memory free bytes, HoursPoweredCount -> hours powered. */
+export function seriesName(name: string): string {
+  return cased(name.replace(/^M_/, '').replace(/Count$/, '').replace(/([a-z])([A-Z])/g, '$1 $2').replaceAll('_', ' ').toLowerCase());
+}
+
+/**
+ * Points as columns of seconds and values for a chart; where nothing was
+ * measured for longer than `hole` milliseconds the line breaks.
+ */
+export function gaps(points: [number, number][], hole: number): [number[], (number | null)[]] {
+  const x: number[] = [];
+  const y: (number | null)[] = [];
+  points.forEach(([at, value], i) => {
+    const before = points[i - 1]?.[0];
+    if (before !== undefined && at - before > hole * 3) { x.push((before + at) / 2000); y.push(null); }
+    x.push(at / 1000);
+    y.push(value);
+  });
+  return [x, y];
 }

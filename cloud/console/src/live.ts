@@ -2,41 +2,60 @@
 // something says which changes concern it and is asked to fetch again.
 import { signal } from '@preact/signals';
 import { useEffect, useState } from 'preact/hooks';
-import { get, Problem } from './api';
+import { get, type List, Problem, type Session } from './api';
+import { pause } from './format';
 
 export const live = signal<'on' | 'off' | 'idle'>('idle');
-/** The present minute, so that "14 min ago" stays true. */
+/** The present moment, so that "14 min ago" stays true. */
 export const now = signal(Date.now());
 setInterval(() => { now.value = Date.now(); }, 5000);
 
-type Change = { kind: string; id: string };
+export interface Change { kind: string; id: string }
 const listeners = new Set<(c: Change | null) => void>();
 let source: EventSource | null = null;
-let retry = 1000;
+let tries = 0;
+let again: ReturnType<typeof setTimeout> | undefined;
+let silence: ReturnType<typeof setTimeout> | undefined;
+
+/** A ping comes every 15 seconds; after three missed ones the line is dead. */
+const patience = 45_000;
 
 export function connect() {
-  source?.close();
+  drop();
   source = new EventSource('/v1/live');
+  const alive = () => { clearTimeout(silence); silence = setTimeout(lost, patience); };
   source.addEventListener('ping', () => {
     const missed = live.value === 'off';
     live.value = 'on';
-    retry = 1000;
+    tries = 0;
+    alive();
     if (missed) tell(null); // changes may have been lost
   });
-  source.addEventListener('change', (e) => tell(JSON.parse((e as MessageEvent<string>).data) as Change));
-  source.addEventListener('resync', () => tell(null));
-  source.onerror = () => {
-    live.value = 'off';
-    source?.close();
-    source = null;
-    setTimeout(() => { if (!source && live.value === 'off') connect(); }, retry * (0.5 + Math.random()));
-    retry = Math.min(retry * 2, 30_000);
-  };
+  source.addEventListener('change', (e) => { alive(); tell(JSON.parse((e as MessageEvent<string>).data) as Change); });
+  source.addEventListener('resync', () => { alive(); tell(null); });
+  source.onerror = lost;
+  alive();
+}
+
+function lost() {
+  drop();
+  live.value = 'off';
+  again = setTimeout(() => {
+    // An ended session looks like a lost line; asking for it tells them apart.
+    get<Session>('/v1/session').then(() => { if (live.value === 'off') connect(); }, (e: Problem) => { if (e.status !== 401 && live.value === 'off') lost(); });
+  }, pause(tries++, Math.random()));
+}
+
+function drop() {
+  source?.close();
+  source = null;
+  clearTimeout(again);
+  clearTimeout(silence);
 }
 
 export function disconnect() {
-  source?.close();
-  source = null;
+  drop();
+  tries = 0;
   live.value = 'idle';
 }
 
@@ -46,7 +65,7 @@ export interface Loaded<T> { data: T | undefined; error: string; reload: () => v
 
 /**
  * Loads path and loads it again when a change concerns it, at most once in
- * `pace` milliseconds.
+ * `pace` milliseconds, and one request at a time.
  */
 export function useLive<T>(path: string, concerns: (c: Change) => boolean, pace = 1000): Loaded<T> {
   const [data, setData] = useState<T>();
@@ -54,27 +73,42 @@ export function useLive<T>(path: string, concerns: (c: Change) => boolean, pace 
   const [round, setRound] = useState(0);
   useEffect(() => {
     let gone = false;
-    let timer: ReturnType<typeof setTimeout> | undefined;
+    let busy = false;
     let dirty = false;
+    let timer: ReturnType<typeof setTimeout> | undefined;
     const load = async () => {
+      busy = true;
       dirty = false;
       try {
         const d = await get<T>(path);
         if (!gone) { setData(d); setError(''); }
       } catch (e) {
-        if (!gone) setError(e instanceof Problem ? e.message : String(e));
+        if (!gone) setError((e as Error).message);
       }
       if (gone) return;
-      timer = setTimeout(() => { timer = undefined; if (dirty) void load(); }, pace);
+      timer = setTimeout(() => { busy = false; if (dirty) void load(); }, pace);
     };
     const hear = (c: Change | null) => {
       if (c && !concerns(c)) return;
       dirty = true;
-      if (!timer) void load();
+      if (!busy) void load();
     };
     void load();
     listeners.add(hear);
-    return () => { gone = true; listeners.delete(hear); if (timer) clearTimeout(timer); };
+    return () => { gone = true; listeners.delete(hear); clearTimeout(timer); };
   }, [path, round]);
   return { data, error, reload: () => setRound((n) => n + 1) };
+}
+
+export interface Rows<T> extends Loaded<List<T>> { items: T[]; more: (() => void) | undefined; full: boolean }
+
+/** A list that stays live as it is read on; the service answers 1000 rows at most. */
+export function useRows<T>(path: string, concerns: (c: Change) => boolean, step = 50, pace = 1000): Rows<T> {
+  const [limit, setLimit] = useState(step);
+  const list = useLive<List<T>>(`${path}${path.includes('?') ? '&' : '?'}limit=${limit}`, concerns, pace);
+  const next = Boolean(list.data?.next);
+  return {
+    ...list, items: list.data?.items ?? [], full: next && limit >= 1000,
+    more: next && limit < 1000 ? () => setLimit((n) => Math.min(1000, n * 2)) : undefined,
+  };
 }

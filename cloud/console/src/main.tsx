@@ -1,5 +1,4 @@
 // The console: who is signed in, the frame, and which page is shown.
-import { signal } from '@preact/signals';
 import { render } from 'preact';
 import { useEffect, useState } from 'preact/hooks';
 import { call, get, type Session, whenSignedOut } from './api';
@@ -8,12 +7,14 @@ import { Audit } from './pages/audit';
 import { DevicePage } from './pages/device';
 import { Fleet } from './pages/fleet';
 import { Releases } from './pages/releases';
-import { RolloutPage, Rollouts } from './pages/rollouts';
+import { RolloutPage } from './pages/rollout';
+import { Rollouts } from './pages/rollouts';
 import { SignIn } from './pages/signin';
+import { Empty, Mark, Page } from './parts/ui';
 import { go, path } from './router';
+import { session } from './session';
 import './style.css';
-
-const session = signal<Session | null>(null);
+import './parts/parts.css';
 
 function Route() {
   const [, page, rest] = path.value.split('/');
@@ -24,7 +25,7 @@ function Route() {
     case 'releases': return <Releases />;
     case 'audit': return <Audit />;
   }
-  return <main id="main"><h1>No such page</h1><p><a href="/">Back to the fleet</a></p></main>;
+  return <Page title="No such page"><Empty title="There is nothing at this address."><a href="/">Back to the fleet</a></Empty></Page>;
 }
 
 const nav = [['/', 'Fleet'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/audit', 'Audit']] as const;
@@ -47,13 +48,13 @@ function Frame() {
     <>
       <a class="skip" href="#main">Skip to content</a>
       <header>
-        <a class="brand" href="/">Tillward</a>
+        <a class="brand" href="/"><Mark />Tillward</a>
         <nav aria-label="Main">{nav.map(([to, text]) => <a href={to} key={to} aria-current={here(to) ? 'page' : undefined}>{text}</a>)}</nav>
         <Live />
-        <span class="who" title={`role ${s.role}, tenant ${s.tenant}`}>{s.name} ({s.role})</span>
+        <span class="who" title={`tenant ${s.tenant}`}>{s.name}{s.name !== s.role && `, ${s.role}`}</span>
         <button type="button" class="quiet" onClick={() => void out()}>Sign out</button>
       </header>
-      {live.value === 'off' && <p class="banner" role="alert">The live connection is lost. What you see may be old; reconnecting.</p>}
+      {live.value === 'off' && <p class="banner" role="alert">The live connection is lost, so what you see may be old. The console goes on trying; nothing needs to be loaded again.</p>}
       <Route />
     </>
   );

@@ -1,27 +1,29 @@
-import type { List, Release } from '../api';
+import type { Release } from '../api';
 import { bytes } from '../format';
-import { useLive } from '../live';
-import { Empty, Fault, Loading, Page, Table, When } from '../parts/ui';
+import { useRows } from '../live';
+import { Empty, Fault, Loading, More, Page, Table, When } from '../parts/ui';
 
 export function Releases() {
-  const { data, error, reload } = useLive<List<Release>>('/v1/releases', (c) => c.kind === 'release');
+  const rows = useRows<Release>('/v1/releases', (c) => c.kind === 'release');
   return (
-    <Page title="Releases">
-      <p class="dim">Releases are signed offline; the service verifies them and cannot change them. Devices check them again by themselves.</p>
-      <Fault text={error} retry={reload} />
-      {!data && !error && <Loading />}
-      {data?.items.length === 0 && <Empty>Nothing is published. <code>tillward-provision release add</code> signs an agent, <code>tillward release publish</code> uploads it.</Empty>}
-      {data && data.items.length > 0 && (
-        <Table label="Releases" head={['Release', 'Targets', 'Published', 'By']}>
-          {data.items.map((r) => (
-            <tr key={r.id}>
-              <td>{r.id}</td>
-              <td>{r.targets.map((t) => <div key={t.path}>{t.path.split('/').pop()} <span class="dim">{bytes(t.length)}, sha256 {t.sha256.slice(0, 12)}…</span></div>)}</td>
-              <td><When at={r.published_at} /></td><td>{r.published_by}</td>
+    <Page title="Releases" lead="Signed offline. The service verifies a release and cannot change it; each device checks it once more by itself.">
+      <Fault text={rows.error} retry={rows.reload} />
+      {!rows.data && !rows.error && <Loading />}
+      {rows.data && rows.items.length === 0 && (
+        <Empty title="Nothing is published yet.">Sign an agent with <code>tillward-provision release add</code>, then upload it with <code>tillward release publish</code>.</Empty>
+      )}
+      {rows.items.length > 0 && (
+        <Table label="Releases" head={['Release', 'Files', 'Published', 'By']}>
+          {rows.items.map((r) => (
+            <tr key={r.id} data-testid="release-row">
+              <td class="name"><strong>{r.class} {r.version}</strong></td>
+              <td data-label="Files">{r.targets.map((t) => <div key={t.path}>{t.path.split('/').pop()} <small class="here" title={t.sha256}>{bytes(t.length)}, SHA-256 <code>{t.sha256.slice(0, 16)}…</code></small></div>)}</td>
+              <td data-label="Published"><When at={r.published_at} /></td><td data-label="By">{r.published_by}</td>
             </tr>
           ))}
         </Table>
       )}
+      <More rows={rows} />
     </Page>
   );
 }

@@ -2,44 +2,63 @@
 import { useEffect, useRef, useState } from 'preact/hooks';
 import uPlot from 'uplot';
 import 'uplot/dist/uPlot.min.css';
-import { get, id, type List, Problem, type Series } from '../api';
-import { short } from '../format';
+import { get, id, type List, type Series } from '../api';
+import { gaps, seriesName, short } from '../format';
 import { useLive } from '../live';
-import { Empty, Fault } from './ui';
+import { Empty, Fault, Loading, When } from './ui';
 
-const spans = { '1 h': 3600e3, '24 h': 24 * 3600e3, '7 days': 7 * 24 * 3600e3 };
+const spans = { '1 h': 3600e3, '24 h': 24 * 3600e3, '7 d': 7 * 24 * 3600e3 };
+type Span = keyof typeof spans;
 
 export function Charts({ device }: { device: string }) {
   const list = useLive<List<Series>>(`/v1/devices/${id(device)}/series`, (c) => c.kind === 'device' && c.id === device, 10_000);
   const [pick, setPick] = useState('');
-  const [range, setRange] = useState<keyof typeof spans>('1 h');
+  const [range, setRange] = useState<Span>('1 h');
   const items = list.data?.items ?? [];
-  const key = (s: Series) => `${s.peripheral}\u0000${s.name}`;
-  const chosen = items.find((s) => key(s) === pick) ?? items.find((s) => s.name === 'ReceiptLinePrintedCount' || s.name === 'memory_free_bytes') ?? items[0];
+  const key = (s: Series) => `${s.peripheral}/${s.name}`;
+  const chosen = items.find((s) => key(s) === pick) ?? items.find((s) => s.name === 'memory_free_bytes') ?? items[0];
   if (list.error) return <Fault text={list.error} retry={list.reload} />;
-  if (!chosen) return <Empty>No measurements yet. They arrive within a minute of the first connection.</Empty>;
+  if (!list.data) return <Loading />;
+  if (!chosen) return <Empty title="No measurements yet.">They arrive within a minute of the first connection, and catch up after time offline.</Empty>;
+  const owners = [...new Set(items.map((s) => s.peripheral))].sort();
   return (
     <>
       <div class="row">
-        <label>Series <select value={key(chosen)} onChange={(e) => setPick(e.currentTarget.value)}>
-          {items.map((s) => <option key={key(s)} value={key(s)}>{s.peripheral ? `${s.peripheral}: ${s.name}` : s.name}</option>)}
+        <label class="wide">Series <select value={key(chosen)} onChange={(e) => setPick(e.currentTarget.value)}>
+          {owners.map((o) => (
+            <optgroup label={o || 'The box itself'} key={o}>
+              {items.filter((s) => s.peripheral === o).map((s) => <option key={key(s)} value={key(s)}>{seriesName(s.name)}</option>)}
+            </optgroup>
+          ))}
         </select></label>
-        <label>Span <select value={range} onChange={(e) => setRange(e.currentTarget.value as keyof typeof spans)}>
-          {Object.keys(spans).map((k) => <option key={k}>{k}</option>)}
-        </select></label>
+        <fieldset class="choice"><legend>Time</legend>
+          {(Object.keys(spans) as Span[]).map((k) => <label key={k}><input type="radio" name="span" value={k} checked={range === k} onChange={() => setRange(k)} /><span>{k}</span></label>)}
+        </fieldset>
+        <p class="last"><span class="dim">Last value</span> <strong>{short(chosen.last)}</strong> <span class="dim"><When at={chosen.at} /></span></p>
       </div>
-      <Plot device={device} series={chosen} span={spans[range]} />
+      <Plot device={device} series={chosen} range={range} />
     </>
   );
 }
 
-function Plot({ device, series, span }: { device: string; series: Series; span: number }) {
+function Plot({ device, series, range }: { device: string; series: Series; range: Span }) {
   const box = useRef<HTMLDivElement>(null);
   const [error, setError] = useState('');
+  const [count, setCount] = useState<number>();
+  const [scheme, setScheme] = useState(0);
+  const span = spans[range];
+  useEffect(() => {
+    const dark = matchMedia('(prefers-color-scheme: dark)');
+    const turn = () => setScheme((n) => n + 1);
+    dark.addEventListener('change', turn);
+    return () => dark.removeEventListener('change', turn);
+  }, []);
   useEffect(() => {
     let gone = false;
     let plot: uPlot | undefined;
     const ink = getComputedStyle(document.documentElement);
+    const colour = (name: string) => ink.getPropertyValue(name).trim();
+    const window_ = { from: 0, to: 0 };
     const draw = async () => {
       const to = new Date();
       const from = new Date(to.getTime() - span);
@@ -47,24 +66,47 @@ function Plot({ device, series, span }: { device: string; series: Series; span: 
       try {
         const { points } = await get<{ points: [number, number][] }>(`/v1/devices/${id(device)}/points?${q}`);
         if (gone || !box.current) return;
-        const data: uPlot.AlignedData = [points.map((p) => p[0] / 1000), points.map((p) => p[1])];
-        if (plot) { plot.setData(data); return; }
-        const axis = { stroke: ink.getPropertyValue('--dim'), grid: { stroke: ink.getPropertyValue('--line') } };
-        plot = new uPlot({
-          width: box.current.clientWidth, height: 220, cursor: { points: { size: 6 } }, legend: { live: true },
-          series: [{}, { label: series.name, stroke: ink.getPropertyValue('--brand'), width: 2 }],
-          axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map(short) }],
-        }, data, box.current);
+        Object.assign(window_, { from: from.getTime() / 1000, to: to.getTime() / 1000 });
+        setCount(points.length);
         setError('');
+        const data = gaps(points, span / 100) as uPlot.AlignedData;
+        if (plot) { plot.setData(data); return; }
+        const axis = { stroke: colour('--dim'), grid: { stroke: colour('--line'), width: 1 }, ticks: { show: false }, font: '12px system-ui, sans-serif' };
+        plot = new uPlot({
+          width: box.current.clientWidth, height: 240, padding: [12, 12, 0, 0],
+          cursor: { points: { size: 7 }, drag: { x: false, y: false } }, legend: { live: true },
+          scales: { x: { range: () => [window_.from, window_.to] } },
+          series: [
+            { label: 'Time', value: (_, v) => (v === null ? '–' : new Date(v * 1000).toLocaleString()) },
+            { label: seriesName(series.name), stroke: colour('--brand'), fill: colour('--wash'), width: 2, points: { size: 5 }, value: (_, v) => (v === null ? '–' : v.toLocaleString()) },
+          ],
+          axes: [{ ...axis, space: 70, values: times(span) }, { ...axis, size: 58, values: (_, ticks) => ticks.map(short) }],
+        }, data, box.current);
       } catch (e) {
-        if (!gone) setError(e instanceof Problem ? e.message : String(e));
+        if (!gone) setError((e as Error).message);
       }
     };
     void draw();
-    const again = setInterval(() => void draw(), 10_000);
-    const fit = new ResizeObserver(() => { if (box.current) plot?.setSize({ width: box.current.clientWidth, height: 220 }); });
+    const again = setInterval(() => void draw(), span > 3600e3 ? 60_000 : 10_000);
+    const fit = new ResizeObserver(() => { if (box.current) plot?.setSize({ width: box.current.clientWidth, height: 240 }); });
     if (box.current) fit.observe(box.current);
     return () => { gone = true; clearInterval(again); fit.disconnect(); plot?.destroy(); };
-  }, [device, series.peripheral, series.name, span]);
-  return <><Fault text={error} /><div ref={box} class="plot" data-testid="chart" role="img" aria-label={`${series.name} over time; last value ${series.last}`} /></>;
+  }, [device, series.peripheral, series.name, span, scheme]);
+  return (
+    <>
+      <Fault text={error} />
+      {count === 0 && <p class="dim">Nothing was measured in this time. Choose a longer one.</p>}
+      <div ref={box} class="plot" data-testid="chart" role="img" aria-label={`${seriesName(series.name)} over ${range}, ${count ?? 0} values, the last is ${short(series.last)}`} />
+    </>
+  );
+}
+
+/** The words at the time axis: the clock within a day, the date beyond it. */
+function times(span: number): (u: uPlot, ticks: number[]) => string[] {
+  const style: Intl.DateTimeFormatOptions = span > 24 * 3600e3 ? { month: 'short', day: 'numeric' } : { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' };
+  let before = '';
+  return (_, ticks) => {
+    before = '';
+    return ticks.map((t) => { const s = new Date(t * 1000).toLocaleString(undefined, style); const same = s === before; before = s; return same ? '' : s; });
+  };
 }

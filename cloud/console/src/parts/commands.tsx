@@ -1,62 +1,112 @@
 import { useState } from 'preact/hooks';
 import { type Command, id, type List, post } from '../api';
-import { words } from '../format';
-import { useLive } from '../live';
-import { Badge, Card, Empty, Fault, Table, When } from './ui';
+import { span, words } from '../format';
+import { useRows } from '../live';
+import { Badge, Card, Empty, Fault, Loading, More, Operators, Table, When } from './ui';
 
 const verbs: Record<string, string> = {
-  identify: 'Makes itself known: prints a slip and says who it is.',
+  identify: 'The till makes itself known: it prints a slip and says who it is.',
   'print-test': 'Prints a short test page and says whether it came out.',
-  'collect-logs': 'Sends the last lines of the agent\'s log.',
-  'set-config': 'Changes the label, the pace of measuring or the log level.',
-  reboot: 'Restarts the box. Selling stops until it is back.',
+  'collect-logs': 'Fetches the last lines of the agent\'s log.',
+  'set-config': 'Changes one setting of the agent; the device checks it first.',
+  reboot: 'Restarts the box. Selling stops until it is back, a minute or two.',
+};
+const settings: Record<string, string> = {
+  label: 'up to 64 characters', poll_s: 'seconds, 5 to 3600', telemetry_s: 'seconds, 1 to 3600', log_level: 'debug, info, warn or error',
 };
 
-export function Commands({ device }: { device: string }) {
-  const list = useLive<List<Command>>(`/v1/commands?device=${id(device)}&limit=20`, (c) => c.kind === 'command', 500);
+export function Commands({ device, online }: { device: string; online: boolean }) {
+  const rows = useRows<Command>(`/v1/commands?device=${id(device)}`, (c) => c.kind === 'command', 20, 500);
+  return (
+    <Card title="Commands" note="Signed, run at most once, and written to the audit trail.">
+      <Operators what="sending a command"><Send device={device} online={online} sent={rows.reload} /></Operators>
+      <Fault text={rows.error} retry={rows.reload} />
+      {!rows.data && !rows.error && <Loading />}
+      {rows.data && rows.items.length === 0 && <Empty title="No command has been sent to this device.">Try <em>identify</em>: it is harmless and shows that the way there and back works.</Empty>}
+      {rows.items.length > 0 && (
+        <Table label="Commands" head={['Command', 'State', 'Issued', 'By', 'Result']}>{rows.items.map((c) => <Row c={c} key={c.id} />)}</Table>
+      )}
+      <More rows={rows} />
+    </Card>
+  );
+}
+
+function Row({ c }: { c: Command }) {
+  const took = c.issued_at && c.ended_at ? span(Date.parse(c.ended_at) - Date.parse(c.issued_at)) : '';
+  return (
+    <tr data-testid="command-row" data-state={c.state} data-verb={c.verb}>
+      <td class="name"><strong>{c.verb}</strong><small>{Object.entries(c.args ?? {}).map(([k, v]) => `${k} = ${v}`).join(', ')}</small></td>
+      <td data-label="State"><Badge state={c.state} />{took && c.state === 'SUCCEEDED' && <small>in {took}</small>}</td>
+      <td data-label="Issued"><When at={c.issued_at} /></td>
+      <td data-label="By">{c.by}{c.reason && <small>{c.reason}</small>}</td>
+      <td data-label="Result" class="detail">
+        {c.code && c.code !== 'OK' && <strong>{words(c.code)}</strong>}{c.text && <span>{c.text}</span>}
+        {c.state === 'QUEUED' && <span class="dim">waits for the device</span>}
+        {c.output && <Output c={c} />}
+      </td>
+    </tr>
+  );
+}
+
+/** What a command brought back: shown when it is text, and always there to keep. */
+function Output({ c }: { c: Command }) {
+  const text = c.output_encoding !== 'base64';
+  const save = () => {
+    const bytes = text ? c.output : Uint8Array.from(atob(c.output), (x) => x.charCodeAt(0));
+    const url = URL.createObjectURL(new Blob([bytes], { type: 'application/octet-stream' }));
+    const a = Object.assign(document.createElement('a'), { href: url, download: `${c.verb}-${c.id}${text ? '.txt' : '.bin'}` });
+    a.click();
+    setTimeout(() => URL.revokeObjectURL(url), 10_000);
+  };
+  return (
+    <details>
+      <summary>Output</summary>
+      {text ? <pre tabIndex={0} aria-label={`Output of ${c.verb}`}>{c.output}</pre> : <p class="dim">Not text.</p>}
+      <button type="button" onClick={save}>Save to a file</button>
+    </details>
+  );
+}
+
+function Send({ device, online, sent }: { device: string; online: boolean; sent: () => void }) {
   const [verb, setVerb] = useState('identify');
   const [reason, setReason] = useState('');
   const [key, setKey] = useState('label');
   const [value, setValue] = useState('');
   const [sure, setSure] = useState(false);
+  const [busy, setBusy] = useState(false);
   const [error, setError] = useState('');
+  const [done, setDone] = useState('');
+  const reboot = verb === 'reboot';
   const send = async (e: Event) => {
     e.preventDefault();
+    setBusy(true);
     try {
-      await post('/v1/commands', { device, verb, reason, args: verb === 'set-config' ? { [key]: value } : {} });
+      await post<List<Command>>('/v1/commands', { device, verb, reason, args: verb === 'set-config' ? { [key]: value } : {} });
       setError('');
       setSure(false);
-      list.reload();
-    } catch (err) { setError((err as Error).message); }
+      setReason('');
+      setDone(`${verb} is on its way.`);
+      sent();
+    } catch (err) { setError((err as Error).message); setDone(''); }
+    setBusy(false);
   };
   return (
-    <Card title="Commands">
-      <form class="row" onSubmit={(e) => void send(e)}>
-        <label>Command <select value={verb} data-testid="command-verb" onChange={(e) => setVerb(e.currentTarget.value)}>
+    <form class={`inset ${reboot ? 'grave' : ''}`} onSubmit={(e) => void send(e)}>
+      <div class="row">
+        <label>Command <select value={verb} data-testid="command-verb" onChange={(e) => { setVerb(e.currentTarget.value); setSure(false); setDone(''); }}>
           {Object.keys(verbs).map((v) => <option key={v}>{v}</option>)}
         </select></label>
         {verb === 'set-config' && <>
-          <label>Setting <select value={key} onChange={(e) => setKey(e.currentTarget.value)}>{['label', 'poll_s', 'telemetry_s', 'log_level'].map((k) => <option key={k}>{k}</option>)}</select></label>
-          <label>Value <input value={value} required onInput={(e) => setValue(e.currentTarget.value)} /></label>
+          <label>Setting <select value={key} onChange={(e) => setKey(e.currentTarget.value)}>{Object.keys(settings).map((k) => <option key={k}>{k}</option>)}</select></label>
+          <label>Value <input value={value} required placeholder={settings[key]} onInput={(e) => setValue(e.currentTarget.value)} /></label>
         </>}
-        <label>Reason <input value={reason} required={verb === 'reboot'} placeholder="kept in the audit trail" onInput={(e) => setReason(e.currentTarget.value)} /></label>
-        {verb === 'reboot' && <label class="check"><input type="checkbox" checked={sure} onChange={(e) => setSure(e.currentTarget.checked)} /> Restart it now</label>}
-        <button type="submit" class="main" data-testid="command-send" disabled={verb === 'reboot' && !sure}>Send</button>
-      </form>
-      <p class="dim">{verbs[verb]} A device that is offline gets it when it returns, within an hour.</p>
-      <Fault text={error || list.error} />
-      {list.data?.items.length === 0 && <Empty>No command has been sent to this device.</Empty>}
-      {list.data && list.data.items.length > 0 && (
-        <Table label="Commands" head={['Command', 'State', 'Issued', 'By', 'Reason', 'Result']}>
-          {list.data.items.map((c) => (
-            <tr key={c.id} data-testid="command-row" data-state={c.state} data-verb={c.verb}>
-              <td>{c.verb}<small>{Object.entries(c.args ?? {}).map(([k, v]) => `${k}=${v}`).join(' ')}</small></td>
-              <td><Badge state={c.state} /></td><td><When at={c.issued_at} /></td><td>{c.by}</td><td>{c.reason}</td>
-              <td>{c.code && <span>{words(c.code)} </span>}{c.text}{c.output && <details><summary>Output</summary><pre tabIndex={0}>{c.output}</pre></details>}</td>
-            </tr>
-          ))}
-        </Table>
-      )}
-    </Card>
+        <label class="wide">{reboot ? 'Reason' : 'Reason (optional)'} <input value={reason} required={reboot} maxLength={512} placeholder="Kept in the audit trail" onInput={(e) => setReason(e.currentTarget.value)} /></label>
+        {reboot && <label class="check"><input type="checkbox" checked={sure} onChange={(e) => setSure(e.currentTarget.checked)} /> Yes, restart it now</label>}
+        <button type="submit" class={reboot ? 'danger' : 'main'} data-testid="command-send" disabled={busy || (reboot && (!sure || !reason.trim()))}>Send</button>
+      </div>
+      <p class="dim">{verbs[verb]}{!online && ' The device is offline: it gets the command when it returns, within an hour.'}</p>
+      <div aria-live="polite">{done && <p class="ink good">{done}</p>}</div>
+      <Fault text={error} />
+    </form>
   );
 }

@@ -1,38 +1,55 @@
 import { useState } from 'preact/hooks';
-import { type AuditEvent, type Chain, get, type List } from '../api';
-import { useLive } from '../live';
-import { Badge, Card, Empty, Fault, Loading, Table, When } from './ui';
+import { type AuditEvent, type Chain, get } from '../api';
+import { clock } from '../format';
+import { type Change, now, useRows } from '../live';
+import { Badge, Card, Empty, Fault, Loading, More, Table, When } from './ui';
 
-/** An audit trail, newest first, and the proof that it is whole. */
-export function Trail({ title, path, concerns }: { title: string; path: string; concerns: (c: { kind: string; id: string }) => boolean }) {
-  const { data, error, reload } = useLive<List<AuditEvent>>(`${path}?limit=50`, concerns);
-  const [chain, setChain] = useState<Chain>();
+/** An audit trail, newest first, and the proof that it is whole. Of a device's own trail, the device is not named in every row. */
+export function Trail({ title, path, own, concerns }: { title: string; path: string; own?: string; concerns: (c: Change) => boolean }) {
+  const rows = useRows<AuditEvent>(path, concerns);
+  const [chain, setChain] = useState<Chain & { at: string }>();
+  const [busy, setBusy] = useState(false);
   const [fault, setFault] = useState('');
   const verify = async () => {
-    try { setChain(await get<Chain>(`${path}/verify`)); setFault(''); } catch (e) { setFault((e as Error).message); }
+    setBusy(true);
+    try { setChain({ ...await get<Chain>(`${path}/verify`), at: new Date(now.peek()).toISOString() }); setFault(''); } catch (e) { setFault((e as Error).message); }
+    setBusy(false);
   };
   return (
-    <Card title={title} aside={<button type="button" data-testid="audit-verify" onClick={() => void verify()}>Verify chain</button>}>
+    <Card title={title} note="Each entry holds the hash of the one before." aside={<button type="button" data-testid="audit-verify" disabled={busy} onClick={() => void verify()}>{busy ? 'Verifying…' : 'Verify chain'}</button>}>
       <div aria-live="polite">
         {chain && <p data-testid="audit-verify-result" data-ok={chain.ok} class={chain.ok ? 'ok' : 'fault'}>
-          {chain.ok ? `The chain is whole: ${chain.entries} entries, each holds the hash of the one before.` : `The chain is broken at entry ${chain.broken_at}: ${chain.text}`}
+          {chain.ok
+            ? <>The chain is whole: {chain.entries} entries, {chain.first} to {chain.last}. Checked <When at={chain.at} />.</>
+            : <><strong>The chain is broken at entry {chain.broken_at}.</strong> {chain.text} Take the device out of use and keep its disk.</>}
         </p>}
       </div>
-      <Fault text={error || fault} retry={reload} />
-      {!data && !error && <Loading />}
-      {data?.items.length === 0 && <Empty>No entries yet.</Empty>}
-      {data && data.items.length > 0 && (
-        <Table label={title} head={['No.', 'When', 'What', 'Subject', 'By', 'Detail']}>
-          {data.items.map((e) => (
-            <tr key={e.seq} data-testid="audit-row">
-              <td>{e.seq}</td><td><When at={e.at} /></td>
-              <td>{e.severity !== 'info' && <Badge state={e.severity} />} {e.kind}</td>
-              <td>{e.subject}</td><td>{e.actor}</td>
-              <td>{Object.entries(e.detail ?? {}).filter(([, v]) => v).map(([k, v]) => `${k}: ${v}`).join(', ')}</td>
-            </tr>
-          ))}
+      <Fault text={rows.error || fault} retry={rows.reload} />
+      {!rows.data && !rows.error && <Loading />}
+      {rows.data && rows.items.length === 0 && <Empty title="No entries yet.">Enrolments, connections, commands and updates are written here.</Empty>}
+      {rows.items.length > 0 && (
+        <Table label={title} head={own ? ['No.', 'When', 'What', 'Detail'] : ['No.', 'When', 'What', 'Subject', 'By', 'Detail']}>
+          {rows.items.map((e) => <Row e={e} own={own} key={e.seq} />)}
         </Table>
       )}
+      <More rows={rows} />
     </Card>
+  );
+}
+
+function Row({ e, own }: { e: AuditEvent; own: string | undefined }) {
+  const detail = Object.entries(e.detail ?? {}).filter(([, v]) => v);
+  const about = own ? [['subject', e.subject], ['by', e.actor]].filter(([, v]) => v && v !== own && v !== 'agent') : [];
+  return (
+    <tr data-testid="audit-row" data-seq={e.seq}>
+      <td data-label="No." class="num">{e.seq}</td>
+      <td data-label="When"><When at={e.at} /></td>
+      <td data-label="What">{e.kind}{e.severity !== 'info' && <> <Badge state={e.severity} /></>}</td>
+      {!own && <><td data-label="Subject">{e.subject}</td><td data-label="By">{e.actor}</td></>}
+      <td data-label="Detail" class="detail">
+        {[...about, ...detail].map(([k, v]) => <span key={k}><span class="dim">{k}</span> {v}</span>)}
+        <details><summary>Hash</summary><small><code>{e.hash}</code> follows <code>{e.prev}</code>{e.stored_at && `; stored ${clock(e.stored_at)}`}</small></details>
+      </td>
+    </tr>
   );
 }

@@ -1,12 +1,32 @@
 // Small pieces that every page uses.
 import type { ComponentChildren } from 'preact';
 import { useEffect, useRef } from 'preact/hooks';
-import { ago, clock, tone, words } from '../format';
+import { ago, clock, tone, type Tone, words } from '../format';
 import { now } from '../live';
+import { operator } from '../session';
 
-/** A state, in words and colour; the words alone say it. */
-export function Badge({ state, testid, text }: { state: string; testid?: string; text?: string }) {
-  return <span class={`badge ${tone(state)}`} data-testid={testid}>{text ?? words(state || 'unknown')}</span>;
+const shapes: Record<Tone, string> = {
+  good: 'M3 8.5l3.2 3L13 4.8', warn: 'M8 3.5v5.5M8 11.8v.7', bad: 'M4 4l8 8M12 4l-8 8', busy: 'M8 3.5V8l3 2', dim: 'M4 8h8',
+};
+
+/** The mark: a till's drawer under a roof. */
+export function Mark() {
+  return <svg class="mark" viewBox="0 0 32 32" aria-hidden="true"><path d="M16 3 29 9v8c0 6.5-5 10.5-13 12C8 27.5 3 23.5 3 17V9z" /><path class="in" d="M10 14h12M10 19h12M14 14v5" /></svg>;
+}
+
+/** A state, in words, colour and shape; the words alone say it. */
+export function Badge({ state, testid, text, as }: { state: string; testid?: string; text?: string; as?: Tone }) {
+  const t = as ?? tone(state);
+  return (
+    <span class={`badge ${t}`} data-testid={testid}>
+      <svg viewBox="0 0 16 16" aria-hidden="true"><path d={shapes[t]} /></svg>{text ?? words(state || 'unknown')}
+    </span>
+  );
+}
+
+/** The health of a peripheral or a device: what cannot tell says so. */
+export function Health({ health }: { health: string }) {
+  return <Badge state={health} text={health === 'Unknown' || !health ? 'cannot tell' : undefined} />;
 }
 
 export function When({ at }: { at: string | null }) {
@@ -14,21 +34,28 @@ export function When({ at }: { at: string | null }) {
 }
 
 /** A page: its heading takes the focus when it is come to. */
-export function Page({ title, aside, children }: { title: string; aside?: ComponentChildren; children: ComponentChildren }) {
+export function Page({ title, lead, up, aside, children }: {
+  title: string; lead?: ComponentChildren; up?: [to: string, text: string]; aside?: ComponentChildren; children: ComponentChildren;
+}) {
   const h = useRef<HTMLHeadingElement>(null);
-  useEffect(() => { document.title = `${title} - Tillward`; h.current?.focus(); }, [title]);
+  useEffect(() => { h.current?.focus({ preventScroll: true }); }, []);
+  useEffect(() => { document.title = `${title} – Tillward`; }, [title]);
   return (
-    <main id="main">
-      <div class="head"><h1 ref={h} tabIndex={-1}>{title}</h1>{aside}</div>
+    <main id="main" tabIndex={-1}>
+      <div class="title">
+        {up && <a class="up" href={up[0]}>‹ {up[1]}</a>}
+        <div class="head"><h1 ref={h} tabIndex={-1}>{title}</h1>{aside}</div>
+        {lead && <p class="lead">{lead}</p>}
+      </div>
       {children}
     </main>
   );
 }
 
-export function Card({ title, aside, children, testid }: { title: string; aside?: ComponentChildren; children: ComponentChildren; testid?: string }) {
+export function Card({ title, note, aside, children }: { title: string; note?: ComponentChildren; aside?: ComponentChildren; children: ComponentChildren }) {
   return (
-    <section class="card" aria-label={title} data-testid={testid}>
-      <div class="head"><h2>{title}</h2>{aside}</div>
+    <section class="card" aria-label={title}>
+      <div class="head"><div><h2>{title}</h2>{note && <p class="dim">{note}</p>}</div>{aside}</div>
       {children}
     </section>
   );
@@ -36,18 +63,34 @@ export function Card({ title, aside, children, testid }: { title: string; aside?
 
 export function Fault({ text, retry }: { text: string; retry?: () => void }) {
   if (!text) return null;
-  return <p class="fault" role="alert">{text} {retry && <button type="button" onClick={retry}>Try again</button>}</p>;
+  return <p class="fault" role="alert"><span>{text}</span> {retry && <button type="button" onClick={retry}>Try again</button>}</p>;
 }
 
-export function Loading() { return <p class="dim" role="status">Loading…</p>; }
+/** Grey lines where rows will be. */
+export function Loading() {
+  return <div class="loading" role="status"><span class="hidden">Loading</span><i /><i /><i /></div>;
+}
 
-export function Empty({ children }: { children: ComponentChildren }) { return <p class="empty">{children}</p>; }
+export function Empty({ title, children }: { title: string; children?: ComponentChildren }) {
+  return <div class="empty"><strong>{title}</strong>{children && <p>{children}</p>}</div>;
+}
 
-/** A table that scrolls by itself on a narrow screen. */
+/** Its children for those who may act; the others learn why there is nothing to press. */
+export function Operators({ what, children }: { what: string; children: ComponentChildren }) {
+  return operator.value ? <>{children}</> : <p class="dim">Your token may look, not act: {what} takes one with the role operator.</p>;
+}
+
+/** A table; on a phone each row becomes a small card, its cells named by the head. */
 export function Table({ label, head, children }: { label: string; head: string[]; children: ComponentChildren }) {
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label={label}>
       <table><thead><tr>{head.map((h) => <th scope="col" key={h}>{h}</th>)}</tr></thead><tbody>{children}</tbody></table>
     </div>
   );
+}
+
+/** The end of a list that goes on. */
+export function More({ rows }: { rows: { more: (() => void) | undefined; full: boolean } }) {
+  if (rows.full) return <p class="dim">These are the first 1000. The command line reads on: <code>tillward --help</code>.</p>;
+  return rows.more ? <button type="button" class="more" onClick={rows.more}>Show more</button> : null;
 }
