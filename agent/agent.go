@@ -211,7 +211,7 @@ func (a *Agent) watch(ctx context.Context) error {
 		select {
 		case <-a.again:
 			cancel()
-			<-done // it was told to end; its last batch is queued
+			<-done //nolint:errcheck // it was told to end; its last batch is queued
 		case err = <-done:
 		}
 		cancel()

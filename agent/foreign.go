@@ -47,7 +47,7 @@ func (a *Agent) setAside(f *foreign) error {
 	books := filepath.Join(a.cfg.StateDir, "spool.db")
 	to := fmt.Sprintf("%s%s%s-%d", books, aside, f.device, time.Now().Unix())
 	for _, part := range []string{"-wal", ""} { // empty after an orderly end, and then without it
-		if err := os.Rename(books+part, to+part); err != nil && !(part != "" && errors.Is(err, fs.ErrNotExist)) {
+		if err := os.Rename(books+part, to+part); err != nil && (part == "" || !errors.Is(err, fs.ErrNotExist)) {
 			return fmt.Errorf("set the books of device %s aside: %w", f.device, err)
 		}
 	}

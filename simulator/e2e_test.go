@@ -231,7 +231,7 @@ func children(t *testing.T) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, pid := range strings.Fields(string(b)) {
+		for pid := range strings.FieldsSeq(string(b)) {
 			name, _ := os.ReadFile("/proc/" + pid + "/cmdline")
 			out = append(out, pid+" "+strings.ReplaceAll(string(name), "\x00", " "))
 		}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,7 @@ import (
 //	service restart
 //	release add VERSION                sign the next agent as VERSION and publish it
 //	release flip VERSION               flip a byte of it on the service's disk
+//	release dead VERSION               an agent that passes its self-check and then does not live
 //	release expire                     sign a timestamp there that has run out
 //	rollout VERSION                    to every till; ends an open one
 //	command NAME N VERB [ARG...] [in=SECONDS]   send a command; NAME is ours
@@ -205,6 +207,12 @@ func (s *scenario) release(args []string) error {
 	switch args[0] {
 	case "add":
 		return s.world.Release(s.ctx, args[1], s.next)
+	case "dead":
+		file := filepath.Join(s.dir, "dead-agent")
+		if err := os.WriteFile(file, []byte("#!/bin/sh\n[ \"$1\" = -selfcheck ]\n"), 0o600); err != nil {
+			return err
+		}
+		return s.world.Release(s.ctx, args[1], file)
 	case "flip":
 		names, err := filepath.Glob(filepath.Join(published, "targets", "agent", args[1], "*"))
 		if err != nil || len(names) != 1 {
@@ -348,9 +356,7 @@ func (s *scenario) is(ctx context.Context, what []string) (ok bool, got string, 
 		for _, p := range list {
 			fields := p.(map[string]any)
 			if sensors, _ := fields["sensors"].(map[string]any); fields["id"] == args[1] {
-				for k, v := range sensors {
-					fields[k] = v
-				}
+				maps.Copy(fields, sensors)
 				return match(fields, args[2:]), text(fields), err
 			}
 		}
@@ -480,9 +486,7 @@ func (s *scenario) happened(trail []event, kind string, with []string) bool {
 				fields["subject"] = name
 			}
 		}
-		for k, v := range e.Detail {
-			fields[k] = v
-		}
+		maps.Copy(fields, e.Detail)
 		if e.Kind == kind && match(fields, slices.DeleteFunc(slices.Clone(with), func(c string) bool { return strings.HasPrefix(c, "count") })) {
 			n++
 		}
