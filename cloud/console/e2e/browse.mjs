@@ -34,6 +34,7 @@ const tid = (id) => page.getByTestId(id);
 
 /** Looks at the page in both colour schemes and at the width of a phone. */
 async function look(name) {
+  await page.evaluate(() => scrollTo(0, 0));
   for (const scheme of ['light', 'dark']) {
     await page.emulateMedia({ colorScheme: scheme, reducedMotion: 'reduce' });
     await page.evaluate(axe);

@@ -43,7 +43,7 @@ function Row({ e, name }: { e: Execution; name: string | undefined }) {
     <tr data-testid="execution-row" data-state={e.state} data-device={e.device}>
       <td class="name"><a href={`/device/${e.device}`}>{name || e.device}</a>{name && <small>{e.device}</small>}</td>
       <td data-label="State"><Badge state={e.state} /></td>
-      <td data-label="Version">{e.from || '–'} → {e.to || '–'}</td>
+      <td data-label="Version" class="ver">{e.from || '–'} → {e.to || '–'}</td>
       <td data-label="Download">{loading && <progress value={e.done} max={e.total} aria-label="downloaded" />}<small>{e.total > 0 ? (loading ? `${bytes(e.done)} of ${bytes(e.total)}` : bytes(e.total)) : '–'}</small></td>
       <td data-label="Detail" class="detail">{e.reason && <strong>{words(e.reason)}</strong>}<span>{e.text}</span></td>
       <td data-label="Changed"><When at={e.updated_at} /></td>

@@ -14,7 +14,7 @@ export function Progress({ counts, total, legend }: { counts: Record<string, num
         {parts.map((p) => { const w = (p.n * 100) / Math.max(total, 1); const r = <rect key={p.tone} x={x} y="0" width={w} height="4" class={p.tone} />; x += w; return r; })}
       </svg>
       {legend && total > 0
-        ? <figcaption class="legend">{parts.map((p) => <span key={p.tone}><i class={p.tone} /><strong>{p.n}</strong> {names[p.tone]} <span class="dim">{p.text}</span></span>)}</figcaption>
+        ? <figcaption class="legend">{parts.map((p) => <span key={p.tone}><i class={p.tone} /><strong>{p.n}</strong> {names[p.tone]} <span class="dim">{p.text.includes(',') ? p.text : p.text.replace(/^\d+ /, '')}</span></span>)}</figcaption>
         : <figcaption>{total > 0 ? `${done} of ${total} done${parts.some((p) => p.tone === 'bad' || p.tone === 'warn') ? `, ${parts.filter((p) => p.tone === 'bad' || p.tone === 'warn').map((p) => p.text).join(', ')}` : ''}` : text}</figcaption>}
     </figure>
   );

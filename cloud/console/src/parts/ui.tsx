@@ -6,7 +6,7 @@ import { now } from '../live';
 import { operator } from '../session';
 
 const shapes: Record<Tone, string> = {
-  good: 'M3 8.5l3.2 3L13 4.8', warn: 'M8 3.5v5.5M8 11.8v.7', bad: 'M4 4l8 8M12 4l-8 8', busy: 'M8 3.5V8l3 2', dim: 'M4 8h8',
+  good: 'M3 8.5l3.2 3L13 4.8', warn: 'M8 3.5v5.5M8 11.8v.7', bad: 'M4 4l8 8M12 4l-8 8', busy: 'M3.5 8h.01M8 8h.01M12.5 8h.01', dim: 'M4 8h8',
 };
 
 /** The mark: a till's drawer under a roof. */
