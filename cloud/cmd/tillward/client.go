@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -38,7 +39,10 @@ func (c *client) open() error {
 		return usage{fmt.Errorf("operator token: %w", err)}
 	}
 	c.token = strings.TrimSpace(string(b))
-	tr := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}}
+	tr := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, TLSHandshakeTimeout: 10 * time.Second,
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
+	}
 	if c.ca != "" {
 		pem, err := os.ReadFile(c.ca)
 		if err != nil {
@@ -116,6 +120,14 @@ func (c *client) do(ctx context.Context, method, path, kind string, body io.Read
 		return fmt.Errorf("read the answer: %w", err)
 	}
 	return nil
+}
+
+// seconds is a span as the API takes it, where 0 would mean something else.
+func seconds(flag string, d time.Duration) (int, error) {
+	if d < time.Second {
+		return 0, usage{fmt.Errorf("%s %s: give at least 1s", flag, d)}
+	}
+	return int(d / time.Second), nil
 }
 
 // page is one page of a list, items as they came.

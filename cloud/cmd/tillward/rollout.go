@@ -209,8 +209,12 @@ type rolloutStart struct {
 
 // Run implements the command.
 func (c *rolloutStart) Run(ctx context.Context, o *out, api *client) error {
+	deadline, err := seconds("--deadline", c.Deadline)
+	if err != nil {
+		return err
+	}
 	var raw json.RawMessage
-	in := map[string]any{"release": c.Release, "group": c.Group, "deadline_s": int(c.Deadline.Seconds()), "max_failed": c.MaxFailed}
+	in := map[string]any{"release": c.Release, "group": c.Group, "deadline_s": deadline, "max_failed": c.MaxFailed}
 	if err := api.post(ctx, "/v1/rollouts", in, &raw); err != nil {
 		return err
 	}

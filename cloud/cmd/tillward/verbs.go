@@ -98,8 +98,8 @@ func (c *deviceShow) Run(ctx context.Context, o *out, api *client) error {
 		return fmt.Errorf("read the answer: %w", err)
 	}
 	tw := tabwriter.NewWriter(o.w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(tw, "device\t%s\nserial\t%s\nsite, group\t%s, %s\ntrust\t%s, tier %s %s\nseen\t%s\nagent\t%s, slot %s\nsamples\t%d\naudit\t%d entries, chain ok: %v\n",
-		d.ID, d.Serial, d.Site, d.Group, d.Trust, d.Tier, strings.Join(d.TrustReasons, "; "), d.seen(), d.AgentVersion, d.Slot, d.Samples, d.AuditHead, d.AuditOK)
+	fmt.Fprintf(tw, "device\t%s\nlabel\t%s\nserial\t%s\nsite, group\t%s, %s\ntrust\t%s, tier %s %s\nseen\t%s\nagent\t%s, slot %s\nsamples\t%d\naudit\t%d entries, chain ok: %v\n",
+		d.ID, d.Label, d.Serial, d.Site, d.Group, d.Trust, d.Tier, strings.Join(d.TrustReasons, "; "), d.seen(), d.AgentVersion, d.Slot, d.Samples, d.AuditHead, d.AuditOK)
 	for _, p := range d.Peripherals {
 		sim := ""
 		if p.Simulated {
@@ -152,7 +152,11 @@ func (c *commandSend) Run(ctx context.Context, o *out, api *client) error {
 		}
 		args[k] = v
 	}
-	in := map[string]any{"verb": c.Verb, "args": args, "reason": c.Reason, "expires_in_s": int(c.Expires.Seconds())}
+	life, err := seconds("--expires", c.Expires)
+	if err != nil {
+		return err
+	}
+	in := map[string]any{"verb": c.Verb, "args": args, "reason": c.Reason, "expires_in_s": life}
 	if g, ok := strings.CutPrefix(c.Device, "group:"); ok {
 		in["group"] = g
 	} else {
@@ -311,7 +315,14 @@ func (c *tokenCreate) Run(ctx context.Context, o *out, api *client) error {
 		Role  string `json:"role"`
 		Token string `json:"token"`
 	}
-	in := map[string]any{"name": c.Name, "role": c.Role, "expires_in_s": int(c.Expires.Seconds())}
+	life := 0
+	if c.Expires != 0 {
+		var err error
+		if life, err = seconds("--expires", c.Expires); err != nil {
+			return err
+		}
+	}
+	in := map[string]any{"name": c.Name, "role": c.Role, "expires_in_s": life}
 	if err := api.post(ctx, "/v1/tokens", in, &t); err != nil {
 		return err
 	}

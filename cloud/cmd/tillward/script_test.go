@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/tillward/tillward/cloud/internal/account"
+	"github.com/tillward/tillward/cloud/internal/api"
+	"github.com/tillward/tillward/cloud/internal/catalog"
+	"github.com/tillward/tillward/cloud/internal/dispatch"
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/internal/live"
+	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/trust"
+)
+
+func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"tillward": main}) }
+
+// TestScripts runs the sessions in testdata, each against a service of its own:
+// the API over a real store with devices d1, d2 (canary) and d3, none online.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata", Setup: setup,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"grab": grab, "release": addRelease, "end": end, "exits": exits, "tamper": tamper,
+		},
+	})
+}
+
+type storeKey struct{}
+
+// unplugged reaches no device.
+type unplugged struct{}
+
+func (unplugged) Send(fleet.DeviceID, wire.Channel, []byte) error { return errors.New("not connected") }
+
+func setup(env *testscript.Env) error {
+	ctx, quiet, dir := context.Background(), slog.New(slog.DiscardHandler), filepath.Join(env.WorkDir, ".service")
+	st, err := store.Open(ctx, dir, quiet)
+	if err != nil {
+		return err
+	}
+	for i, group := range []string{"canary", "canary", "rest"} {
+		id := "d" + string(rune('1'+i))
+		err := st.Enrol(ctx, fleet.Device{ID: fleet.DeviceID(id), Tenant: "main", Tier: fleet.TierC, Serial: "S-" + id, Site: "berlin", Group: group, EKHash: id, EnrolledAt: time.Now()})
+		if err != nil {
+			return err
+		}
+	}
+	accounts := account.New(st)
+	for _, role := range []fleet.Role{fleet.Viewer, fleet.Operator, fleet.Admin} {
+		plain, _, err := accounts.Issue(ctx, "main", string(role), role, 0, "test")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(env.WorkDir, string(role)+".token"), []byte(plain+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
+	cat, err := catalog.Open(filepath.Join(dir, "artifacts"))
+	if err != nil {
+		return err
+	}
+	key, err := trust.NewKey(filepath.Join(dir, "order.key"))
+	if err != nil {
+		return err
+	}
+	d := dispatch.New(dispatch.Options{Store: st, Signer: trust.NewOrderSigner(key), Sender: unplugged{}, Changed: func(fleet.Command) {}, Log: quiet})
+	hub := &live.Hub{}
+	srv := httptest.NewUnstartedServer(api.New(api.Deps{
+		Tenant: "main", Store: st, Accounts: accounts, Send: d.Send, Publish: cat.Publish, Watch: hub.Subscribe, Changed: hub.Publish, Wake: func() {}, Version: "1", Log: quiet,
+	}))
+	srv.Config.ErrorLog = slog.NewLogLogger(quiet.Handler(), slog.LevelError)
+	srv.StartTLS()
+	env.Defer(func() {
+		srv.Close()
+		_ = st.Close()
+	})
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(filepath.Join(env.WorkDir, "roots.pem"), ca, 0o600); err != nil {
+		return err
+	}
+	env.Values[storeKey{}] = st
+	env.Setenv("TILLWARD_SERVER", srv.URL)
+	env.Setenv("TILLWARD_TOKEN_FILE", filepath.Join(env.WorkDir, "admin.token"))
+	env.Setenv("TILLWARD_CA", filepath.Join(env.WorkDir, "roots.pem"))
+	return nil
+}
+
+// grab VAR REGEXP sets a variable to the first group in the last output.
+func grab(ts *testscript.TestScript, neg bool, args []string) {
+	m := regexp.MustCompile(args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if neg || m == nil {
+		ts.Fatalf("no %s in the output", args[1])
+	}
+	ts.Setenv(args[0], m[1])
+}
+
+// exits CODE ARGS... runs tillward and wants that exit code.
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	code := 0
+	if err := ts.Exec("tillward", args[1:]...); err != nil {
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok {
+			ts.Fatalf("%v", err)
+		}
+		code = exit.ExitCode()
+	}
+	if args[0] != strconv.Itoa(code) {
+		ts.Fatalf("exit code %d, want %s", code, args[0])
+	}
+}
+
+// addRelease DIR VERSION adds a release to the repository in DIR, which it makes when it is not there.
+func addRelease(ts *testscript.TestScript, _ bool, args []string) {
+	dir, keyDir := ts.MkAbs(args[0]), ts.MkAbs(args[0]+"-keys")
+	keys, repo := trust.Keys{}, &trust.Repository{Dir: dir}
+	for _, role := range []string{trust.RoleRoot, trust.RoleTargets, trust.RoleSnapshot, trust.RoleTimestamp} {
+		ts.Check(os.MkdirAll(keyDir, 0o700))
+		path := filepath.Join(keyDir, role+".pem")
+		k, err := trust.ReadKey(path)
+		if errors.Is(err, os.ErrNotExist) {
+			k, err = trust.NewKey(path)
+		}
+		ts.Check(err)
+		keys[role] = []ed25519.PrivateKey{k}
+	}
+	if _, err := os.Stat(dir); err != nil {
+		_, err := trust.InitRepository(dir, keys, nil)
+		ts.Check(err)
+	}
+	bin := filepath.Join(keyDir, "agent")
+	ts.Check(os.WriteFile(bin, []byte("agent "+args[1]), 0o600))
+	ts.Check(repo.Add([]trust.NewTarget{{
+		Path: "agent/" + args[1] + "/tillward-agent-linux-amd64", File: bin, Custom: trust.Custom{Class: "agent", Version: args[1], OS: "linux", Arch: "amd64"},
+	}}, keys))
+}
+
+// end ROLLOUT lets every device of a rollout succeed and the rollout end.
+func end(ts *testscript.TestScript, _ bool, args []string) {
+	st, id, ctx := ts.Value(storeKey{}).(*store.Store), fleet.RolloutID(args[0]), context.Background()
+	_, err := st.Enlist(ctx, id)
+	ts.Check(err)
+	execs, _, err := st.Executions(ctx, "main", id, fleet.Page{})
+	ts.Check(err)
+	for _, e := range execs {
+		_, err := st.MoveExecution(ctx, fleet.ExecutionStep{ID: e.ID, State: fleet.ExecSucceeded, From: "0.1.0", To: "1.0.0"}, time.Now())
+		ts.Check(err)
+	}
+	_, err = st.SetRollout(ctx, "main", id, []fleet.RolloutState{fleet.RolloutRunning}, fleet.RolloutCompleted, "", fleet.AuditEvent{Kind: "rollout.completed"})
+	ts.Check(err)
+}
+
+// tamper flips a byte in the file that matches a pattern.
+func tamper(ts *testscript.TestScript, _ bool, args []string) {
+	names, err := filepath.Glob(ts.MkAbs(args[0]))
+	if err != nil || len(names) != 1 {
+		ts.Fatalf("%s: %v, %v, want one file", args[0], names, err)
+	}
+	b, err := os.ReadFile(names[0])
+	ts.Check(err)
+	b[len(b)/2] ^= 1
+	ts.Check(os.WriteFile(names[0], b, 0o600))
+}
