@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ago, bytes, expiry, gaps, pause, progress, reading, reason, sensor, seriesName, short, span, tone, words } from './format';
+import { ago, bytes, expiry, gaps, measure, pause, progress, reading, reason, sensor, seriesName, short, span, tone, words } from './format';
 
 test('spans are said in the unit that matters', () => {
   expect(span(14 * 60_000)).toBe('14 min');
@@ -41,7 +41,7 @@ test('reasons and series read as words', () => {
   expect(reason('REC_NEAREMPTY')).toBe('Paper nearly empty');
   expect(reason('M_CARD_MUTE')).toBe('Card mute');
   expect(seriesName('M_PaperEmptyCount')).toBe('Paper empty');
-  expect(seriesName('memory_free_bytes')).toBe('Memory free bytes');
+  expect(seriesName('memory_free_bytes')).toBe('Memory free');
 });
 
 test('a certificate warns a week before its end', () => {
@@ -68,4 +68,11 @@ test('waiting grows, is spread and ends at half a minute', () => {
 test('a chart does not draw a line through time without measurements', () => {
   expect(gaps([[1000, 1], [2000, 2], [60_000, 3]], 1000)).toEqual([[1, 2, 31, 60], [1, 2, null, 3]]);
   expect(gaps([], 1000)).toEqual([[], []]);
+});
+
+test('a value carries the unit of its name', () => {
+  expect(measure('memory_free_bytes', 26_000_000_000)).toBe('24.2 GiB');
+  expect(measure('cpu_temp_mc', 41_250)).toBe('41.3 °C');
+  expect(measure('uptime_s', 7200)).toBe('2 h');
+  expect(measure('PaperCutCount', 1200)).toBe('1.2K');
 });

@@ -39,9 +39,18 @@ export function bytes(n: number): string {
   return `${i === 0 ? n : n.toFixed(1)} ${units[i]}`;
 }
 
-/** A number that fits beside an axis: 1.5 M. */
+/** A number that fits beside an axis: 1.5M. */
 export function short(n: number): string {
   return new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 2 }).format(n);
+}
+
+/** A measured value with the unit its name carries: bytes, temp_mc (thousandths of a degree), percent, seconds. */
+export function measure(name: string, n: number): string {
+  if (/_bytes$/.test(name)) return bytes(n);
+  if (/_mc$/.test(name)) return `${(n / 1000).toFixed(1)} °C`;
+  if (/_(percent|pct)$/.test(name)) return `${short(n)} %`;
+  if (/_(s|seconds)$/.test(name)) return span(n * 1000);
+  return short(n);
 }
 
 /** How long to wait before try n: from a second to half a minute, spread by chance (0 to 1). */
@@ -86,7 +95,10 @@ const cased = (s: string) => s.replace(/^./, (c) => c.toUpperCase());
 
 /** A reason as the start of a sentence: REC_NEAREMPTY -> Paper nearly empty. */
 export function reason(code: string): string {
-  const known: Record<string, string> = { REC_NEAREMPTY: 'Paper nearly empty', REC_EMPTY: 'Paper empty', COVER_OPEN: 'Cover open' };
+  const known: Record<string, string> = {
+    REC_NEAREMPTY: 'Paper nearly empty', REC_EMPTY: 'Paper empty', REC_PAPEROK: 'Paper is fine', COVER_OK: 'Cover closed',
+    DRAWEROPEN: 'Drawer open', DRAWERCLOSED: 'Drawer closed',
+  };
   return known[code] ?? cased(words(code));
 }
 
@@ -105,7 +117,7 @@ export function reading(name: string, value: string): { text: string; tone: Tone
 
 /** A series by its name: memory_free_bytes -> memory free bytes, HoursPoweredCount -> hours powered. */
 export function seriesName(name: string): string {
-  return cased(name.replace(/^M_/, '').replace(/Count$/, '').replace(/([a-z])([A-Z])/g, '$1 $2').replaceAll('_', ' ').toLowerCase());
+  return cased(name.replace(/^M_/, '').replace(/Count$/, '').replace(/_(bytes|mc|percent|pct|s|seconds)$/, '').replace(/([a-z])([A-Z])/g, '$1 $2').replaceAll('_', ' ').toLowerCase());
 }
 
 /**

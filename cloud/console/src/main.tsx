@@ -11,7 +11,7 @@ import { RolloutPage } from './pages/rollout';
 import { Rollouts } from './pages/rollouts';
 import { SignIn } from './pages/signin';
 import { Empty, Mark, Page } from './parts/ui';
-import { go, path } from './router';
+import { go, path, plain } from './router';
 import { session } from './session';
 import './style.css';
 import './parts/parts.css';
@@ -20,8 +20,8 @@ function Route() {
   const [, page, rest] = path.value.split('/');
   switch (page) {
     case '': return <Fleet />;
-    case 'device': return <DevicePage device={decodeURIComponent(rest ?? '')} key={rest} />;
-    case 'rollouts': return rest ? <RolloutPage rollout={decodeURIComponent(rest)} key={rest} /> : <Rollouts />;
+    case 'device': return <DevicePage device={plain(rest ?? '')} key={rest} />;
+    case 'rollouts': return rest ? <RolloutPage rollout={plain(rest)} key={rest} /> : <Rollouts />;
     case 'releases': return <Releases />;
     case 'audit': return <Audit />;
   }

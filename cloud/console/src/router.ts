@@ -20,3 +20,8 @@ document.addEventListener('click', (e) => {
   e.preventDefault();
   go(a.pathname);
 });
+
+/** A part of the path as it was before it was escaped; nonsense stays as it is. */
+export function plain(part: string): string {
+  try { return decodeURIComponent(part); } catch { return part; }
+}

@@ -44,7 +44,7 @@ function Events({ device }: { device: string }) {
           {rows.items.map((e, i) => (
             <tr key={`${e.at}${e.code}${i}`}>
               <td data-label="When"><When at={e.at} /></td><td data-label="Peripheral">{e.peripheral}</td>
-              <td data-label="Event">{reason(e.code)}{(e.from || e.to) && <small>{e.from || '–'} → {e.to || '–'}</small>}</td>
+              <td data-label="Event">{reason(e.code)}{(e.from || e.to) && <small>{reason(e.from) || '–'} → {reason(e.to) || '–'}</small>}</td>
             </tr>
           ))}
         </Table>

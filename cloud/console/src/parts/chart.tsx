@@ -3,7 +3,7 @@ import { useEffect, useRef, useState } from 'preact/hooks';
 import uPlot from 'uplot';
 import 'uplot/dist/uPlot.min.css';
 import { get, id, type List, type Series } from '../api';
-import { gaps, seriesName, short } from '../format';
+import { gaps, measure, seriesName } from '../format';
 import { useLive } from '../live';
 import { Empty, Fault, Loading, When } from './ui';
 
@@ -34,7 +34,7 @@ export function Charts({ device }: { device: string }) {
         <fieldset class="choice"><legend>Time</legend>
           {(Object.keys(spans) as Span[]).map((k) => <label key={k}><input type="radio" name="span" value={k} checked={range === k} onChange={() => setRange(k)} /><span>{k}</span></label>)}
         </fieldset>
-        <p class="last"><span class="dim">Last value</span> <strong>{short(chosen.last)}</strong> <span class="dim"><When at={chosen.at} /></span></p>
+        <p class="last"><span class="dim">Last value</span> <strong>{measure(chosen.name, chosen.last)}</strong> <span class="dim"><When at={chosen.at} /></span></p>
       </div>
       <Plot device={device} series={chosen} range={range} />
     </>
@@ -66,7 +66,10 @@ function Plot({ device, series, range }: { device: string; series: Series; range
       try {
         const { points } = await get<{ points: [number, number][] }>(`/v1/devices/${id(device)}/points?${q}`);
         if (gone || !box.current) return;
-        Object.assign(window_, { from: from.getTime() / 1000, to: to.getTime() / 1000 });
+        // A series younger than the time asked for starts where it starts.
+        const first = points[0]?.[0] ?? from.getTime();
+        const start = first - from.getTime() > span / 10 ? Math.min(first, to.getTime() - 60e3) : from.getTime();
+        Object.assign(window_, { from: start / 1000, to: to.getTime() / 1000 });
         setCount(points.length);
         setError('');
         const data = gaps(points, span / 100) as uPlot.AlignedData;
@@ -78,9 +81,9 @@ function Plot({ device, series, range }: { device: string; series: Series; range
           scales: { x: { range: () => [window_.from, window_.to] } },
           series: [
             { label: 'Time', value: (_, v) => (v === null ? '–' : new Date(v * 1000).toLocaleString()) },
-            { label: seriesName(series.name), stroke: colour('--brand'), fill: colour('--wash'), width: 2, points: { size: 5 }, value: (_, v) => (v === null ? '–' : v.toLocaleString()) },
+            { label: seriesName(series.name), stroke: colour('--brand'), fill: colour('--wash'), width: 2, points: { size: 5 }, value: (_, v) => (v === null ? '–' : `${measure(series.name, v)} (${v.toLocaleString()})`) },
           ],
-          axes: [{ ...axis, space: 70, values: times(span) }, { ...axis, size: 58, values: (_, ticks) => ticks.map(short) }],
+          axes: [{ ...axis, space: 70, values: times }, { ...axis, size: 74, values: (_, ticks) => ticks.map((t) => measure(series.name, t)) }],
         }, data, box.current);
       } catch (e) {
         if (!gone) setError((e as Error).message);
@@ -96,17 +99,17 @@ function Plot({ device, series, range }: { device: string; series: Series; range
     <>
       <Fault text={error} />
       {count === 0 && <p class="dim">Nothing was measured in this time. Choose a longer one.</p>}
-      <div ref={box} class="plot" data-testid="chart" role="img" aria-label={`${seriesName(series.name)} over ${range}, ${count ?? 0} values, the last is ${short(series.last)}`} />
+      <div ref={box} class="plot" data-testid="chart" role="img" aria-label={`${seriesName(series.name)} over ${range}, ${count ?? 0} values, the last is ${measure(series.name, series.last)}`} />
     </>
   );
 }
 
-/** The words at the time axis: the clock within a day, the date beyond it. */
-function times(span: number): (u: uPlot, ticks: number[]) => string[] {
-  const style: Intl.DateTimeFormatOptions = span > 24 * 3600e3 ? { month: 'short', day: 'numeric' } : { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' };
-  let before = '';
-  return (_, ticks) => {
-    before = '';
-    return ticks.map((t) => { const s = new Date(t * 1000).toLocaleString(undefined, style); const same = s === before; before = s; return same ? '' : s; });
-  };
+/** The words at the time axis: with seconds, the clock alone, or the date; the same word stands once. */
+function times(u: uPlot, ticks: number[]): string[] {
+  const shown = (u.scales.x?.max ?? 0) - (u.scales.x?.min ?? 0);
+  const style: Intl.DateTimeFormatOptions = shown > 2 * 86400
+    ? { month: 'short', day: 'numeric' }
+    : { hour: '2-digit', minute: '2-digit', hourCycle: 'h23', ...(shown < 600 && { second: '2-digit' }) };
+  const said = ticks.map((t) => new Date(t * 1000).toLocaleString(undefined, style));
+  return said.map((s, i) => (s === said[i - 1] ? '' : s));
 }

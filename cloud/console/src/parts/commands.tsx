@@ -32,11 +32,12 @@ export function Commands({ device, online }: { device: string; online: boolean }
 }
 
 function Row({ c }: { c: Command }) {
-  const took = c.issued_at && c.ended_at ? span(Date.parse(c.ended_at) - Date.parse(c.issued_at)) : '';
+  const ms = c.issued_at && c.ended_at ? Date.parse(c.ended_at) - Date.parse(c.issued_at) : 0;
+  const took = ms < 1000 ? 'less than 1 s' : span(ms);
   return (
-    <tr data-testid="command-row" data-state={c.state} data-verb={c.verb}>
+    <tr data-testid="command-row" data-id={c.id} data-state={c.state} data-verb={c.verb}>
       <td class="name"><strong>{c.verb}</strong><small>{Object.entries(c.args ?? {}).map(([k, v]) => `${k} = ${v}`).join(', ')}</small></td>
-      <td data-label="State"><Badge state={c.state} />{took && c.state === 'SUCCEEDED' && <small>in {took}</small>}</td>
+      <td data-label="State"><Badge state={c.state} />{c.state === 'SUCCEEDED' && <small>in {took}</small>}</td>
       <td data-label="Issued"><When at={c.issued_at} /></td>
       <td data-label="By">{c.by}{c.reason && <small>{c.reason}</small>}</td>
       <td data-label="Result" class="detail">

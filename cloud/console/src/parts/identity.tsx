@@ -34,7 +34,7 @@ export function Identity({ d, changed }: { d: Device; changed: () => void }) {
         <div><dt>Agent</dt><dd>{d.agent_version ? <>{d.agent_version} from slot {d.slot || '–'}{d.state.started_at && <>, started <When at={d.state.started_at} /></>}</> : 'not reported yet'}</dd></div>
         <div><dt>Site and group</dt><dd>{d.site || 'no site'}, {d.group || 'no group'}</dd></div>
         <div><dt>Model and serial</dt><dd>{d.model || 'unknown model'}, {d.serial || 'no serial'}</dd></div>
-        <div><dt>Waiting on the device</dt><dd>{d.state.spool_depth === 0 ? 'nothing' : `${d.state.spool_depth} messages`}{d.state.spool_shed > 0 && <span class="ink bad">, {d.state.spool_shed} given up for lack of space</span>}</dd></div>
+        <div><dt>Waiting on the device</dt><dd>{d.state.spool_depth === 0 ? 'nothing' : `${d.state.spool_depth} ${d.state.spool_depth === 1 ? 'message' : 'messages'}`}{d.state.spool_shed > 0 && <span class="ink bad">, {d.state.spool_shed} given up for lack of space</span>}</dd></div>
         <div><dt>Joined</dt><dd>{d.enrolled_at ? <When at={d.enrolled_at} /> : 'not yet'}</dd></div>
         <div><dt>Device id</dt><dd><code>{d.id}</code></dd></div>
       </dl>

@@ -1,5 +1,5 @@
 import { useState } from 'preact/hooks';
-import { type AuditEvent, type Chain, get } from '../api';
+import { type AuditEvent, type Chain, get, id } from '../api';
 import { clock } from '../format';
 import { type Change, now, useRows } from '../live';
 import { Badge, Card, Empty, Fault, Loading, More, Table, When } from './ui';
@@ -45,11 +45,18 @@ function Row({ e, own }: { e: AuditEvent; own: string | undefined }) {
       <td data-label="No." class="num">{e.seq}</td>
       <td data-label="When"><When at={e.at} /></td>
       <td data-label="What">{e.kind}{e.severity !== 'info' && <> <Badge state={e.severity} /></>}</td>
-      {!own && <><td data-label="Subject">{e.subject}</td><td data-label="By">{e.actor}</td></>}
+      {!own && <><td data-label="Subject"><Subject e={e} /></td><td data-label="By">{e.actor}</td></>}
       <td data-label="Detail" class="detail">
         {[...about, ...detail].map(([k, v]) => <span key={k}><span class="dim">{k}</span> {v}</span>)}
         <details><summary>Hash</summary><small><code>{e.hash}</code> follows <code>{e.prev}</code>{e.stored_at && `; stored ${clock(e.stored_at)}`}</small></details>
       </td>
     </tr>
   );
+}
+
+/** Whom an entry is about; devices and rollouts have pages of their own. */
+function Subject({ e }: { e: AuditEvent }) {
+  if (e.subject.startsWith('ro_')) return <a href={`/rollouts/${id(e.subject)}`}>{e.subject}</a>;
+  if (/^(command|enrol|attest|device|broker)\./.test(e.kind) && /^[a-z2-7]{24}$/.test(e.subject)) return <a href={`/device/${id(e.subject)}`}>{e.subject}</a>;
+  return <>{e.subject}</>;
 }

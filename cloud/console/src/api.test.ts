@@ -1,0 +1,42 @@
+import { afterEach, expect, test, vi } from 'vitest';
+import { call, get, Problem, whenSignedOut } from './api';
+
+const answer = (status: number, body?: unknown) => {
+  const f = vi.fn((_: string, __?: RequestInit) => Promise.resolve(new Response(body === undefined ? null : JSON.stringify(body), { status })));
+  vi.stubGlobal('fetch', f);
+  return f;
+};
+afterEach(() => { vi.unstubAllGlobals(); whenSignedOut(() => undefined); });
+
+test('every request carries the header that another site cannot send', async () => {
+  const f = answer(200, {});
+  await call('POST', '/v1/commands', { verb: 'identify' });
+  expect(f.mock.calls[0]?.[1]).toEqual({ method: 'POST', headers: { 'X-Tillward': '1', 'Content-Type': 'application/json' }, body: '{"verb":"identify"}' });
+});
+
+test('a refusal says what the service says', async () => {
+  answer(422, { status: 422, detail: 'no device is in group x.', errors: [{ message: 'choose another' }] });
+  await expect(get('/v1/x')).rejects.toEqual(new Problem(422, 'no device is in group x. choose another'));
+  answer(502);
+  await expect(get('/v1/x')).rejects.toThrow('answered 502');
+});
+
+test('no network is a sentence, not a stack', async () => {
+  vi.stubGlobal('fetch', () => Promise.reject(new TypeError('fetch failed')));
+  await expect(get('/v1/x')).rejects.toThrow('cannot be reached');
+});
+
+test('an ended session signs out; a wrong token at the door does not', async () => {
+  const out = vi.fn();
+  whenSignedOut(out);
+  answer(401, { detail: 'sign in' });
+  await expect(call('POST', '/v1/session', { token: 'x' })).rejects.toThrow();
+  expect(out).not.toHaveBeenCalled();
+  await expect(get('/v1/devices')).rejects.toThrow();
+  expect(out).toHaveBeenCalledTimes(1);
+});
+
+test('nothing is an answer, too', async () => {
+  answer(204);
+  await expect(call('DELETE', '/v1/session')).resolves.toBeUndefined();
+});
