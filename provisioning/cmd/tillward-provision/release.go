@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 
@@ -140,19 +142,31 @@ type releaseAdd struct {
 	Arch    string `help:"amd64 or arm64; that of this machine by default."`
 }
 
+// plain is a GOOS or GOARCH.
+var plain = regexp.MustCompile(`^[a-z0-9]{1,16}$`)
+
 // Run implements the command.
 func (c *releaseAdd) Run(o *out) error {
-	if !semver.IsValid("v" + c.Version) {
+	v := "v" + c.Version
+	if !semver.IsValid(v) || semver.Canonical(v) != v { // the short forms and build marks do not name one version
 		return usage{fmt.Errorf("--version %q: write it as 1.2.3", c.Version)}
-	}
-	if fi, err := os.Stat(c.Binary); errors.Is(err, fs.ErrNotExist) || err == nil && !fi.Mode().IsRegular() {
-		return usage{fmt.Errorf("--binary %s: no such file", c.Binary)}
 	}
 	if c.Arch == "" {
 		c.Arch = runtime.GOARCH
 	}
+	for flag, word := range map[string]string{"--os": c.OS, "--arch": c.Arch} {
+		if !plain.MatchString(word) {
+			return usage{fmt.Errorf("%s %q: write it as Go does, e.g. linux, amd64", flag, word)}
+		}
+	}
+	if fi, err := os.Stat(c.Binary); errors.Is(err, fs.ErrNotExist) || err == nil && !fi.Mode().IsRegular() {
+		return usage{fmt.Errorf("--binary %s: no such file", c.Binary)}
+	}
 	keys, err := trust.ReadKeys(c.Keys)
 	if err != nil {
+		return err
+	}
+	if err := mayRelease(c.Repo, keys, trust.RoleTargets, trust.RoleSnapshot, trust.RoleTimestamp); err != nil {
 		return err
 	}
 	path := "agent/" + c.Version + "/tillward-agent-" + c.OS + "-" + c.Arch
@@ -176,10 +190,58 @@ func (c *releaseRefresh) Run(o *out) error {
 	if err != nil {
 		return err
 	}
+	if err := mayRelease(c.Repo, keys, trust.RoleSnapshot, trust.RoleTimestamp); err != nil {
+		return err
+	}
 	if err := (&trust.Repository{Dir: c.Repo}).Refresh(keys); err != nil {
 		return err
 	}
 	return o.print(map[string]string{"repo": c.Repo}, "%s is fresh", c.Repo)
+}
+
+// mayRelease checks that keys hold enough of those the newest root names for
+// each role: what others sign would replace a good repository by one that no
+// device takes.
+func mayRelease(dir string, keys trust.Keys, roles ...string) error {
+	var root struct {
+		Signed struct {
+			Keys map[string]struct {
+				KeyVal struct{ Public string } `json:"keyval"`
+			} `json:"keys"`
+			Roles map[string]struct {
+				KeyIDs    []string `json:"keyids"`
+				Threshold int      `json:"threshold"`
+			} `json:"roles"`
+		} `json:"signed"`
+	}
+	var newest []byte
+	for v := 1; ; v++ {
+		b, err := os.ReadFile(filepath.Join(dir, "metadata", fmt.Sprintf("%d.root.json", v))) // #nosec G304 -- the folder the caller named
+		if errors.Is(err, fs.ErrNotExist) && v > 1 {
+			break
+		}
+		if err != nil {
+			return usage{fmt.Errorf("--repo %s: not a repository; make one with tillward-provision repo init: %w", dir, err)}
+		}
+		newest = b
+	}
+	if err := json.Unmarshal(newest, &root); err != nil {
+		return fmt.Errorf("newest root of %s: %w", dir, err)
+	}
+	for _, role := range roles {
+		r := root.Signed.Roles[role]
+		fit := 0
+		for _, k := range keys[role] {
+			public := hex.EncodeToString(k.Public().(ed25519.PublicKey))
+			if slices.ContainsFunc(r.KeyIDs, func(id string) bool { return root.Signed.Keys[id].KeyVal.Public == public }) {
+				fit++
+			}
+		}
+		if fit < max(r.Threshold, 1) {
+			return fmt.Errorf("%d of the keys given may sign %s of %s, %d must: use the keys that the repository was made with", fit, role, dir, r.Threshold)
+		}
+	}
+	return nil
 }
 
 type ekCmd struct {
@@ -214,7 +276,7 @@ func (c *ekSign) Run(o *out) error {
 	if _, err := trust.VerifyList(key.Public().(ed25519.PublicKey), l); err != nil { // also checks the entries
 		return err
 	}
-	b, err = json.MarshalIndent(l, "", "  ")
+	b, err = json.Marshal(l) // not indented: the signature is over the entries as they stand
 	if err != nil {
 		return fmt.Errorf("encode list: %w", err)
 	}
