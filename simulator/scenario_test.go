@@ -86,7 +86,7 @@ func TestScenarios(t *testing.T) {
 		}
 	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata", Cmds: cmds, RequireExplicitExec: true, RequireUniqueNames: true,
+		Dir: "testdata", WorkdirRoot: t.TempDir(), Cmds: cmds, RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(env *testscript.Env) error {
 			ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 			s := &scenario{ctx: ctx, dir: filepath.Join(env.WorkDir, "w"), commands: make(map[string]string), seen: make(map[string]float64)}
