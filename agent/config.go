@@ -14,9 +14,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -152,11 +154,23 @@ func (c Config) validate() error {
 	if a := c.Service.Artifacts; a != "" && !strings.HasPrefix(a, "https://") {
 		return fmt.Errorf("service.artifacts %q: must begin with https://", a)
 	}
-	for name, d := range map[string]Duration{
-		"poll": c.Telemetry.Poll, "stats": c.Telemetry.Stats, "batch": c.Telemetry.Batch, "heartbeat": c.Telemetry.Heartbeat,
-	} {
-		if d.Duration < 100*time.Millisecond || d.Duration > 24*time.Hour {
-			return fmt.Errorf("telemetry.%s %s: must lie between 100ms and 24h", name, d)
+	if b := c.Service.Broker; b != "" {
+		if _, _, err := net.SplitHostPort(b); err != nil {
+			return fmt.Errorf("service.broker %q: give host:port", b)
+		}
+	}
+	if c.TPM.Device == "" {
+		return errors.New("tpm.device: name the TPM, e.g. /dev/tpmrm0")
+	}
+	if c.Update.CheckFor.Duration < time.Second {
+		return fmt.Errorf("update.check_for %s: must be at least 1s", c.Update.CheckFor)
+	}
+	for _, p := range [...]struct {
+		name string
+		d    Duration
+	}{{"poll", c.Telemetry.Poll}, {"stats", c.Telemetry.Stats}, {"batch", c.Telemetry.Batch}, {"heartbeat", c.Telemetry.Heartbeat}} {
+		if p.d.Duration < 100*time.Millisecond || p.d.Duration > 24*time.Hour {
+			return fmt.Errorf("telemetry.%s %s: must lie between 100ms and 24h", p.name, p.d)
 		}
 	}
 	if c.Spool.MaxMiB < 1 {
@@ -169,6 +183,8 @@ func (c Config) validate() error {
 			return fmt.Errorf("device %d: give it an id and a driver", i+1)
 		case seen[d.ID]:
 			return fmt.Errorf("device %q: the id is used twice", d.ID)
+		case !slices.Contains([]string{"", "observe", "share", "own"}, d.Claim):
+			return fmt.Errorf("device %q: claim %q: use observe, share or own", d.ID, d.Claim)
 		}
 		seen[d.ID] = true
 	}

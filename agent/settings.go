@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/tillward/tillward/agent/internal/spool"
 )
@@ -31,8 +33,8 @@ const keySettings = "settings"
 // settingRules says which settings exist and what each may be.
 var settingRules = map[string]func(string) error{
 	"label": func(s string) error {
-		if len(s) > 64 || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
-			return errors.New("at most 64 printable characters")
+		if len(s) > 64 || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+			return errors.New("at most 64 bytes of printable text")
 		}
 		return nil
 	},

@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -133,6 +135,10 @@ func (c Config) Validate() error {
 		return fmt.Errorf("tenant %q: use up to 32 lower-case letters, digits and hyphens", c.Tenant)
 	case len(c.Device.Names) == 0:
 		return errors.New("device.names: give at least one name or address devices reach the service by")
+	case slices.Contains(c.Device.Names, ""):
+		return errors.New("device.names: a name is empty")
+	case c.Device.MaxClients < 1:
+		return fmt.Errorf("device.max_clients %d: must be at least 1", c.Device.MaxClients)
 	case c.Enrol.CertDays < 1 || c.Enrol.CertDays > 90:
 		return fmt.Errorf("enrol.cert_days %d: must lie between 1 and 90", c.Enrol.CertDays)
 	case c.Attest.Every.Duration < time.Second:
@@ -140,9 +146,13 @@ func (c Config) Validate() error {
 	case (c.Operator.Cert == "") != (c.Operator.Key == ""):
 		return errors.New("operator.cert and operator.key: give both or neither")
 	}
-	for name, addr := range map[string]string{"device.mqtt": c.Device.MQTT, "device.https": c.Device.HTTPS, "operator.listen": c.Operator.Listen} {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			return fmt.Errorf("%s %q: give host:port or :port", name, addr)
+	for _, l := range [...]struct{ name, addr string }{{"device.mqtt", c.Device.MQTT}, {"device.https", c.Device.HTTPS}, {"operator.listen", c.Operator.Listen}} {
+		_, port, err := net.SplitHostPort(l.addr)
+		if err == nil {
+			_, err = strconv.ParseUint(port, 10, 16)
+		}
+		if err != nil {
+			return fmt.Errorf("%s %q: give host:port or :port", l.name, l.addr)
 		}
 	}
 	if c.Operator.Plain && !loopback(c.Operator.Listen) {

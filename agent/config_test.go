@@ -1,0 +1,85 @@
+package agent_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tillward/tillward/agent"
+)
+
+const good = "[service]\nenrol = 'https://fleet.example:8444'\n"
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestLoadConfig reads a file, and what it prints once more.
+func TestLoadConfig(t *testing.T) {
+	cfg, err := agent.LoadConfig(write(t, good+`
+[telemetry]
+poll = "3s"
+[[device]]
+id = "receipt"
+driver = "escpos"
+address = "192.0.2.7:9100"
+claim = "share"
+[device.options]
+columns = "42"
+[[device]]
+id = "reader"
+driver = "pcsc"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.StateDir != "/var/lib/tillward" || cfg.Telemetry.Poll.Duration != 3*time.Second || len(cfg.Devices) != 2 || cfg.Devices[0].Options["columns"] != "42" || cfg.TPM.Device != "/dev/tpmrm0" {
+		t.Errorf("got %+v", cfg)
+	}
+	again, err := agent.LoadConfig(write(t, cfg.String()))
+	if err != nil || again.String() != cfg.String() {
+		t.Errorf("the printed file read again: got %s, %v, want %s", again, err, cfg)
+	}
+}
+
+func TestBadConfigs(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                                    "service.enrol \"\": give the address",
+		"[service]\nenrol = 'http://x:8444'":  "service.enrol",
+		"[service]\nenrol = 'https://'":       "service.enrol",
+		good + "artifacts = 'http://x'":       "must begin with https://",
+		good + "broker = 'broker.example'":    "service.broker \"broker.example\": give host:port",
+		good + "token = 'x'":                  "unknown key",
+		"state_dir = 'state'\n" + good:        "state_dir \"state\": give an absolute path",
+		"log_level = 'loud'\n" + good:         "log_level \"loud\"",
+		"log_level = [\n" + good:              "1|",
+		good + "[tpm]\ndevice = ''":           "tpm.device",
+		good + "[update]\ncheck_for = '1ms'":  "update.check_for",
+		good + "[telemetry]\npoll = '10ms'":   "telemetry.poll 10ms",
+		good + "[telemetry]\nstats = '25h'":   "telemetry.stats",
+		good + "[telemetry]\nbatch = '0s'":    "telemetry.batch",
+		good + "[telemetry]\nheartbeat = 's'": "is not a duration such as",
+		good + "[spool]\nmax_mib = 0":         "spool.max_mib 0",
+		good + "[[device]]\nid = 'x'":         "device 1: give it an id and a driver",
+		good + "[[device]]\ndriver = 'pcsc'":  "device 1: give it an id and a driver",
+		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\n[[device]]\nid = 'x'\ndriver = 'escpos'": "device \"x\": the id is used twice",
+		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\nclaim = 'steal'":                         "use observe, share or own",
+		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\ncolour = 'red'":                          "colour",
+	} {
+		path := write(t, text)
+		_, err := agent.LoadConfig(path)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%q: got %v, want an error that names the file and %q", text, err, want)
+		}
+	}
+	if _, err := agent.LoadConfig(filepath.Join(t.TempDir(), "none.toml")); err == nil {
+		t.Error("a file that is not there was read")
+	}
+}

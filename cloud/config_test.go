@@ -1,0 +1,92 @@
+package cloud_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tillward/tillward/cloud"
+)
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "tillward.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestLoad reads a file, and what it prints once more.
+func TestLoad(t *testing.T) {
+	cfg, err := cloud.Load(write(t, `
+data_dir = "/srv/tillward"
+tenant = "acme"
+[device]
+names = ["fleet.example", "192.0.2.1"]
+[operator]
+listen = "127.0.0.1:8080"
+plain = true
+[metrics]
+listen = ""
+[attest]
+every = "90s"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Tenant != "acme" || cfg.Device.MQTT != ":8883" || cfg.Enrol.CertDays != 30 || cfg.Attest.Every.Duration != 90*time.Second || !cfg.Operator.Plain {
+		t.Errorf("got %+v", cfg)
+	}
+	again, err := cloud.Load(write(t, cfg.String()))
+	if err != nil || again.String() != cfg.String() {
+		t.Errorf("the printed file read again: got %s, %v, want %s", again, err, cfg)
+	}
+	if err := cloud.DefaultConfig().Validate(); err != nil {
+		t.Errorf("default: %v", err)
+	}
+}
+
+func TestBadConfigs(t *testing.T) {
+	for text, want := range map[string]string{
+		"colour = 'red'":     "unknown key",
+		"[device]\nport = 1": "port",
+		"tenant = [":         "1|",
+		"tenant = 5":         "tenant",
+		"data_dir = ''":      "data_dir: name a folder",
+		"tenant = ''":        "tenant \"\"",
+		"tenant = 'Acme'":    "lower-case",
+		"tenant = 'a/b'":     "tenant \"a/b\"",
+		"tenant = '+'":       "tenant",
+		"tenant = '" + strings.Repeat("a", 33) + "'":     "up to 32",
+		"log_level = 'loud'":                             "use debug, info, warn or error",
+		"[device]\nnames = []":                           "device.names",
+		"[device]\nnames = ['a', '']":                    "device.names",
+		"[device]\nmqtt = '8883'":                        "device.mqtt \"8883\": give host:port",
+		"[device]\nhttps = ':https-port'":                "device.https",
+		"[device]\nhttps = ':70000'":                     "device.https",
+		"[device]\nmax_clients = 0":                      "max_clients 0",
+		"[operator]\nlisten = 'localhost'":               "operator.listen",
+		"[operator]\nplain = true":                       "operator.plain: only allowed when",
+		"[operator]\nplain = true\nlisten = '0.0.0.0:1'": "operator.plain",
+		"[operator]\ncert = 'a.pem'":                     "give both or neither",
+		"[operator]\nkey = 'a.pem'":                      "give both or neither",
+		"[metrics]\nlisten = ':9464'":                    "metrics.listen",
+		"[metrics]\nlisten = '192.0.2.1:9464'":           "loopback",
+		"[enrol]\ncert_days = 0":                         "between 1 and 90",
+		"[enrol]\ncert_days = 91":                        "between 1 and 90",
+		"[attest]\nevery = '15'":                         "is not a duration such as",
+		"[attest]\nevery = '10ms'":                       "at least 1s",
+	} {
+		path := write(t, text)
+		_, err := cloud.Load(path)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%q: got %v, want an error that names the file and %q", text, err, want)
+		}
+	}
+	if _, err := cloud.Load(filepath.Join(t.TempDir(), "none.toml")); err == nil {
+		t.Error("a file that is not there was read")
+	}
+}
