@@ -13,14 +13,14 @@ export function DevicePage({ device }: { device: string }) {
   if (!d) return <Page title="Device" up={['/', 'Fleet']}>{error ? <Fault text={error} retry={reload} /> : <Loading />}</Page>;
   const online = d.online ? <Badge state="online" /> : <Badge state="Offline" text="offline" />;
   return (
-    <Page title={d.label || d.serial || d.id} up={['/', 'Fleet']} aside={<span class="badges"><Health health={d.health} />{online}</span>}
+    <Page title={d.label || d.serial || d.id} up={['/', 'Fleet']} aside={<span class="badges"><Health health={d.health} online={d.online} />{online}</span>}
       lead={d.online ? [d.site, d.group].filter(Boolean).join(' · ') : <>Last seen <When at={d.last_seen} />. Commands wait for its return.</>}>
       <Fault text={error} retry={reload} />
       <Identity d={d} changed={reload} />
       <Card title="Peripherals" note={d.online ? undefined : 'As last reported; the device is offline.'}>
         {d.peripherals.length === 0
           ? <Empty title="None reported yet.">They are listed in the agent's file, one <code>[[device]]</code> each, and show here within a minute of its start.</Empty>
-          : <ul class="peripherals">{d.peripherals.map((p) => <PeripheralCard p={p} key={p.id} />)}</ul>}
+          : <ul class="peripherals">{d.peripherals.map((p) => <PeripheralCard p={p} online={d.online} key={p.id} />)}</ul>}
       </Card>
       <Card title="Telemetry"><Charts device={device} /></Card>
       <Commands device={device} online={d.online} />

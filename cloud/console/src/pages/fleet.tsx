@@ -51,7 +51,7 @@ function Row({ d }: { d: Device }) {
     <tr data-testid="fleet-row" data-device={d.id} data-trust={d.trust} class="link" onClick={open}>
       <td class="name"><a href={`/device/${d.id}`}>{d.label || d.serial || d.id}</a><small>{d.id}</small></td>
       <td data-label="Trust"><Badge state={d.trust} /></td>
-      <td data-label="Peripherals"><Health health={d.health} /></td>
+      <td data-label="Peripherals"><Health health={d.health} online={d.online} /></td>
       <td data-label="Site">{d.site || '–'}</td>
       <td data-label="Group">{d.group || '–'}</td>
       <td data-label="Version">{d.agent_version || '–'}</td>

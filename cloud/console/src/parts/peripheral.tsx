@@ -8,14 +8,14 @@ const categories: Record<string, string> = {
 };
 
 /** A printer, reader, ... : how it is, for how long, and what to do about it. */
-export function PeripheralCard({ p }: { p: Peripheral }) {
+export function PeripheralCard({ p, online }: { p: Peripheral; online: boolean }) {
   const model = [p.maker, p.model].filter(Boolean).join(' ');
   const sensors = Object.entries(p.sensors ?? {}).sort(([a], [b]) => a.localeCompare(b));
   return (
     <li data-testid="peripheral" data-id={p.id} data-health={p.health} class="peripheral">
       <div class="head">
         <div><h3>{p.id}</h3><p class="dim">{categories[p.category] ?? p.category}{model && ` · ${model}`}</p></div>
-        <span class="badges">{p.simulated && <span class="badge outline" title="No hardware behind it">simulated</span>}<Health health={p.health} /></span>
+        <span class="badges">{p.simulated && <span class="badge outline" title="No hardware behind it">simulated</span>}<Health health={p.health} online={online} /></span>
       </div>
       {p.reason && p.health !== 'OK' && (
         <div class={`finding ${p.health}`}>
@@ -29,7 +29,7 @@ export function PeripheralCard({ p }: { p: Peripheral }) {
         </dl>
       )}
       <p class="foot">Power {words(p.power.replace(/^PS_/, '')) || 'unknown'} · driver {p.driver}{p.firmware && ` · firmware ${p.firmware}`}{p.serial && ` · serial ${p.serial}`}
-        {p.health === 'OK' && p.since && ` · well for ${span(now.value - Date.parse(p.since))}`}</p>
+        {online && p.health === 'OK' && p.since && ` · well for ${span(now.value - Date.parse(p.since))}`}</p>
     </li>
   );
 }

@@ -21,7 +21,7 @@ export function Trail({ title, path, own, concerns }: { title: string; path: str
         {chain && <p data-testid="audit-verify-result" data-ok={chain.ok} class={chain.ok ? 'ok' : 'fault'}>
           {chain.ok
             ? <>The chain is whole: {chain.entries} entries, {chain.first} to {chain.last}. Checked <When at={chain.at} />.</>
-            : <><strong>The chain is broken at entry {chain.broken_at}.</strong> {chain.text} Take the device out of use and keep its disk.</>}
+            : <><strong>The chain is broken at entry {chain.broken_at}.</strong> {chain.text.replace(/\.?$/, '.')} {own ? 'Take the device out of use and keep its disk as it is.' : 'Keep the data folder as it is and compare it with a backup.'}</>}
         </p>}
       </div>
       <Fault text={rows.error || fault} retry={rows.reload} />

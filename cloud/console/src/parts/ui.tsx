@@ -24,9 +24,10 @@ export function Badge({ state, testid, text, as }: { state: string; testid?: str
   );
 }
 
-/** The health of a peripheral or a device: what cannot tell says so. */
-export function Health({ health }: { health: string }) {
-  return <Badge state={health} text={health === 'Unknown' || !health ? 'cannot tell' : undefined} />;
+/** The health of a peripheral or a device: what cannot tell says so, and what was well when last seen is not well for certain. */
+export function Health({ health, online = true }: { health: string; online?: boolean }) {
+  if (health === 'Unknown' || !health) return <Badge state="" text="cannot tell" />;
+  return online ? <Badge state={health} /> : <Badge state={health} as={health === 'OK' ? 'dim' : undefined} text={`was ${words(health)}`} />;
 }
 
 export function When({ at }: { at: string | null }) {
