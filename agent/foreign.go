@@ -44,6 +44,12 @@ func (a *Agent) whose(ctx context.Context, dev TPM, device string) error {
 // setAside moves the books of another device out of the way. They are closed.
 func (a *Agent) setAside(f *foreign) error {
 	a.log.Error("the books on this disk belong to another device; beginning new ones", slog.String("device", f.device))
+	// Its updates are not ours to report either. First, because the books say
+	// whose they are.
+	journal := filepath.Join(a.cfg.StateDir, "agent", "journal.json")
+	if err := os.Rename(journal, journal+aside+f.device); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set the update journal of device %s aside: %w", f.device, err)
+	}
 	books := filepath.Join(a.cfg.StateDir, "spool.db")
 	to := fmt.Sprintf("%s%s%s-%d", books, aside, f.device, time.Now().Unix())
 	for _, part := range []string{"-wal", ""} { // empty after an orderly end, and then without it
