@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -232,28 +231,49 @@ func TestWaits(t *testing.T) {
 	}
 }
 
-// TestOrder sends from many sides at once: the device sees counters rise.
+// slow holds up the first thing that is sent until it is let go.
+type slow struct {
+	*link
+	first         sync.Once
+	entered, open chan struct{}
+}
+
+func (s *slow) Send(d fleet.DeviceID, c wire.Channel, payload []byte) error {
+	s.entered <- struct{}{}
+	s.first.Do(func() { <-s.open })
+	return s.link.Send(d, c, payload)
+}
+
+// TestOrder sends a second command while the first is on its way: it does not
+// overtake it.
 func TestOrder(t *testing.T) {
 	w := newWorld(t)
 	w.link.set(true)
+	s := &slow{link: w.link, entered: make(chan struct{}, 2), open: make(chan struct{})}
+	key, err := trust.NewKey(filepath.Join(t.TempDir(), "order.key"))
+	must(t, err)
+	signer := trust.NewOrderSigner(key)
+	id, pub := signer.Public()
+	w.ring[id] = pub
+	d := dispatch.New(dispatch.Options{Store: w.store, Signer: signer, Sender: s, Changed: func(fleet.Command) {}, Log: slog.New(slog.DiscardHandler)})
 	var wg sync.WaitGroup
-	for i := range 40 {
-		wg.Go(func() {
-			_, err := w.Send(context.Background(), fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: "identify", Reason: fmt.Sprint(i)})
-			if err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	got := w.received(t)
-	if len(got) != 40 {
-		t.Fatalf("received %d", len(got))
-	}
-	for i, o := range got {
-		if o.Counter != uint64(i+1) {
-			t.Fatalf("order %d has counter %d", i+1, o.Counter)
+	send := func() {
+		if _, err := d.Send(context.Background(), fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: "identify"}); err != nil {
+			t.Error(err)
 		}
+	}
+	wg.Go(send)
+	<-s.entered
+	wg.Go(send)
+	select {
+	case <-s.entered:
+		t.Error("the second was sent before the first had gone")
+	case <-time.After(500 * time.Millisecond):
+	}
+	close(s.open)
+	wg.Wait()
+	if got := w.received(t); len(got) != 2 || got[0].Counter != 1 || got[1].Counter != 2 {
+		t.Errorf("received %v, want counters 1 and 2", got)
 	}
 }
 
