@@ -196,6 +196,9 @@ func TestRolloutLife(t *testing.T) {
 	if open, err := s.OpenExecutions(ctx, es[1].Device); err != nil || len(open) != 0 {
 		t.Errorf("open after abort: got %+v, %v", open, err)
 	}
+	if n, err := s.Counts(ctx, "r1"); err != nil || n[fleet.ExecCanceled] != 2 || n[fleet.ExecSucceeded] != 1 || len(n) != 2 {
+		t.Errorf("counts after abort: got %v, %v", n, err)
+	}
 	if n, err := s.Enlist(ctx, "r1"); err != nil || n != 0 {
 		t.Errorf("enlist after abort: got %d, %v", n, err)
 	}

@@ -150,7 +150,7 @@ func (s *Store) RunningRollouts(ctx context.Context) ([]fleet.Rollout, error) {
 
 // SetRollout moves a rollout of tenant t to a state if it stands in one of
 // from, and writes ev to the service trail. Standing elsewhere is
-// fleet.ErrConflict.
+// fleet.ErrConflict. With ABORTED what was not offered yet is CANCELED.
 func (s *Store) SetRollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, from []fleet.RolloutState, to fleet.RolloutState, reason string, ev fleet.AuditEvent) (fleet.Rollout, error) {
 	var r numbered[fleet.Rollout]
 	err := s.tx(ctx, func(ctx context.Context, w *writer) (err error) {
@@ -166,6 +166,13 @@ func (s *Store) SetRollout(ctx context.Context, t fleet.TenantID, id fleet.Rollo
 		}
 		if err := w.exec(ctx, `UPDATE rollout SET state = ?, reason = ?, ended_at = ? WHERE id = ?`, to, reason, ms(r.v.EndedAt), id); err != nil {
 			return err
+		}
+		if to == fleet.RolloutAborted { // what was offered goes on at the device; what was not never will
+			err := w.exec(ctx, `UPDATE execution SET state = ?, reason = 'aborted', updated_at = ? WHERE rollout = ? AND state = ?`,
+				fleet.ExecCanceled, ms(w.now), id, fleet.ExecQueued)
+			if err != nil {
+				return err
+			}
 		}
 		return w.audit(ctx, t, ev)
 	})
