@@ -72,15 +72,18 @@ func (w *World) benchVerifier(ctx context.Context, fleet []*benchDevice) (Figure
 	total := 0.0
 	for range benchRuns {
 		used.Store(0)
-		for _, d := range fleet {
-			c := &enrol.Client{URL: srv.URL, Roots: roots, ServerName: "localhost", Model: "bench", TPM: d.tpm}
-			if _, err := c.Enrol(ctx); err != nil {
-				return Figure{}, fmt.Errorf("enrol: %w", err)
+		const rounds = 4 // threads are billed coarsely
+		for range rounds {
+			for _, d := range fleet {
+				c := &enrol.Client{URL: srv.URL, Roots: roots, ServerName: "localhost", Model: "bench", TPM: d.tpm}
+				if _, err := c.Enrol(ctx); err != nil {
+					return Figure{}, fmt.Errorf("enrol: %w", err)
+				}
 			}
 		}
 		s := float64(used.Load()) / 1e6
 		total += s
-		runs = append(runs, float64(len(fleet))/s)
+		runs = append(runs, float64(rounds*len(fleet))/s)
 	}
 	f := figure("enrolments_per_cpu_second", "1/s", runs)
 	f.CPU = total
