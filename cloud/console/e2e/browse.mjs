@@ -1,5 +1,7 @@
 // Walks through the console in a real browser, as an operator would, and fails
-// when something is not as it must be. Started by the end-to-end test.
+// when something is not as it must be: it sends a command, verifies an audit
+// chain and rolls the newest release out to every device. Started by the
+// end-to-end test; the fleet needs an online device and a published release.
 //
 //   TILLWARD_URL         the console
 //   TILLWARD_TOKEN_FILE  file with an operator token
@@ -26,23 +28,29 @@ const faults = [];
 const page = context.pages()[0] ?? await context.newPage();
 page.setDefaultTimeout(30_000);
 let signedIn = false;
-page.on('console', (m) => { if (m.type() === 'error' && (signedIn || !m.text().includes('401'))) faults.push(`console: ${m.text()}`); });
+let cut = false; // the live connection was taken away; its errors are ours
+page.on('console', (m) => { if (m.type() === 'error' && !cut && (signedIn || !m.text().includes('401'))) faults.push(`console: ${m.text()}`); });
 page.on('pageerror', (e) => faults.push(`page: ${e}`));
 page.on('request', (r) => { if (new URL(r.url()).host !== new URL(url).host && !r.url().startsWith('data:')) faults.push(`request to another host: ${r.url()}`); });
 
 const shots = [];
 const tid = (id) => page.getByTestId(id);
 
+/** Adds what axe finds serious to the faults. */
+async function judge(name) {
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }));
+  for (const v of violations) {
+    if (v.impact === 'serious' || v.impact === 'critical') faults.push(`${name}: ${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(' | ')}`);
+  }
+}
+
 /** Looks at the page in both colour schemes and at the width of a phone. */
 async function look(name) {
   await page.evaluate(() => scrollTo(0, 0));
   for (const scheme of ['light', 'dark']) {
     await page.emulateMedia({ colorScheme: scheme, reducedMotion: 'reduce' });
-    await page.evaluate(axe);
-    const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }));
-    for (const v of violations) {
-      if (v.impact === 'serious' || v.impact === 'critical') faults.push(`${name} (${scheme}): ${v.id}: ${v.help}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(' | ')}`);
-    }
+    await judge(`${name} (${scheme})`);
     await page.screenshot({ path: join(out, `${name}-${scheme}.png`), fullPage: true });
     shots.push(`${name}-${scheme}.png`);
   }
@@ -50,6 +58,7 @@ async function look(name) {
   await page.setViewportSize({ width: 390, height: 844 });
   const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   if (wide > 1) faults.push(`${name}: scrolls sideways by ${wide} pixels on a phone`);
+  await judge(`${name} (phone)`);
   await page.screenshot({ path: join(out, `${name}-phone.png`), fullPage: true });
   shots.push(`${name}-phone.png`);
   await page.setViewportSize({ width: 1280, height: 900 });
@@ -89,19 +98,35 @@ try {
 
   const main = page.getByRole('navigation', { name: 'Main' });
   await main.getByRole('link', { name: 'Rollouts' }).click();
-  await page.getByRole('heading', { name: 'Rollouts' }).waitFor();
+  await page.getByRole('button', { name: 'Start rollout' }).click();
+  const ended = page.locator('[data-testid=execution-row]:is([data-state=SUCCEEDED], [data-state=ALREADY_INSTALLED])');
+  await ended.first().waitFor({ timeout: 60_000 });
+  await look('rollout');
+  await main.getByRole('link', { name: 'Rollouts' }).click();
+  await tid('rollout-row').first().waitFor();
   await look('rollouts');
-  if (await tid('rollout-row').count() > 0) {
-    await tid('rollout-row').first().getByRole('link').click();
-    await tid('execution-row').first().waitFor();
-    await look('rollout');
-  }
   await main.getByRole('link', { name: 'Releases' }).click();
-  await page.getByRole('heading', { name: 'Releases' }).waitFor();
+  await tid('release-row').first().waitFor();
   await look('releases');
   await main.getByRole('link', { name: 'Audit' }).click();
   await tid('audit-row').first().waitFor();
   await look('audit');
+
+  // Who has scrolled must still learn that what is shown may be old.
+  cut = true;
+  await page.route('**/v1/live', (r) => r.abort());
+  await page.reload();
+  await tid('audit-row').first().waitFor();
+  await page.evaluate(() => scrollTo(0, document.body.scrollHeight));
+  await page.locator('[data-testid=live-state][data-state=off]').waitFor({ timeout: 60_000 });
+  const seen = await page.getByRole('alert').evaluate((e) => { const r = e.getBoundingClientRect(); return r.height > 0 && r.top >= 0 && r.bottom <= innerHeight; });
+  if (!seen) faults.push('the word that the live connection is lost is out of view');
+  await judge('audit (connection lost)');
+  await page.screenshot({ path: join(out, 'lost.png') });
+  shots.push('lost.png');
+  await page.unroute('**/v1/live');
+  await page.locator('[data-testid=live-state][data-state=on]').waitFor({ timeout: 60_000 });
+  cut = false;
   await page.getByRole('button', { name: 'Sign out' }).click();
   await tid('signin-token').waitFor();
 } catch (e) {

@@ -1,5 +1,5 @@
 import { afterEach, expect, test, vi } from 'vitest';
-import { call, get, Problem, whenSignedOut } from './api';
+import { call, get, Problem, rows, whenSignedOut } from './api';
 
 const answer = (status: number, body?: unknown) => {
   const f = vi.fn((_: string, __?: RequestInit) => Promise.resolve(new Response(body === undefined ? null : JSON.stringify(body), { status })));
@@ -39,4 +39,22 @@ test('an ended session signs out; a wrong token at the door does not', async () 
 test('nothing is an answer, too', async () => {
   answer(204);
   await expect(call('DELETE', '/v1/session')).resolves.toBeUndefined();
+});
+
+test('a list is read by its keys, page after page, and not further than asked', async () => {
+  const all = Array.from({ length: 2500 }, (_, i) => i);
+  const f = vi.fn((path: string, _?: RequestInit) => {
+    const q = new URL(path, 'http://tillward').searchParams;
+    const at = Number(q.get('after') ?? 0);
+    const end = at + Number(q.get('limit'));
+    return Promise.resolve(new Response(JSON.stringify({ items: all.slice(at, end), next: end < all.length ? String(end) : '' })));
+  });
+  vi.stubGlobal('fetch', f);
+  await expect(rows('/v1/x?q=a', 50)).resolves.toEqual({ items: all.slice(0, 50), next: '50' });
+  expect(f.mock.calls.map(([path]) => path)).toEqual(['/v1/x?q=a&limit=50']);
+  await expect(rows('/v1/x', 1600)).resolves.toEqual({ items: all.slice(0, 1600), next: '1600' });
+  await expect(rows('/v1/x', 3200)).resolves.toEqual({ items: all, next: '' });
+  expect(f.mock.calls.map(([path]) => path).slice(1)).toEqual([
+    '/v1/x?limit=1000', '/v1/x?limit=600&after=1000', '/v1/x?limit=1000', '/v1/x?limit=1000&after=1000', '/v1/x?limit=1000&after=2000',
+  ]);
 });

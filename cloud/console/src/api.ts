@@ -78,6 +78,19 @@ export async function call<T>(method: string, path: string, body?: unknown): Pro
 }
 
 export const get = <T>(path: string) => call<T>('GET', path);
+
+/** The first `count` rows of a list, read by its keys in pages of what the service gives at once. */
+export async function rows<T>(path: string, count: number): Promise<List<T>> {
+  const all: List<T> = { items: [], next: '' };
+  do {
+    const query = new URLSearchParams({ limit: String(Math.min(1000, count - all.items.length)), ...(all.next && { after: all.next }) });
+    const page = await get<List<T>>(`${path}${path.includes('?') ? '&' : '?'}${query}`);
+    all.items.push(...page.items);
+    all.next = page.items.length > 0 ? page.next : '';
+  } while (all.next && all.items.length < count);
+  return all;
+}
+
 export const post = <T>(path: string, body: unknown) => call<T>('POST', path, body);
 export const patch = <T>(path: string, body: unknown) => call<T>('PATCH', path, body);
 export const id = encodeURIComponent;

@@ -40,6 +40,7 @@ test('a sensor that cannot tell is not healthy', () => {
 test('reasons and series read as words', () => {
   expect(reason('REC_NEAREMPTY')).toBe('Paper nearly empty');
   expect(reason('M_CARD_MUTE')).toBe('Card mute');
+  expect(reason('PS_OFF_OFFLINE')).toBe('Off offline');
   expect(seriesName('M_PaperEmptyCount')).toBe('Paper empty');
   expect(seriesName('memory_free_bytes')).toBe('Memory free');
 });

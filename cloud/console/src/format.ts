@@ -99,7 +99,7 @@ export function reason(code: string): string {
     REC_NEAREMPTY: 'Paper nearly empty', REC_EMPTY: 'Paper empty', REC_PAPEROK: 'Paper is fine', COVER_OK: 'Cover closed',
     DRAWEROPEN: 'Drawer open', DRAWERCLOSED: 'Drawer closed',
   };
-  return known[code] ?? cased(words(code));
+  return known[code] ?? cased(words(code.replace(/^PS_/, '')));
 }
 
 /** A sensor in a sentence fit for a card: CoverOpen -> Cover open. */

@@ -2,7 +2,7 @@
 // something says which changes concern it and is asked to fetch again.
 import { signal } from '@preact/signals';
 import { useEffect, useState } from 'preact/hooks';
-import { get, type List, Problem, type Session } from './api';
+import { get, type List, type Problem, rows, type Session } from './api';
 import { pause } from './format';
 
 export const live = signal<'on' | 'off' | 'idle'>('idle');
@@ -63,11 +63,13 @@ function tell(c: Change | null) { for (const l of listeners) l(c); }
 
 export interface Loaded<T> { data: T | undefined; error: string; reload: () => void }
 
-/**
- * Loads path and loads it again when a change concerns it, at most once in
- * `pace` milliseconds, and one request at a time.
- */
+/** Loads path and loads it again when a change concerns it, at most once in `pace` milliseconds. */
 export function useLive<T>(path: string, concerns: (c: Change) => boolean, pace = 1000): Loaded<T> {
+  return useLoad(path, () => get<T>(path), concerns, pace);
+}
+
+/** Loads what `key` names, again and again as things change, one load at a time. */
+function useLoad<T>(key: string, fetch: () => Promise<T>, concerns: (c: Change) => boolean, pace: number): Loaded<T> {
   const [data, setData] = useState<T>();
   const [error, setError] = useState('');
   const [round, setRound] = useState(0);
@@ -80,7 +82,7 @@ export function useLive<T>(path: string, concerns: (c: Change) => boolean, pace 
       busy = true;
       dirty = false;
       try {
-        const d = await get<T>(path);
+        const d = await fetch();
         if (!gone) { setData(d); setError(''); }
       } catch (e) {
         if (!gone) setError((e as Error).message);
@@ -96,19 +98,15 @@ export function useLive<T>(path: string, concerns: (c: Change) => boolean, pace 
     void load();
     listeners.add(hear);
     return () => { gone = true; listeners.delete(hear); clearTimeout(timer); };
-  }, [path, round]);
+  }, [key, round]);
   return { data, error, reload: () => setRound((n) => n + 1) };
 }
 
-export interface Rows<T> extends Loaded<List<T>> { items: T[]; more: (() => void) | undefined; full: boolean }
+export interface Rows<T> extends Loaded<List<T>> { items: T[]; more: (() => void) | undefined }
 
-/** A list that stays live as it is read on; the service answers 1000 rows at most. */
+/** A list that stays live as it is read on. The longer it has become, the less often it is read again. */
 export function useRows<T>(path: string, concerns: (c: Change) => boolean, step = 50, pace = 1000): Rows<T> {
-  const [limit, setLimit] = useState(step);
-  const list = useLive<List<T>>(`${path}${path.includes('?') ? '&' : '?'}limit=${limit}`, concerns, pace);
-  const next = Boolean(list.data?.next);
-  return {
-    ...list, items: list.data?.items ?? [], full: next && limit >= 1000,
-    more: next && limit < 1000 ? () => setLimit((n) => Math.min(1000, n * 2)) : undefined,
-  };
+  const [count, setCount] = useState(step);
+  const list = useLoad(`${path} ${count}`, () => rows<T>(path, count), concerns, pace * Math.ceil(count / 1000));
+  return { ...list, items: list.data?.items ?? [], more: list.data?.next ? () => setCount((n) => n * 2) : undefined };
 }

@@ -47,14 +47,14 @@ function Frame() {
   return (
     <>
       <a class="skip" href="#main">Skip to content</a>
-      <header>
+      <header class={live.value === 'off' ? 'cut' : undefined}>
         <a class="brand" href="/"><Mark />Tillward</a>
         <nav aria-label="Main">{nav.map(([to, text]) => <a href={to} key={to} aria-current={here(to) ? 'page' : undefined}>{text}</a>)}</nav>
         <Live />
         <span class="who" title={`tenant ${s.tenant}`}>{s.name}{s.name !== s.role && `, ${s.role}`}</span>
         <button type="button" class="quiet" onClick={() => void out()}>Sign out</button>
+        {live.value === 'off' && <p class="banner" role="alert">The live connection is lost, so what you see may be old. The console goes on trying; nothing needs to be loaded again.</p>}
       </header>
-      {live.value === 'off' && <p class="banner" role="alert">The live connection is lost, so what you see may be old. The console goes on trying; nothing needs to be loaded again.</p>}
       <Route />
     </>
   );

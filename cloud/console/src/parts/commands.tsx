@@ -86,7 +86,7 @@ function Send({ device, online, sent }: { device: string; online: boolean; sent:
       setError('');
       setSure(false);
       setReason('');
-      setDone(`${verb} is on its way.`);
+      setDone(`${verb} is signed and queued. Its result shows below.`);
       sent();
     } catch (err) { setError((err as Error).message); setDone(''); }
     setBusy(false);

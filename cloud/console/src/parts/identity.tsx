@@ -9,7 +9,7 @@ const tiers: Record<string, string> = {
   A: 'TPM with its maker\'s certificate', B: 'TPM on the vendor\'s signed list', C: 'virtual TPM', D: 'software key',
 };
 const meanings: Record<string, string> = {
-  attested: 'It has proven its TPM and what it started.', pending: 'It has not proven itself yet.', degraded: 'It proved less than it should.',
+  attested: 'It has proven that it is the device that was enrolled.', pending: 'It has not proven itself yet.', degraded: 'It proved less than it should.',
   quarantined: 'It is kept from the fleet.', stale: 'Its last proof is too old.',
 };
 

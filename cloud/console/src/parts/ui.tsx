@@ -84,14 +84,13 @@ export function Operators({ what, children }: { what: string; children: Componen
 /** A table; on a phone each row becomes a small card, its cells named by the head. */
 export function Table({ label, head, children }: { label: string; head: string[]; children: ComponentChildren }) {
   return (
-    <div class="scroll" tabIndex={0} role="region" aria-label={label}>
+    <div class="scroll" tabIndex={0} role="group" aria-label={`${label}, table`}>
       <table><thead><tr>{head.map((h) => <th scope="col" key={h}>{h}</th>)}</tr></thead><tbody>{children}</tbody></table>
     </div>
   );
 }
 
 /** The end of a list that goes on. */
-export function More({ rows }: { rows: { more: (() => void) | undefined; full: boolean } }) {
-  if (rows.full) return <p class="dim">These are the first 1000. The command line reads on: <code>tillward --help</code>.</p>;
+export function More({ rows }: { rows: { more: (() => void) | undefined } }) {
   return rows.more ? <button type="button" class="more" onClick={rows.more}>Show more</button> : null;
 }
