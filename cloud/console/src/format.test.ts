@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ago, bytes, expiry, gaps, measure, pause, progress, reading, reason, sensor, seriesName, short, span, tone, words } from './format';
+import { ago, bytes, expiry, gaps, marks, measure, pause, progress, reading, reason, sensor, seriesName, short, span, tone, words } from './format';
 
 test('spans are said in the unit that matters', () => {
   expect(span(14 * 60_000)).toBe('14 min');
@@ -76,4 +76,16 @@ test('a value carries the unit of its name', () => {
   expect(measure('cpu_temp_mc', 41_250)).toBe('41.3 °C');
   expect(measure('uptime_s', 7200)).toBe('2 h');
   expect(measure('PaperCutCount', 1200)).toBe('1.2K');
+});
+
+test('no two marks of an axis read the same', () => {
+  expect(marks('memory_free_bytes', [22.9 * 2 ** 30, 22.95 * 2 ** 30, 23 * 2 ** 30])).toEqual(['22.90 GiB', '22.95 GiB', '23.00 GiB']);
+  expect(marks('memory_free_bytes', [0, 2 ** 30])).toEqual(['0 B', '1 GiB']);
+  expect(marks('temp_mc', [41_000, 41_500])).toEqual(['41.0 °C', '41.5 °C']);
+  expect(marks('HoursPoweredCount', [1000, 1001])).toEqual(['1K', '1.001K']);
+  expect(marks('samples', [0, 2.5, 5, 7.5])).toEqual(['0', '2.5', '5', '7.5']);
+  expect(marks('spool_depth', [0, 50, 100])).toEqual(['0', '50', '100']);
+  expect(marks('memory_free_bytes', [24.6e9, 24.7e9])).toEqual(['22.91 GiB', '23.00 GiB']);
+  expect(marks('x', [])).toEqual([]);
+  expect(marks('x', [1e-9, 2e-9])).toEqual(['0', '0']);
 });

@@ -32,25 +32,37 @@ export function day(iso: string | null): string {
   return iso ? new Date(iso).toLocaleDateString(undefined, { dateStyle: 'medium' }) : '';
 }
 
-export function bytes(n: number): string {
+export function bytes(n: number, digits = 1): string {
   const units = ['B', 'KiB', 'MiB', 'GiB'];
   let i = 0;
   while (n >= 1024 && i < units.length - 1) { n /= 1024; i++; }
-  return `${i === 0 ? n : n.toFixed(1)} ${units[i]}`;
+  return `${i === 0 ? n : n.toFixed(digits)} ${units[i]}`;
 }
 
 /** A number that fits beside an axis: 1.5M. */
-export function short(n: number): string {
-  return new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 2 }).format(n);
+export function short(n: number, digits = 2): string {
+  return new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: digits }).format(n);
 }
 
 /** A measured value with the unit its name carries: bytes, temp_mc (thousandths of a degree), percent, seconds. */
-export function measure(name: string, n: number): string {
-  if (/_bytes$/.test(name)) return bytes(n);
-  if (/_mc$/.test(name)) return `${(n / 1000).toFixed(1)} °C`;
-  if (/_(percent|pct)$/.test(name)) return `${short(n)} %`;
+export function measure(name: string, n: number, digits?: number): string {
+  if (/_bytes$/.test(name)) return bytes(n, digits);
+  if (/_mc$/.test(name)) return `${(n / 1000).toFixed(digits ?? 1)} °C`;
+  if (/_(percent|pct)$/.test(name)) return `${short(n, digits)} %`;
   if (/_(s|seconds)$/.test(name)) return span(n * 1000);
-  return short(n);
+  return short(n, digits);
+}
+
+/** The values at an axis, with as few digits as show each where it is: off by no more than a tenth of a step. */
+export function marks(name: string, ticks: number[]): string[] {
+  const at = (digits: number) => ticks.map((t) => measure(name, t, digits));
+  for (let digits = 0; digits < 4; digits++) {
+    const marks = at(digits);
+    const fine = at(digits + 2).map(parseFloat);
+    const step = Math.min(...fine.slice(1).map((v, i) => Math.abs(v - fine[i]!)));
+    if (new Set(marks).size === ticks.length && marks.every((m, i) => Math.abs(parseFloat(m) - fine[i]!) <= step / 10)) return marks;
+  }
+  return at(4);
 }
 
 /** How long to wait before try n: from a second to half a minute, spread by chance (0 to 1). */

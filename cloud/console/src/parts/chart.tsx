@@ -3,7 +3,7 @@ import { useEffect, useRef, useState } from 'preact/hooks';
 import uPlot from 'uplot';
 import 'uplot/dist/uPlot.min.css';
 import { get, id, type List, type Series } from '../api';
-import { gaps, measure, seriesName } from '../format';
+import { gaps, marks, measure, seriesName } from '../format';
 import { useLive } from '../live';
 import { Empty, Fault, Loading, When } from './ui';
 
@@ -76,14 +76,14 @@ function Plot({ device, series, range }: { device: string; series: Series; range
         if (plot) { plot.setData(data); return; }
         const axis = { stroke: colour('--dim'), grid: { stroke: colour('--line'), width: 1 }, ticks: { show: false }, font: '12px system-ui, sans-serif' };
         plot = new uPlot({
-          width: box.current.clientWidth, height: 240, padding: [12, 12, 0, 0],
+          width: box.current.clientWidth, height: 240, padding: [12, 24, 0, 0],
           cursor: { points: { size: 7 }, drag: { x: false, y: false } }, legend: { live: true },
           scales: { x: { range: () => [window_.from, window_.to] } },
           series: [
             { label: 'Time', value: (_, v) => (v === null ? '–' : new Date(v * 1000).toLocaleString()) },
             { label: seriesName(series.name), stroke: colour('--brand'), fill: colour('--wash'), width: 2, points: { size: 5 }, value: (_, v) => (v === null ? '–' : `${measure(series.name, v)} (${v.toLocaleString()})`) },
           ],
-          axes: [{ ...axis, space: 70, values: times }, { ...axis, size: 74, values: (_, ticks) => ticks.map((t) => measure(series.name, t)) }],
+          axes: [{ ...axis, space: 70, values: times }, { ...axis, size: 80, values: (_, ticks) => marks(series.name, ticks) }],
         }, data, box.current);
       } catch (e) {
         if (!gone) setError((e as Error).message);
