@@ -117,13 +117,16 @@ try {
   await page.route('**/v1/live', (r) => r.abort());
   await page.reload();
   await tid('audit-row').first().waitFor();
-  await page.evaluate(() => scrollTo(0, document.body.scrollHeight));
   await page.locator('[data-testid=live-state][data-state=off]').waitFor({ timeout: 60_000 });
+  await page.setViewportSize({ width: 1280, height: 420 });
+  const down = await page.evaluate(() => { scrollTo(0, document.body.scrollHeight); return scrollY; });
+  if (down < 150) faults.push(`the audit page scrolls by ${down} pixels only, too few to hide anything`);
   const seen = await page.getByRole('alert').evaluate((e) => { const r = e.getBoundingClientRect(); return r.height > 0 && r.top >= 0 && r.bottom <= innerHeight; });
   if (!seen) faults.push('the word that the live connection is lost is out of view');
   await judge('audit (connection lost)');
   await page.screenshot({ path: join(out, 'lost.png') });
   shots.push('lost.png');
+  await page.setViewportSize({ width: 1280, height: 900 });
   await page.unroute('**/v1/live');
   await page.locator('[data-testid=live-state][data-state=on]').waitFor({ timeout: 60_000 });
   cut = false;
