@@ -265,7 +265,7 @@ func (s *Store) OpenExecutions(ctx context.Context, device fleet.DeviceID) ([]fl
 
 // MoveExecution moves an execution if fleet says that it may move there, or
 // notes that more bytes are done in the state it stands in. It returns nil
-// when neither is so.
+// when neither is so, and fleet.ErrInvalid for more bytes than can be kept.
 func (s *Store) MoveExecution(ctx context.Context, step ExecutionStep, when time.Time) (*fleet.Execution, error) {
 	var e *fleet.Execution
 	err := s.tx(ctx, func(ctx context.Context, w *writer) (err error) {
@@ -278,6 +278,9 @@ func (s *Store) MoveExecution(ctx context.Context, step ExecutionStep, when time
 // moveExecution is MoveExecution inside a transaction. With a device, only an
 // execution of that device moves.
 func (w *writer) moveExecution(ctx context.Context, device fleet.DeviceID, step ExecutionStep, when time.Time) (*fleet.Execution, error) {
+	if err := errors.Join(number("bytes done", step.Done), number("bytes in total", step.Total)); err != nil {
+		return nil, fmt.Errorf("move execution %s: %w", step.ID, err)
+	}
 	row, err := scanExecution(w.row(ctx, `SELECT `+executionColumns+` FROM execution WHERE id = ? AND (device = ? OR ? = '')`, step.ID, device, device))
 	if errors.Is(err, fleet.ErrNotFound) {
 		return nil, nil
@@ -299,6 +302,8 @@ func (w *writer) moveExecution(ctx context.Context, device fleet.DeviceID, step 
 	}
 	if step.Total != 0 {
 		e.Done, e.Total = step.Done, step.Total
+	} else { // not known to the device, or not said again
+		e.Done = max(e.Done, step.Done)
 	}
 	if e.OfferedAt.IsZero() && e.State != fleet.ExecCanceled {
 		e.OfferedAt = e.UpdatedAt // the first move is the offer, whatever is heard of it first

@@ -124,7 +124,7 @@ func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
 
 func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome) error {
 	for _, s := range in.Samples {
-		if err := number(s.Seq); err != nil {
+		if err := number("sequence", s.Seq); err != nil {
 			return err
 		}
 		if math.IsNaN(s.Value) || math.IsInf(s.Value, 0) {
@@ -164,7 +164,7 @@ func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome)
 
 func (g *group) events(ctx context.Context, in *Intake, out *Outcome) error {
 	for _, e := range in.Events {
-		if err := number(e.Seq); err != nil {
+		if err := number("sequence", e.Seq); err != nil {
 			return err
 		}
 		boot, err := g.w.boot(ctx, in.Device, e.Boot)
@@ -200,7 +200,7 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 	}
 	t.broken = t.broken || in.AuditBroken
 	for _, ev := range in.Audit {
-		if err := number(ev.Seq); err != nil {
+		if err := number("sequence", ev.Seq); err != nil {
 			return err
 		}
 		ev.Device, ev.Tenant, ev.StoredAt = in.Device, in.Tenant, in.At
@@ -238,7 +238,7 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 
 func (g *group) report(ctx context.Context, in *Intake) error {
 	r := in.Report
-	if err := number(r.Seq); err != nil {
+	if err := number("sequence", r.Seq); err != nil {
 		return err
 	}
 	boot, err := g.w.boot(ctx, in.Device, r.Boot)
@@ -305,10 +305,10 @@ func (g *group) flush(ctx context.Context) error {
 	return nil
 }
 
-// number checks that a device's sequence can be kept.
-func number(seq uint64) error {
-	if seq > math.MaxInt64 {
-		return fmt.Errorf("sequence %d: %w", seq, fleet.ErrInvalid)
+// number checks that a number from a device can be kept.
+func number(what string, n uint64) error {
+	if n > math.MaxInt64 {
+		return fmt.Errorf("%s %d: %w", what, n, fleet.ErrInvalid)
 	}
 	return nil
 }

@@ -1,0 +1,72 @@
+package store_test
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/internal/store"
+)
+
+// offered starts a rollout on the first device and returns its execution.
+func offered(t *testing.T, s *store.Store) fleet.Execution {
+	t.Helper()
+	must(t, s.AddRelease(t.Context(), fleet.Release{ID: "agent/1.0.0"}, event("release.add")))
+	must(t, s.AddRollout(t.Context(), fleet.Rollout{ID: "r1", Tenant: "main", Release: "agent/1.0.0", State: fleet.RolloutRunning, Deadline: time.Hour}, event("rollout.add")))
+	_, err := s.Enlist(t.Context(), "r1")
+	must(t, err)
+	es, _, err := s.Executions(t.Context(), "main", "r1", fleet.Page{})
+	must(t, err)
+	return es[0]
+}
+
+// TestStepBeyondRange has a device claim numbers of bytes that no column holds. That is the message's fault for
+// ever: said otherwise, the group it came in would be tried again for ever.
+func TestStepBeyondRange(t *testing.T) {
+	s, ds := enrolled(t, 1)
+	e := offered(t, s)
+	for name, tt := range map[string]struct {
+		done, total uint64
+		want        error
+	}{
+		"done":       {math.MaxInt64 + 1, 1, fleet.ErrInvalid},
+		"total":      {1, math.MaxUint64, fleet.ErrInvalid},
+		"just fits":  {math.MaxInt64, math.MaxInt64, nil},
+		"small ones": {1, 2, nil},
+	} {
+		step := store.ExecutionStep{ID: e.ID, State: fleet.ExecDownloading, Done: tt.done, Total: tt.total}
+		_, err := s.Commit(t.Context(), []store.Intake{{Device: ds[0].ID, Tenant: "main", At: noon, Step: &step}})
+		wantErr(t, name, err, tt.want)
+	}
+}
+
+// TestProgress reports bytes of a download, with and without knowing how many there will be. The same report
+// again is no move.
+func TestProgress(t *testing.T) {
+	s, _ := enrolled(t, 1)
+	e := offered(t, s)
+	for i, tt := range []struct {
+		done, total         uint64
+		moved               bool
+		wantDone, wantTotal uint64
+	}{
+		{10, 0, true, 10, 0},
+		{10, 0, false, 10, 0},
+		{20, 0, true, 20, 0},
+		{30, 100, true, 30, 100},
+		{25, 100, false, 30, 100},
+		{40, 0, true, 40, 100}, // the total stays known
+	} {
+		got, err := s.MoveExecution(t.Context(), store.ExecutionStep{ID: e.ID, State: fleet.ExecDownloading, Done: tt.done, Total: tt.total}, noon)
+		must(t, err)
+		if (got != nil) != tt.moved {
+			t.Errorf("step %d: got %+v, want moved %v", i, got, tt.moved)
+		}
+		es, _, err := s.Executions(t.Context(), "main", "r1", fleet.Page{})
+		must(t, err)
+		if es[0].Done != tt.wantDone || es[0].Total != tt.wantTotal {
+			t.Errorf("step %d: got %d of %d, want %d of %d", i, es[0].Done, es[0].Total, tt.wantDone, tt.wantTotal)
+		}
+	}
+}
