@@ -53,6 +53,8 @@ func (w *writer) audit(ctx context.Context, t fleet.TenantID, ev fleet.AuditEven
 		ev.At = w.now
 	}
 	ev.Device, ev.Tenant, ev.StoredAt = "", t, w.now
+	// JSON replaces what is no UTF-8: the row must say what the body says, or the entry would look tampered with.
+	ev.Kind, ev.Actor, ev.Subject = text(ev.Kind), text(ev.Actor), text(ev.Subject)
 	var hash []byte
 	if err := w.row(ctx, `SELECT head, hash FROM trail WHERE device = ''`).Scan(&ev.Seq, &hash); err != nil {
 		return fmt.Errorf("head of the service trail: %w", err)
@@ -72,6 +74,9 @@ func (w *writer) audit(ctx context.Context, t fleet.TenantID, ev fleet.AuditEven
 	}
 	return w.exec(ctx, `UPDATE trail SET head = ?, hash = ?, entries = entries + 1 WHERE device = ''`, ev.Seq, ev.Hash[:])
 }
+
+// text replaces each byte that is no UTF-8 as encoding/json does.
+func text(s string) string { return string([]rune(s)) }
 
 // insertAudit reports whether the entry is new.
 func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent) (bool, error) {
@@ -154,14 +159,14 @@ func (s *Store) VerifyAudit(ctx context.Context, t fleet.TenantID, id fleet.Devi
 			return ChainReport{}, fmt.Errorf("verify audit: %w", err)
 		}
 	}
-	rep, err := s.verify(ctx, id)
+	rep, err := s.verify(ctx, t, id)
 	if err != nil {
 		return ChainReport{}, fmt.Errorf("verify audit: %w", err)
 	}
 	return rep, nil
 }
 
-func (s *Store) verify(ctx context.Context, id fleet.DeviceID) (ChainReport, error) {
+func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) (ChainReport, error) {
 	var rep ChainReport
 	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true}) // head and entries of one moment
 	if err != nil {
@@ -195,7 +200,7 @@ func (s *Store) verify(ctx context.Context, id fleet.DeviceID) (ChainReport, err
 		if ev.Prev != prev {
 			broken(ev.Seq, fmt.Sprintf("entry %d does not follow the one before", ev.Seq))
 		}
-		if text := intact(ev); text != "" {
+		if text := intact(t, ev); text != "" {
 			broken(ev.Seq, fmt.Sprintf("entry %d %s", ev.Seq, text))
 		}
 		if rep.Entries == 0 {
@@ -215,8 +220,9 @@ func (s *Store) verify(ctx context.Context, id fleet.DeviceID) (ChainReport, err
 	return rep, nil
 }
 
-// intact checks one entry for itself; empty means that it is.
-func intact(ev fleet.AuditEvent) string {
+// intact checks one entry for itself; empty means that it is. An entry of a
+// device has the device as its actor and t, the device's tenant, as its owner.
+func intact(t fleet.TenantID, ev fleet.AuditEvent) string {
 	if sha256.Sum256(ev.Body) != ev.Hash {
 		return "does not match its hash"
 	}
@@ -231,8 +237,8 @@ func intact(ev fleet.AuditEvent) string {
 			return "cannot be read"
 		}
 		in = entry{
-			Seq: r.Seq, At: deviceMS(time.UnixMilli(r.At)), Tenant: ev.Tenant, Kind: r.Kind, Severity: r.Severity,
-			Actor: ev.Actor, Subject: r.Subject, Detail: r.Detail, Prev: r.Prev[:],
+			Seq: r.Seq, At: deviceMS(time.UnixMilli(r.At)), Tenant: t, Kind: r.Kind, Severity: r.Severity,
+			Actor: string(ev.Device), Subject: r.Subject, Detail: r.Detail, Prev: r.Prev[:],
 		}
 	}
 	switch {

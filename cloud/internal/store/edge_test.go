@@ -70,3 +70,35 @@ func TestProgress(t *testing.T) {
 		}
 	}
 }
+
+// TestServiceTrailOfAnyText chains names that are no UTF-8: an entry that was just written must verify.
+func TestServiceTrailOfAnyText(t *testing.T) {
+	s := open(t, t.TempDir())
+	must(t, s.Audit(t.Context(), fleet.AuditEvent{
+		Tenant: "main", Kind: "a\xff", Severity: "warn", Actor: "an\xffna", Subject: "\xc3", Detail: map[string]string{"k\xff": "v\xff", "html": "<&>\u2028"},
+	}))
+	must(t, s.Audit(t.Context(), event("next")))
+	if rep, err := s.VerifyAudit(t.Context(), "main", ""); err != nil || !rep.OK || rep.Entries != 2 {
+		t.Errorf("got %+v, %v, want 2 entries and a whole chain", rep, err)
+	}
+}
+
+// TestVerifyFindsHiddenEntry gives an entry of a device to another tenant, or to another actor, behind the
+// store's back: the first would not be listed any more, the second would lay it at someone else's door.
+func TestVerifyFindsHiddenEntry(t *testing.T) {
+	for _, column := range []string{"tenant", "actor"} {
+		dir := t.TempDir()
+		s := open(t, dir)
+		d := device("main", 1)
+		must(t, s.Enrol(t.Context(), d))
+		_, err := s.Commit(t.Context(), []store.Intake{{Device: d.ID, Tenant: "main", At: noon, Audit: chain(t, 1, [32]byte{}, 3, "link.up")}})
+		must(t, err)
+		if rep, err := s.VerifyAudit(t.Context(), "main", d.ID); err != nil || !rep.OK {
+			t.Fatalf("before: got %+v, %v", rep, err)
+		}
+		sql1(t, dir, `UPDATE audit SET `+column+` = 'other' WHERE device = ? AND seq = 2`, d.ID)
+		if rep, err := s.VerifyAudit(t.Context(), "main", d.ID); err != nil || rep.OK || rep.BrokenAt != 2 {
+			t.Errorf("%s changed: got %+v, %v, want broken at 2", column, rep, err)
+		}
+	}
+}

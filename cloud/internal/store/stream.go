@@ -203,7 +203,7 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 		if err := number("sequence", ev.Seq); err != nil {
 			return err
 		}
-		ev.Device, ev.Tenant, ev.StoredAt = in.Device, in.Tenant, in.At
+		ev.Device, ev.Tenant, ev.Actor, ev.StoredAt = in.Device, in.Tenant, string(in.Device), in.At
 		added, err := g.w.insertAudit(ctx, ev)
 		if err != nil {
 			return fmt.Errorf("audit entry: %w", err)
