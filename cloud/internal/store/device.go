@@ -127,9 +127,10 @@ func (s *Store) Devices(ctx context.Context, t fleet.TenantID, f DeviceFilter, p
 		add(`d.online = ?`, *f.Online)
 	}
 	if f.Query != "" {
-		like := "%" + strings.NewReplacer(`!`, `!!`, `%`, `!%`, `_`, `!_`).Replace(strings.ToLower(f.Query)) + "%"
-		add(`(d.id LIKE ? ESCAPE '!' OR lower(d.label) LIKE ? ESCAPE '!' OR lower(d.serial) LIKE ? ESCAPE '!' OR lower(d.site) LIKE ? ESCAPE '!'
-			OR lower(d.model) LIKE ? ESCAPE '!')`, like, like, like, like, like)
+		like := "%" + strings.NewReplacer(`!`, `!!`, `%`, `!%`, `_`, `!_`).Replace(f.Query) + "%"
+		// The database lowers both sides: SQLite knows no case beyond ASCII, and half of it would not find Ü by Ü.
+		add(`(lower(d.id) LIKE lower(?) ESCAPE '!' OR lower(d.label) LIKE lower(?) ESCAPE '!' OR lower(d.serial) LIKE lower(?) ESCAPE '!'
+			OR lower(d.site) LIKE lower(?) ESCAPE '!' OR lower(d.model) LIKE lower(?) ESCAPE '!')`, like, like, like, like, like)
 	}
 	limit := p.Bounded()
 	query := `SELECT ` + deviceColumns + ` WHERE ` + strings.Join(where, ` AND `) + ` ORDER BY d.id LIMIT ?` //nolint:gosec // joins the constants above

@@ -102,3 +102,15 @@ func TestVerifyFindsHiddenEntry(t *testing.T) {
 		}
 	}
 }
+
+// TestQueryFindsUmlauts asks for a label as it is written on the till.
+func TestQueryFindsUmlauts(t *testing.T) {
+	s, ds := enrolled(t, 1)
+	label := "Kasse SÜD"
+	must(t, s.SetDevice(t.Context(), "main", ds[0].ID, store.DevicePatch{Label: &label}, event("device.set")))
+	for query, want := range map[string]int{"SÜD": 1, "kasse sÜd": 1, "Kasse SÜD": 1, "NORD": 0} {
+		if got, _, err := s.Devices(t.Context(), "main", store.DeviceFilter{Query: query}, fleet.Page{}); err != nil || len(got) != want {
+			t.Errorf("query %q: got %d, %v, want %d", query, len(got), err, want)
+		}
+	}
+}
