@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/google/go-tpm/tpm2"
@@ -12,7 +13,27 @@ import (
 func Raw(t *TPM) transport.TPM { return t.dev }
 
 // Break makes the next read on the descriptor fail, as a hung-up TPM does.
-func Break(t *TPM) { _ = t.dev.rw.Close() }
+func Break(t *TPM) {
+	if d, ok := t.dev.(*device); ok {
+		_ = d.rw.Close()
+	}
+}
+
+// Over returns the transport over an open stream.
+func Over(rw io.ReadWriteCloser) transport.TPMCloser { return &device{path: "scripted", rw: rw} }
+
+// Wrap puts send between t and its transport.
+func Wrap(t *TPM, send func(cmd []byte, next func([]byte) ([]byte, error)) ([]byte, error)) {
+	t.dev = &wrapped{TPMCloser: t.dev, send: send}
+}
+
+type wrapped struct {
+	transport.TPMCloser
+	send func(cmd []byte, next func([]byte) ([]byte, error)) ([]byte, error)
+}
+
+// Send implements transport.TPM.
+func (w *wrapped) Send(cmd []byte) ([]byte, error) { return w.send(cmd, w.TPMCloser.Send) }
 
 // Dial opens the transport alone.
 func Dial(path string) (transport.TPMCloser, error) { return dial(path) }

@@ -31,6 +31,7 @@ import (
 	"sync"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 )
 
 // Persistent handles of ours in the owner's range [TCG Registry of Reserved
@@ -58,7 +59,7 @@ const quotedPCRs = 10
 // beginning, not from finishing.
 type TPM struct {
 	mu  sync.Mutex
-	dev *device
+	dev transport.TPMCloser
 
 	ak, ldevid       *tpm2.NamedHandle
 	akPub, ldevidPub []byte

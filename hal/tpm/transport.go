@@ -19,7 +19,7 @@ const (
 	headerSize  = 10               // tag, size, code [TCG TPM 2.0 Library, part 1, 18]
 	maxResponse = 4096             // bytes; the largest a PC client TPM sends
 	commandTime = 90 * time.Second // RSA key generation on a slow discrete TPM
-	maxRetries  = 12
+	maxTries    = 13
 )
 
 // device is one open TPM: a character device, or a socket that speaks raw TPM
@@ -67,23 +67,25 @@ func (d *device) open() error {
 }
 
 // Send implements transport.TPM. A TPM that asks for patience (RETRY, YIELDED,
-// TESTING) gets it with a growing pause; go-tpm itself does not retry.
+// TESTING) gets it with a growing pause, five seconds in all; go-tpm itself
+// does not retry.
 func (d *device) Send(cmd []byte) ([]byte, error) {
 	pause := 5 * time.Millisecond
-	for try := 0; ; try++ {
+	for try := 1; ; try++ {
 		rsp, err := d.exchange(cmd)
 		if err != nil {
 			return nil, err
 		}
-		switch tpm2.TPMRC(binary.BigEndian.Uint32(rsp[6:10])) {
+		switch code := tpm2.TPMRC(binary.BigEndian.Uint32(rsp[6:10])); code {
 		case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting:
-			if try < maxRetries {
-				time.Sleep(pause)
-				pause = min(2*pause, time.Second)
-				continue
+			if try == maxTries {
+				return nil, fmt.Errorf("TPM stayed busy over %d tries, try again later or power-cycle the box: %w", try, code)
 			}
+			time.Sleep(pause)
+			pause = min(2*pause, time.Second)
+		default:
+			return rsp, nil
 		}
-		return rsp, nil
 	}
 }
 

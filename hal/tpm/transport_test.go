@@ -3,11 +3,16 @@ package tpm_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -101,6 +106,57 @@ func TestTransport(t *testing.T) {
 			}
 		})
 	}
+}
+
+// scripted answers each command with the next response, the last one for ever.
+type scripted struct {
+	responses [][]byte
+	commands  int
+}
+
+func (s *scripted) Write(b []byte) (int, error) {
+	s.commands++
+	return len(b), nil
+}
+
+func (s *scripted) Read(b []byte) (int, error) {
+	n := copy(b, s.responses[0])
+	if len(s.responses) > 1 {
+		s.responses = s.responses[1:]
+	}
+	return n, nil
+}
+
+func (s *scripted) Close() error { return nil }
+
+// A discrete TPM tests itself for seconds after power-on.
+func TestBusyTPMIsAskedAgain(t *testing.T) {
+	for _, busy := range []tpm2.TPMRC{tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting} {
+		synctest.Test(t, func(t *testing.T) {
+			good := response(tpm2.TPMRCSuccess, 1)
+			s := &scripted{responses: slices.Concat(slices.Repeat([][]byte{response(busy)}, 10), [][]byte{good})}
+			if got, err := tpm.Over(s).Send(make([]byte, 10)); err != nil || !bytes.Equal(got, good) {
+				t.Errorf("%v: got %x and %v, want %x", busy, got, err, good)
+			}
+		})
+	}
+}
+
+// The twin: a TPM that is busy for ever does not hold the agent for ever.
+func TestTPMThatStaysBusyIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, began := &scripted{responses: [][]byte{response(tpm2.TPMRCRetry)}}, time.Now()
+		_, err := tpm.Over(s).Send(make([]byte, 10))
+		if !errors.Is(err, tpm2.TPMRCRetry) || !strings.Contains(err.Error(), "stayed busy") {
+			t.Errorf("got %v, want that it stayed busy", err)
+		}
+		if waited := time.Since(began); s.commands > 20 || waited < 2*time.Second || waited > 10*time.Second {
+			t.Errorf("gave up after %d tries and %v", s.commands, waited)
+		}
+		if _, err := tpm.Over(&scripted{responses: [][]byte{response(tpm2.TPMRCFailure)}}).Send(make([]byte, 10)); err != nil {
+			t.Errorf("another code is the caller's to read: %v", err)
+		}
+	})
 }
 
 // A pollable device that is opened non-blocking answers reads too early.
