@@ -2,8 +2,10 @@ package tpm
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -31,29 +33,71 @@ func signTemplate(restricted bool) tpm2.TPMTPublic {
 	}
 }
 
+// ekKind is one endorsement key a maker may have certified: where he puts its
+// certificate, where he may have persisted the key, and its template.
+type ekKind struct {
+	name       string
+	cert, kept tpm2.TPMHandle
+	tmpl       tpm2.TPMTPublic
+	policy     func(t *TPM, sess tpm2.Session) error
+}
+
+// ekKinds in the order of preference: an RSA key takes a discrete TPM seconds
+// to make again, P-384 is what high-range TPMs come with.
+var ekKinds = []ekKind{
+	{"P-256", 0x01C0000A, 0x81010002, tpm2.ECCEKTemplate, (*TPM).policyA},
+	{"P-384", 0x01C00016, 0, ekP384Template, (*TPM).policyB},
+	{"RSA-2048", 0x01C00002, 0x81010001, tpm2.RSAEKTemplate, (*TPM).policyA},
+}
+
+// The branches of PolicyB with SHA-384 [TCG EK Credential Profile 2.5, B.6]:
+// PolicyA is PolicySecret(endorsement), PolicyC a policy kept in NV, and
+// PolicyB either of them.
+var (
+	policyA384 = unhex("8BBF2266537C171CB56E403C4DC1D4B64F432611DC386E6F532050C3278C930E143E8BB1133824CCB431053871C6DB53")
+	policyC384 = unhex("D6032CE61F2FB3C240EB3CF6A33237EF2B6A16F4293C22B455E261CFFD217AD5B4947C2D73E63005EED2DC2B3593D165")
+	policyB384 = unhex("B26E7D28D11A50BC53D882BCF5FD3A1A074148BB35D3B4E4CB1C0AD9BDE419CACB47BA09699646150F9FC000F3F80E12")
+)
+
+// ekP384Template is template H-3 [TCG EK Credential Profile 2.5, B.4.5]; go-tpm
+// has the low range only.
+var ekP384Template = tpm2.TPMTPublic{
+	Type:    tpm2.TPMAlgECC,
+	NameAlg: tpm2.TPMAlgSHA384,
+	ObjectAttributes: tpm2.TPMAObject{
+		FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true,
+		AdminWithPolicy: true, Restricted: true, Decrypt: true,
+	},
+	AuthPolicy: tpm2.TPM2BDigest{Buffer: policyB384},
+	Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+		Symmetric: tpm2.TPMTSymDefObject{
+			Algorithm: tpm2.TPMAlgAES,
+			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(256)),
+			Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+		},
+		CurveID: tpm2.TPMECCNistP384,
+	}),
+}
+
 // Endorsement returns the public area of the EK (TPMT_PUBLIC), its maker's
 // certificate in DER (nil when the TPM holds none) and on-die intermediates.
-// The EK whose certificate is there is taken, P-256 before RSA because it is a
-// hundred times faster; without any certificate it is the P-256 one.
+// The EK whose certificate is there is taken, P-256 before P-384 before RSA
+// because it is a hundred times faster; without any certificate it is P-256.
 func (t *TPM) Endorsement(ctx context.Context) (public, certificate []byte, chain [][]byte, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return nil, nil, nil, err
 	}
-	tmpl, certificate, err := t.endorsementCert()
+	kind, certificate, err := t.endorsementCert()
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	ek, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tmpl)}.Execute(t.dev)
+	_, pub, done, err := t.endorsementKey(kind, certificate)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("create endorsement key: %w", err)
+		return nil, nil, nil, err
 	}
-	defer t.flush(ek.ObjectHandle)
-	pub, err := ek.OutPublic.Contents()
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("endorsement key: %w", err)
-	}
+	defer done()
 	if certificate != nil {
 		if chain, err = t.chain(); err != nil {
 			return nil, nil, nil, err
@@ -65,43 +109,94 @@ func (t *TPM) Endorsement(ctx context.Context) (public, certificate []byte, chai
 	return tpm2.Marshal(*pub), certificate, chain, nil
 }
 
-// pad brings the coordinates of a P-256 EK to 32 bytes each. Some TPMs strip
-// leading zeros, and the device id is a hash over these bytes.
+// endorsementKey returns the EK: the one its maker persisted when it is the
+// certificate's, otherwise made again from its template. done flushes it.
+func (t *TPM) endorsementKey(kind ekKind, certificate []byte) (*tpm2.NamedHandle, *tpm2.TPMTPublic, func(), error) {
+	if h, pub := t.keptEK(kind, certificate); h != nil {
+		return h, pub, func() {}, nil
+	}
+	ek, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(kind.tmpl)}.Execute(t.dev)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("create %s endorsement key: %w", kind.name, err)
+	}
+	pub, err := ek.OutPublic.Contents()
+	if err != nil {
+		t.flush(ek.ObjectHandle)
+		return nil, nil, nil, fmt.Errorf("endorsement key: %w", err)
+	}
+	return &tpm2.NamedHandle{Handle: ek.ObjectHandle, Name: ek.Name}, pub, func() { t.flush(ek.ObjectHandle) }, nil
+}
+
+// keptEK looks for the maker's persisted EK. Anybody may have put another key
+// there, so only one that the certificate speaks of counts.
+func (t *TPM) keptEK(kind ekKind, certificate []byte) (*tpm2.NamedHandle, *tpm2.TPMTPublic) {
+	if kind.kept == 0 || certificate == nil {
+		return nil, nil
+	}
+	cert, err := x509.ParseCertificate(certificate)
+	if err != nil {
+		return nil, nil
+	}
+	h, public, err := t.find(kind.kept, &kind.tmpl)
+	if err != nil {
+		return nil, nil
+	}
+	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
+	if err != nil {
+		return nil, nil
+	}
+	key, err := tpm2.Pub(*pub)
+	if err != nil {
+		return nil, nil
+	}
+	if k, ok := key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(cert.PublicKey) {
+		return nil, nil
+	}
+	return h, pub
+}
+
+// pad brings the coordinates of an EK to the length of its curve. Some TPMs
+// strip leading zeros, and the device id is a hash over these bytes.
 func pad(pub *tpm2.TPMTPublic) error {
 	if pub.Type != tpm2.TPMAlgECC {
 		return nil
+	}
+	parms, err := pub.Parameters.ECCDetail()
+	if err != nil {
+		return fmt.Errorf("endorsement key: %w", err)
+	}
+	size := 32
+	if parms.CurveID == tpm2.TPMECCNistP384 {
+		size = 48
 	}
 	p, err := pub.Unique.ECC()
 	if err != nil {
 		return fmt.Errorf("endorsement key: %w", err)
 	}
-	var x, y [32]byte
-	if len(p.X.Buffer) > len(x) || len(p.Y.Buffer) > len(y) {
-		return errors.New("endorsement key: coordinate longer than 32 bytes")
+	if len(p.X.Buffer) > size || len(p.Y.Buffer) > size {
+		return fmt.Errorf("endorsement key: coordinate longer than %d bytes", size)
 	}
-	copy(x[len(x)-len(p.X.Buffer):], p.X.Buffer)
-	copy(y[len(y)-len(p.Y.Buffer):], p.Y.Buffer)
+	x, y := make([]byte, size), make([]byte, size)
+	copy(x[size-len(p.X.Buffer):], p.X.Buffer)
+	copy(y[size-len(p.Y.Buffer):], p.Y.Buffer)
 	pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-		X: tpm2.TPM2BECCParameter{Buffer: x[:]}, Y: tpm2.TPM2BECCParameter{Buffer: y[:]},
+		X: tpm2.TPM2BECCParameter{Buffer: x}, Y: tpm2.TPM2BECCParameter{Buffer: y},
 	})
 	return nil
 }
 
-// endorsementCert picks the EK template by the certificate that is in NV.
-func (t *TPM) endorsementCert() (tpm2.TPMTPublic, []byte, error) {
-	for _, k := range []struct {
-		index tpm2.TPMHandle
-		tmpl  tpm2.TPMTPublic
-	}{{nvECCCert, tpm2.ECCEKTemplate}, {nvRSACert, tpm2.RSAEKTemplate}} {
-		cert, err := t.nvRead(k.index)
+// endorsementCert picks the EK by the certificate that is in NV.
+func (t *TPM) endorsementCert() (ekKind, []byte, error) {
+	for _, k := range ekKinds {
+		cert, err := t.nvRead(k.cert)
 		if err != nil {
-			return tpm2.TPMTPublic{}, nil, err
+			return ekKind{}, nil, err
 		}
 		if cert != nil {
-			return k.tmpl, trim(cert), nil
+			return k, trim(cert), nil
 		}
 	}
-	return tpm2.ECCEKTemplate, nil, nil
+	return ekKinds[0], nil, nil
 }
 
 // Activate opens a credential (TPMS_ID_OBJECT and encrypted secret, without
@@ -117,33 +212,32 @@ func (t *TPM) Activate(ctx context.Context, blob, secret []byte) ([]byte, error)
 	if err := t.ensure(); err != nil {
 		return nil, err
 	}
-	tmpl, _, err := t.endorsementCert()
+	return t.activate(t.ak, blob, secret)
+}
+
+func (t *TPM) activate(ak *tpm2.NamedHandle, blob, secret []byte) ([]byte, error) {
+	kind, cert, err := t.endorsementCert()
 	if err != nil {
 		return nil, err
 	}
-	ek, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tmpl)}.Execute(t.dev)
+	ek, _, flush, err := t.endorsementKey(kind, cert)
 	if err != nil {
-		return nil, fmt.Errorf("create endorsement key: %w", err)
+		return nil, err
 	}
-	defer t.flush(ek.ObjectHandle)
+	defer flush()
 	// PolicySession and an own close: the just-in-time Policy of go-tpm 0.9.8
 	// leaks the session when its callback fails.
-	sess, done, err := tpm2.PolicySession(t.dev, tpm2.TPMAlgSHA256, 16)
+	sess, done, err := tpm2.PolicySession(t.dev, kind.tmpl.NameAlg, 16)
 	if err != nil {
 		return nil, fmt.Errorf("start policy session: %w", err)
 	}
 	defer done() //nolint:errcheck // the session is gone already when it was used
-	_, err = tpm2.PolicySecret{
-		AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
-		PolicySession: sess.Handle(),
-		NonceTPM:      sess.NonceTPM(),
-	}.Execute(t.dev)
-	if err != nil {
+	if err := kind.policy(t, sess); err != nil {
 		return nil, fmt.Errorf("endorsement policy: %w", err)
 	}
 	rsp, err := tpm2.ActivateCredential{
-		ActivateHandle: auth(t.ak),
-		KeyHandle:      tpm2.AuthHandle{Handle: ek.ObjectHandle, Name: ek.Name, Auth: sess},
+		ActivateHandle: auth(ak),
+		KeyHandle:      tpm2.AuthHandle{Handle: ek.Handle, Name: ek.Name, Auth: sess},
 		CredentialBlob: tpm2.TPM2BIDObject{Buffer: blob},
 		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
 	}.Execute(t.dev)
@@ -151,6 +245,37 @@ func (t *TPM) Activate(ctx context.Context, blob, secret []byte) ([]byte, error)
 		return nil, fmt.Errorf("activate credential: %w", err)
 	}
 	return rsp.CertInfo.Buffer, nil
+}
+
+// policyA satisfies the policy of a low-range EK.
+func (t *TPM) policyA(sess tpm2.Session) error {
+	_, err := tpm2.PolicySecret{
+		AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
+		PolicySession: sess.Handle(),
+		NonceTPM:      sess.NonceTPM(),
+	}.Execute(t.dev)
+	return err
+}
+
+// policyB satisfies the policy of a high-range EK. Its empty auth value would
+// do too, but EKs lack noDA: each power cut after such a use would count as an
+// attack, and a TPM in lockout could not activate.
+func (t *TPM) policyB(sess tpm2.Session) error {
+	if err := t.policyA(sess); err != nil {
+		return err
+	}
+	_, err := tpm2.PolicyOr{PolicySession: sess.Handle(), PHashList: tpm2.TPMLDigest{
+		Digests: []tpm2.TPM2BDigest{{Buffer: policyA384}, {Buffer: policyC384}},
+	}}.Execute(t.dev)
+	return err
+}
+
+func unhex(s string) []byte {
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 // chain reads the on-die intermediates: one stream of DER certificates over

@@ -69,3 +69,6 @@ func Litter(t *TPM) error {
 	_, _, err := tpm2.PolicySession(t.dev, tpm2.TPMAlgSHA256, 16)
 	return err
 }
+
+// PoliciesABC are the policies of a high-range EK.
+func PoliciesABC() (a, b, c []byte) { return policyA384, policyB384, policyC384 }

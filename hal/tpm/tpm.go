@@ -2,8 +2,8 @@
 // attestation key (AK) and the operational LDevID key, and what is done with
 // them - credential activation, certify, quote and TLS signatures.
 //
-// Keys. EK: as the maker made it, from the TCG low-range templates, re-created
-// when needed. AK: restricted ECDSA P-256, a primary key of the endorsement
+// Keys. EK: as the maker made it, from the TCG templates L-1 (RSA-2048), L-2
+// (P-256) and H-3 (P-384), re-created when needed. AK: restricted ECDSA P-256, a primary key of the endorsement
 // hierarchy (so that quotes show reset counts in clear), persisted. LDevID:
 // ECDSA P-256 under the storage root key, persisted. All are made on first
 // use, carry noDA - a power cut must not count as an attack - and are found
@@ -42,11 +42,8 @@ const (
 	handleLDevID tpm2.TPMHandle = 0x8100F002
 )
 
-// NV indices of EK certificates in the low range [TCG EK Credential Profile
-// 2.5, 2.2.1.4].
+// On-die intermediates [TCG EK Credential Profile 2.5, 2.2.1.5].
 const (
-	nvRSACert tpm2.TPMHandle = 0x01C00002
-	nvECCCert tpm2.TPMHandle = 0x01C0000A
 	nvChain   tpm2.TPMHandle = 0x01C00100 // on-die intermediates begin here
 	nvChainTo tpm2.TPMHandle = 0x01C001FF
 )

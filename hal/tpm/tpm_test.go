@@ -4,12 +4,9 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 
@@ -20,16 +17,19 @@ import (
 )
 
 // start returns a farm's TPM, stopped with the test.
-func start(t *testing.T) *tpmfarm.TPM { return startKind(t, false) }
+func start(t *testing.T) *tpmfarm.TPM { return startKind(t, "P-256") }
 
-func startKind(t *testing.T, rsa bool) *tpmfarm.TPM {
+// kinds are the endorsement keys that makers certify.
+var kinds = []string{"P-256", "P-384", "RSA-2048"}
+
+func startKind(t *testing.T, kind string) *tpmfarm.TPM {
 	t.Helper()
 	farm, err := tpmfarm.Open(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(farm.Close)
-	farm.RSA = rsa
+	farm.RSA, farm.P384 = kind == "RSA-2048", kind == "P-384"
 	chip, err := farm.Start(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -45,137 +45,6 @@ func open(t *testing.T, chip *tpmfarm.TPM) *tpm.TPM {
 	}
 	t.Cleanup(func() { _ = dev.Close() })
 	return dev
-}
-
-func TestEndorsementMatchesItsCertificate(t *testing.T) {
-	for name, rsa := range map[string]bool{"P-256": false, "RSA-2048": true} {
-		t.Run(name, func(t *testing.T) {
-			dev := open(t, startKind(t, rsa))
-			pub, der, _, err := dev.Endorsement(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			cert, err := x509.ParseCertificate(der)
-			if err != nil {
-				t.Fatal(err)
-			}
-			area, err := tpm2.Unmarshal[tpm2.TPMTPublic](pub)
-			if err != nil {
-				t.Fatal(err)
-			}
-			key, err := tpm2.Pub(*area)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got, ok := key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !got.Equal(cert.PublicKey) {
-				t.Errorf("EK %v is not the certificate's %v", key, cert.PublicKey)
-			}
-			if got, err := activate(t, dev, pub); err != nil || string(got) != "secret" {
-				t.Errorf("activated %q and %v, want the secret", got, err)
-			}
-		})
-	}
-}
-
-// store writes data to an NV index with platform authority, as a maker does.
-func store(t *testing.T, dev *tpm.TPM, index tpm2.TPMHandle, data []byte) {
-	t.Helper()
-	platform := tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)}
-	_, err := tpm2.NVDefineSpace{AuthHandle: platform, PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
-		NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(data)),
-		Attributes: tpm2.TPMANV{PPWrite: true, AuthRead: true, NoDA: true, PlatformCreate: true},
-	})}.Execute(tpm.Raw(dev))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pub, err := tpm2.NVReadPublic{NVIndex: index}.Execute(tpm.Raw(dev))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for at := 0; at < len(data); at += 512 {
-		_, err := tpm2.NVWrite{
-			AuthHandle: platform, NVIndex: tpm2.NamedHandle{Handle: index, Name: pub.NVName},
-			Data: tpm2.TPM2BMaxNVBuffer{Buffer: data[at:min(at+512, len(data))]}, Offset: uint16(at),
-		}.Execute(tpm.Raw(dev))
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// Intermediates of an on-die authority: one stream over several indices, cut
-// anywhere, with padding behind each certificate or none [TCG EK Credential
-// Profile 2.5, 2.2.1.5].
-func TestIntermediatesAreRead(t *testing.T) {
-	dev := open(t, start(t))
-	_, cert, chain, err := dev.Endorsement(t.Context())
-	if err != nil || len(chain) != 0 {
-		t.Fatalf("got a chain of %d and %v, want none", len(chain), err)
-	}
-	stream := slices.Concat(cert, []byte{0xff, 0xff, 0}, cert, cert, bytes.Repeat([]byte{0xff}, 40))
-	store(t, dev, 0x01C00100, stream[:200])
-	store(t, dev, 0x01C00101, stream[200:])
-	store(t, dev, 0x01C00103, cert) // not part of it: 0x01C00102 is missing
-	_, _, chain, err = dev.Endorsement(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(chain) != 3 || !bytes.Equal(chain[0], cert) || !bytes.Equal(chain[2], cert) {
-		t.Errorf("got %x, want the certificate three times", chain)
-	}
-}
-
-// A TPM without EK certificate is for the vendor's list to know.
-func TestNoCertificateIsNoError(t *testing.T) {
-	dev := open(t, start(t))
-	pub, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(0x01C0000A)}.Execute(tpm.Raw(dev))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = tpm2.NVUndefineSpace{
-		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex:    tpm2.NamedHandle{Handle: 0x01C0000A, Name: pub.NVName},
-	}.Execute(tpm.Raw(dev))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ek, cert, chain, err := dev.Endorsement(t.Context())
-	if err != nil || len(ek) == 0 || cert != nil || chain != nil {
-		t.Errorf("got EK %x, certificate %x, chain %x and %v", ek, cert, chain, err)
-	}
-	if _, err := activate(t, dev, ek); err != nil {
-		t.Error(err)
-	}
-}
-
-// activate makes a credential for dev as the fleet service does, and opens it.
-func activate(t *testing.T, dev *tpm.TPM, ek []byte) ([]byte, error) {
-	t.Helper()
-	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek)
-	if err != nil {
-		t.Fatal(err)
-	}
-	kem, err := tpm2.ImportEncapsulationKey(area)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ak, _, err := dev.Keys(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	akArea, err := tpm2.Unmarshal[tpm2.TPMTPublic](ak)
-	if err != nil {
-		t.Fatal(err)
-	}
-	name, err := tpm2.ObjectName(akArea)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blob, secret, err := tpm2.CreateCredential(rand.Reader, kem, name.Buffer, []byte("secret"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dev.Activate(t.Context(), blob, secret)
 }
 
 // Many TPMs have room for three transient objects and three sessions, and a
@@ -230,7 +99,12 @@ func TestFailedActivationsLeaveNothing(t *testing.T) {
 // Power cuts are daily business at a till; with keys that count as a
 // dictionary attack swtpm would lock at the third.
 func TestPowerCutsAreNoAttack(t *testing.T) {
-	chip := start(t)
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) { powerCuts(t, startKind(t, kind)) })
+	}
+}
+
+func powerCuts(t *testing.T, chip *tpmfarm.TPM) {
 	for range 5 {
 		dev := open(t, chip)
 		ek, _, _, err := dev.Endorsement(t.Context())

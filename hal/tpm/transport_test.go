@@ -63,6 +63,9 @@ func answer(t *testing.T, piece int, responses ...[]byte) string {
 	return path
 }
 
+// command is the code of a command.
+func command(cmd []byte) tpm2.TPMCC { return tpm2.TPMCC(binary.BigEndian.Uint32(cmd[6:10])) }
+
 func response(rc tpm2.TPMRC, body ...byte) []byte {
 	b := binary.BigEndian.AppendUint16(nil, uint16(tpm2.TPMSTNoSessions))
 	b = binary.BigEndian.AppendUint32(b, uint32(10+len(body)))
@@ -175,22 +178,25 @@ func TestDevicesAreOpenedBlocking(t *testing.T) {
 
 // The device id is a hash over these bytes, so they have one spelling.
 func TestCoordinatesAreWholeAndPadded(t *testing.T) {
-	pub := tpm2.ECCEKTemplate
-	pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-		X: tpm2.TPM2BECCParameter{Buffer: bytes.Repeat([]byte{7}, 31)}, Y: tpm2.TPM2BECCParameter{Buffer: bytes.Repeat([]byte{8}, 32)},
-	})
-	if err := tpm.Pad(&pub); err != nil {
-		t.Fatal(err)
-	}
-	p, err := pub.Unique.ECC()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := append([]byte{0}, bytes.Repeat([]byte{7}, 31)...); !bytes.Equal(p.X.Buffer, want) || len(p.Y.Buffer) != 32 {
-		t.Errorf("got x %x and y %x", p.X.Buffer, p.Y.Buffer)
-	}
-	pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: make([]byte, 33)}})
-	if err := tpm.Pad(&pub); err == nil {
-		t.Error("a coordinate of 33 bytes was taken")
+	for curve, size := range map[tpm2.TPMECCCurve]int{tpm2.TPMECCNistP256: 32, tpm2.TPMECCNistP384: 48} {
+		pub := tpm2.ECCEKTemplate
+		pub.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: curve})
+		pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+			X: tpm2.TPM2BECCParameter{Buffer: bytes.Repeat([]byte{7}, size-1)}, Y: tpm2.TPM2BECCParameter{Buffer: bytes.Repeat([]byte{8}, size)},
+		})
+		if err := tpm.Pad(&pub); err != nil {
+			t.Fatal(err)
+		}
+		p, err := pub.Unique.ECC()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := append([]byte{0}, bytes.Repeat([]byte{7}, size-1)...); !bytes.Equal(p.X.Buffer, want) || len(p.Y.Buffer) != size {
+			t.Errorf("got x %x and y %x", p.X.Buffer, p.Y.Buffer)
+		}
+		pub.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: make([]byte, size+1)}})
+		if err := tpm.Pad(&pub); err == nil {
+			t.Errorf("a coordinate of %d bytes was taken", size+1)
+		}
 	}
 }

@@ -43,6 +43,10 @@ type Farm struct {
 	// instead of a P-256 one; it takes a fifth of a second longer.
 	RSA bool
 
+	// P384 gives TPMs that are made from now on a P-384 endorsement key of the
+	// high range; RSA is not looked at then.
+	P384 bool
+
 	dir  string
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
@@ -129,7 +133,8 @@ func (f *Farm) Close() {
 }
 
 // Start starts a TPM with its state in dir. A new one gets an EK certificate:
-// P-256 at NV index 0x01C0000A, RSA-2048 at 0x01C00002, both low range.
+// P-256 at NV index 0x01C0000A, RSA-2048 at 0x01C00002, both low range, or
+// P-384 of the high range at 0x01C00016.
 func (f *Farm) Start(ctx context.Context, dir string) (*TPM, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {

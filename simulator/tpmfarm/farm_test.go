@@ -3,6 +3,8 @@ package tpmfarm_test
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -109,6 +111,16 @@ func TestEachTPMIsAnother(t *testing.T) {
 		if err := cert.CheckSignatureFrom(authority(t, farm)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// Some makers certify a key of the high range only.
+func TestP384EndorsementKey(t *testing.T) {
+	farm := open(t, t.TempDir())
+	farm.P384 = true
+	_, cert := endorsement(t, start(t, farm, t.TempDir()))
+	if key, ok := cert.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P384() {
+		t.Errorf("the certificate is for a %T, want P-384", cert.PublicKey)
 	}
 }
 

@@ -10,18 +10,52 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// Where a maker puts EK certificates of the low range [TCG EK Credential
-// Profile 2.5, 2.2.1.4].
+// Where a maker puts EK certificates [TCG EK Credential Profile 2.5, 2.2.1.4].
 const (
-	nvRSACert tpm2.TPMHandle = 0x01C00002
-	nvECCCert tpm2.TPMHandle = 0x01C0000A
+	nvRSACert  tpm2.TPMHandle = 0x01C00002
+	nvECCCert  tpm2.TPMHandle = 0x01C0000A
+	nvP384Cert tpm2.TPMHandle = 0x01C00016
 )
+
+// policyB is PolicyB for SHA-384 [TCG EK Credential Profile 2.5, B.6.5].
+const policyB = "\xb2\x6e\x7d\x28\xd1\x1a\x50\xbc\x53\xd8\x82\xbc\xf5\xfd\x3a\x1a\x07\x41\x48\xbb\x35\xd3\xb4\xe4" +
+	"\xcb\x1c\x0a\xd9\xbd\xe4\x19\xca\xcb\x47\xba\x09\x69\x96\x46\x15\x0f\x9f\xc0\x00\xf3\xf8\x0e\x12"
+
+// p384Template is template H-3 [TCG EK Credential Profile 2.5, B.4.5].
+var p384Template = tpm2.TPMTPublic{
+	Type:    tpm2.TPMAlgECC,
+	NameAlg: tpm2.TPMAlgSHA384,
+	ObjectAttributes: tpm2.TPMAObject{
+		FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true,
+		AdminWithPolicy: true, Restricted: true, Decrypt: true,
+	},
+	AuthPolicy: tpm2.TPM2BDigest{Buffer: []byte(policyB)},
+	Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+		Symmetric: tpm2.TPMTSymDefObject{
+			Algorithm: tpm2.TPMAlgAES,
+			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(256)),
+			Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+		},
+		CurveID: tpm2.TPMECCNistP384,
+	}),
+}
 
 // conn speaks raw TPM commands over a socket.
 type conn struct{ net.Conn }
 
-// Send implements transport.TPM.
+// Send implements transport.TPM. swtpm tests itself at the first use of P-384
+// and asks for the command once more.
 func (c conn) Send(cmd []byte) ([]byte, error) {
+	for try := 1; ; try++ {
+		rsp, err := c.exchange(cmd)
+		if err == nil && try < 4 && tpm2.TPMRC(binary.BigEndian.Uint32(rsp[6:10])) == tpm2.TPMRCRetry {
+			continue
+		}
+		return rsp, err
+	}
+}
+
+func (c conn) exchange(cmd []byte) ([]byte, error) {
 	if _, err := c.Write(cmd); err != nil {
 		return nil, err
 	}
@@ -65,7 +99,10 @@ func (f *Farm) provision(socket string) error {
 	defer c.Close()
 	t := conn{c}
 	tmpl, index := tpm2.ECCEKTemplate, nvECCCert
-	if f.RSA {
+	switch {
+	case f.P384:
+		tmpl, index = p384Template, nvP384Cert
+	case f.RSA:
 		tmpl, index = tpm2.RSAEKTemplate, nvRSACert
 	}
 	ek, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tmpl)}.Execute(t)
