@@ -13,26 +13,6 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// akTemplate is the AK's public area. Changing unique makes another key.
-var akTemplate = signTemplate(true)
-
-// ldevidTemplate is the public area of the LDevID key.
-var ldevidTemplate = signTemplate(false)
-
-func signTemplate(restricted bool) tpm2.TPMTPublic {
-	scheme := tpm2.TPMTECCScheme{Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUAsymScheme(
-		tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256})}
-	return tpm2.TPMTPublic{
-		Type:    tpm2.TPMAlgECC,
-		NameAlg: tpm2.TPMAlgSHA256,
-		ObjectAttributes: tpm2.TPMAObject{
-			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true,
-			NoDA: true, Restricted: restricted, SignEncrypt: true,
-		},
-		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: tpm2.TPMECCNistP256, Scheme: scheme}),
-	}
-}
-
 // ekKind is one endorsement key a maker may have certified: where he puts its
 // certificate, where he may have persisted the key, and its template.
 type ekKind struct {
@@ -137,22 +117,22 @@ func (t *TPM) keptEK(kind ekKind, certificate []byte) (*tpm2.NamedHandle, *tpm2.
 	if err != nil {
 		return nil, nil
 	}
-	h, public, err := t.find(kind.kept, &kind.tmpl)
+	found, err := t.find(kind.kept, &kind.tmpl)
 	if err != nil {
 		return nil, nil
 	}
-	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
+	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](found.public)
 	if err != nil {
 		return nil, nil
 	}
-	key, err := tpm2.Pub(*pub)
+	ek, err := tpm2.Pub(*pub)
 	if err != nil {
 		return nil, nil
 	}
-	if k, ok := key.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(cert.PublicKey) {
+	if k, ok := ek.(interface{ Equal(crypto.PublicKey) bool }); !ok || !k.Equal(cert.PublicKey) {
 		return nil, nil
 	}
-	return h, pub
+	return &found.NamedHandle, pub
 }
 
 // pad brings the coordinates of an EK to the length of its curve. Some TPMs
@@ -212,10 +192,10 @@ func (t *TPM) Activate(ctx context.Context, blob, secret []byte) ([]byte, error)
 	if err := t.ensure(); err != nil {
 		return nil, err
 	}
-	return t.activate(t.ak, blob, secret)
+	return t.activate(t.ak.cur, blob, secret)
 }
 
-func (t *TPM) activate(ak *tpm2.NamedHandle, blob, secret []byte) ([]byte, error) {
+func (t *TPM) activate(ak *key, blob, secret []byte) ([]byte, error) {
 	kind, cert, err := t.endorsementCert()
 	if err != nil {
 		return nil, err
@@ -242,7 +222,7 @@ func (t *TPM) activate(ak *tpm2.NamedHandle, blob, secret []byte) ([]byte, error
 		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
 	}.Execute(t.dev)
 	if err != nil {
-		return nil, fmt.Errorf("activate credential: %w", err)
+		return nil, t.lost(fmt.Errorf("activate credential: %w", err))
 	}
 	return rsp.CertInfo.Buffer, nil
 }

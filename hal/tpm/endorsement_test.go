@@ -118,15 +118,22 @@ func TestNoCertificateIsNoError(t *testing.T) {
 // activate makes a credential for dev as the fleet service does, and opens it.
 func activate(t *testing.T, dev *tpm.TPM, ek []byte) ([]byte, error) {
 	t.Helper()
+	ak, _, err := dev.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, secret := credential(t, ek, ak)
+	return dev.Activate(t.Context(), blob, secret)
+}
+
+// credential is what the fleet service makes for the AK of an EK's TPM.
+func credential(t *testing.T, ek, ak []byte) (blob, secret []byte) {
+	t.Helper()
 	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek)
 	if err != nil {
 		t.Fatal(err)
 	}
 	kem, err := tpm2.ImportEncapsulationKey(area)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ak, _, err := dev.Keys(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,11 +145,11 @@ func activate(t *testing.T, dev *tpm.TPM, ek []byte) ([]byte, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blob, secret, err := tpm2.CreateCredential(rand.Reader, kem, name.Buffer, []byte("secret"))
+	blob, secret, err = tpm2.CreateCredential(rand.Reader, kem, name.Buffer, []byte("secret"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return dev.Activate(t.Context(), blob, secret)
+	return blob, secret
 }
 
 // PolicyB is an OR over PolicyA and PolicyC; the digests are the profile's.
