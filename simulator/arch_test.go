@@ -80,9 +80,11 @@ var table = []row{
 	{"provisioning/trust", nil, []string{
 		"golang.org/x/crypto", "github.com/theupdateframework/go-tuf", "github.com/sigstore/sigstore", "github.com/secure-systems-lab",
 	}},
+	{"provisioning/makers", nil, nil},
 	{"provisioning/ca", []string{"provisioning/identity"}, []string{anyone}},
 	{"provisioning/enrol", []string{"provisioning/identity"}, []string{anyone}},
-	{"provisioning/cmd/*", []string{"provisioning", "provisioning/*"}, []string{anyone}},
+	{"provisioning/owner", []string{"provisioning/identity"}, []string{"github.com/fxamacker/cbor", "rsc.io/qr"}},
+	{"provisioning/cmd/*", []string{"provisioning", "provisioning/*", "hal/tpm"}, []string{anyone}},
 	{"provisioning", []string{"provisioning/*"}, []string{anyone}},
 
 	{"agent/internal/*", []string{"cloud/wire", "hal", "provisioning", "provisioning/*"}, []string{anyone}},
@@ -260,10 +262,14 @@ func badImports() []house {
 	add("provisioning/identity", theirs("github.com/google/go-tpm/tpm2"))
 	add("provisioning/trust", ours("provisioning/identity"))
 	add("provisioning/trust", theirs("github.com/mattn/go-sqlite3"))
+	add("provisioning/makers", ours("provisioning/identity"))
 	add("provisioning/ca", ours("provisioning/enrol"))
 	add("provisioning/enrol", ours("hal/tpm"))
 	add("provisioning/enrol", ours("cloud/wire"))
+	add("provisioning/owner", ours("provisioning/trust"))
+	add("provisioning/owner", theirs("github.com/google/go-tpm/tpm2"))
 	add("provisioning/cmd/tillward-provision", ours("cloud/wire"))
+	add("provisioning/cmd/tillward-provision", ours("hal/slot"))
 	add("provisioning", ours("cloud"))
 	add("agent/internal/link", ours("agent/internal/spool"))
 	add("agent/internal/telemetry", ours("hal/escpos"))
