@@ -48,11 +48,27 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", uint64(k))
 }
 
-// Party is someone who owns devices, or shall.
+// Party is someone who owns devices, or shall. As JSON it is the party file
+// that a buyer sends to who shall offer him devices.
 type Party struct {
-	Key    ed25519.PublicKey `cbor:"1,keyasint"`
-	Name   string            `cbor:"2,keyasint"`
-	Tenant string            `cbor:"3,keyasint,omitempty"` // of the fleet service; empty for the vendor and the bearer of a label
+	Key    ed25519.PublicKey `cbor:"1,keyasint" json:"public_key"`
+	Name   string            `cbor:"2,keyasint" json:"name"`
+	Tenant string            `cbor:"3,keyasint,omitempty" json:"tenant,omitempty"` // of the fleet service; empty for the vendor and the bearer of a label
+}
+
+// ParseParty reads a party file. Errors: ErrMalformed, ErrLimit.
+func ParseParty(b []byte) (Party, error) {
+	if len(b) > 4096 {
+		return Party{}, fmt.Errorf("party file of %d bytes: %w", len(b), ErrLimit)
+	}
+	var p Party
+	if err := strict(b, &p); err != nil {
+		return Party{}, fmt.Errorf("party file: %w: %w", ErrMalformed, err)
+	}
+	if err := p.check(); err != nil {
+		return Party{}, fmt.Errorf("party file: %w", err)
+	}
+	return p, nil
 }
 
 // Product is what a voucher is about, as the vendor says.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -420,6 +421,44 @@ func TestDecodeVoucherRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestPartyFile(t *testing.T) {
+	b, err := json.Marshal(party('b'))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := owner.ParseParty(b); err != nil || !reflect.DeepEqual(got, party('b')) {
+		t.Errorf("got %v and %v", got, err)
+	}
+	for name, c := range map[string]struct {
+		b    []byte
+		want error
+	}{
+		"nothing":       {nil, owner.ErrMalformed},
+		"no key":        {[]byte(`{"name":"x"}`), owner.ErrMalformed},
+		"short key":     {[]byte(`{"name":"x","public_key":"AAAA"}`), owner.ErrMalformed},
+		"no name":       {bytes.Replace(b, []byte("Party b"), nil, 1), owner.ErrMalformed},
+		"tenant":        {bytes.Replace(b, []byte("t-b"), []byte("#"), 1), owner.ErrMalformed},
+		"unknown field": {bytes.Replace(b, []byte("{"), []byte(`{"may":1,`), 1), owner.ErrMalformed},
+		"long":          {append(b, make([]byte, 4096)...), owner.ErrLimit},
+	} {
+		if p, err := owner.ParseParty(c.b); !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v and %v, want %v", name, p, err, c.want)
+		}
+	}
+}
+
+func FuzzParseParty(f *testing.F) {
+	f.Add([]byte(`{"name":"x","tenant":"t","public_key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := owner.ParseParty(b)
+		if err != nil {
+			return
+		}
+		c := made(t, 1)
+		c.take(c.v.Transfer(public(key('v')), key('v'), p, owner.Terms{}, c.now)) // whoever is read can be offered a device
+	})
 }
 
 func TestOrderFile(t *testing.T) {
