@@ -52,7 +52,7 @@ func TestSheetShowsEachClaim(t *testing.T) {
 			t.Fatal(err)
 		}
 		black := map[[2]int]bool{}
-		for _, run := range strings.SplitSeq(strings.TrimSuffix(paths[i][2], "z"), "z") {
+		for run := range strings.SplitSeq(strings.TrimSuffix(paths[i][2], "z"), "z") {
 			var x, y, n, back int
 			if _, err := fmt.Sscanf(run, "M%d %dh%dv1h-%d", &x, &y, &n, &back); err != nil || n != back {
 				t.Fatalf("run %q: %v", run, err)
