@@ -143,7 +143,7 @@ func (m *Manifest) check() error {
 	}
 	devices, serials := make(map[string]int, len(m.Entries)), make(map[string]int, len(m.Entries))
 	for i, e := range m.Entries {
-		if err := e.check(); err != nil {
+		if err := e.Check(); err != nil {
 			return fmt.Errorf("entry %d: %w", i+1, err)
 		}
 		if first, twice := devices[e.Device]; twice {
@@ -157,7 +157,8 @@ func (m *Manifest) check() error {
 	return nil
 }
 
-func (e *Listed) check() error {
+// Check reports what is wrong with one entry. Errors: ErrMalformed, ErrLimit.
+func (e Listed) Check() error {
 	if !isHash(e.EKHash) {
 		return fmt.Errorf("ek_sha256 %.80q is not a SHA-256 in lower-case hex: %w", e.EKHash, ErrMalformed)
 	}

@@ -24,6 +24,7 @@ type cli struct {
 	Repo    repoCmd    `cmd:"" help:"The repository of releases."`
 	Release releaseCmd `cmd:"" help:"Releases in a repository."`
 	EK      ekCmd      `cmd:"" name:"ek" help:"Lists of TPMs that left the line."`
+	Factory factoryCmd `cmd:"" help:"Devices on the line: their TPMs, manifest, claim codes and labels."`
 	Maker   makerCmd   `cmd:"" help:"Authorities of TPM makers."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
