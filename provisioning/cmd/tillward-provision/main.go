@@ -25,6 +25,7 @@ type cli struct {
 	Release releaseCmd `cmd:"" help:"Releases in a repository."`
 	EK      ekCmd      `cmd:"" name:"ek" help:"Lists of TPMs that left the line."`
 	Factory factoryCmd `cmd:"" help:"Devices on the line: their TPMs, manifest, claim codes and labels."`
+	Voucher voucherCmd `cmd:"" help:"Whose a device is: from the vendor to its next owner."`
 	Maker   makerCmd   `cmd:"" help:"Authorities of TPM makers."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
