@@ -147,7 +147,7 @@ func (m *Manifest) check() error {
 			return fmt.Errorf("entry %d: %w", i+1, err)
 		}
 		if first, twice := devices[e.Device]; twice {
-			return fmt.Errorf("entries %d and %d: EK %s: %w", first, i+1, e.EKHash, ErrDuplicate)
+			return fmt.Errorf("entries %d and %d: device %s: %w", first, i+1, e.Device, ErrDuplicate)
 		}
 		if first, twice := serials[e.Serial]; twice {
 			return fmt.Errorf("entries %d and %d: serial %q: %w", first, i+1, e.Serial, ErrDuplicate)
