@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/tillward/tillward/provisioning/identity"
+	"github.com/tillward/tillward/provisioning/owner"
 	"github.com/tillward/tillward/simulator/tpmfarm"
 )
 
@@ -97,4 +98,27 @@ func TestFactoryLine(t *testing.T) {
 	if again := do(t, 0, "--json", "factory", "verify", "--in", manifest+"2", "--key", key); entries(again) != entries(said) {
 		t.Errorf("from the table: %s\nfrom the line: %s", again, said)
 	}
+}
+
+// FuzzReadUnits reads what a vendor sent: what passes fits a manifest.
+func FuzzReadUnits(f *testing.F) {
+	for _, text := range []string{
+		"serial,model,ek_sha256\nS1,m," + strings.Repeat("1", 64) + "\n", "serial,model,ek_public\nS1,m,AAEA\n", "\ufeffserial,model\n\"", "a,a\n",
+		`{"ek_sha256":"` + strings.Repeat("3", 64) + `","model":"m","serial":"S"}`, `{"ek_public":"AAEACwADAHIAAAAGAIAAQwAQAAMAEAAA","model":"m","serial":"S"}`, "{}\n{",
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var bad badLines
+		units, err := readUnits("f", bytes.NewReader(b), &bad)
+		if err != nil {
+			return
+		}
+		for _, u := range units {
+			e := owner.Listed{EKHash: u.EKHash, Device: deviceOf(u.EKHash), Model: u.Model, Serial: u.Serial}
+			if err := e.Check(); err != nil || u.where == "" {
+				t.Fatalf("%+v passed: %v", u, err)
+			}
+		}
+	})
 }
