@@ -9,7 +9,7 @@
 // can only grow. It reads no clock and no file, holds no keys and keeps no
 // state: the caller remembers the Mark of each chain.
 //
-// It exports more names than other rooms because vendor, service and device
+// It exports more names, and is larger, than other rooms because vendor, service and device
 // each need one end of the same three documents, which must not drift apart.
 package owner
 
