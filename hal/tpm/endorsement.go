@@ -10,7 +10,6 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
 )
 
 // ekKind is one endorsement key a maker may have certified: where he puts its
@@ -301,7 +300,7 @@ func (t *TPM) nvRead(index tpm2.TPMHandle) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("NV %#x: %w", uint32(index), err)
 	}
-	step, err := nvChunk(t.dev)
+	step, err := t.nvChunk()
 	if err != nil {
 		return nil, err
 	}
@@ -326,18 +325,15 @@ func (t *TPM) nvRead(index tpm2.TPMHandle) ([]byte, error) {
 }
 
 // nvChunk is how much one NV_Read may ask for: 1024 on swtpm, 768 on others.
-func nvChunk(t transport.TPM) (uint32, error) {
-	rsp, err := tpm2.GetCapability{
-		Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTNVBufferMax), PropertyCount: 1,
-	}.Execute(t)
+func (t *TPM) nvChunk() (uint32, error) {
+	n, err := t.property(tpm2.TPMPTNVBufferMax)
 	if err != nil {
-		return 0, fmt.Errorf("read TPM properties: %w", err)
+		return 0, err
 	}
-	props, err := rsp.CapabilityData.Data.TPMProperties()
-	if err != nil || len(props.TPMProperty) == 0 || props.TPMProperty[0].Value == 0 {
-		return 512, nil
+	if n == 0 {
+		n = 512
 	}
-	return min(props.TPMProperty[0].Value, 1024), nil
+	return min(n, 1024), nil
 }
 
 // trim cuts the padding behind a DER structure. What is none stays as it is:

@@ -27,6 +27,14 @@ func Wrap(t *TPM, send func(cmd []byte, next func([]byte) ([]byte, error)) ([]by
 	t.dev = &wrapped{TPMCloser: t.dev, send: send}
 }
 
+// Below returns t below what Wrap put there.
+func Below(t *TPM) *TPM {
+	if w, ok := t.dev.(*wrapped); ok {
+		return &TPM{dev: w.TPMCloser}
+	}
+	return t
+}
+
 type wrapped struct {
 	transport.TPMCloser
 	send func(cmd []byte, next func([]byte) ([]byte, error)) ([]byte, error)
@@ -72,3 +80,12 @@ func Litter(t *TPM) error {
 
 // PoliciesABC are the policies of a high-range EK.
 func PoliciesABC() (a, b, c []byte) { return policyA384, policyB384, policyC384 }
+
+// Resplit takes a sealed blob apart and puts it together again.
+func Resplit(blob []byte) ([]byte, error) {
+	private, public, err := splitBlob(blob)
+	if err != nil {
+		return nil, err
+	}
+	return append(tpm2.Marshal(private), tpm2.Marshal(public)...), nil
+}

@@ -190,14 +190,19 @@ func (t *TPM) persist(object tpm2.TPMHandle, name tpm2.TPM2BName, handle tpm2.TP
 		ObjectHandle:     &tpm2.NamedHandle{Handle: object, Name: name},
 		PersistentHandle: handle,
 	}.Execute(t.dev)
-	if errors.Is(err, tpm2.TPMRCNVSpace) {
-		return nil, fmt.Errorf("persist at %#x: the TPM's memory is full: list what other software keeps there (tpm2_getcap handles-persistent, "+
-			"tpm2_nvreadpublic), remove what is not needed (tpm2_evictcontrol -c, tpm2_nvundefine) and try again: %w", uint32(handle), err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("persist at %#x: %w", uint32(handle), err)
+		return nil, fmt.Errorf("persist at %#x: %w", uint32(handle), full(err))
 	}
 	return t.read(handle)
+}
+
+// full says what to do when there is no room in the TPM.
+func full(err error) error {
+	if !errors.Is(err, tpm2.TPMRCNVSpace) {
+		return err
+	}
+	return fmt.Errorf("the TPM's memory is full: list what other software keeps there (tpm2_getcap handles-persistent, tpm2_nvreadpublic), "+
+		"remove what is not needed (tpm2_evictcontrol -c, tpm2_nvundefine) and try again: %w", err)
 }
 
 // evict removes a persistent key for ever.

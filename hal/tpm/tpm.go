@@ -1,19 +1,29 @@
 // Package tpm keeps a device's identity in its TPM 2.0: endorsement key (EK),
-// attestation key (AK) and the operational LDevID key, and what is done with
-// them - credential activation, certify, quote and TLS signatures.
+// attestation key (AK), operational and recovery LDevID keys, and what is done
+// with them - credential activation, certify, quote and TLS signatures - and
+// seals secrets to booted states that a release key approved.
 //
 // Keys. EK: as the maker made it, from the TCG templates L-1 (RSA-2048), L-2
-// (P-256) and H-3 (P-384), re-created when needed. AK: restricted ECDSA P-256, a primary key of the endorsement
-// hierarchy (so that quotes show reset counts in clear), persisted. LDevID:
-// ECDSA P-256 under the storage root key, persisted. All are made on first
-// use, carry noDA - a power cut must not count as an attack - and are found
-// again after a reboot. No private key ever leaves the TPM.
+// (P-256) and H-3 (P-384), re-created when needed. AK: restricted ECDSA P-256,
+// a primary key of the endorsement hierarchy (so that quotes show reset counts
+// in clear), persisted. LDevID keys: ECDSA P-256 under the storage root key,
+// persisted. All are made on first use, carry noDA - a power cut must not count
+// as an attack - and are found again after a reboot. AK and LDevID key have two
+// handles each, so that a rotation that a power cut interrupts leaves the old
+// or the new one usable. No private key ever leaves the TPM.
+//
+// Sealing. What is sealed opens under PolicyAuthorize by the release key: an
+// update brings a new signature, not a new blob. An NV counter is the floor
+// below which old approvals are refused.
 //
 // One descriptor and one mutex hold the TPM for the agent's life; transient
 // objects are flushed at once, since many TPMs have room for three.
 //
 // The package does not decide whether a TPM is genuine; provisioning/enrol
-// does. [TCG EK Credential Profile 2.5; TCG TPM 2.0 Keys for Device Identity 1.0]
+// does. It expects empty owner and endorsement auth. It is larger than 600
+// lines because one descriptor, one mutex and one table of handles must have
+// one owner. [TCG EK Credential Profile 2.5; TCG TPM 2.0 Keys for Device
+// Identity 1.0]
 package tpm
 
 import (

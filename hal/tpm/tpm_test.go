@@ -64,6 +64,12 @@ func TestNothingTransientStays(t *testing.T) {
 	if _, _, _, err := dev.Quote(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
+	idle(t, dev)
+}
+
+// idle checks that the TPM holds no session and no transient object.
+func idle(t *testing.T, dev *tpm.TPM) {
+	t.Helper()
 	for _, first := range []uint32{0x02000000, 0x03000000, 0x80000000} {
 		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 8}.Execute(tpm.Raw(dev))
 		if err != nil {

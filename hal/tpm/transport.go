@@ -67,7 +67,7 @@ func (d *device) open() error {
 }
 
 // Send implements transport.TPM. A TPM that asks for patience (RETRY, YIELDED,
-// TESTING) gets it with a growing pause, five seconds in all; go-tpm itself
+// TESTING, NV_RATE) gets it with a growing pause, five seconds in all; go-tpm itself
 // does not retry.
 func (d *device) Send(cmd []byte) ([]byte, error) {
 	pause := 5 * time.Millisecond
@@ -77,7 +77,7 @@ func (d *device) Send(cmd []byte) ([]byte, error) {
 			return nil, err
 		}
 		switch code := tpm2.TPMRC(binary.BigEndian.Uint32(rsp[6:10])); code {
-		case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting:
+		case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate:
 			if try == maxTries {
 				return nil, fmt.Errorf("TPM stayed busy over %d tries, try again later or power-cycle the box: %w", try, code)
 			}

@@ -134,7 +134,7 @@ func (s *scripted) Close() error { return nil }
 
 // A discrete TPM tests itself for seconds after power-on.
 func TestBusyTPMIsAskedAgain(t *testing.T) {
-	for _, busy := range []tpm2.TPMRC{tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting} {
+	for _, busy := range []tpm2.TPMRC{tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate} {
 		synctest.Test(t, func(t *testing.T) {
 			good := response(tpm2.TPMRCSuccess, 1)
 			s := &scripted{responses: slices.Concat(slices.Repeat([][]byte{response(busy)}, 10), [][]byte{good})}
