@@ -169,7 +169,7 @@ func TestEnrolThenHandshakeByTPM(t *testing.T) {
 
 // A TPM that others have made: swtpm_setup puts an RSA-2048 EK certificate of
 // a two-step authority into it, with a critical SAN and no intermediates, and
-// a P-384 one that Tillward passes over.
+// a P-384 one of the high range.
 func TestTPMOfAnotherMaker(t *testing.T) {
 	s := newSite(t, false)
 	dir, state := t.TempDir(), t.TempDir()

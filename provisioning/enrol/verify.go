@@ -191,7 +191,7 @@ func endorsementKey(public []byte) (*tpm2.TPMTPublic, crypto.PublicKey, error) {
 		return nil, nil, fmt.Errorf("endorsement key is not a restricted decryption key fixed to its TPM: %w", ErrProof)
 	}
 	if !spelt(public, pub) {
-		return nil, nil, fmt.Errorf("endorsement key is not of the TCG templates L-1 and L-2: %w", ErrProof)
+		return nil, nil, fmt.Errorf("endorsement key is not of the TCG templates L-1, L-2 and H-3: %w", ErrProof)
 	}
 	key, err := tpm2.Pub(*pub)
 	if err != nil {
@@ -214,16 +214,40 @@ func spelt(public []byte, pub *tpm2.TPMTPublic) bool {
 		}
 		tmpl = tpm2.RSAEKTemplate
 	case tpm2.TPMAlgECC:
+		size := 32
+		if tmpl = tpm2.ECCEKTemplate; pub.NameAlg == tpm2.TPMAlgSHA384 {
+			size, tmpl = 48, ekP384Template
+		}
 		p, err := pub.Unique.ECC()
-		if err != nil || len(p.X.Buffer) != 32 || len(p.Y.Buffer) != 32 {
+		if err != nil || len(p.X.Buffer) != size || len(p.Y.Buffer) != size {
 			return false
 		}
-		tmpl = tpm2.ECCEKTemplate
 	default:
 		return false
 	}
 	tmpl.Unique = pub.Unique
 	return bytes.Equal(tpm2.Marshal(tmpl), public)
+}
+
+// ekP384Template is template H-3 [TCG EK Credential Profile 2.5, B.4.5]; go-tpm
+// has the low range only. The policy is PolicyB with SHA-384 [same, B.6].
+var ekP384Template = tpm2.TPMTPublic{
+	Type:    tpm2.TPMAlgECC,
+	NameAlg: tpm2.TPMAlgSHA384,
+	ObjectAttributes: tpm2.TPMAObject{
+		FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true,
+		AdminWithPolicy: true, Restricted: true, Decrypt: true,
+	},
+	AuthPolicy: tpm2.TPM2BDigest{Buffer: must(hex.DecodeString(
+		"b26e7d28d11a50bc53d882bcf5fd3a1a074148bb35d3b4e4cb1c0ad9bde419cacb47ba09699646150f9fc000f3f80e12"))},
+	Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+		Symmetric: tpm2.TPMTSymDefObject{
+			Algorithm: tpm2.TPMAlgAES,
+			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(256)),
+			Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+		},
+		CurveID: tpm2.TPMECCNistP384,
+	}),
 }
 
 // samePublic compares an EK with the key of its certificate; a P-256 EK is an
