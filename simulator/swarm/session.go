@@ -1,0 +1,149 @@
+package swarm
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/enrol"
+)
+
+// exporterLen is that of the keying material evidence is bound to.
+const exporterLen = 32
+
+// Session is one MQTT 3.1.1 connection of a device: no goroutine, no buffer,
+// one call at a time.
+type Session struct {
+	Exporter []byte // of the TLS connection; evidence is bound to it
+
+	conn   *tls.Conn
+	member enrol.Result
+	id     uint16 // of the last packet
+}
+
+// Connect dials the broker at addr with the LDevID key and the certificate of
+// member, connects and subscribes as an agent does before it proves itself.
+// conf holds roots and server name.
+func (d *Device) Connect(ctx context.Context, addr string, conf *tls.Config, member enrol.Result) (*Session, error) {
+	key, err := d.Signer()
+	if err != nil {
+		return nil, err
+	}
+	conf = conf.Clone()
+	conf.MinVersion = tls.VersionTLS13
+	conf.Certificates = []tls.Certificate{{Certificate: member.Chain, PrivateKey: key}}
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	s := &Session{conn: tls.Client(raw, conf), member: member}
+	if err := s.open(ctx); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("connect %s: %w", member.Device, err)
+	}
+	return s, nil
+}
+
+func (s *Session) open(ctx context.Context) error {
+	if err := s.conn.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	defer s.until(ctx)()
+	state := s.conn.ConnectionState()
+	var err error
+	if s.Exporter, err = state.ExportKeyingMaterial(enrol.ConnExporterLabel, nil, exporterLen); err != nil {
+		return err
+	}
+	c := &packets.ConnectPacket{
+		FixedHeader:  packets.FixedHeader{MessageType: packets.Connect},
+		ProtocolName: "MQTT", ProtocolVersion: 4, CleanSession: true, Keepalive: 60, ClientIdentifier: s.member.Device,
+	}
+	if err := c.Write(s.conn); err != nil {
+		return err
+	}
+	p, err := packets.ReadPacket(s.conn)
+	if err != nil {
+		return err
+	}
+	if a, ok := p.(*packets.ConnackPacket); !ok || a.ReturnCode != packets.Accepted {
+		return fmt.Errorf("the broker answered CONNECT with %v", p)
+	}
+	sub := &packets.SubscribePacket{
+		FixedHeader: packets.FixedHeader{MessageType: packets.Subscribe, Qos: 1}, MessageID: s.next(),
+		Topics: []string{wire.Down(s.member.Tenant, s.member.Device, true)}, Qoss: []byte{1},
+	}
+	if err := sub.Write(s.conn); err != nil {
+		return err
+	}
+	if p, err = packets.ReadPacket(s.conn); err != nil {
+		return err
+	}
+	if a, ok := p.(*packets.SubackPacket); !ok || len(a.ReturnCodes) != 1 || a.ReturnCodes[0] > 1 {
+		return fmt.Errorf("the broker answered SUBSCRIBE with %v", p)
+	}
+	return nil
+}
+
+// until ends what blocks on the connection when ctx does.
+func (s *Session) until(ctx context.Context) (done func()) {
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.NetConn().Close() })
+	return func() { stop() }
+}
+
+func (s *Session) next() uint16 {
+	s.id++
+	return s.id
+}
+
+// Prove publishes evidence and returns the verdict. What else arrives is
+// acknowledged and dropped.
+func (s *Session) Prove(ctx context.Context, evidence []byte) (wire.Challenge, error) {
+	verdict, err := s.prove(ctx, evidence)
+	if err != nil {
+		return wire.Challenge{}, fmt.Errorf("evidence of %s: %w", s.member.Device, errors.Join(err, ctx.Err()))
+	}
+	return verdict, nil
+}
+
+func (s *Session) prove(ctx context.Context, evidence []byte) (verdict wire.Challenge, err error) {
+	defer s.until(ctx)()
+	topic := wire.Topic{Tenant: s.member.Tenant, Device: s.member.Device, Quarantine: true, Channel: wire.Evidence}
+	p := &packets.PublishPacket{
+		FixedHeader: packets.FixedHeader{MessageType: packets.Publish, Qos: 1}, TopicName: topic.String(), MessageID: s.next(), Payload: evidence,
+	}
+	if err := p.Write(s.conn); err != nil {
+		return verdict, err
+	}
+	for acked := false; !acked || verdict.Verdict == ""; {
+		got, err := packets.ReadPacket(s.conn)
+		if err != nil {
+			return verdict, err
+		}
+		switch m := got.(type) {
+		case *packets.PubackPacket:
+			acked = acked || m.MessageID == p.MessageID
+		case *packets.PublishPacket:
+			if m.Qos == 1 {
+				ack := &packets.PubackPacket{FixedHeader: packets.FixedHeader{MessageType: packets.Puback}, MessageID: m.MessageID}
+				if err := ack.Write(s.conn); err != nil {
+					return verdict, err
+				}
+			}
+			if c, err := wire.Decode[wire.Challenge](m.Payload); err == nil && c.Verdict != "" {
+				verdict = c
+			}
+		}
+	}
+	return verdict, nil
+}
+
+// Close says DISCONNECT and hangs up.
+func (s *Session) Close() error {
+	d := &packets.DisconnectPacket{FixedHeader: packets.FixedHeader{MessageType: packets.Disconnect}}
+	return errors.Join(d.Write(s.conn), s.conn.Close())
+}
