@@ -1,6 +1,9 @@
 package wire
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Kinds of orders; the kind is part of what is signed, so that an order of one
 // kind can never be taken for another.
@@ -112,24 +115,70 @@ func (m *OfferOrder) Check() error {
 	return nil
 }
 
+// What a Challenge may ask for beside a quote.
+const (
+	NeedLog   = "log"   // evidence with register values and event log
+	NeedRenew = "renew" // another certificate, now: the authority changes
+)
+
+// What a device may do to become trusted again.
+const (
+	ActionDiagnose = "diagnose" // let the service collect what is needed to see what is wrong
+	ActionUpdate   = "update"   // take a repair update
+	ActionReboot   = "reboot"
+	ActionEnrol    = "enrol" // forget the identity and enrol again
+)
+
+// Finding is one sentence of an appraisal, on the wire as it is in the console
+// and in both audit trails: which check spoke, about which register and event,
+// measured against which release [draft-ietf-rats-ar4si].
+type Finding struct {
+	Check   string `cbor:"1,keyasint"` // a stable name, e.g. boot.unknown-event
+	PCR     string `cbor:"2,keyasint,omitempty"`
+	Event   string `cbor:"3,keyasint,omitempty"`
+	Release string `cbor:"4,keyasint,omitempty"`
+	Text    string `cbor:"5,keyasint"` // for people; says what to do
+}
+
 // Challenge asks for fresh evidence now, or tells the outcome of the last.
 // Verdict is empty in a plain challenge.
 type Challenge struct {
-	V       uint16   `cbor:"1,keyasint"`
-	Nonce   []byte   `cbor:"2,keyasint,omitempty"` // 32 bytes when evidence is asked for
-	Verdict string   `cbor:"3,keyasint,omitempty"` // attested, degraded, quarantined, pending
-	Reasons []string `cbor:"4,keyasint,omitempty"`
+	V        uint16    `cbor:"1,keyasint"`
+	Nonce    []byte    `cbor:"2,keyasint,omitempty"` // 32 bytes when evidence is asked for
+	Verdict  string    `cbor:"3,keyasint,omitempty"` // attested, degraded, quarantined, pending
+	Reasons  []string  `cbor:"4,keyasint,omitempty"`
+	Need     string    `cbor:"5,keyasint,omitempty"` // NeedLog, NeedRenew
+	Findings []Finding `cbor:"6,keyasint,omitempty"` // the verdict explained
+	Release  string    `cbor:"7,keyasint,omitempty"` // whose reference values the boot has; empty: not judged
+	Actions  []string  `cbor:"8,keyasint,omitempty"` // what the device may do: diagnose, update, reboot, enrol
+	Until    int64     `cbor:"9,keyasint,omitempty"` // the verdict rests on a waiver that ends then, Unix milliseconds
 }
 
 // Check implements Message.
 func (m *Challenge) Check() error {
-	if m.V == 0 || (len(m.Nonce) != 0 && len(m.Nonce) != 32) || (len(m.Nonce) == 0 && m.Verdict == "") {
-		return fmt.Errorf("challenge without nonce or verdict: %w", ErrMalformed)
+	if m.V == 0 || (len(m.Nonce) != 0 && len(m.Nonce) != 32) || (len(m.Nonce) == 0 && m.Verdict == "" && m.Need == "") {
+		return fmt.Errorf("challenge without nonce, verdict or need: %w", ErrMalformed)
 	}
-	if err := checkCount("reasons", len(m.Reasons), 16); err != nil {
+	if err := checkCount("reasons", len(m.Reasons), maxReasons); err != nil {
 		return err
 	}
-	for _, s := range append([]string{m.Verdict}, m.Reasons...) {
+	if err := checkCount("findings", len(m.Findings), maxReasons); err != nil {
+		return err
+	}
+	if err := checkCount("actions", len(m.Actions), maxReasons); err != nil {
+		return err
+	}
+	for _, f := range m.Findings {
+		if err := checkName("check", f.Check); err != nil {
+			return err
+		}
+		for _, s := range [...]string{f.PCR, f.Event, f.Release, f.Text} {
+			if err := checkText("finding "+f.Check, s); err != nil {
+				return err
+			}
+		}
+	}
+	for _, s := range slices.Concat([]string{m.Verdict, m.Need, m.Release}, m.Reasons, m.Actions) {
 		if err := checkText("challenge", s); err != nil {
 			return err
 		}

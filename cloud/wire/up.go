@@ -226,14 +226,20 @@ func (m *ResultReport) Check() error {
 // EvidenceReport is the attestation evidence of one connection [RFC 9334]. It
 // is the first message after CONNECT and the answer to each Challenge. The
 // quote's extraData binds it to the TLS connection, or to the challenge.
+//
+// Steady evidence, of a boot that the service has accepted before, is the quote
+// alone and stays within MaxSteadyEvidence bytes. When the boot changed, or the
+// service asks for it (NeedLog), the values of the registers and the event log
+// come with it.
 type EvidenceReport struct {
 	Head         Head     `cbor:"1,keyasint"`
-	Quoted       []byte   `cbor:"2,keyasint"` // TPMS_ATTEST as the TPM made it
-	Signature    []byte   `cbor:"3,keyasint"` // TPMT_SIGNATURE
-	PCRs         [][]byte `cbor:"4,keyasint"` // SHA-256 values in the order of the selection
-	Seq          uint64   `cbor:"5,keyasint"` // of the binding, counts up within the connection
-	Nonce        []byte   `cbor:"6,keyasint,omitempty"`
-	AgentVersion string   `cbor:"7,keyasint"`
+	Quoted       []byte   `cbor:"2,keyasint"`           // TPMS_ATTEST as the TPM made it
+	Signature    []byte   `cbor:"3,keyasint"`           // ECDSA r || s, 32 bytes each; until version 1 a TPMT_SIGNATURE
+	PCRs         [][]byte `cbor:"4,keyasint,omitempty"` // SHA-256 values in the order of the selection
+	Seq          uint64   `cbor:"5,keyasint"`           // of the binding, counts up within the connection
+	Nonce        []byte   `cbor:"6,keyasint,omitempty"` // until version 1; since then the quote says what it answers
+	AgentVersion string   `cbor:"7,keyasint,omitempty"` // left out of steady evidence
+	Log          []byte   `cbor:"8,keyasint,omitempty"` // gzip of binary_bios_measurements
 }
 
 // Check implements Message.
@@ -247,10 +253,16 @@ func (m *EvidenceReport) Check() error {
 	if err := checkCount("PCRs", len(m.PCRs), 24); err != nil {
 		return err
 	}
+	if err := checkCount("bytes of event log", len(m.Log), MaxLog); err != nil {
+		return err
+	}
 	for _, p := range m.PCRs {
 		if len(p) != 32 {
 			return fmt.Errorf("PCR of %d bytes: %w", len(p), ErrMalformed)
 		}
+	}
+	if m.AgentVersion == "" {
+		return nil
 	}
 	return checkName("agent version", m.AgentVersion)
 }

@@ -25,7 +25,9 @@ import (
 //
 //	1  2026-11-24  telemetry, event, audit, state, result, evidence up;
 //	               command, offer, config, challenge, verdict down
-const Version = 1
+//	2  2026-11-26  evidence without register values while the boot is known, with an
+//	               event log when it is not; verdicts that explain themselves
+const Version = 2
 
 // Limits of the contract, enforced on both sides.
 const (
@@ -38,8 +40,14 @@ const (
 	MaxPeripherals = 64             // peripherals of one device
 	MaxAuditBody   = 4 << 10        // bytes of one audit entry's body
 	MaxSpooled     = 60 << 10       // bytes a batch may grow to before it is closed
+	MaxLog         = 56 << 10       // bytes of an event log, compressed
 	ClockSkewNoted = 24 * time.Hour // a larger skew is noted, never refused
 )
+
+// MaxSteadyEvidence bounds the bytes of evidence that tells nothing new.
+const MaxSteadyEvidence = 256
+
+const maxReasons = 16 // reasons, findings, actions of one verdict
 
 // Errors a caller can decide on. They are wrapped with the field or the size
 // that was wrong.

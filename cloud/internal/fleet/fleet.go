@@ -68,14 +68,22 @@ type Device struct {
 	Site         string
 	Group        string
 	Label        string
-	EKHash       string // hex SHA-256 of the EK's SubjectPublicKeyInfo
+	EKHash       string // hex SHA-256 of the EK's TPMT_PUBLIC
 	AKPublic     []byte // TPMT_PUBLIC of the attestation key
 	CertSerial   string // hex serial number of the newest LDevID certificate
 	CertNotAfter time.Time
 	Trust        Trust
 	TrustReasons []string
 	AttestedAt   time.Time
-	ResetCount   uint32 // of the TPM in the last accepted quote; never grows smaller
+	ResetCount   uint32 // of the TPM in the last accepted quote; never grows smaller until the device enrols again
+	BootDigest   []byte // over the quoted registers, of the boot that was accepted last
+	BootRelease  string // the release whose boot this device has committed to; older ones are refused
+	Findings     []Finding
+	Waiver       Waiver
+	Next         Renewed   // certificate issued and not shown yet
+	Recovery     string    // hex serial number of the certificate that only opens quarantine
+	RevokedAt    time.Time // zero: not revoked
+	RevokedWhy   string
 	Online       bool
 	EnrolledAt   time.Time
 	LastSeen     time.Time
