@@ -95,7 +95,7 @@ func kinds(t testing.TB) []kind {
 		}),
 		of("evidence", wire.EvidenceReport{
 			Head: head(6), Quoted: fill(64, 1), Signature: fill(72, 100), PCRs: [][]byte{fill(32, 0), fill(32, 32)},
-			Seq: 2, Nonce: fill(32, 7), AgentVersion: "1.2.3",
+			Seq: 2, Nonce: fill(32, 7), AgentVersion: "1.2.3", Log: fill(40, 11),
 		}),
 		of("order", wire.Order{Kind: wire.OrderCommand, Payload: []byte{0xa0}, KeyID: "0011aabb", Signature: fill(64, 3)}),
 		of("command", wire.CommandOrder{
@@ -106,7 +106,11 @@ func kinds(t testing.TB) []kind {
 			V: 1, Execution: "ex-1", Tenant: "acme", Device: "dev-1", Class: "agent", Version: "1.2.3", Target: "agent/1.2.3",
 			IssuedAt: 1795521600000, NotAfter: 1795525200000, By: "ada",
 		}),
-		of("challenge", wire.Challenge{V: 1, Nonce: fill(32, 9), Verdict: "quarantined", Reasons: []string{"pcr 7 differs"}}),
+		of("challenge", wire.Challenge{
+			V: 1, Nonce: fill(32, 9), Verdict: "quarantined", Reasons: []string{"pcr 7 differs"}, Need: wire.NeedLog,
+			Findings: []wire.Finding{{Check: "boot.unknown-event", PCR: "7", Event: "EV_EFI_VARIABLE_AUTHORITY", Release: "os/1.2.3", Text: "pcr 7 differs"}},
+			Release:  "os/1.2.3", Actions: []string{wire.ActionDiagnose, wire.ActionReboot}, Until: 1795525200000,
+		}),
 	}
 }
 
