@@ -58,7 +58,9 @@ type MetricsConfig struct {
 
 // EnrolConfig says whose TPMs may join.
 type EnrolConfig struct {
-	EKRoots        []string `toml:"ek_roots" comment:"PEM files with EK certificate authorities of TPM makers (tier A)"`
+	Makers         []string `toml:"makers" comment:"TPM makers whose EK certificates are believed (tier A), by their names in the folder; empty: none"`
+	MakersDir      string   `toml:"makers_dir" comment:"folder of TPM makers (tillward-provision maker add); empty: the one built in"`
+	EKRoots        []string `toml:"ek_roots" comment:"PEM files with EK certificate authorities that are in no folder (tier A)"`
 	VirtualEKRoots []string `toml:"virtual_ek_roots" comment:"PEM files with authorities of virtual TPMs (tier C); test fleets only"`
 	AutoClaim      bool     `toml:"auto_claim" comment:"devices with a trusted EK certificate join this tenant without a list entry"`
 	CertDays       int      `toml:"cert_days" comment:"life of a device certificate"`
@@ -66,7 +68,8 @@ type EnrolConfig struct {
 
 // AttestConfig sets how often devices prove themselves.
 type AttestConfig struct {
-	Every Duration `toml:"every" comment:"a connected device is challenged this often; silence for twice as long is stale"`
+	Unjudged string   `toml:"unjudged" comment:"what a good quote is worth while no release has reference values for the model: attested, degraded or quarantined"`
+	Every    Duration `toml:"every" comment:"a connected device is challenged this often; silence for twice as long is stale"`
 }
 
 // Duration is a time.Duration written as "30s" or "15m" in the file.
@@ -96,8 +99,8 @@ func DefaultConfig() Config {
 		},
 		Operator: OperatorConfig{Listen: ":8443"},
 		Metrics:  MetricsConfig{Listen: "127.0.0.1:9464"},
-		Enrol:    EnrolConfig{CertDays: 30},
-		Attest:   AttestConfig{Every: Duration{15 * time.Minute}},
+		Enrol:    EnrolConfig{CertDays: 30, Makers: []string{"infineon", "nuvoton", "stmicro"}},
+		Attest:   AttestConfig{Every: Duration{15 * time.Minute}, Unjudged: "degraded"},
 	}
 }
 
@@ -143,6 +146,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("enrol.cert_days %d: must lie between 1 and 90", c.Enrol.CertDays)
 	case c.Attest.Every.Duration < time.Second:
 		return fmt.Errorf("attest.every %s: must be at least 1s", c.Attest.Every)
+	case !slices.Contains([]string{"attested", "degraded", "quarantined"}, c.Attest.Unjudged):
+		return fmt.Errorf("attest.unjudged %q: use attested, degraded or quarantined", c.Attest.Unjudged)
 	case (c.Operator.Cert == "") != (c.Operator.Key == ""):
 		return errors.New("operator.cert and operator.key: give both or neither")
 	}

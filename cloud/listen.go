@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/provisioning/identity"
+	"github.com/tillward/tillward/provisioning/makers"
 )
 
 // drain is how long requests may take to finish when the service stops.
@@ -58,7 +60,7 @@ func (s *Service) serve(ctx context.Context, ln net.Listener, cfg *tls.Config, h
 // serveDevices serves enrolment, which needs no client certificate, and
 // artifacts, which do.
 func (s *Service) serveDevices(ctx context.Context) error {
-	makers, err := pool(s.cfg.Enrol.EKRoots)
+	tpmMakers, err := s.tpmMakers()
 	if err != nil {
 		return err
 	}
@@ -68,7 +70,7 @@ func (s *Service) serveDevices(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	join := enrol.NewServer(enrol.Options{
-		EKRoots: makers, VirtualRoots: virtual, Directory: &directory{s}, Issuer: s.devices,
+		EKRoots: tpmMakers, VirtualRoots: virtual, Directory: &directory{s}, Issuer: s.devices,
 		Life: time.Duration(s.cfg.Enrol.CertDays) * 24 * time.Hour, Welcome: s.welcome, Audit: s.audit, Log: s.log,
 	})
 	mux.Handle(enrol.PathEnrol, join)
@@ -169,20 +171,59 @@ func join(host string, l net.Listener) string {
 	return net.JoinHostPort(host, strconv.Itoa(port))
 }
 
+// tpmMakers holds the authorities of tier A: pinned ones of the folder, which
+// are believed each for itself, and what the configuration names beside them.
+func (s *Service) tpmMakers() (*x509.CertPool, error) {
+	e := s.cfg.Enrol
+	p := x509.NewCertPool()
+	if len(e.Makers) > 0 {
+		list := makers.List
+		if e.MakersDir != "" {
+			list = func() ([]makers.Maker, error) {
+				f, err := makers.Open(os.DirFS(e.MakersDir))
+				if err != nil {
+					return nil, err
+				}
+				return f.Makers(), nil
+			}
+		}
+		have, err := list()
+		if err != nil {
+			return nil, fmt.Errorf("enrol.makers: %w", err)
+		}
+		for _, name := range e.Makers {
+			i := slices.IndexFunc(have, func(m makers.Maker) bool { return m.Name == name })
+			if i < 0 {
+				return nil, fmt.Errorf("enrol.makers: %q is not in the folder; see tillward-provision maker list", name)
+			}
+			for _, c := range have[i].Certificates {
+				if !c.Expired {
+					p.AddCert(c.Certificate)
+				}
+			}
+		}
+	}
+	return p, addFiles(p, e.EKRoots)
+}
+
 // pool reads PEM files of certificate authorities; nil when there are none.
 func pool(files []string) (*x509.CertPool, error) {
 	if len(files) == 0 {
 		return nil, nil
 	}
 	p := x509.NewCertPool()
+	return p, addFiles(p, files)
+}
+
+func addFiles(p *x509.CertPool, files []string) error {
 	for _, f := range files {
 		b, err := os.ReadFile(f) // #nosec G304 -- the operator names the file
 		if err != nil {
-			return nil, fmt.Errorf("EK authorities: %w", err)
+			return fmt.Errorf("EK authorities: %w", err)
 		}
 		if !p.AppendCertsFromPEM(b) {
-			return nil, fmt.Errorf("EK authorities: %s holds no certificate", f)
+			return fmt.Errorf("EK authorities: %s holds no certificate", f)
 		}
 	}
-	return p, nil
+	return nil
 }

@@ -10,7 +10,7 @@
 // It does not fetch anything, does not judge an EK certificate (provisioning/enrol
 // does) and does not vouch for a fingerprint: whoever adds a root compares that
 // with what its maker publishes. The folder built into the binary is the one in
-// this directory; while it has no maker, Pool refuses with ErrNone.
+// this directory. Of a folder without a maker Pool refuses with ErrNone.
 //
 // It exports more than eight names because a folder is read, grown and relisted
 // by the same rules, in one place.
