@@ -21,9 +21,9 @@ const exporterLen = 32
 type Session struct {
 	Exporter []byte // of the TLS connection; evidence is bound to it
 
-	conn   *tls.Conn
-	member enrol.Result
-	id     uint16 // of the last packet
+	conn           *tls.Conn
+	tenant, device string
+	id             uint16 // of the last packet
 }
 
 // Connect dials the broker at addr with the LDevID key and the certificate of
@@ -35,16 +35,22 @@ func (d *Device) Connect(ctx context.Context, addr string, conf *tls.Config, mem
 		return nil, err
 	}
 	conf = conf.Clone()
-	conf.MinVersion = tls.VersionTLS13
 	conf.Certificates = []tls.Certificate{{Certificate: member.Chain, PrivateKey: key}}
+	return Dial(ctx, addr, conf, member.Tenant, member.Device)
+}
+
+// Dial does what Connect does with whatever certificate and key are in conf.
+func Dial(ctx context.Context, addr string, conf *tls.Config, tenant, device string) (*Session, error) {
+	conf = conf.Clone()
+	conf.MinVersion = tls.VersionTLS13
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	s := &Session{conn: tls.Client(raw, conf), member: member}
+	s := &Session{conn: tls.Client(raw, conf), tenant: tenant, device: device}
 	if err := s.open(ctx); err != nil {
 		_ = raw.Close()
-		return nil, fmt.Errorf("connect %s: %w", member.Device, err)
+		return nil, fmt.Errorf("connect %s: %w", device, err)
 	}
 	return s, nil
 }
@@ -61,7 +67,7 @@ func (s *Session) open(ctx context.Context) error {
 	}
 	c := &packets.ConnectPacket{
 		FixedHeader:  packets.FixedHeader{MessageType: packets.Connect},
-		ProtocolName: "MQTT", ProtocolVersion: 4, CleanSession: true, Keepalive: 60, ClientIdentifier: s.member.Device,
+		ProtocolName: "MQTT", ProtocolVersion: 4, CleanSession: true, Keepalive: 60, ClientIdentifier: s.device,
 	}
 	if err := c.Write(s.conn); err != nil {
 		return err
@@ -75,7 +81,7 @@ func (s *Session) open(ctx context.Context) error {
 	}
 	sub := &packets.SubscribePacket{
 		FixedHeader: packets.FixedHeader{MessageType: packets.Subscribe, Qos: 1}, MessageID: s.next(),
-		Topics: []string{wire.Down(s.member.Tenant, s.member.Device, true)}, Qoss: []byte{1},
+		Topics: []string{wire.Down(s.tenant, s.device, true)}, Qoss: []byte{1},
 	}
 	if err := sub.Write(s.conn); err != nil {
 		return err
@@ -105,14 +111,14 @@ func (s *Session) next() uint16 {
 func (s *Session) Prove(ctx context.Context, evidence []byte) (wire.Challenge, error) {
 	verdict, err := s.prove(ctx, evidence)
 	if err != nil {
-		return wire.Challenge{}, fmt.Errorf("evidence of %s: %w", s.member.Device, errors.Join(err, ctx.Err()))
+		return wire.Challenge{}, fmt.Errorf("evidence of %s: %w", s.device, errors.Join(err, ctx.Err()))
 	}
 	return verdict, nil
 }
 
 func (s *Session) prove(ctx context.Context, evidence []byte) (verdict wire.Challenge, err error) {
 	defer s.until(ctx)()
-	topic := wire.Topic{Tenant: s.member.Tenant, Device: s.member.Device, Quarantine: true, Channel: wire.Evidence}
+	topic := wire.Topic{Tenant: s.tenant, Device: s.device, Quarantine: true, Channel: wire.Evidence}
 	p := &packets.PublishPacket{
 		FixedHeader: packets.FixedHeader{MessageType: packets.Publish, Qos: 1}, TopicName: topic.String(), MessageID: s.next(), Payload: evidence,
 	}
