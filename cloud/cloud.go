@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -111,10 +110,10 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 // keys opens or makes the authorities and the key that signs orders.
 func (s *Service) keys() (err error) {
 	dir := s.cfg.DataDir
-	if s.devices, err = ca.Open(dir, "tenant-ca"); err != nil {
+	if s.devices, err = ca.Open(dir, "tenant-ca", ca.Options{}); err != nil {
 		return err
 	}
-	if s.root, err = ca.Open(dir, "service-ca"); err != nil {
+	if s.root, err = ca.Open(dir, "service-ca", ca.Options{Pinned: true}); err != nil {
 		return err
 	}
 	pemRoot := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.root.Root().Raw})
@@ -172,11 +171,9 @@ func (s *Service) listen(ctx context.Context) error {
 
 // wire joins the rooms.
 func (s *Service) wire() (err error) {
-	clients := x509.NewCertPool()
-	clients.AddCert(s.devices.Root())
 	s.ingest = ingest.New(ingest.Options{Store: s.store, Stored: s.stored, Log: s.log})
 	s.broker, err = broker.New(broker.Options{
-		Listener: s.mqtt, TLS: &tls.Config{GetCertificate: s.server.get, ClientCAs: clients, MinVersion: tls.VersionTLS13},
+		Listener: s.mqtt, TLS: &tls.Config{GetCertificate: s.server.get, ClientCAs: s.devices.Pool(), MinVersion: tls.VersionTLS13},
 		ExporterLabel: enrol.ConnExporterLabel, MaxClients: int64(s.cfg.Device.MaxClients),
 		Admit: s.admit, Submit: s.submit, Presence: s.presence, Ready: s.ready, Violation: s.violation, Log: s.log,
 	})

@@ -87,10 +87,8 @@ func (s *Service) serveDevices(ctx context.Context) error {
 		}
 		artifacts.ServeHTTP(w, r)
 	})
-	clients := x509.NewCertPool()
-	clients.AddCert(s.devices.Root())
 	return s.serve(ctx, s.https, &tls.Config{
-		GetCertificate: s.server.get, ClientCAs: clients, ClientAuth: tls.VerifyClientCertIfGiven,
+		GetCertificate: s.server.get, ClientCAs: s.devices.Pool(), ClientAuth: tls.VerifyClientCertIfGiven,
 		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
 	}, mux)
 }

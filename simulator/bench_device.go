@@ -245,7 +245,7 @@ func benchHandshakes(ctx context.Context) (Figure, error) {
 		return Figure{}, err
 	}
 	defer os.RemoveAll(dir)
-	authority, err := ca.Open(dir, "bench")
+	authority, err := ca.Open(dir, "bench", ca.Options{})
 	if err != nil {
 		return Figure{}, err
 	}
@@ -268,7 +268,7 @@ func benchHandshakes(ctx context.Context) (Figure, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(authority.Root())
-	sc := &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true}
+	sc := &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: authority.Pool(), ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true}
 	cc := &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: signer}}}
 	const n = 48
 	var runs []float64

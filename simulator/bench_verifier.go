@@ -35,7 +35,7 @@ func (everybody) Enrolled(context.Context, enrol.Member) error { return nil }
 // the threads that serve the two requests counts: EK chain, credential,
 // proofs and certificate, without TLS and without a database.
 func (w *World) benchVerifier(ctx context.Context, fleet []*benchDevice) (Figure, error) {
-	authority, err := ca.Open(filepath.Join(w.opt.Dir), "bench-ca")
+	authority, err := ca.Open(filepath.Join(w.opt.Dir), "bench-ca", ca.Options{})
 	if err != nil {
 		return Figure{}, err
 	}

@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -25,7 +24,7 @@ var device = identity.Identity{Tenant: "shop", Device: strings.Repeat("a", 24), 
 
 func open(t *testing.T, dir string) *ca.Authority {
 	t.Helper()
-	a, err := ca.Open(dir, "tenant")
+	a, err := ca.Open(dir, "tenant", ca.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,15 +46,18 @@ func TestAuthorityIsKept(t *testing.T) {
 	if again := open(t, dir).Root(); !again.Equal(first) {
 		t.Error("opening it again made another root")
 	}
-	if fi, err := os.Stat(filepath.Join(dir, "tenant.key")); err != nil || fi.Mode().Perm() != 0o600 {
-		t.Errorf("key file: %v and %v, want mode 0600", fi, err)
+	for _, n := range []string{"tenant.key", "tenant.1.key"} {
+		if fi, err := os.Stat(filepath.Join(dir, n)); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v and %v, want mode 0600", n, fi, err)
+		}
 	}
-	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != 2 {
-		t.Errorf("files %v and %v, want two", left, err)
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 4 {
+		t.Errorf("files %v and %v, want four", left, err)
 	}
-	if b, err := os.ReadFile(filepath.Join(dir, "tenant.pem")); err != nil || strings.Contains(string(b), "PRIVATE") {
-		t.Errorf("the certificate's file holds a key (%v)", err)
+	for _, n := range []string{"tenant.pem", "tenant.1.pem"} {
+		if b, err := os.ReadFile(filepath.Join(dir, n)); err != nil || strings.Contains(string(b), "PRIVATE") {
+			t.Errorf("%s holds a key (%v)", n, err)
+		}
 	}
 }
 
@@ -69,12 +71,24 @@ func TestDeviceCertificateChains(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	between := x509.NewCertPool()
+	for _, der := range a.Chain() {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		between.AddCert(c)
+	}
 	roots := x509.NewCertPool()
 	roots.AddCert(a.Root())
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
-		t.Error(err)
+	client := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: client}); err != nil {
+		t.Errorf("under the root: %v", err)
 	}
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err == nil {
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: a.Pool(), KeyUsages: client}); err != nil {
+		t.Errorf("under the pool: %v", err)
+	}
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: a.Pool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err == nil {
 		t.Error("a device's certificate passes for a server's")
 	}
 	if id, err := identity.FromCertificate(cert); err != nil || id.Device != device.Device {
@@ -107,14 +121,21 @@ func TestServerCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots := x509.NewCertPool()
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(a.Root())
+	for _, der := range cert.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		between.AddCert(c)
+	}
 	for _, name := range []string{"fleet.example", "192.0.2.1"} {
-		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: name}); err != nil {
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: name}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "other.example"}); err == nil {
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: "other.example"}); err == nil {
 		t.Error("the certificate is good for any name")
 	}
 	if _, err := tls.X509KeyPair(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}), keyPEM(t, cert.PrivateKey)); err != nil {
@@ -131,62 +152,19 @@ func keyPEM(t *testing.T, k crypto.PrivateKey) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b})
 }
 
-// remote is a key that only signs, as one in a PKCS#11 token or a remote
-// signer does.
-type remote struct{ crypto.Signer }
-
-func (r remote) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return r.Signer.Sign(random, digest, opts)
-}
-
-func TestAnySignerWillDo(t *testing.T) {
-	dir := t.TempDir()
-	root := open(t, dir).Root()
-	b, err := os.ReadFile(filepath.Join(dir, "tenant.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, _ := pem.Decode(b)
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := ca.New(root, remote{k.(crypto.Signer)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := a.IssueDevice(device, key(t, elliptic.P256()).Public(), time.Hour); err != nil {
-		t.Error(err)
-	}
-	if _, err := ca.New(root, key(t, elliptic.P256())); err == nil {
-		t.Error("a root was taken with the key of another")
-	}
-	cert, err := a.IssueServer([]string{"x"}, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(cert.Certificate[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ca.New(leaf, cert.PrivateKey.(crypto.Signer)); err == nil {
-		t.Error("a server's certificate was taken for a root")
-	}
-}
-
 // One file without the other is a disk that lost something, not a new site.
 func TestHalfAnAuthorityIsNotReplaced(t *testing.T) {
-	for _, lost := range []string{"tenant.pem", "tenant.key"} {
+	for _, lost := range []string{"tenant.pem", "tenant.1.key"} {
 		dir := t.TempDir()
 		open(t, dir)
 		if err := os.Remove(filepath.Join(dir, lost)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ca.Open(dir, "tenant"); err == nil || !strings.Contains(err.Error(), "backup") {
+		if _, err := ca.Open(dir, "tenant", ca.Options{}); err == nil || !strings.Contains(err.Error(), "backup") {
 			t.Errorf("without %s: got %v, want what to do", lost, err)
 		}
 		left, err := os.ReadDir(dir)
-		if err != nil || len(left) != 1 {
+		if err != nil || len(left) != 3 {
 			t.Errorf("without %s: files are now %v (%v)", lost, left, err)
 		}
 	}
@@ -225,7 +203,7 @@ func TestPowerCutWhileItIsMade(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		got, err := ca.Open(dir, "tenant")
+		got, err := ca.Open(dir, "tenant", ca.Options{})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue

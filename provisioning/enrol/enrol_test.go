@@ -82,7 +82,7 @@ func newSite(t testing.TB, trustFarm bool) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(farm.Close)
-	issuer, err := ca.Open(t.TempDir(), "tenant")
+	issuer, err := ca.Open(t.TempDir(), "tenant", ca.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +232,7 @@ func handshake(t *testing.T, s *site, dev *tpm.TPM, chain [][]byte) (identity.Id
 		t.Fatal(err)
 	}
 	srv.TLS = &tls.Config{
-		Certificates: []tls.Certificate{cert}, ClientCAs: s.roots, ClientAuth: tls.RequireAndVerifyClientCert,
+		Certificates: []tls.Certificate{cert}, ClientCAs: s.issuer.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
 		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
 	}
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)

@@ -332,7 +332,7 @@ func TestEachConnectionIsSigned(t *testing.T) {
 			t.Fatal(err)
 		}
 		srv.TLS = &tls.Config{
-			Certificates: []tls.Certificate{cert}, ClientCAs: s.roots, ClientAuth: tls.RequireAndVerifyClientCert,
+			Certificates: []tls.Certificate{cert}, ClientCAs: s.issuer.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
 			MinVersion: tls.VersionTLS13, SessionTicketsDisabled: off,
 		}
 		srv.StartTLS()

@@ -63,7 +63,7 @@ type Member struct {
 // Issuer signs LDevID certificates; provisioning/ca fits.
 type Issuer interface {
 	IssueDevice(id identity.Identity, pub crypto.PublicKey, life time.Duration) ([]byte, error)
-	Root() *x509.Certificate
+	Chain() [][]byte // DER, what a device shows after its own certificate
 }
 
 // Options of a Server. Roots may be nil.
@@ -304,6 +304,6 @@ func (s *Server) finish(ctx context.Context, raw, exporter []byte) (any, string,
 	s.o.Audit(ctx, "enrol.done", "info", device, map[string]string{"tier": string(at.tier), "certificate": id.Serial, "model": id.Model})
 	res := s.o.Welcome()
 	res.Device, res.Tenant, res.Tier = device, at.tenant, string(at.tier)
-	res.Chain = [][]byte{der, s.o.Issuer.Root().Raw}
+	res.Chain = append([][]byte{der}, s.o.Issuer.Chain()...)
 	return res, device, nil
 }

@@ -60,7 +60,7 @@ type site struct {
 
 func newSite(t *testing.T, maker *swarm.Authority) *site {
 	t.Helper()
-	issuer, err := ca.Open(t.TempDir(), "tenant")
+	issuer, err := ca.Open(t.TempDir(), "tenant", ca.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

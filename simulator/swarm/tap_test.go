@@ -81,7 +81,7 @@ func TestTapPlain(t *testing.T) {
 // Every byte of a TLS connection is in a record, and a message of n bytes is
 // one of n+22 [RFC 8446, 5.2: header, content type, tag].
 func TestTapTLS(t *testing.T) {
-	authority, err := ca.Open(t.TempDir(), "tap")
+	authority, err := ca.Open(t.TempDir(), "tap", ca.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -104,7 +104,7 @@ func TestOrderHolds(t *testing.T) {
 // TestHandshake refuses whoever is not a device of ours; the twin is every other test.
 func TestHandshake(t *testing.T) {
 	s := start(t)
-	stranger, err := ca.Open(t.TempDir(), tenant)
+	stranger, err := ca.Open(t.TempDir(), tenant, ca.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

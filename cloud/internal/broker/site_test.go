@@ -51,7 +51,7 @@ type site struct {
 // start runs a broker; by default what it takes waits in messages.
 func start(t testing.TB, change ...func(*broker.Options)) *site {
 	t.Helper()
-	issuer, err := ca.Open(t.TempDir(), tenant)
+	issuer, err := ca.Open(t.TempDir(), tenant, ca.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,14 +63,12 @@ func start(t testing.TB, change ...func(*broker.Options)) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(issuer.Root())
 	s := &site{
 		t: t, addr: ln.Addr().String(), issuer: issuer, messages: make(chan broker.Message, 1024), ready: make(chan fleet.DeviceID, 64),
 		online: make(chan string, 1024),
 	}
 	o := broker.Options{
-		Listener: ln, TLS: &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: roots, MinVersion: tls.VersionTLS12}, ExporterLabel: label,
+		Listener: ln, TLS: &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: issuer.Pool(), MinVersion: tls.VersionTLS12}, ExporterLabel: label,
 		Admit:  func(context.Context, identity.Identity) error { return nil },
 		Submit: func(m broker.Message) bool { s.messages <- m; return true },
 		Presence: func(d fleet.DeviceID, online bool, _ time.Time) {
