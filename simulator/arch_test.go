@@ -80,6 +80,7 @@ var table = []row{
 	{"provisioning/trust", nil, []string{
 		"golang.org/x/crypto", "github.com/theupdateframework/go-tuf", "github.com/sigstore/sigstore", "github.com/secure-systems-lab",
 	}},
+	{"provisioning/boot", nil, []string{"github.com/google/go-attestation", "github.com/google/go-tpm"}},
 	{"provisioning/makers", nil, nil},
 	{"provisioning/ca", []string{"provisioning/identity"}, []string{anyone}},
 	{"provisioning/enrol", []string{"provisioning/identity"}, []string{anyone}},
@@ -262,6 +263,8 @@ func badImports() []house {
 	add("provisioning/identity", theirs("github.com/google/go-tpm/tpm2"))
 	add("provisioning/trust", ours("provisioning/identity"))
 	add("provisioning/trust", theirs("github.com/mattn/go-sqlite3"))
+	add("provisioning/boot", ours("provisioning/trust"))
+	add("provisioning/boot", theirs("github.com/google/go-tpm-tools/server"))
 	add("provisioning/makers", ours("provisioning/identity"))
 	add("provisioning/ca", ours("provisioning/enrol"))
 	add("provisioning/enrol", ours("hal/tpm"))
