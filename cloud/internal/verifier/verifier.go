@@ -49,7 +49,7 @@ type Options struct {
 	Every time.Duration // between challenges of a connected device; must not be 0
 	// Reference says what is wrong with a verified quote, in sentences an
 	// operator understands; nil or no reasons: nothing.
-	Reference func(d fleet.Device, q enrol.Quoted, pcrs [][]byte) []string
+	Reference func(d fleet.Device, pcrs [][]byte) []string
 	Changed   func(d fleet.Device) // after each appraisal, and when silence made a device stale
 	Log       *slog.Logger
 }
@@ -101,7 +101,7 @@ func (v *Verifier) Appraise(ctx context.Context, e Evidence) error {
 	if len(reasons) > 0 {
 		trust = fleet.Quarantined
 	} else {
-		reset = q.ResetCount
+		reset = q.reset
 	}
 	if err := v.o.Store.SetTrust(ctx, d.ID, trust, reasons, e.At, reset); err != nil {
 		return fmt.Errorf("appraise %s: %w", e.Device, err)
@@ -130,15 +130,15 @@ func (v *Verifier) Appraise(ctx context.Context, e Evidence) error {
 
 // judge checks evidence against what is on file and returns what is wrong with
 // it, in sentences that fit into a verdict.
-func (v *Verifier) judge(d fleet.Device, e Evidence) (enrol.Quoted, []string) {
+func (v *Verifier) judge(d fleet.Device, e Evidence) (quote, []string) {
 	q, pcrs, err := v.prove(d, e)
 	if err != nil {
-		return enrol.Quoted{}, []string{clip(err.Error())}
+		return quote{}, []string{clip(err.Error())}
 	}
 	if v.o.Reference == nil {
 		return q, nil
 	}
-	reasons := v.o.Reference(d, q, pcrs)
+	reasons := v.o.Reference(d, pcrs)
 	for i, r := range reasons {
 		reasons[i] = clip(r)
 	}
@@ -150,41 +150,45 @@ func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 400)], "?
 
 // prove checks that e is a fresh quote of the TPM that enrolled as d, made for
 // the connection or the challenge it is shown on.
-func (v *Verifier) prove(d fleet.Device, e Evidence) (enrol.Quoted, [][]byte, error) {
+func (v *Verifier) prove(d fleet.Device, e Evidence) (quote, [][]byte, error) {
 	m, err := wire.Decode[wire.EvidenceReport](e.Payload)
 	if err != nil {
-		return enrol.Quoted{}, nil, fmt.Errorf("evidence cannot be read: %w", err)
+		return quote{}, nil, fmt.Errorf("evidence cannot be read: %w", err)
 	}
-	secret := e.Exporter
-	if len(m.Nonce) > 0 {
-		if !v.redeem(d.ID, m.Nonce) {
-			return enrol.Quoted{}, nil, errors.New("evidence answers a challenge that is not open")
-		}
-		secret = m.Nonce
+	q, f := openQuote(d.AKPublic, m.Quoted, m.Signature)
+	if f == nil && len(m.PCRs) > 0 {
+		f = q.covers(m.PCRs)
 	}
-	if len(secret) != nonceLen {
-		return enrol.Quoted{}, nil, fmt.Errorf("evidence is bound to %d bytes, want %d", len(secret), nonceLen)
+	if f != nil {
+		return quote{}, nil, errors.New(f.Text)
 	}
-	q, err := enrol.VerifyQuote(d.AKPublic, m.Quoted, m.Signature, m.PCRs, enrol.ConnBinding(string(d.ID), secret, m.Seq))
-	if err != nil {
-		return enrol.Quoted{}, nil, fmt.Errorf("quote: %w", err)
+	if !v.bound(d.ID, q.extra, e.Exporter, m.Seq) {
+		return quote{}, nil, errors.New("evidence is bound to another connection or to a challenge that is not open")
 	}
 	if !v.advance(d.ID, e.Exporter, m.Seq) {
-		return enrol.Quoted{}, nil, fmt.Errorf("evidence %d of this connection was shown before", m.Seq)
+		return quote{}, nil, fmt.Errorf("evidence %d of this connection was shown before", m.Seq)
 	}
-	if q.ResetCount < d.ResetCount {
-		return enrol.Quoted{}, nil, fmt.Errorf("the TPM's reset count fell from %d to %d: it was cleared, enrol the device again", d.ResetCount, q.ResetCount)
+	if q.reset < d.ResetCount {
+		return quote{}, nil, fmt.Errorf("the TPM's reset count fell from %d to %d: it was cleared, enrol the device again", d.ResetCount, q.reset)
 	}
 	return q, m.PCRs, nil
 }
 
-// redeem takes the device's open challenge with that nonce.
-func (v *Verifier) redeem(id fleet.DeviceID, nonce []byte) bool {
+// bound reports whether extra binds a quote to the connection or to an open
+// challenge, which is answered by it.
+func (v *Verifier) bound(id fleet.DeviceID, extra, exporter []byte, seq uint64) bool {
+	is := func(secret []byte) bool {
+		b := enrol.ConnBinding(string(id), secret, seq)
+		return len(secret) == nonceLen && bytes.Equal(b[:], extra)
+	}
+	if is(exporter) {
+		return true
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s := v.of(id)
 	n := len(s.nonces)
-	s.nonces = slices.DeleteFunc(s.nonces, func(open []byte) bool { return bytes.Equal(open, nonce) })
+	s.nonces = slices.DeleteFunc(s.nonces, is)
 	return len(s.nonces) < n
 }
 
