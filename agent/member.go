@@ -230,7 +230,9 @@ func (a *Agent) memberOf(res enrol.Result, signer crypto.Signer) (*member, error
 
 // connect runs the link and what hangs on it.
 func (a *Agent) connect(ctx context.Context, dev TPM, m *member) error {
-	ev := &attest.Attester{Device: m.Device, Version: a.o.Version, Quoter: dev, Bind: enrol.ConnBinding, Next: a.heads.Next}
+	ev := &attest.Attester{
+		Device: m.Device, Version: a.o.Version, Quoter: dev, Bind: enrol.ConnBinding, Next: a.heads.Next, Memory: a.spool, Log: a.log,
+	}
 	runner := command.New(command.Options{
 		Tenant: m.Tenant, Device: m.Device, Verify: m.keys.VerifyOrder, Journal: a.spool, Record: a.journal.Record, Next: a.heads.Next,
 		Verbs: a.verbs(m), Full: a.spool.Full, Log: a.log,
@@ -239,7 +241,7 @@ func (a *Agent) connect(ctx context.Context, dev TPM, m *member) error {
 	l, err := link.New(link.Options{
 		Brokers: m.Brokers, ServerName: a.cfg.Service.ServerName, Roots: m.roots,
 		Certificate: func() (tls.Certificate, error) { return m.cert, nil }, Tenant: m.Tenant, Device: m.Device, Spool: a.spool,
-		ExporterLabel: enrol.ConnExporterLabel, Evidence: ev.Evidence,
+		ExporterLabel: enrol.ConnExporterLabel, Evidence: ev.Evidence, Judged: ev.Judged,
 		Down: map[wire.Channel]func([]byte) bool{
 			wire.DownCommand: runner.Submit, wire.DownConfig: runner.Submit,
 			wire.DownOffer: func(b []byte) bool { return a.offered(ctx, m, b) },

@@ -48,8 +48,14 @@ type Options struct {
 
 	Spool         Spool
 	ExporterLabel string // provisioning/enrol.ConnExporterLabel
-	// Evidence returns an encoded wire.EvidenceReport (agent/internal/attest).
-	Evidence func(ctx context.Context, exporter []byte, seq uint64, nonce []byte) ([]byte, error)
+	// Evidence returns an encoded wire.EvidenceReport (agent/internal/attest);
+	// full asks for register values and event log.
+	Evidence func(ctx context.Context, exporter []byte, seq uint64, nonce []byte, full bool) ([]byte, error)
+	// Judged is told each verdict before Changed is; nil: nobody listens.
+	Judged func(ctx context.Context, verdict string)
+	// Renew is told that the service asks for another certificate. It must not
+	// block; nil: nobody listens. Certificate is asked at the next connect.
+	Renew func()
 	// Down takes messages from the service by channel. It must not block; what
 	// it answers with false is not acknowledged, and the service sends it again
 	// on the next connection.
@@ -59,6 +65,7 @@ type Options struct {
 
 	KeepAlive  time.Duration // 30 s when zero
 	Timeout    time.Duration // of a dial, an acknowledgement, a verdict; 30 s when zero
+	Patience   time.Duration // with a service that has many devices' evidence to appraise; 10 times Timeout when zero
 	BackoffMin time.Duration // 1 s when zero
 	BackoffMax time.Duration // 5 min when zero
 	Window     int           // messages in flight; 32 when zero
@@ -70,10 +77,17 @@ type Options struct {
 // Status is how the link stands.
 type Status struct {
 	Online  bool
-	Verdict string   // what the service said in this connection: "" (nothing yet), attested, degraded, quarantined, pending
-	Reasons []string // of the verdict
-	Broker  string   // address of the present or the last connection
-	Err     error    // why the last connection ended or could not be made
+	Verdict string // what the service said in this connection: "" (nothing yet), attested, degraded, quarantined, pending
+	Reasons []string
+	// The verdict explained: what was found, whose reference values the boot
+	// has, what the device may do to be trusted again (wire.Action...), and when
+	// a waiver ends that the verdict rests on.
+	Findings []wire.Finding
+	Release  string
+	Actions  []string
+	Until    time.Time
+	Broker   string // address of the present or the last connection
+	Err      error  // why the last connection ended or could not be made
 }
 
 // Open reports whether all channels are open to the device.
@@ -114,6 +128,7 @@ func New(o Options) (*Link, error) {
 	}
 	o.KeepAlive = or(o.KeepAlive, 30*time.Second)
 	o.Timeout = or(o.Timeout, 30*time.Second)
+	o.Patience = or(o.Patience, 10*o.Timeout)
 	o.BackoffMin = or(o.BackoffMin, time.Second)
 	o.BackoffMax = max(or(o.BackoffMax, 5*time.Minute), o.BackoffMin)
 	o.Window = or(o.Window, 32)
@@ -139,7 +154,7 @@ func (l *Link) Status() Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := l.status
-	s.Reasons = slices.Clone(s.Reasons)
+	s.Reasons, s.Findings, s.Actions = slices.Clone(s.Reasons), slices.Clone(s.Findings), slices.Clone(s.Actions)
 	return s
 }
 

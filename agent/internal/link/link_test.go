@@ -36,8 +36,8 @@ func (s *service) options(t testing.TB) link.Options {
 		Brokers: []string{s.addr}, ServerName: "fleet.test", Roots: s.ca.pool(),
 		Certificate: func() (tls.Certificate, error) { return cert, nil },
 		Tenant:      tenant, Device: device, ExporterLabel: label,
-		Evidence: func(_ context.Context, exporter []byte, seq uint64, nonce []byte) ([]byte, error) {
-			e := evidenceOf(exporter, seq, nonce)
+		Evidence: func(_ context.Context, exporter []byte, seq uint64, nonce []byte, full bool) ([]byte, error) {
+			e := evidenceOf(exporter, seq, nonce, full)
 			return wire.Encode(&e)
 		},
 		Timeout: 10 * time.Second, BackoffMin: time.Millisecond, BackoffMax: 20 * time.Millisecond,
@@ -261,13 +261,121 @@ func TestChallengeIsAnswered(t *testing.T) {
 	<-s.evidences
 	nonce := bytes.Repeat([]byte{9}, 32)
 	s.say(wire.Challenge{V: 1, Nonce: nonce})
-	if e := <-s.evidences; !bytes.Equal(e.Nonce, nonce) || e.Seq != 2 {
+	if e := <-s.evidences; !bytes.Equal(e.Nonce, nonce) || e.Seq != 2 || len(e.Log) != 0 {
 		t.Errorf("answer has sequence %d and nonce %x, want 2 and the nonce", e.Seq, e.Nonce)
 	}
 	s.send(wire.Topic{Tenant: tenant, Device: device, Quarantine: true, Channel: wire.DownChallenge}, []byte("no CBOR"))
 	s.say(wire.Challenge{V: 1, Nonce: nonce})
 	if e := <-s.evidences; e.Seq != 3 {
 		t.Errorf("after a challenge that cannot be read: sequence %d, want 3", e.Seq)
+	}
+	s.say(wire.Challenge{V: 2, Nonce: nonce, Need: wire.NeedLog})
+	if e := <-s.evidences; e.Seq != 4 || string(e.Log) != "log" {
+		t.Errorf("asked for the log: got sequence %d and log %q", e.Seq, e.Log)
+	}
+}
+
+// TestVerdictIsPassedOn: whoever looks at the device sees what the service saw, and the attester what it said.
+func TestVerdictIsPassedOn(t *testing.T) {
+	s := newService(t, "")
+	o := s.options(t)
+	judged, renewed := make(chan string, 10), make(chan struct{}, 10)
+	o.Judged = func(_ context.Context, verdict string) { judged <- verdict }
+	o.Renew = func() { renewed <- struct{}{} }
+	d := newTill(t, o)
+	d.start()
+	<-s.evidences
+	until := time.UnixMilli(1_800_000_000_000)
+	said := wire.Challenge{
+		V: 2, Verdict: "degraded", Reasons: []string{"why"}, Release: "agent/1.2.3", Actions: []string{wire.ActionReboot}, Until: until.UnixMilli(),
+		Findings: []wire.Finding{{Check: "boot.unknown-event", PCR: "4", Text: "why"}},
+	}
+	s.say(said)
+	st := d.until("degraded", func(s link.Status) bool { return s.Verdict == "degraded" })
+	if !st.Open() || !slices.Equal(st.Findings, said.Findings) || st.Release != said.Release || !slices.Equal(st.Actions, said.Actions) || !st.Until.Equal(until) {
+		t.Errorf("got %+v", st)
+	}
+	s.say(wire.Challenge{V: 2, Need: wire.NeedRenew}) // no verdict: nothing else changes
+	<-renewed
+	s.say(wire.Challenge{V: 2, Verdict: "attested"})
+	st = d.until("attested", func(s link.Status) bool { return s.Verdict == "attested" })
+	if len(st.Findings) != 0 || st.Release != "" || len(st.Actions) != 0 || !st.Until.IsZero() {
+		t.Errorf("the next verdict: got %+v, want nothing left of the one before", st)
+	}
+	if a, b := <-judged, <-judged; a != "degraded" || b != "attested" || len(judged) != 0 {
+		t.Errorf("told %s, %s and %d more", a, b, len(judged))
+	}
+}
+
+// TestRenewedCertificate: the next connection is made with what is newest.
+func TestRenewedCertificate(t *testing.T) {
+	s := newService(t, "attested")
+	s.cut = func(n int) bool { return n == 1 }
+	o := s.options(t)
+	fresh := s.ca.issue(t, device, time.Now().Add(30*time.Minute))
+	asked, first := 0, o.Certificate
+	o.Certificate = func() (tls.Certificate, error) {
+		if asked++; asked > 1 {
+			return fresh, nil
+		}
+		return first()
+	}
+	d := newTill(t, o)
+	d.put(spool.Keep, wire.Audit, "a")
+	d.start()
+	s.wait(func(a []arrival) bool { return len(a) >= 2 })
+	d.stop()
+	if shown := s.certificates(); len(shown) != 2 || bytes.Equal(shown[0], fresh.Certificate[0]) || !bytes.Equal(shown[1], fresh.Certificate[0]) {
+		t.Errorf("%d certificates were shown, want the first and then the renewed one", len(shown))
+	}
+}
+
+// TestServiceWithALongQueue acknowledges evidence much later than anything else may take: the device waits.
+func TestServiceWithALongQueue(t *testing.T) {
+	s := newService(t, "attested")
+	s.slow = make(chan struct{})
+	o := s.options(t)
+	o.Timeout = 200 * time.Millisecond
+	o.Patience = time.Minute
+	d := newTill(t, o)
+	d.start()
+	<-s.evidences
+	select {
+	case st := <-d.states:
+		if !st.Online {
+			t.Fatalf("got %+v", st)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("not connected")
+	}
+	select {
+	case st := <-d.states:
+		t.Errorf("got %+v, want the device to wait for its acknowledgement", st)
+	case <-time.After(3 * o.Timeout): // the rule under test is that nothing happens for longer than Timeout
+	}
+	close(s.slow)
+	if st := d.until("attested or lost", func(s link.Status) bool { return s.Open() || s.Err != nil }); st.Err != nil {
+		t.Error(st.Err)
+	}
+}
+
+// TestRestrictedDevice can be helped: commands and offers reach it through the q door.
+func TestRestrictedDevice(t *testing.T) {
+	s := newService(t, "quarantined")
+	o := s.options(t)
+	got := make(chan string, 10)
+	o.Down = map[wire.Channel]func([]byte) bool{
+		wire.DownCommand: func(p []byte) bool { got <- "command " + string(p); return true },
+		wire.DownOffer:   func(p []byte) bool { got <- "offer " + string(p); return true },
+	}
+	d := newTill(t, o)
+	d.start()
+	d.until("quarantined", func(s link.Status) bool { return s.Verdict == "quarantined" })
+	for c, want := range map[wire.Channel]string{wire.DownCommand: "command x", wire.DownOffer: "offer x"} {
+		s.send(wire.Topic{Tenant: tenant, Device: device, Quarantine: true, Channel: c}, []byte("x"))
+		if p := <-got; p != want {
+			t.Errorf("got %q, want %q", p, want)
+		}
 	}
 }
 
@@ -457,11 +565,11 @@ func TestEvidenceThatCannotBeMade(t *testing.T) {
 	o := s.options(t)
 	n := 0
 	good := o.Evidence
-	o.Evidence = func(ctx context.Context, exporter []byte, seq uint64, nonce []byte) ([]byte, error) {
+	o.Evidence = func(ctx context.Context, exporter []byte, seq uint64, nonce []byte, full bool) ([]byte, error) {
 		if n++; n == 1 {
 			return nil, errors.New("TPM is busy")
 		}
-		return good(ctx, exporter, seq, nonce)
+		return good(ctx, exporter, seq, nonce, full)
 	}
 	d := newTill(t, o)
 	d.start()
@@ -536,6 +644,7 @@ func TestOptions(t *testing.T) {
 		"no roots":             func(o *link.Options) { o.Roots = nil },
 		"no certificate":       func(o *link.Options) { o.Certificate = nil },
 		"no spool":             func(o *link.Options) { o.Spool = nil },
+		"no evidence":          func(o *link.Options) { o.Evidence = nil },
 		"tenant of two levels": func(o *link.Options) { o.Tenant = "a/b" },
 		"device with wildcard": func(o *link.Options) { o.Device = "+" },
 		"handler for an up channel": func(o *link.Options) {

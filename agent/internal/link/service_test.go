@@ -106,6 +106,8 @@ type service struct {
 	busyIDs int              // subscriptions whose packet id is taken
 	cut     func(n int) bool // after the n-th message: close the connection instead of acknowledging it
 	mute    func(n int) bool // after the n-th message: neither acknowledge nor close
+	slow    chan struct{}    // evidence is acknowledged once it is closed; nil: at once
+	shown   [][]byte         // device certificates, by connection
 	changed chan struct{}    // closed and renewed at each arrival
 }
 
@@ -117,6 +119,9 @@ type hook struct {
 func (h *hook) ID() string           { return "service" }
 func (h *hook) Provides(b byte) bool { return true }
 func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) bool {
+	if conn, ok := cl.Net.Conn.(*tls.Conn); ok {
+		h.s.set(func() { h.s.shown = append(h.s.shown, conn.ConnectionState().PeerCertificates[0].Raw) })
+	}
 	return cl.ID == device
 }
 
@@ -192,12 +197,15 @@ func (s *service) evidence(cl *mqtt.Client, pk packets.Packet) {
 	if err != nil {
 		s.t.Error(err)
 	}
-	(&hook{s: s}).ack(cl, pk)
+	s.mu.Lock()
+	verdict, slow := s.verdict, s.slow
+	s.mu.Unlock()
 	s.evidences <- e
 	s.exporters <- exporter
-	s.mu.Lock()
-	verdict := s.verdict
-	s.mu.Unlock()
+	if slow != nil {
+		<-slow
+	}
+	(&hook{s: s}).ack(cl, pk)
 	if verdict != "" {
 		s.say(wire.Challenge{V: 1, Verdict: verdict, Reasons: []string{"because"}})
 	}
@@ -292,11 +300,21 @@ func deadAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-func evidenceOf(exporter []byte, seq uint64, nonce []byte) wire.EvidenceReport {
-	return wire.EvidenceReport{
+func evidenceOf(exporter []byte, seq uint64, nonce []byte, full bool) wire.EvidenceReport {
+	e := wire.EvidenceReport{
 		Head: wire.Head{V: 1, Boot: wire.Boot{1}, Seq: seq}, Quoted: bytes.Clone(exporter), Signature: []byte("sig"),
 		Seq: seq, Nonce: nonce, AgentVersion: "1.2.3",
 	}
+	if full {
+		e.Log = []byte("log")
+	}
+	return e
+}
+
+// certificates are those that were shown, in order.
+func (s *service) certificates() (shown [][]byte) {
+	s.set(func() { shown = s.shown })
+	return shown
 }
 
 func doors(stored []arrival) (d, q int) {

@@ -122,7 +122,7 @@ func (s *session) run(ctx context.Context) error {
 	if err := s.subscribe(ctx, true); err != nil {
 		return err
 	}
-	if err := s.prove(ctx, nil); err != nil {
+	if err := s.prove(ctx, nil, false); err != nil {
 		return err
 	}
 	// Without a verdict in time the device is pending; it then reports over the q topics.
@@ -174,7 +174,7 @@ func (s *session) subscribe(ctx context.Context, q bool) error {
 	for try := 1; ; try++ {
 		t, err := s.send(func() mqtt.Token { return s.client.Subscribe(filter, 1, nil) })
 		if err == nil {
-			err = s.wait(ctx, t)
+			err = s.wait(ctx, t, s.l.o.Timeout)
 		}
 		if err != nil {
 			return fmt.Errorf("subscribe to %s: %w", filter, err)
@@ -192,23 +192,31 @@ func (s *session) subscribe(ctx context.Context, q bool) error {
 	}
 }
 
-// prove sends evidence, bound to the connection or to a challenge.
-func (s *session) prove(ctx context.Context, nonce []byte) error {
+// prove sends evidence, bound to the connection or to a challenge. When a whole
+// fleet comes back at once the service acknowledges as fast as it can appraise:
+// to hang up and come back would only make its queue longer. A connection that
+// is dead is noticed all the same, by its keep-alive.
+func (s *session) prove(ctx context.Context, nonce []byte, full bool) error {
 	s.seq++
-	ctx, cancel := context.WithTimeout(ctx, s.l.o.Timeout)
-	defer cancel()
-	report, err := s.l.o.Evidence(ctx, s.exporter, s.seq, nonce)
+	report, err := s.evidence(ctx, nonce, full)
 	if err != nil {
 		return fmt.Errorf("make evidence: %w", err)
 	}
 	t, err := s.publish(wire.Evidence, true, report)
 	if err == nil {
-		err = s.wait(ctx, t)
+		err = s.wait(ctx, t, s.l.o.Patience)
 	}
 	if err != nil {
 		return fmt.Errorf("send evidence: %w", err)
 	}
+	s.window.moved = time.Now() // what flies could not be looked after meanwhile
 	return nil
+}
+
+func (s *session) evidence(ctx context.Context, nonce []byte, full bool) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.l.o.Timeout)
+	defer cancel()
+	return s.l.o.Evidence(ctx, s.exporter, s.seq, nonce, full)
 }
 
 func (s *session) publish(c wire.Channel, q bool, payload []byte) (mqtt.Token, error) {
@@ -231,8 +239,8 @@ func (s *session) send(hand func() mqtt.Token) (mqtt.Token, error) {
 	}
 }
 
-func (s *session) wait(ctx context.Context, t mqtt.Token) error {
-	timeout := time.NewTimer(s.l.o.Timeout)
+func (s *session) wait(ctx context.Context, t mqtt.Token, patience time.Duration) error {
+	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
 	select {
 	case <-t.Done():
@@ -241,25 +249,35 @@ func (s *session) wait(ctx context.Context, t mqtt.Token) error {
 		s.lost <- err // run ends by it
 		return fmt.Errorf("connection lost: %w", err)
 	case <-timeout.C:
-		return fmt.Errorf("no answer for %v", s.l.o.Timeout)
+		return fmt.Errorf("no answer for %v", patience)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
 // challenged follows what the service says of the device: a nonce asks for
-// evidence, a verdict opens or closes channels.
+// evidence, a need for more than that, a verdict opens or closes channels.
 func (s *session) challenged(ctx context.Context, c wire.Challenge) error {
+	if c.Need == wire.NeedRenew && s.l.o.Renew != nil {
+		s.l.o.Renew()
+	}
 	if len(c.Nonce) > 0 {
-		if err := s.prove(ctx, c.Nonce); err != nil {
+		if err := s.prove(ctx, c.Nonce, c.Need == wire.NeedLog); err != nil {
 			return err
 		}
 	}
 	if c.Verdict == "" {
 		return nil
 	}
+	if s.l.o.Judged != nil {
+		s.l.o.Judged(ctx, c.Verdict)
+	}
 	st := s.l.Status()
-	st.Verdict, st.Reasons = c.Verdict, c.Reasons
+	st.Verdict, st.Reasons, st.Findings, st.Release, st.Actions = c.Verdict, c.Reasons, c.Findings, c.Release, c.Actions
+	st.Until = time.Time{}
+	if c.Until != 0 {
+		st.Until = time.UnixMilli(c.Until)
+	}
 	open := st.Open()
 	if open && !s.open {
 		if err := s.subscribe(ctx, false); err != nil {
