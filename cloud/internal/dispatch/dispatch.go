@@ -31,6 +31,13 @@ const (
 	maxLife     = 7 * 24 * time.Hour
 )
 
+// relinquish has a device give up what it holds of its owner. Only the service
+// itself sends it, when the next owner has accepted the device.
+const relinquish = "relinquish"
+
+// behindBars are the verbs that a restricted device gets.
+var behindBars = []string{"diagnose", "collect-logs", "reboot", relinquish}
+
 // Store keeps commands; cloud/internal/store fits.
 type Store interface {
 	AddCommand(ctx context.Context, c fleet.Command, ev fleet.AuditEvent) (fleet.Command, error)
@@ -56,6 +63,10 @@ type Options struct {
 	Sender  Sender
 	Changed func(c fleet.Command)
 	Log     *slog.Logger
+
+	// Restricted reports whether the device's connection has only the q door;
+	// nil means never.
+	Restricted func(device fleet.DeviceID) bool
 }
 
 // Dispatch sends commands.
@@ -80,6 +91,7 @@ var arguments = map[string]map[string]func(string) error{
 	"identify":     {},
 	"reboot":       {},
 	"collect-logs": {"lines": number(1, 2000)},
+	"diagnose":     {},
 	"print-test":   {"peripheral": text(wire.MaxName)},
 	"set-config": {
 		"label": text(64), "poll_s": number(5, 3600), "telemetry_s": number(1, 3600), "log_level": oneOf("debug", "info", "warn", "error"),
@@ -162,6 +174,28 @@ func (d *Dispatch) Send(ctx context.Context, r fleet.CommandRequest) (fleet.Comm
 	if err := check(&r); err != nil {
 		return fleet.Command{}, err
 	}
+	return d.send(ctx, r)
+}
+
+// Relinquish has a device give up its owner: it hands over its audit trail,
+// wipes what is the owner's and forgets its identity. mark names the voucher
+// that says so. A device that has one such command open gets no other.
+func (d *Dispatch) Relinquish(ctx context.Context, t fleet.TenantID, device fleet.DeviceID, mark, reason string) error {
+	open, err := d.o.Store.OpenCommands(ctx, device, time.Now())
+	if err != nil {
+		return fmt.Errorf("open commands of %s: %w", device, err)
+	}
+	if slices.ContainsFunc(open, func(c fleet.Command) bool { return c.Verb == relinquish && c.Args["mark"] == mark }) {
+		return nil
+	}
+	_, err = d.send(ctx, fleet.CommandRequest{
+		Device: device, Tenant: t, Verb: relinquish, Args: map[string]string{"mark": mark}, By: "service", Reason: reason, Life: maxLife,
+	})
+	return err
+}
+
+// send records a command that has been checked, and sends it.
+func (d *Dispatch) send(ctx context.Context, r fleet.CommandRequest) (fleet.Command, error) {
 	defer d.lock(r.Device)()
 	now := time.Now()
 	c, err := d.o.Store.AddCommand(ctx, fleet.Command{
@@ -189,6 +223,9 @@ func (d *Dispatch) Deliver(ctx context.Context, device fleet.DeviceID) error {
 		return fmt.Errorf("open commands of %s: %w", device, err)
 	}
 	for _, c := range open {
+		if d.barred(c) {
+			continue // waits until the device is trusted again; counters need not come in order
+		}
 		if !d.hand(ctx, c) {
 			return nil // gone again
 		}
@@ -200,8 +237,18 @@ func (d *Dispatch) Deliver(ctx context.Context, device fleet.DeviceID) error {
 	return nil
 }
 
+// barred reports whether the device may not get the command on the connection
+// that it has.
+func (d *Dispatch) barred(c fleet.Command) bool {
+	return d.o.Restricted != nil && d.o.Restricted(c.Device) && !slices.Contains(behindBars, c.Verb)
+}
+
 // hand signs a command and gives it to the broker; false when it has to wait.
 func (d *Dispatch) hand(ctx context.Context, c fleet.Command) bool {
+	if d.barred(c) {
+		d.o.Log.Info("command waits until the device is trusted", slog.String("command", string(c.ID)), slog.String("device", string(c.Device)))
+		return false
+	}
 	payload, err := Order(d.o.Signer, wire.OrderCommand, &wire.CommandOrder{
 		V: wire.Version, ID: string(c.ID), Tenant: string(c.Tenant), Device: string(c.Device), Counter: c.Counter,
 		IssuedAt: c.IssuedAt.UnixMilli(), NotAfter: c.NotAfter.UnixMilli(), Verb: c.Verb, Args: c.Args, By: c.By, Reason: c.Reason,

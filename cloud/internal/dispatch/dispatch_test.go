@@ -111,6 +111,7 @@ func TestArguments(t *testing.T) {
 		want       string // part of the refusal; empty: fine
 	}{
 		{"identify", "", 0, ""},
+		{"diagnose", "", 0, ""},
 		{"reboot", "", time.Second, ""},
 		{"reboot", "", 7 * 24 * time.Hour, ""},
 		{"collect-logs", "lines=1", 0, ""},
@@ -119,6 +120,9 @@ func TestArguments(t *testing.T) {
 		{"set-config", "label=Kasse 3 ü;poll_s=5;telemetry_s=3600;log_level=debug", 0, ""},
 
 		{"format", "", 0, "use one of identify, reboot"},
+		{"relinquish", "", 0, "use one of identify, reboot"}, // whoever asks: only the service itself sends it
+		{"relinquish", "mark=1:aa", 0, "use one of identify, reboot"},
+		{"diagnose", "deep=yes", 0, "it takes: none"},
 		{"", "", 0, "use one of"},
 		{"identify", "loud=yes", 0, "it takes: none"},
 		{"collect-logs", "line=1", 0, "it takes: lines"},
@@ -152,8 +156,8 @@ func TestArguments(t *testing.T) {
 			t.Errorf("%s %q for %s: got %v, want it refused with %q", c.verb, c.args, c.life, err, c.want)
 		}
 	}
-	if all, _, err := w.store.Commands(t.Context(), "main", fleet.CommandFilter{}, fleet.Page{}); err != nil || len(all) != 7 {
-		t.Errorf("%d commands in the table, %v; want the 7 good ones", len(all), err)
+	if all, _, err := w.store.Commands(t.Context(), "main", fleet.CommandFilter{}, fleet.Page{}); err != nil || len(all) != 8 {
+		t.Errorf("%d commands in the table, %v; want the 8 good ones", len(all), err)
 	}
 	_, err := w.Send(t.Context(), fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: "reboot", Reason: strings.Repeat("x", wire.MaxText+1)})
 	if !errors.Is(err, fleet.ErrInvalid) {
@@ -321,5 +325,67 @@ func TestNoSignature(t *testing.T) {
 	c, err := d.Send(t.Context(), fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: "reboot"})
 	if err != nil || c.State != fleet.CommandQueued || len(w.link.sent) != 0 {
 		t.Errorf("got %+v, %v with %d sent; want it queued and nothing sent", c, err, len(w.link.sent))
+	}
+}
+
+// TestRestricted sends to a device that has only the q door: it gets what
+// repairs it or lets it go, and the rest when it is trusted again.
+func TestRestricted(t *testing.T) {
+	w := newWorld(t)
+	w.link.set(true)
+	restricted := true
+	key, err := trust.NewKey(filepath.Join(t.TempDir(), "order.key"))
+	must(t, err)
+	signer := trust.NewOrderSigner(key)
+	id, pub := signer.Public()
+	w.ring[id] = pub
+	d := dispatch.New(dispatch.Options{
+		Store: w.store, Signer: signer, Sender: w.link, Changed: func(fleet.Command) {}, Log: slog.New(slog.DiscardHandler),
+		Restricted: func(fleet.DeviceID) bool { return restricted },
+	})
+	for verb, want := range map[string]fleet.CommandState{
+		"identify": fleet.CommandQueued, "set-config": fleet.CommandQueued, "print-test": fleet.CommandQueued,
+		"diagnose": fleet.CommandSent, "collect-logs": fleet.CommandSent, "reboot": fleet.CommandSent,
+	} {
+		r := fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: verb, By: "anna"}
+		if verb == "set-config" {
+			r.Args = map[string]string{"label": "Lane 1"}
+		}
+		if c, err := d.Send(t.Context(), r); err != nil || c.State != want {
+			t.Errorf("%s: got %s, %v; want %s", verb, c.State, err, want)
+		}
+	}
+	must(t, d.Relinquish(t.Context(), "main", "d1", "3:abcd", "accepted by the next owner"))
+	must(t, d.Deliver(t.Context(), "d1"))
+	for _, o := range w.received(t) {
+		if o.Verb == "identify" || o.Verb == "set-config" || o.Verb == "print-test" {
+			t.Errorf("a restricted device got %s", o.Verb)
+		}
+	}
+	restricted = false
+	must(t, d.Deliver(t.Context(), "d1"))
+	if got := w.received(t); len(got) != 7 {
+		t.Errorf("got %d when it was trusted again, want all 7", len(got))
+	}
+}
+
+// TestRelinquish asks twice: one command, by the service, that lives long.
+func TestRelinquish(t *testing.T) {
+	w := newWorld(t)
+	w.link.set(true)
+	for range 2 {
+		must(t, w.Relinquish(t.Context(), "main", "d1", "3:abcd", "accepted by Next"))
+	}
+	got := w.received(t)
+	if len(got) != 1 || got[0].Verb != "relinquish" || got[0].Args["mark"] != "3:abcd" || got[0].By != "service" || got[0].Reason != "accepted by Next" ||
+		got[0].NotAfter-got[0].IssuedAt != (7*24*time.Hour).Milliseconds() {
+		t.Errorf("received %+v", got)
+	}
+	must(t, w.Relinquish(t.Context(), "main", "d1", "4:ef01", "accepted by Other"))
+	if got := w.received(t); len(got) != 1 || got[0].Args["mark"] != "4:ef01" {
+		t.Errorf("for another voucher: received %+v", got)
+	}
+	if err := w.Relinquish(t.Context(), "other", "d1", "5:aa", ""); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("another tenant's device: got %v", err)
 	}
 }

@@ -156,9 +156,9 @@ func (s CommandState) Ended() bool {
 	return s == CommandSucceeded || s == CommandFailed || s == CommandRejected || s == CommandExpired
 }
 
-// Verbs lists what a command may ask for.
+// Verbs lists what an operator may ask for.
 func Verbs() []string {
-	return []string{"identify", "reboot", "collect-logs", "print-test", "set-config"}
+	return []string{"identify", "reboot", "collect-logs", "print-test", "set-config", "diagnose"}
 }
 
 // Command is one order to one device.
