@@ -81,9 +81,12 @@ type Device struct {
 	Findings     []Finding
 	Waiver       Waiver
 	Next         Renewed   // certificate issued and not shown yet
+	NextAK       []byte    // TPMT_PUBLIC of the attestation key that follows; nil when there is none
 	Recovery     string    // hex serial number of the certificate that only opens quarantine
 	RevokedAt    time.Time // zero: not revoked
 	RevokedWhy   string
+	FormerOf     DeviceID  // set on the past that a device left with the owner it had before
+	LeftAt       time.Time // when it did
 	Online       bool
 	EnrolledAt   time.Time
 	LastSeen     time.Time

@@ -43,6 +43,7 @@ type DeviceFilter struct {
 	Trust       Trust
 	Query       string // part of id, label, serial, site or model
 	Online      *bool
+	Former      bool // what devices left behind that moved on, instead of devices
 }
 
 // DevicePatch changes what an operator may change of a device; nil leaves a
@@ -86,14 +87,21 @@ type Summary struct {
 	Samples, AuditEvents uint64
 }
 
-// Listing is one line of a vendor's list: a TPM that may join a tenant.
+// Listing is one line of a vendor's list: a TPM that may join a tenant, or that
+// waits for a tenant to claim it.
 type Listing struct {
-	EKHash string // hex SHA-256 of the EK's SubjectPublicKeyInfo
-	Tenant TenantID
-	Model  string
-	Serial string
-	Site   string
-	Group  string
+	EKHash    string   // hex SHA-256 of the EK's TPMT_PUBLIC
+	Tenant    TenantID // empty: nobody has claimed it
+	Device    DeviceID
+	Model     string
+	Serial    string
+	Site      string
+	Group     string
+	Vendor    string // who signed the manifest with the line; empty on a tenant's own list
+	Batch     string
+	Order     string    // number of the vendor's order
+	ClaimHash string    // of the code on the label; empty when there is none or it was used
+	ClaimedAt time.Time // zero: never, or on the tenant's list from the start
 }
 
 // ExecutionStep is one step of one device's part in a rollout.

@@ -1,6 +1,18 @@
 package fleet
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
+
+// Why an identity is not let in or not given. Each is one of the domain's
+// errors as well, so that whoever maps those needs to know nothing of these.
+var (
+	ErrRevoked     = fmt.Errorf("the identity was revoked: %w", ErrForbidden)
+	ErrReplaced    = fmt.Errorf("the certificate was replaced by a newer one: %w", ErrForbidden)
+	ErrClaim       = fmt.Errorf("the claim code is wrong or was used before: %w", ErrForbidden)
+	ErrOtherSerial = fmt.Errorf("the key is on file with another serial number: %w", ErrConflict)
+)
 
 // Finding is one sentence of an appraisal: which check spoke, about which
 // register and event, measured against which release. Check is a stable name,
@@ -22,7 +34,11 @@ type Attestation struct {
 	ResetCount uint32 // of the TPM
 	Digest     []byte // over the quoted registers
 	Findings   []Finding
+	Until      time.Time // end of the waiver that alone made it acceptable; zero: nothing was waived
 }
+
+// Accepted reports whether the verdict lets the device in.
+func (a Attestation) Accepted() bool { return a.Trust == Attested || a.Trust == Degraded }
 
 // Admission is what a device's certificate opens.
 type Admission string
@@ -96,6 +112,7 @@ type Waiting struct {
 	FirstAt time.Time
 	LastAt  time.Time
 	Listed  bool // on a vendor's manifest, so that a claim code exists
+	Claimed bool // by the tenant that asks; it has not come back since
 }
 
 // Ownership is where a device stands between two owners.

@@ -40,7 +40,7 @@ func (s *Store) AddCommand(ctx context.Context, c fleet.Command, ev fleet.AuditE
 		c.Args = map[string]string{}
 	}
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
-		if err := w.row(ctx, `UPDATE device SET command_counter = command_counter + 1 WHERE id = ? AND tenant = ? RETURNING command_counter`,
+		if err := w.row(ctx, `UPDATE device SET command_counter = command_counter + 1 WHERE id = ? AND tenant = ? AND former_of = '' RETURNING command_counter`,
 			c.Device, c.Tenant).Scan(&c.Counter); err != nil {
 			return fmt.Errorf("device %s: %w", c.Device, found(err))
 		}

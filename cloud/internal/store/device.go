@@ -13,37 +13,51 @@ import (
 
 const deviceColumns = `d.id, d.tenant, d.tier, d.model, d.serial, d.site, d."group", d.label, d.ek_hash, d.ak_public,
 	d.cert_serial, d.cert_not_after, d.trust, d.trust_reasons, d.attested_at, d.reset_count, d.online, d.enrolled_at,
-	d.last_seen, d.samples, COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, tr.broken
+	d.last_seen, d.samples, d.findings, d.boot_digest, d.boot_release, d.waiver_until, d.waiver_by, d.waiver_reason,
+	d.next_serial, d.next_not_after, d.next_ak, d.recovery_serial, d.revoked_at, d.revoked_why, d.former_of, d.left_at,
+	COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, tr.broken
 	FROM device d JOIN trail tr ON tr.device = d.id LEFT JOIN state st ON st.device = d.id`
 
 func scanDevice(r scanner) (fleet.Device, error) {
 	var d fleet.Device
-	var reasons string
-	var certNotAfter, attestedAt, enrolledAt, lastSeen int64
+	var reasons, findings string
+	var certNotAfter, attestedAt, enrolledAt, lastSeen, waived, nextNotAfter, revoked, left int64
 	err := r.Scan(&d.ID, &d.Tenant, &d.Tier, &d.Model, &d.Serial, &d.Site, &d.Group, &d.Label, &d.EKHash, &d.AKPublic,
 		&d.CertSerial, &certNotAfter, &d.Trust, &reasons, &attestedAt, &d.ResetCount, &d.Online, &enrolledAt,
-		&lastSeen, &d.Samples, &d.AgentVersion, &d.Slot, &d.State, &d.AuditHead, &d.AuditBroken)
+		&lastSeen, &d.Samples, &findings, &d.BootDigest, &d.BootRelease, &waived, &d.Waiver.By, &d.Waiver.Reason,
+		&d.Next.CertSerial, &nextNotAfter, &d.NextAK, &d.Recovery, &revoked, &d.RevokedWhy, &d.FormerOf, &left,
+		&d.AgentVersion, &d.Slot, &d.State, &d.AuditHead, &d.AuditBroken)
 	if err != nil {
 		return fleet.Device{}, found(err)
 	}
 	if err := json.Unmarshal([]byte(reasons), &d.TrustReasons); err != nil {
 		return fleet.Device{}, fmt.Errorf("trust reasons: %w", err)
 	}
+	if err := json.Unmarshal([]byte(findings), &d.Findings); err != nil {
+		return fleet.Device{}, fmt.Errorf("findings: %w", err)
+	}
 	d.CertNotAfter, d.AttestedAt, d.EnrolledAt, d.LastSeen = at(certNotAfter), at(attestedAt), at(enrolledAt), at(lastSeen)
+	d.Waiver.Until, d.Next.NotAfter, d.RevokedAt, d.LeftAt = at(waived), at(nextNotAfter), at(revoked), at(left)
+	if len(d.NextAK) == 0 {
+		d.NextAK = nil
+	}
 	return d, nil
 }
 
 // Enrol takes a device in, or renews it when its endorsement key is known:
-// then site, group, label, counters and trails stay. It waits for evidence
-// either way. A key that belongs to another tenant, an identity that was
-// already given to another key and a lower tier than before are
-// fleet.ErrConflict.
+// then site, group, label, counters, trails and the release it has committed to
+// stay. It waits for evidence either way. A key that belongs to another tenant,
+// an identity that was already given to another key and a lower tier than
+// before are fleet.ErrConflict; a key that comes back in a box with another
+// serial number is fleet.ErrOtherSerial, and a revoked device fleet.ErrRevoked.
 func (s *Store) Enrol(ctx context.Context, d fleet.Device) error {
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
 		var tenant fleet.TenantID
-		var tier fleet.Tier
 		var ek string
-		err := found(w.row(ctx, `SELECT tenant, tier, ek_hash FROM device WHERE id = ? OR ek_hash = ?`, d.ID, d.EKHash).Scan(&tenant, &tier, &ek))
+		var revoked int64
+		var known past
+		err := found(w.row(ctx, `SELECT tenant, ek_hash, revoked_at, tier, serial FROM device WHERE id = ? OR ek_hash = ?`, d.ID, d.EKHash).
+			Scan(&tenant, &ek, &revoked, &known.tier, &known.serial))
 		if errors.Is(err, fleet.ErrNotFound) {
 			return w.insertDevice(ctx, d)
 		}
@@ -54,12 +68,17 @@ func (s *Store) Enrol(ctx context.Context, d fleet.Device) error {
 			return fmt.Errorf("its key belongs to another tenant: %w", fleet.ErrConflict)
 		case ek != d.EKHash:
 			return fmt.Errorf("its identity belongs to another key: %w", fleet.ErrConflict)
-		case d.Tier > tier: // A is the strongest
-			return fmt.Errorf("it had tier %s and comes back with %s: %w", tier, d.Tier, fleet.ErrConflict)
+		case revoked != 0:
+			return fleet.ErrRevoked
 		}
-		n, err := w.changed(ctx, `UPDATE device SET tier = ?, model = ?, serial = ?, ak_public = ?, cert_serial = ?, cert_not_after = ?,
-			trust = ?, trust_reasons = '[]', reset_count = ?, enrolled_at = ? WHERE id = ? AND ek_hash = ?`,
-			d.Tier, d.Model, d.Serial, blob(d.AKPublic), d.CertSerial, ms(d.CertNotAfter), fleet.Pending, d.ResetCount, ms(d.EnrolledAt), d.ID, d.EKHash)
+		if err := known.allows(d); err != nil {
+			return err
+		}
+		n, err := w.changed(ctx, `UPDATE device SET tier = ?, model = ?, serial = CASE WHEN ? <> '' THEN ? ELSE serial END, ak_public = ?, cert_serial = ?, cert_not_after = ?,
+			recovery_serial = ?, next_serial = '', next_not_after = 0, next_recovery = '', next_ak = X'',
+			trust = ?, trust_reasons = '[]', findings = '[]', boot_digest = X'', reset_count = ?, enrolled_at = ? WHERE id = ? AND ek_hash = ?`,
+			d.Tier, d.Model, d.Serial, d.Serial, blob(d.AKPublic), d.CertSerial, ms(d.CertNotAfter),
+			d.Recovery, fleet.Pending, d.ResetCount, ms(d.EnrolledAt), d.ID, d.EKHash)
 		if err == nil && n != 1 {
 			return fmt.Errorf("its key belongs to another identity: %w", fleet.ErrConflict)
 		}
@@ -71,11 +90,42 @@ func (s *Store) Enrol(ctx context.Context, d fleet.Device) error {
 	return nil
 }
 
+// past is what a device was before, with this owner or another.
+type past struct {
+	tier        fleet.Tier
+	serial      string
+	bootRelease string
+	counter     uint64
+}
+
+func (p past) allows(d fleet.Device) error {
+	switch {
+	case p.tier != "" && d.Tier > p.tier: // A is the strongest
+		return fmt.Errorf("it had tier %s and comes back with %s: %w", p.tier, d.Tier, fleet.ErrConflict)
+	case p.serial != "" && d.Serial != "" && d.Serial != p.serial:
+		return fmt.Errorf("it was in the box with serial number %s and comes back in %.64q: %w", p.serial, d.Serial, fleet.ErrOtherSerial)
+	}
+	return nil
+}
+
 func (w *writer) insertDevice(ctx context.Context, d fleet.Device) error {
+	var p past
+	err := found(w.row(ctx, `SELECT tier, serial, boot_release, command_counter FROM device WHERE former_of = ? ORDER BY left_at DESC, id DESC LIMIT 1`, d.ID).
+		Scan(&p.tier, &p.serial, &p.bootRelease, &p.counter))
+	if err != nil && !errors.Is(err, fleet.ErrNotFound) {
+		return err
+	}
+	if err := p.allows(d); err != nil {
+		return err
+	}
 	if err := w.exec(ctx, `INSERT INTO device (id, tenant, tier, model, serial, site, "group", label, ek_hash, ak_public,
-		cert_serial, cert_not_after, trust, trust_reasons, reset_count, enrolled_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '[]', ?, ?)`,
+		cert_serial, cert_not_after, recovery_serial, trust, trust_reasons, reset_count, enrolled_at, boot_release, command_counter)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '[]', ?, ?, ?, ?)`,
 		d.ID, d.Tenant, d.Tier, d.Model, d.Serial, d.Site, d.Group, d.Label, d.EKHash, blob(d.AKPublic),
-		d.CertSerial, ms(d.CertNotAfter), fleet.Pending, d.ResetCount, ms(d.EnrolledAt)); err != nil {
+		d.CertSerial, ms(d.CertNotAfter), d.Recovery, fleet.Pending, d.ResetCount, ms(d.EnrolledAt), p.bootRelease, p.counter); err != nil {
+		return err
+	}
+	if err := w.exec(ctx, `DELETE FROM waiting WHERE device = ?`, d.ID); err != nil {
 		return err
 	}
 	return w.exec(ctx, `INSERT INTO trail (device, head, hash, entries, broken) VALUES (?, 0, ?, 0, 0)`, d.ID, make([]byte, 32))
@@ -111,7 +161,10 @@ func (s *Store) DeviceByID(ctx context.Context, id fleet.DeviceID) (fleet.Device
 
 // Devices lists the devices of tenant t by id.
 func (s *Store) Devices(ctx context.Context, t fleet.TenantID, f DeviceFilter, p fleet.Page) (items []fleet.Device, next string, err error) {
-	where := []string{`d.tenant = ?`, `d.id > ?`}
+	where := []string{`d.tenant = ?`, `d.id > ?`, `d.former_of = ''`}
+	if f.Former {
+		where[2] = `d.former_of <> ''`
+	}
 	args := []any{t, p.After}
 	add := func(cond string, v ...any) { where, args = append(where, cond), append(args, v...) }
 	if f.Site != "" {
@@ -173,7 +226,7 @@ func (s *Store) SetTrust(ctx context.Context, id fleet.DeviceID, trust fleet.Tru
 		reasons = []string{}
 	}
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
-		n, err := w.changed(ctx, `UPDATE device SET trust = ?, trust_reasons = ?,
+		n, err := w.changed(ctx, `UPDATE device SET trust = ?, trust_reasons = ?, boot_digest = X'',
 			attested_at = CASE WHEN ? > 0 THEN ? ELSE attested_at END,
 			reset_count = CASE WHEN ? > reset_count THEN ? ELSE reset_count END WHERE id = ?`,
 			trust, toJSON(reasons), accepted, accepted, resetCount, resetCount, id)
@@ -192,6 +245,9 @@ func (s *Store) SetTrust(ctx context.Context, id fleet.DeviceID, trust fleet.Tru
 // than before, and returns them as they are then. Silence is no failure: the
 // next good evidence restores them.
 func (s *Store) MarkStale(ctx context.Context, before time.Time) ([]fleet.Device, error) {
+	if err := s.flush(ctx); err != nil { // who was heard a moment ago is not silent
+		return nil, fmt.Errorf("mark silent devices stale: %w", err)
+	}
 	const silent = ` WHERE trust IN ('attested', 'degraded') AND attested_at < ?`
 	var n int
 	if err := s.read.QueryRowContext(ctx, `SELECT COUNT(*) FROM device`+silent, ms(before)).Scan(&n); err != nil {
@@ -253,7 +309,7 @@ func (s *Store) Summary(ctx context.Context, t fleet.TenantID) (Summary, error) 
 	sum := Summary{ByTrust: map[fleet.Trust]int{}, ByVersion: map[string]int{}}
 	rows, err := s.read.QueryContext(ctx, `SELECT d.trust, COALESCE(st.agent_version, ''), COUNT(*), SUM(d.online), SUM(d.samples), SUM(tr.entries)
 		FROM device d JOIN trail tr ON tr.device = d.id LEFT JOIN state st ON st.device = d.id
-		WHERE d.tenant = ? GROUP BY d.trust, COALESCE(st.agent_version, '')`, t)
+		WHERE d.tenant = ? AND d.former_of = '' GROUP BY d.trust, COALESCE(st.agent_version, '')`, t)
 	_, err = list(rows, err, func(r scanner) (struct{}, error) {
 		var trust fleet.Trust
 		var version string

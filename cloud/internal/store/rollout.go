@@ -200,7 +200,7 @@ func scanExecution(row scanner) (numbered[fleet.Execution], error) {
 // of the tenant.
 func (s *Store) Enlist(ctx context.Context, id fleet.RolloutID) (int, error) {
 	const members = ` FROM device d JOIN rollout r ON r.tenant = d.tenant AND (r."group" = '' OR r."group" = d."group")
-		WHERE r.id = ? AND r.state = 'RUNNING' AND NOT EXISTS (SELECT 1 FROM execution e WHERE e.rollout = r.id AND e.device = d.id)`
+		WHERE r.id = ? AND r.state = 'RUNNING' AND d.former_of = '' AND NOT EXISTS (SELECT 1 FROM execution e WHERE e.rollout = r.id AND e.device = d.id)`
 	var n int
 	if err := s.read.QueryRowContext(ctx, `SELECT COUNT(*)`+members, id).Scan(&n); err != nil {
 		return 0, fmt.Errorf("enlist for rollout %s: %w", id, err)
@@ -311,6 +311,11 @@ func (w *writer) moveExecution(ctx context.Context, device fleet.DeviceID, step 
 	if err := w.exec(ctx, `UPDATE execution SET state = ?, reason = ?, text = ?, from_value = ?, to_value = ?, done = ?, total = ?, offered_at = ?, updated_at = ? WHERE id = ?`,
 		e.State, e.Reason, e.Text, e.From, e.To, e.Done, e.Total, ms(e.OfferedAt), ms(e.UpdatedAt), e.ID); err != nil {
 		return nil, fmt.Errorf("move execution %s: %w", step.ID, err)
+	}
+	if e.State.Good() {
+		if err := w.commitRelease(ctx, e.ID); err != nil {
+			return nil, fmt.Errorf("commit release of execution %s: %w", step.ID, err)
+		}
 	}
 	return &e, nil
 }

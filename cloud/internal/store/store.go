@@ -30,6 +30,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	_ "github.com/mattn/go-sqlite3" // the driver named "sqlite3"
@@ -45,7 +46,13 @@ type Store struct {
 	log   *slog.Logger
 	read  *sql.DB
 	write *sql.DB
+	stmts prepared
 	w     chan *writer // holds the one writer when nobody writes
+
+	mu      sync.Mutex
+	jobs    []*job                   // that wait for the next shared commit
+	touched map[fleet.DeviceID]int64 // steady verdicts that wait for theirs, and their time
+	soon    *time.Timer              // writes them
 }
 
 // Open opens or creates the database in dir and brings its schema up to date.
@@ -63,7 +70,7 @@ func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{log: log, w: make(chan *writer, 1)}
+	s := &Store{log: log, w: make(chan *writer, 1), touched: map[fleet.DeviceID]int64{}}
 	if s.write, err = sql.Open("sqlite3", dsn(path, "&_synchronous=FULL")); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -83,6 +90,9 @@ func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 	if err := s.migrate(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), s.Close())
 	}
+	if err := s.prepare(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), s.Close())
+	}
 	return s, nil
 }
 
@@ -90,13 +100,14 @@ func dsn(path, more string) string {
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?_journal_mode=WAL&_busy_timeout=5000&_foreign_keys=true" + more
 }
 
-// Close waits for the writer and closes the database. A second Close does nothing.
+// Close writes what waits and closes the database. A second Close does nothing.
 func (s *Store) Close() error {
+	last := s.flush(context.Background())
 	w := <-s.w
 	if w == nil {
 		return nil
 	}
-	var errs []error
+	errs := []error{last, s.stmts.close()}
 	for _, stmt := range w.stmts {
 		errs = append(errs, stmt.Close())
 	}
@@ -128,7 +139,7 @@ var errClosed = errors.New("store is closed")
 
 // tx runs f in one transaction. What f did is there when tx returns nil and
 // nowhere when it returns an error.
-func (s *Store) tx(ctx context.Context, f func(context.Context, *writer) error) (err error) {
+func (s *Store) tx(ctx context.Context, f func(context.Context, *writer) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -142,6 +153,11 @@ func (s *Store) tx(ctx context.Context, f func(context.Context, *writer) error) 
 		}
 	}
 	defer func() { s.w <- w }()
+	return s.with(ctx, w, f)
+}
+
+// with is tx for who holds the writer.
+func (s *Store) with(ctx context.Context, w *writer, f func(context.Context, *writer) error) (err error) {
 	// A statement under a context that can end costs a goroutine, and a transaction half-way is best finished.
 	ctx = context.WithoutCancel(ctx)
 	w.now = time.Now()

@@ -1,0 +1,137 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+)
+
+// Ownership says where a device stands between two owners. One without a
+// voucher is fleet.ErrNotFound. It is for enrolment and for whoever has read
+// the device by its tenant.
+func (s *Store) Ownership(ctx context.Context, device fleet.DeviceID) (fleet.Ownership, error) {
+	o, err := scanOwnership(s.read.QueryRowContext(ctx, `SELECT device, voucher, entries, owner, state, deadline FROM ownership WHERE device = ?`, device))
+	if err != nil {
+		return fleet.Ownership{}, fmt.Errorf("ownership of device %s: %w", device, err)
+	}
+	return o, nil
+}
+
+func scanOwnership(r scanner) (o fleet.Ownership, err error) {
+	var deadline int64
+	err = r.Scan(&o.Device, &o.Voucher, &o.Entries, &o.Owner, &o.State, &deadline)
+	o.Deadline = at(deadline)
+	return o, found(err)
+}
+
+// PutOwnership keeps where a device stands. Its voucher may only grow: a
+// shorter one, and another one of the same length, is fleet.ErrConflict, also
+// after the device has moved on. The entry of the trail is of the tenant that
+// ev names.
+func (s *Store) PutOwnership(ctx context.Context, o fleet.Ownership, ev fleet.AuditEvent) error {
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		have, err := scanOwnership(w.row(ctx, `SELECT device, voucher, entries, owner, state, deadline FROM ownership WHERE device = ?`, o.Device))
+		switch {
+		case errors.Is(err, fleet.ErrNotFound):
+		case err != nil:
+			return err
+		case o.Entries < have.Entries:
+			return fmt.Errorf("its voucher has %d entries and %d were seen: %w", o.Entries, have.Entries, fleet.ErrConflict)
+		case o.Entries == have.Entries && !bytes.Equal(o.Voucher, have.Voucher):
+			return fmt.Errorf("its voucher has another entry %d than was seen: %w", o.Entries, fleet.ErrConflict)
+		}
+		if err := w.exec(ctx, `INSERT INTO ownership (device, voucher, entries, owner, state, deadline) VALUES (?, ?, ?, ?, ?, ?)
+			ON CONFLICT (device) DO UPDATE SET voucher = excluded.voucher, entries = excluded.entries, owner = excluded.owner,
+			state = excluded.state, deadline = excluded.deadline`,
+			o.Device, blob(o.Voucher), o.Entries, o.Owner, o.State, ms(o.Deadline)); err != nil {
+			return err
+		}
+		return w.audit(ctx, ev.Tenant, ev)
+	})
+	if err != nil {
+		return fmt.Errorf("set ownership of device %s: %w", o.Device, err)
+	}
+	return nil
+}
+
+// Reset takes a device that was given up (fleet.Released) out of its tenant, so
+// that another owner may enrol it; one that was not is fleet.ErrConflict.
+//
+// Its past stays with the tenant, as a device of its own that FormerOf leads
+// back to the device: series, events, commands, executions, appraisals and the
+// audit trail, whose entries and hashes are as they were. The next owner
+// begins with nothing of it. What is kept for him is what guards the device
+// itself: its voucher, its tier and serial number, the release it has committed
+// to and the counter of its commands.
+//
+// All of it happens at once: after a power cut the device is the old owner's or
+// nobody's.
+func (s *Store) Reset(ctx context.Context, device fleet.DeviceID, ev fleet.AuditEvent) error {
+	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		var tenant fleet.TenantID
+		var ek string
+		var state fleet.OwnershipState
+		if err := w.row(ctx, `SELECT d.tenant, d.ek_hash, COALESCE(o.state, '') FROM device d LEFT JOIN ownership o ON o.device = d.id
+			WHERE d.id = ? AND d.former_of = ''`, device).Scan(&tenant, &ek, &state); err != nil {
+			return found(err)
+		}
+		if state != fleet.Released {
+			return fmt.Errorf("its owner has not given it up: %w", fleet.ErrConflict)
+		}
+		if err := w.leave(ctx, device); err != nil {
+			return err
+		}
+		// The code on the label has done its work; the next owner comes by the voucher.
+		if err := w.exec(ctx, `UPDATE listing SET tenant = '', site = '', "group" = '', claim_hash = '', claimed_at = ? WHERE ek_hash = ? AND vendor <> ''`, ms(w.now), ek); err != nil {
+			return err
+		}
+		if err := w.exec(ctx, `DELETE FROM listing WHERE ek_hash = ? AND vendor = ''`, ek); err != nil {
+			return err
+		}
+		return w.audit(ctx, tenant, ev)
+	})
+	if err != nil {
+		return fmt.Errorf("reset device %s: %w", device, err)
+	}
+	return nil
+}
+
+// leave gives the past of a device a name of its own and removes the device.
+func (w *writer) leave(ctx context.Context, device fleet.DeviceID) error {
+	var n int
+	if err := w.row(ctx, `SELECT COUNT(*) FROM device WHERE former_of = ?`, device).Scan(&n); err != nil {
+		return err
+	}
+	former := fmt.Sprintf("%s.%d", device, n+1)
+	for _, q := range []string{
+		`UPDATE command SET state = 'EXPIRED', code = 'released', ended_at = ?3 WHERE device = ?2 AND state IN ('QUEUED', 'SENT')`,
+		`UPDATE execution SET state = 'CANCELED', reason = 'released', updated_at = ?3 WHERE device = ?2
+			AND state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'TIMED_OUT', 'CANCELED')`,
+		`INSERT INTO device (id, tenant, tier, model, serial, site, "group", label, ek_hash, ak_public, cert_serial, cert_not_after, trust, trust_reasons,
+			attested_at, reset_count, online, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, former_of, left_at)
+			SELECT ?1, tenant, tier, model, serial, site, "group", label, 'former:' || ?1, ak_public, cert_serial, cert_not_after, 'stale', '["it was given up"]',
+			attested_at, reset_count, 0, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, id, ?3
+			FROM device WHERE id = ?2`,
+		`UPDATE state SET device = ?1 WHERE device = ?2`,
+		`UPDATE boot SET device = ?1 WHERE device = ?2`,
+		`UPDATE series SET device = ?1 WHERE device = ?2`,
+		`UPDATE event SET device = ?1 WHERE device = ?2`,
+		`UPDATE command SET device = ?1 WHERE device = ?2`,
+		`UPDATE execution SET device = ?1 WHERE device = ?2`,
+		`UPDATE attestation SET device = ?1 WHERE device = ?2`,
+		`UPDATE firmware_sighting SET device = ?1 WHERE device = ?2`,
+		`UPDATE firmware_event SET first_device = ?1 WHERE first_device = ?2`,
+		`UPDATE audit SET device = ?1, actor = ?1 WHERE device = ?2`,
+		`UPDATE trail SET device = ?1 WHERE device = ?2`,
+		`DELETE FROM device WHERE id = ?2`,
+	} {
+		if err := w.exec(ctx, q, former, device, ms(w.now)); err != nil {
+			return err
+		}
+	}
+	w.forget() // the ids of its boots and series are of the past
+	return nil
+}

@@ -1,0 +1,268 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+)
+
+const (
+	keptAppraisals = 500 // of a device; the service trail has each change for good
+
+	touchDelay = time.Second // how long a steady verdict may wait for others
+	maxTouched = 4096        // steady verdicts in one commit
+)
+
+// boot is what is on file of a device's last boot.
+type lastBoot struct {
+	trust    fleet.Trust
+	findings string
+	digest   []byte
+	release  string
+	reset    uint32
+	revoked  int64
+
+	n       int64 // of the newest attestation; 0 before the first
+	newest  fleet.Attestation
+	quality string // its findings
+}
+
+const lastBootQuery = `SELECT d.trust, d.findings, d.boot_digest, d.boot_release, d.reset_count, d.revoked_at,
+	COALESCE(a.n, 0), COALESCE(a.trust, ''), COALESCE(a."release", ''), COALESCE(a.reset_count, 0), a.digest, COALESCE(a.findings, '')
+	FROM device d LEFT JOIN attestation a ON a.device = d.id AND a.n = (SELECT MAX(n) FROM attestation WHERE device = d.id)
+	WHERE d.id = ?`
+
+func scanLastBoot(r scanner) (b lastBoot, err error) {
+	err = r.Scan(&b.trust, &b.findings, &b.digest, &b.release, &b.reset, &b.revoked,
+		&b.n, &b.newest.Trust, &b.newest.Release, &b.newest.ResetCount, &b.newest.Digest, &b.quality)
+	return b, found(err)
+}
+
+// says reports whether a says what the newest attestation says already. Steady
+// evidence names no release: it is a boot that was judged before.
+func (b lastBoot) says(a fleet.Attestation, findings string) bool {
+	return b.n > 0 && b.newest.Trust == a.Trust && b.newest.ResetCount == a.ResetCount && bytes.Equal(b.newest.Digest, a.Digest) &&
+		b.quality == findings && (a.Release == "" || a.Release == b.newest.Release)
+}
+
+// Appraised notes what the verifier says about a device: its trust, what was
+// found, and, when it was accepted, the boot it was accepted for. A verdict
+// that says something new is kept. The reset count never grows smaller.
+//
+// The release of an accepted boot becomes the one the device has committed to
+// when there is none yet, or when committed says so; otherwise only an
+// execution that ends good moves it. A verdict that is no acceptance, or one
+// by a waiver, forgets the accepted boot, so that the next evidence is judged
+// in full. A revoked device is fleet.ErrRevoked, and nothing is noted.
+//
+// What changes something is there when Appraised returns; many at one moment
+// share a commit. A steady verdict, which only says that nothing has changed,
+// is written with others within a second. A power cut may lose it, which is
+// harmless: the device then looks as if it had last shown evidence a second or
+// an interval earlier, is at worst called stale too soon, and its next
+// evidence, which it shows as soon as it connects again, says the same.
+func (s *Store) Appraised(ctx context.Context, a fleet.Attestation, committed bool) error {
+	if a.At.IsZero() {
+		a.At = time.Now()
+	}
+	if a.Findings == nil {
+		a.Findings = []fleet.Finding{}
+	}
+	findings := toJSON(a.Findings)
+	b, err := scanLastBoot(s.stmts.lastBoot.QueryRowContext(ctx, a.Device))
+	if err == nil && b.steady(a, findings, committed) {
+		err = s.touch(ctx, a.Device, a.At)
+	} else if err == nil {
+		err = s.shared(ctx, func(ctx context.Context, w *writer) error { return w.appraised(ctx, a, findings, committed) })
+	}
+	if err != nil {
+		return fmt.Errorf("set trust of device %s: %w", a.Device, err)
+	}
+	return nil
+}
+
+// steady reports whether nothing but the time of a is new.
+func (b lastBoot) steady(a fleet.Attestation, findings string, committed bool) bool {
+	return a.Accepted() && a.Until.IsZero() && b.revoked == 0 && b.trust == a.Trust && b.findings == findings &&
+		bytes.Equal(b.digest, a.Digest) && b.reset == a.ResetCount && b.says(a, findings) &&
+		(a.Release == "" || a.Release == b.release || b.release != "" && !committed)
+}
+
+func (w *writer) appraised(ctx context.Context, a fleet.Attestation, findings string, committed bool) error {
+	b, err := scanLastBoot(w.row(ctx, lastBootQuery, a.Device))
+	if err != nil {
+		return err
+	}
+	if b.revoked != 0 {
+		return fleet.ErrRevoked
+	}
+	reasons := make([]string, len(a.Findings))
+	for i, f := range a.Findings {
+		reasons[i] = f.Text
+	}
+	var accepted int64
+	digest, release := []byte{}, b.release
+	if a.Accepted() {
+		accepted = ms(a.At)
+		if a.Until.IsZero() {
+			digest = blob(a.Digest)
+			if a.Release != "" && (release == "" || committed) {
+				release = a.Release
+			}
+		}
+	}
+	if err := w.exec(ctx, `UPDATE device SET trust = ?, trust_reasons = ?, findings = ?, boot_digest = ?, boot_release = ?,
+		attested_at = CASE WHEN ? > attested_at THEN ? ELSE attested_at END,
+		reset_count = CASE WHEN ? > reset_count THEN ? ELSE reset_count END WHERE id = ?`,
+		a.Trust, toJSON(reasons), findings, digest, release, accepted, accepted, a.ResetCount, a.ResetCount, a.Device); err != nil {
+		return err
+	}
+	if b.says(a, findings) {
+		return nil
+	}
+	if err := w.exec(ctx, `INSERT INTO attestation (device, n, at, trust, "release", reset_count, digest, findings) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+		a.Device, b.n+1, ms(a.At), a.Trust, a.Release, a.ResetCount, blob(a.Digest), findings); err != nil {
+		return err
+	}
+	return w.exec(ctx, `DELETE FROM attestation WHERE device = ? AND n <= ?`, a.Device, b.n+1-keptAppraisals)
+}
+
+// touch notes a steady verdict, to be written soon.
+func (s *Store) touch(ctx context.Context, id fleet.DeviceID, when time.Time) error {
+	s.mu.Lock()
+	if len(s.touched) == 0 {
+		s.soon = time.AfterFunc(touchDelay, func() {
+			if err := s.flush(context.Background()); err != nil && !errors.Is(err, errClosed) {
+				s.log.Error("steady verdicts not written, devices may look silent", slog.Any("err", err))
+			}
+		})
+	}
+	s.touched[id] = max(s.touched[id], ms(when))
+	full := len(s.touched) >= maxTouched
+	s.mu.Unlock()
+	if full {
+		return s.flush(ctx)
+	}
+	return nil
+}
+
+// flush writes the steady verdicts that wait. Those that cannot be written are
+// given up: each is repeated by the next one of its device.
+func (s *Store) flush(ctx context.Context) error {
+	s.mu.Lock()
+	n := len(s.touched)
+	s.mu.Unlock()
+	if n == 0 {
+		return nil
+	}
+	return s.tx(ctx, s.writeTouched)
+}
+
+func (s *Store) writeTouched(ctx context.Context, w *writer) error {
+	s.mu.Lock()
+	touched := s.touched
+	s.touched = map[fleet.DeviceID]int64{}
+	if s.soon != nil {
+		s.soon.Stop()
+	}
+	s.mu.Unlock()
+	for id, when := range touched {
+		// What was said of the device since then stands.
+		if err := w.exec(ctx, `UPDATE device SET attested_at = ? WHERE id = ? AND attested_at < ? AND trust IN ('attested', 'degraded')`, when, id, when); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Attestations lists what was said of a device of tenant t, newest first.
+func (s *Store) Attestations(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p fleet.Page) (items []fleet.Attestation, next string, err error) {
+	if err := s.owns(ctx, t, id); err != nil {
+		return nil, "", fmt.Errorf("attestations: %w", err)
+	}
+	start, err := after(p, newest)
+	if err != nil {
+		return nil, "", err
+	}
+	limit := p.Bounded()
+	rows, err := s.read.QueryContext(ctx, `SELECT n, device, at, trust, "release", reset_count, digest, findings
+		FROM attestation WHERE device = ? AND n < ? ORDER BY n DESC LIMIT ?`, id, start, limit+1)
+	found, err := list(rows, err, func(r scanner) (numbered[fleet.Attestation], error) {
+		var a numbered[fleet.Attestation]
+		var when int64
+		var findings string
+		if err := r.Scan(&a.n, &a.v.Device, &when, &a.v.Trust, &a.v.Release, &a.v.ResetCount, &a.v.Digest, &findings); err != nil {
+			return a, err
+		}
+		a.v.At = at(when)
+		return a, json.Unmarshal([]byte(findings), &a.v.Findings)
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("attestations of %s: %w", id, err)
+	}
+	items, next = values(found, limit)
+	return items, next, nil
+}
+
+// superseded is true of an execution e of rollout r when the device ran
+// something to a good end since, which the operator ordered later: what e still
+// says then is old news and brings no release back.
+const superseded = `EXISTS (SELECT 1 FROM execution e2 JOIN rollout r2 ON r2.id = e2.rollout
+	WHERE e2.device = e.device AND r2.n > r.n AND e2.state IN ('SUCCEEDED', 'ALREADY_INSTALLED'))`
+
+// OfferedRelease returns the release that a device was offered last and may
+// be booting into. One that ran out of time counts until another was
+// installed: what a slow device says later is the truth. None is
+// fleet.ErrNotFound. It is for the verifier.
+func (s *Store) OfferedRelease(ctx context.Context, device fleet.DeviceID) (fleet.ReleaseID, error) {
+	var id fleet.ReleaseID
+	err := s.read.QueryRowContext(ctx, `SELECT r."release" FROM execution e JOIN rollout r ON r.id = e.rollout
+		WHERE e.device = ? AND e.offered_at > 0 AND e.state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'CANCELED')
+		AND NOT `+superseded+` ORDER BY r.n DESC LIMIT 1`, device).Scan(&id)
+	if err != nil {
+		return "", fmt.Errorf("release offered to %s: %w", device, found(err))
+	}
+	return id, nil
+}
+
+// commitRelease notes that a device runs the release of an execution for good,
+// when that has reference values: from now on an older one is refused. A boot
+// that was accepted for another release is judged again.
+func (w *writer) commitRelease(ctx context.Context, e fleet.ExecutionID) error {
+	return w.exec(ctx, `UPDATE device SET boot_release = new."release", boot_digest = CASE WHEN new."release" = COALESCE(
+			(SELECT a."release" FROM attestation a WHERE a.device = device.id ORDER BY a.n DESC LIMIT 1), '') THEN boot_digest ELSE X'' END
+		FROM (SELECT e.device, r."release" FROM execution e JOIN rollout r ON r.id = e.rollout WHERE e.id = ? AND NOT `+superseded+`) AS new
+		WHERE device.id = new.device AND device.boot_release <> new."release"
+		AND EXISTS (SELECT 1 FROM boot_reference b WHERE b.model = device.model AND b."release" = new."release")`, e)
+}
+
+// prepared are the reads of the hot path.
+type prepared struct{ admit, lastBoot *sql.Stmt }
+
+func (s *Store) prepare(ctx context.Context) (err error) {
+	if s.stmts.admit, err = s.read.PrepareContext(ctx, admitQuery); err != nil {
+		return err
+	}
+	s.stmts.lastBoot, err = s.read.PrepareContext(ctx, lastBootQuery)
+	return err
+}
+
+func (p prepared) close() error {
+	var errs []error
+	for _, stmt := range []*sql.Stmt{p.admit, p.lastBoot} {
+		if stmt != nil {
+			errs = append(errs, stmt.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func key(pcr int, digest string) string { return strconv.Itoa(pcr) + ":" + digest }
