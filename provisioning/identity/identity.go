@@ -6,6 +6,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -32,6 +33,17 @@ const (
 	TierD Tier = "D" // software key
 )
 
+// Role says what a certificate is for.
+type Role string
+
+// A member's certificate opens what its evidence earns. A recovery certificate
+// is for a key that no boot state binds: it opens quarantine and nothing else,
+// so that a bad release cannot cost a device its identity.
+const (
+	RoleMember   Role = ""
+	RoleRecovery Role = "recovery"
+)
+
 // idLen is the length of a device id: 15 bytes in base32.
 const idLen = 24
 
@@ -39,7 +51,7 @@ const idLen = 24
 var ErrIdentity = errors.New("not a device certificate")
 
 // oidTillward is the extension that carries tier and model, as a SEQUENCE of
-// two UTF8Strings. The arc is a UUID-based one [ITU-T X.667, 7] and needs no
+// two UTF8Strings, and a third with the role unless it is a member's. The arc is a UUID-based one [ITU-T X.667, 7] and needs no
 // registration.
 var oidTillward = asn1.ObjectIdentifier{2, 25, 1938417662, 1}
 
@@ -49,6 +61,7 @@ type Identity struct {
 	Device   string
 	Tier     Tier
 	Model    string
+	Role     Role
 	Serial   string // hex serial number of the certificate
 	NotAfter time.Time
 }
@@ -56,6 +69,7 @@ type Identity struct {
 type extension struct {
 	Tier  string `asn1:"utf8"`
 	Model string `asn1:"utf8"`
+	Role  string `asn1:"utf8,optional"`
 }
 
 var encoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
@@ -74,9 +88,9 @@ func Template(id Identity, serial *big.Int, from time.Time, life time.Duration) 
 	if err := id.check(); err != nil {
 		return nil, err
 	}
-	ext, err := asn1.Marshal(extension{Tier: string(id.Tier), Model: id.Model})
+	ext, err := asn1.Marshal(extension{Tier: string(id.Tier), Model: id.Model, Role: string(id.Role)})
 	if err != nil {
-		return nil, fmt.Errorf("encode tier and model: %w", err)
+		return nil, fmt.Errorf("encode tier, model and role: %w", err)
 	}
 	return &x509.Certificate{
 		SerialNumber:    serial,
@@ -110,10 +124,14 @@ func FromCertificate(c *x509.Certificate) (Identity, error) {
 			continue
 		}
 		var ext extension
-		if rest, err := asn1.Unmarshal(e.Value, &ext); err != nil || len(rest) != 0 {
-			return Identity{}, fmt.Errorf("tier and model: %w", ErrIdentity)
+		if _, err := asn1.Unmarshal(e.Value, &ext); err != nil {
+			return Identity{}, fmt.Errorf("tier, model and role: %w", ErrIdentity)
 		}
-		id.Tier, id.Model = Tier(ext.Tier), ext.Model
+		// asn1 skips what it does not expect; a role must not be lost that way.
+		if same, err := asn1.Marshal(ext); err != nil || !bytes.Equal(same, e.Value) {
+			return Identity{}, fmt.Errorf("tier, model and role: %w", ErrIdentity)
+		}
+		id.Tier, id.Model, id.Role = Tier(ext.Tier), ext.Model, Role(ext.Role)
 	}
 	if c.Subject.CommonName != id.Device || len(c.Subject.Organization) != 1 || c.Subject.Organization[0] != id.Tenant ||
 		c.URIs[0].String() != id.urn().String() {
@@ -155,6 +173,10 @@ func (id Identity) check() error {
 	case TierA, TierB, TierC, TierD:
 	default:
 		return fmt.Errorf("tier %.10q: %w", id.Tier, ErrIdentity)
+	}
+	if id.Role != RoleMember && id.Role != RoleRecovery {
+		// What is not known is not a lesser right: it is none.
+		return fmt.Errorf("role %.20q: %w", id.Role, ErrIdentity)
 	}
 	if len(id.Model) > 64 || strings.ContainsFunc(id.Model, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return fmt.Errorf("model %.80q: %w", id.Model, ErrIdentity)

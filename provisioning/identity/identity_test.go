@@ -77,6 +77,29 @@ func TestCertificateRoundTrip(t *testing.T) {
 	}
 }
 
+// A recovery certificate says what it is; a member's is spelt as ever.
+func TestRoles(t *testing.T) {
+	plain := template(t).ExtraExtensions[0].Value
+	id := good
+	id.Role = identity.RoleRecovery
+	tmpl, err := identity.Template(id, big.NewInt(1), time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := identity.FromCertificate(sign(t, tmpl))
+	if err != nil || got.Role != identity.RoleRecovery {
+		t.Errorf("got role %q and %v", got.Role, err)
+	}
+	if bytes.Equal(plain, tmpl.ExtraExtensions[0].Value) {
+		t.Error("both roles are spelt the same")
+	}
+	if want, err := asn1.Marshal(struct {
+		Tier, Model string `asn1:"utf8"`
+	}{string(good.Tier), good.Model}); err != nil || !bytes.Equal(plain, want) {
+		t.Errorf("a member's extension is %x, want %x as before there were roles", plain, want)
+	}
+}
+
 func TestNames(t *testing.T) {
 	for s, want := range map[string]bool{
 		"a": true, "shop-7": true, strings.Repeat("a", 32): true,
@@ -107,6 +130,7 @@ func TestTemplateRefusesWhatItCouldNotRead(t *testing.T) {
 		"tier":        func(id *identity.Identity) { id.Tier = "E" },
 		"no tier":     func(id *identity.Identity) { id.Tier = "" },
 		"long model":  func(id *identity.Identity) { id.Model = strings.Repeat("m", 65) },
+		"role":        func(id *identity.Identity) { id.Role = "admin" },
 		"model lines": func(id *identity.Identity) { id.Model = "a\nb" },
 	} {
 		id := good
@@ -139,6 +163,9 @@ func TestOtherCertificatesAreNoDevices(t *testing.T) {
 		"garbled tier":    func(c *x509.Certificate) { c.ExtraExtensions[0].Value = []byte{1, 2, 3} },
 		"more than tier":  func(c *x509.Certificate) { c.ExtraExtensions[0].Value = append(c.ExtraExtensions[0].Value, ' ') },
 		"unknown tier":    func(c *x509.Certificate) { c.ExtraExtensions = tier(t, c, "E") },
+		"unknown role":    func(c *x509.Certificate) { c.ExtraExtensions = tier(t, c, "B", "admin") },
+		"number as role":  func(c *x509.Certificate) { c.ExtraExtensions = tier(t, c, "B", 7) },
+		"more than role":  func(c *x509.Certificate) { c.ExtraExtensions = tier(t, c, "B", "recovery", "x") },
 		"server":          func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} },
 		"an authority":    func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign },
 		"wildcard tenant": func(c *x509.Certificate) { rename(c, "+", good.Device, uri) },
@@ -161,11 +188,21 @@ func rename(c *x509.Certificate, tenant, device string, uri func(string) *url.UR
 	c.URIs[0] = uri("urn:tillward:t:" + tenant + ":d:" + device)
 }
 
-func tier(t *testing.T, c *x509.Certificate, name string) []pkix.Extension {
+// tier is the extension with a tier and what follows tier and model.
+func tier(t *testing.T, c *x509.Certificate, name string, more ...any) []pkix.Extension {
 	t.Helper()
-	b, err := asn1.Marshal(struct {
-		Tier, Model string `asn1:"utf8"`
-	}{name, "m"})
+	var body []byte
+	for _, v := range append([]any{name, "m"}, more...) {
+		b, err := asn1.MarshalWithParams(v, "utf8")
+		if _, text := v.(string); !text {
+			b, err = asn1.Marshal(v)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		body = append(body, b...)
+	}
+	b, err := asn1.Marshal(asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: body})
 	if err != nil {
 		t.Fatal(err)
 	}
