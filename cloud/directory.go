@@ -3,7 +3,6 @@ package cloud
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -28,7 +27,7 @@ func (d *directory) Owner(ctx context.Context, a enrol.Applicant) (string, ident
 	case !errors.Is(err, fleet.ErrNotFound):
 		return "", "", err
 	case tier == "":
-		return "", "", fmt.Errorf("this TPM is on no vendor list and no trusted authority vouches for it; import its list entry or configure its EK authority: %w", enrol.ErrRefused)
+		return "", "", enrol.Refuse("enrol.ek-listed", "this TPM is on no vendor list and no trusted authority vouches for it; import its list entry or configure its EK authority")
 	case !d.s.cfg.Enrol.AutoClaim:
 		return "", "", enrol.ErrUnclaimed
 	default:
@@ -41,9 +40,9 @@ func (d *directory) Owner(ctx context.Context, a enrol.Applicant) (string, ident
 	case err != nil:
 		return "", "", err
 	case string(have.Tenant) != tenant:
-		return "", "", fmt.Errorf("the device belongs to another tenant, which has to give it up first: %w", enrol.ErrRefused)
+		return "", "", enrol.Refuse("enrol.owner", "the device belongs to another tenant, which has to give it up first")
 	case tier > identity.Tier(have.Tier): // A is the strongest
-		return "", "", fmt.Errorf("the device enrolled with tier %s and comes back with tier %s: %w", have.Tier, tier, enrol.ErrRefused)
+		return "", "", enrol.Refuse("enrol.tier", "the device enrolled with tier %s and comes back with tier %s", have.Tier, tier)
 	}
 	return tenant, tier, nil
 }
@@ -52,13 +51,13 @@ func (d *directory) Owner(ctx context.Context, a enrol.Applicant) (string, ident
 func (d *directory) Enrolled(ctx context.Context, m enrol.Member) error {
 	dev := fleet.Device{
 		ID: fleet.DeviceID(m.Device), Tenant: fleet.TenantID(m.Tenant), Tier: fleet.Tier(m.Tier), Model: m.Model, Serial: m.SerialNo, EKHash: m.EKHash,
-		AKPublic: m.AK, CertSerial: m.Serial, CertNotAfter: m.NotAfter, Trust: fleet.Pending, ResetCount: m.ResetCount, EnrolledAt: time.Now(),
+		AKPublic: m.AK, CertSerial: m.Serial, Recovery: m.Recovery.Serial, CertNotAfter: m.NotAfter, Trust: fleet.Pending, ResetCount: m.ResetCount, EnrolledAt: time.Now(),
 	}
 	if listed, err := d.s.store.ListedEK(ctx, m.EKHash); err == nil {
 		dev.Site, dev.Group = listed.Site, listed.Group
 	}
 	if err := d.s.store.Enrol(ctx, dev); errors.Is(err, fleet.ErrConflict) {
-		return fmt.Errorf("%w: %w", enrol.ErrRefused, err)
+		return enrol.Refuse("enrol.ek-duplicate", "%w", err)
 	} else if err != nil {
 		return err
 	}

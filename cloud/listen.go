@@ -149,7 +149,7 @@ func (s *Service) serveMetrics(ctx context.Context) error {
 }
 
 // welcome is what every new member is told.
-func (s *Service) welcome() enrol.Result {
+func (s *Service) welcome(context.Context, enrol.Member) (enrol.Result, error) {
 	host := s.cfg.Device.Advertise
 	if host == "" {
 		host = s.cfg.Device.Names[0]
@@ -158,7 +158,7 @@ func (s *Service) welcome() enrol.Result {
 	return enrol.Result{
 		Brokers: []string{join(host, s.mqtt)}, Artifacts: "https://" + join(host, s.https) + "/tuf",
 		OrderKeys: []enrol.OrderKey{{ID: id, Public: key}}, ReattestS: uint32(s.cfg.Attest.Every.Seconds()),
-	}
+	}, nil
 }
 
 func join(host string, l net.Listener) string {

@@ -47,7 +47,7 @@ func (w *World) benchVerifier(ctx context.Context, fleet []*benchDevice) (Figure
 	makers.AppendCertsFromPEM(pem)
 	handler := enrol.NewServer(enrol.Options{
 		VirtualRoots: makers, Directory: everybody{}, Issuer: authority, Life: time.Hour,
-		Welcome: func() enrol.Result { return enrol.Result{} },
+		Welcome: func(context.Context, enrol.Member) (enrol.Result, error) { return enrol.Result{}, nil },
 		Audit:   func(context.Context, string, string, string, map[string]string) {},
 		Log:     slog.New(slog.DiscardHandler),
 	})

@@ -10,9 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -45,15 +46,28 @@ type Client struct {
 	Serial     string
 	Model      string
 	Claim      string // one-time claim code, or empty
-	TPM        interface {
+	// TPM that is a Rescuer gets a recovery certificate; Renew and Resume need
+	// a Renewer too, RotateAK a Rotator. hal/tpm is all of them.
+	TPM interface {
 		Endorser
 		Prover
 	}
+	// EventLog returns what the firmware measured, packed (provisioning/boot.Pack).
+	// nil, or no bytes, when this box keeps no log.
+	EventLog func() []byte
+	// Save keeps an identity so that a power cut leaves the old or the new one.
+	// Renew and RotateAK call it before the TPM gives up what was before.
+	Save func(ctx context.Context, r Result) error
+
+	wire func(net.Conn) net.Conn // tests cut it
 }
 
 // Wait is returned when the device is genuine but not owned yet: ask again
 // after it. It is ErrUnclaimed.
-type Wait struct{ After time.Duration }
+type Wait struct {
+	After  time.Duration
+	Device string // by which its owner finds it; empty when the service does not say
+}
 
 // Error implements error.
 func (w Wait) Error() string { return fmt.Sprintf("%v; asking again in %s", ErrUnclaimed, w.After) }
@@ -62,11 +76,11 @@ func (w Wait) Error() string { return fmt.Sprintf("%v; asking again in %s", ErrU
 func (w Wait) Unwrap() error { return ErrUnclaimed }
 
 // Enrol runs the protocol once. Errors: Wait when the device has no owner yet,
-// ErrRefused when the service will not have it, with the service's advice;
-// else the network or the TPM.
+// ErrRefused when the service will not have it, with the service's advice and
+// its Check; else the network or the TPM. Save the result, then call Resume.
 func (c *Client) Enrol(ctx context.Context) (Result, error) {
-	if !strings.HasPrefix(c.URL, "https://") {
-		return Result{}, fmt.Errorf("service URL %q does not begin with https://", c.URL)
+	if _, err := c.service(); err != nil {
+		return Result{}, err
 	}
 	ek, cert, chain, err := c.TPM.Endorsement(ctx)
 	if err != nil {
@@ -76,30 +90,26 @@ func (c *Client) Enrol(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("make keys: %w", err)
 	}
-	req, err := encMode.Marshal(request{
-		V: Version, Serial: c.Serial, Model: c.Model, EK: ek, EKCert: cert, EKChain: chain, AK: ak, LDevID: ldevid, Claim: c.Claim,
-	})
-	if err != nil {
-		return Result{}, fmt.Errorf("encode enrolment: %w", err)
+	r := request{V: Version, Serial: c.Serial, Model: c.Model, EK: ek, EKCert: cert, EKChain: chain, AK: ak, LDevID: ldevid, Claim: c.Claim}
+	if rescuer, ok := c.TPM.(Rescuer); ok {
+		if r.Recovery, err = rescuer.Recovery(ctx); err != nil {
+			return Result{}, fmt.Errorf("make keys: %w", err)
+		}
 	}
-	// One connection for both POSTs: the second is bound to the channel of the first.
-	transport := &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: c.Roots, ServerName: c.ServerName, MinVersion: tls.VersionTLS13},
-		MaxConnsPerHost: 1, MaxIdleConnsPerHost: 1,
-	}
-	defer transport.CloseIdleConnections()
-	hc := &http.Client{Transport: transport, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error {
-		return http.ErrUseLastResponse
-	}}
-	ch, state, err := post[challenge](ctx, hc, c.URL+PathEnrol, req)
+	ch, err := c.dial(ctx, enrolExporterLabel, nil)
 	if err != nil {
 		return Result{}, err
 	}
-	exporter, err := state.ExportKeyingMaterial(enrolExporterLabel, nil, exporterLen)
+	defer ch.close()
+	req, err := encMode.Marshal(r)
 	if err != nil {
-		return Result{}, fmt.Errorf("bind to the TLS channel: %w", err)
+		return Result{}, fmt.Errorf("encode enrolment: %w", err)
 	}
-	ev, err := c.answer(ctx, ch, exporter, req, ldevid)
+	asked, _, err := post[challenge](ctx, ch.http, c.URL+PathEnrol, req)
+	if err != nil {
+		return Result{}, err
+	}
+	ev, err := c.answer(ctx, asked, ch.exporter, req, r)
 	if err != nil {
 		return Result{}, err
 	}
@@ -107,36 +117,64 @@ func (c *Client) Enrol(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("encode evidence: %w", err)
 	}
-	res, state, err := post[Result](ctx, hc, c.URL+PathEvidence, body)
-	if errors.Is(err, ErrRefused) {
-		// An idle connection that was cut is dialled anew without a word; the
-		// service is right to refuse, and the device is not to blame.
-		if again, e := state.ExportKeyingMaterial(enrolExporterLabel, nil, exporterLen); e == nil && !bytes.Equal(again, exporter) {
-			return Result{}, errors.New("connection to the fleet service was lost between challenge and answer, enrol again")
-		}
+	res, _, err := post[Result](ctx, ch.http, c.URL+PathEvidence, body)
+	if err != nil {
+		return Result{}, err
 	}
-	return res, err
+	res.AK, res.LDevID, res.RecoveryKey = ak, ldevid, r.Recovery
+	return res, nil
 }
 
-func (c *Client) answer(ctx context.Context, ch challenge, exporter, req, ldevid []byte) (evidence, error) {
+func (c *Client) answer(ctx context.Context, ch challenge, exporter, req []byte, r request) (evidence, error) {
 	secret, err := c.TPM.Activate(ctx, ch.Credential, ch.Secret)
 	if err != nil {
 		return evidence{}, fmt.Errorf("answer the challenge: %w", err)
 	}
 	b := binding(ch.ID, ch.Nonce, secret, exporter, req)
-	name, err := keyName(ldevid)
+	name, err := keyName(r.LDevID)
 	if err != nil {
 		return evidence{}, fmt.Errorf("name of the LDevID key: %w", err)
 	}
-	ev := evidence{ID: ch.ID, Proof: proof(secret, b)}
+	ev := evidence{ID: ch.ID, Proof: proof(secret, b), Log: c.log()}
 	extra := certifyBinding(b, name)
 	if ev.Certify, ev.CertifySig, err = c.TPM.Certify(ctx, extra[:]); err != nil {
 		return evidence{}, err
+	}
+	if len(r.Recovery) > 0 {
+		if ev.CertifyRec, ev.CertifyRecSig, err = certifyKey(ctx, c.TPM, r.Recovery, b); err != nil {
+			return evidence{}, err
+		}
 	}
 	if ev.Quote, ev.QuoteSig, ev.PCRs, err = c.TPM.Quote(ctx, b[:]); err != nil {
 		return evidence{}, err
 	}
 	return ev, nil
+}
+
+// log is the event log, if it is there and fits; the service says what it misses.
+func (c *Client) log() []byte {
+	if c.EventLog == nil {
+		return nil
+	}
+	log := c.EventLog()
+	if len(log) > maxLog {
+		return nil
+	}
+	return log
+}
+
+// certifyKey lets the AK certify another key of a Rescuer for a binding.
+func certifyKey(ctx context.Context, dev any, public []byte, b [32]byte) (attest, signature []byte, err error) {
+	rescuer, ok := dev.(Rescuer)
+	if !ok {
+		return nil, nil, errors.New("this TPM holds no other keys")
+	}
+	name, err := keyName(public)
+	if err != nil {
+		return nil, nil, fmt.Errorf("name of a key: %w", err)
+	}
+	extra := certifyBinding(b, name)
+	return rescuer.CertifyKey(ctx, public, extra[:])
 }
 
 func proof(secret []byte, b [32]byte) [32]byte {
@@ -158,6 +196,86 @@ func keyName(public []byte) ([]byte, error) {
 	return n.Buffer, nil
 }
 
+// channel is one TLS connection to the service. What a device proves is bound
+// to it, so when it breaks the exchange has to begin anew.
+type channel struct {
+	http     *http.Client
+	exporter []byte
+	conn     net.Conn
+}
+
+func (ch *channel) close() { _ = ch.conn.Close() }
+
+// errLost is returned for a second connection where one is bound to the first.
+var errLost = errors.New("connection to the fleet service was lost between two steps, begin again")
+
+// service is where it is.
+func (c *Client) service() (*url.URL, error) {
+	u, err := url.Parse(c.URL)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("service URL %q does not begin with https://", c.URL)
+	}
+	return u, nil
+}
+
+// dial connects; with cert as a member.
+func (c *Client) dial(ctx context.Context, label string, cert *tls.Certificate) (*channel, error) {
+	u, err := c.service()
+	if err != nil {
+		return nil, err
+	}
+	conf := &tls.Config{RootCAs: c.Roots, ServerName: c.ServerName, MinVersion: tls.VersionTLS13}
+	if conf.ServerName == "" {
+		conf.ServerName = u.Hostname()
+	}
+	if cert != nil {
+		// Shown whatever authorities the service names: it says itself what is
+		// wrong with a certificate.
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	}
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	raw, err := (&net.Dialer{Timeout: time.Minute}).DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+	if err != nil {
+		return nil, fmt.Errorf("reach the fleet service: %w", err)
+	}
+	if c.wire != nil {
+		raw = c.wire(raw)
+	}
+	conn := tls.Client(raw, conf)
+	within, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := conn.HandshakeContext(within); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("reach the fleet service: %w", err)
+	}
+	state := conn.ConnectionState()
+	exporter, err := state.ExportKeyingMaterial(label, nil, exporterLen)
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("bind to the TLS channel: %w", err)
+	}
+	once := make(chan net.Conn, 1)
+	once <- conn
+	transport := &http.Transport{MaxConnsPerHost: 1, DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
+		select {
+		case c := <-once:
+			return c, nil
+		default:
+			return nil, errLost
+		}
+	}}
+	hc := &http.Client{Transport: transport, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse
+	}}
+	return &channel{http: hc, exporter: exporter, conn: conn}, nil
+}
+
+// maxAnswer is the most that the service says: chains, keys and a voucher.
+const maxAnswer = 64 << 10
+
 // post sends body and decodes the answer. The TLS state is there whenever the
 // service answered.
 func post[T any](ctx context.Context, hc *http.Client, url string, body []byte) (T, *tls.ConnectionState, error) {
@@ -175,28 +293,34 @@ func post[T any](ctx context.Context, hc *http.Client, url string, body []byte) 
 	if resp.TLS == nil {
 		return zero, nil, errors.New("the fleet service does not speak TLS: check its URL")
 	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return zero, resp.TLS, fmt.Errorf("read the service's answer: %w", err)
 	}
-	switch resp.StatusCode {
-	case http.StatusOK:
+	if len(b) > maxAnswer {
+		return zero, resp.TLS, failed(checkMessage, "the service's answer is longer than %d bytes: %w", maxAnswer, ErrMessage)
+	}
+	if resp.StatusCode == http.StatusOK {
 		m, err := decode[T](b)
 		return m, resp.TLS, err
-	case http.StatusAccepted:
+	}
+	p, err := decode[problem](b)
+	if resp.StatusCode == http.StatusAccepted {
 		after, err := strconv.Atoi(resp.Header.Get("Retry-After"))
 		if err != nil || after < 1 || after > 24*3600 {
 			after = 5 * retryAfter
 		}
-		return zero, resp.TLS, Wait{After: time.Duration(after) * time.Second}
+		return zero, resp.TLS, Wait{After: time.Duration(after) * time.Second, Device: p.Device}
 	}
-	p, err := decode[problem](b)
 	if err != nil || p.Code == "" {
 		return zero, resp.TLS, fmt.Errorf("the fleet service answered %s", resp.Status)
 	}
 	err = fmt.Errorf("%s: %s", p.Code, p.Text)
 	if resp.StatusCode == http.StatusForbidden {
 		err = fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	if p.Check != "" {
+		err = &failure{p.Check, err}
 	}
 	return zero, resp.TLS, err
 }

@@ -35,6 +35,7 @@ type directory struct {
 	taken   bool // by another tenant, since the challenge
 	tier    identity.Tier
 	members []Member
+	reg     registry
 }
 
 func (d *directory) Owner(_ context.Context, a Applicant) (string, identity.Tier, error) {
@@ -58,6 +59,7 @@ func (d *directory) Enrolled(_ context.Context, m Member) error {
 		return fmt.Errorf("its key belongs to another tenant: %w", ErrRefused)
 	}
 	d.members = append(d.members, m)
+	d.reg.enrolled(m)
 	return nil
 }
 
@@ -73,6 +75,23 @@ type site struct {
 
 	mu    sync.Mutex
 	audit []string
+	boot  func(id identity.Identity, pcrs [][]byte, log []byte) (bool, error) // nil: all boots are good
+}
+
+func (s *site) judge(_ context.Context, id identity.Identity, pcrs [][]byte, log []byte) (bool, error) {
+	s.mu.Lock()
+	f := s.boot
+	s.mu.Unlock()
+	if f == nil {
+		return true, nil
+	}
+	return f(id, pcrs, log)
+}
+
+func (s *site) judgeBy(f func(id identity.Identity, pcrs [][]byte, log []byte) (bool, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.boot = f
 }
 
 func newSite(t testing.TB, trustFarm bool) *site {
@@ -97,12 +116,15 @@ func newSite(t testing.TB, trustFarm bool) *site {
 	}
 	s.makers = x509.NewCertPool()
 	s.server = NewServer(Options{
-		EKRoots: s.makers, VirtualRoots: virtual, Directory: s.dir, Issuer: issuer, Life: time.Hour,
-		Welcome: func() Result { return Result{Brokers: []string{"127.0.0.1:8883"}, ReattestS: 900} },
+		EKRoots: s.makers, VirtualRoots: virtual, Directory: s.dir, Registry: &s.dir.reg, Issuer: issuer, Life: time.Hour,
+		Boot: s.judge,
+		Welcome: func(_ context.Context, m Member) (Result, error) {
+			return Result{Brokers: []string{"127.0.0.1:8883"}, ReattestS: 900, Voucher: []byte(m.Device)}, nil
+		},
 		Audit: func(_ context.Context, kind, severity, device string, detail map[string]string) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.audit = append(s.audit, strings.Join([]string{kind, severity, device, detail["reason"]}, " "))
+			s.audit = append(s.audit, strings.Join([]string{kind, severity, device, detail["check"], detail["reason"]}, " "))
 		},
 		Log: slog.New(slog.DiscardHandler),
 	})
@@ -111,7 +133,10 @@ func newSite(t testing.TB, trustFarm bool) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true}
+	srv.TLS = &tls.Config{
+		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
+		ClientCAs: issuer.Pool(), ClientAuth: tls.VerifyClientCertIfGiven,
+	}
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
@@ -222,6 +247,15 @@ func TestTPMOfAnotherMaker(t *testing.T) {
 // the service saw.
 func handshake(t *testing.T, s *site, dev *tpm.TPM, chain [][]byte) (identity.Identity, error) {
 	t.Helper()
+	key, err := dev.Signer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return handshakeBy(t, s, tls.Certificate{Certificate: chain, PrivateKey: key})
+}
+
+func handshakeBy(t *testing.T, s *site, own tls.Certificate) (identity.Identity, error) {
+	t.Helper()
 	var seen identity.Identity
 	var seenErr error
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -238,14 +272,7 @@ func handshake(t *testing.T, s *site, dev *tpm.TPM, chain [][]byte) (identity.Id
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	srv.StartTLS()
 	defer srv.Close()
-	key, err := dev.Signer(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	tr := &http.Transport{TLSClientConfig: &tls.Config{
-		RootCAs: s.roots, MinVersion: tls.VersionTLS13,
-		Certificates: []tls.Certificate{{Certificate: chain, PrivateKey: key}},
-	}}
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{own}}}
 	defer tr.CloseIdleConnections()
 	resp, err := (&http.Client{Transport: tr}).Get(srv.URL)
 	if err != nil {
@@ -403,7 +430,7 @@ func steps(t *testing.T, s *site, dev *tpm.TPM, hc *http.Client, do script) erro
 	if do.exporter != nil {
 		do.exporter(exporter)
 	}
-	ev, err := c.answer(t.Context(), ch, exporter, req, r.LDevID)
+	ev, err := c.answer(t.Context(), ch, exporter, req, r)
 	if err != nil {
 		return err
 	}
@@ -516,7 +543,7 @@ func TestKeyAttributesAreChecked(t *testing.T) {
 	if _, err := signingKey(ldevid); !errors.Is(err, ErrProof) {
 		t.Errorf("the LDevID key passed as attestation key: %v", err)
 	}
-	if _, _, err := deviceKey(ak); !errors.Is(err, ErrProof) {
+	if _, _, err := deviceKey(ak, "LDevID key"); !errors.Is(err, ErrProof) {
 		t.Errorf("the attestation key passed as LDevID key: %v", err)
 	}
 	if _, _, err := endorsementKey(ak); !errors.Is(err, ErrProof) {
@@ -549,39 +576,60 @@ func TestConnectionQuote(t *testing.T) {
 	}
 }
 
-// Golden bytes: what version 1 devices send and expect.
+// Golden bytes: what devices of each version send and expect.
 func TestGoldenMessages(t *testing.T) {
+	v1 := request{
+		V: 1, Serial: "s", Model: "m", EK: []byte{1}, EKCert: []byte{2}, EKChain: [][]byte{{3}}, AK: []byte{4}, LDevID: []byte{5}, Claim: "c",
+	}
+	v2 := v1
+	v2.V, v2.Recovery = 2, []byte{6}
+	ev1 := evidence{
+		ID: [16]byte{1}, Proof: [32]byte{2}, Certify: []byte{3}, CertifySig: []byte{4}, Quote: []byte{5}, QuoteSig: []byte{6}, PCRs: [][]byte{{7}},
+	}
+	ev2 := ev1
+	ev2.CertifyRec, ev2.CertifyRecSig, ev2.Log = []byte{8}, []byte{9}, []byte{10}
+	res1 := Result{
+		Device: "d", Tenant: "t", Tier: "C", Chain: [][]byte{{1}}, Brokers: []string{"b:1"}, Artifacts: "https://a",
+		OrderKeys: []OrderKey{{ID: "k", Public: []byte{2}}}, ReattestS: 900,
+	}
+	res2 := res1
+	res2.Recovery, res2.Voucher = [][]byte{{3}}, []byte{4}
+	res2.AK, res2.LDevID, res2.RecoveryKey = []byte{5}, []byte{6}, []byte{7} // never sent
 	for name, m := range map[string]any{
-		"enrol": request{
-			V: 1, Serial: "s", Model: "m", EK: []byte{1}, EKCert: []byte{2}, EKChain: [][]byte{{3}}, AK: []byte{4}, LDevID: []byte{5}, Claim: "c",
+		"v1/enrol": v1, "v2/enrol": v2, "v1/evidence": ev1, "v2/evidence": ev2, "v1/result": res1, "v2/result": res2,
+		"v1/challenge": challenge{ID: [16]byte{1}, Credential: []byte{2}, Secret: []byte{3}, Nonce: [32]byte{4}, ExpiresS: 120},
+		"v1/problem":   problem{Code: "c", Text: "t"},
+		"v2/problem":   problem{Code: "c", Text: "t", Check: "x", Device: "d"},
+		"v2/renew": renewal{
+			V: 2, LDevID: []byte{1}, Certify: []byte{2}, CertifySig: []byte{3}, Quote: []byte{4}, QuoteSig: []byte{5}, PCRs: [][]byte{{6}}, Log: []byte{7},
+			Recovery: []byte{8}, CertifyRec: []byte{9}, CertifyRecSig: []byte{10},
 		},
-		"challenge": challenge{ID: [16]byte{1}, Credential: []byte{2}, Secret: []byte{3}, Nonce: [32]byte{4}, ExpiresS: 120},
-		"evidence": evidence{
-			ID: [16]byte{1}, Proof: [32]byte{2}, Certify: []byte{3}, CertifySig: []byte{4}, Quote: []byte{5}, QuoteSig: []byte{6}, PCRs: [][]byte{{7}},
-		},
-		"result": Result{
-			Device: "d", Tenant: "t", Tier: "C", Chain: [][]byte{{1}}, Brokers: []string{"b:1"}, Artifacts: "https://a",
-			OrderKeys: []OrderKey{{ID: "k", Public: []byte{2}}}, ReattestS: 900,
-		},
+		"v2/renewed":  renewed{Chain: [][]byte{{1}}, Recovery: [][]byte{{2}}, Check: "x", Text: "t"},
+		"v2/rotate":   rotation{V: 2, EK: []byte{1}, AK: []byte{2}, Certify: []byte{3}, CertifySig: []byte{4}},
+		"v2/proof":    rotationProof{ID: [16]byte{1}, Proof: [32]byte{2}},
+		"v2/followed": followed{AK: []byte{1}},
 	} {
 		got, err := encMode.Marshal(m)
 		if err != nil {
 			t.Fatal(err)
 		}
-		path := filepath.Join("testdata", "v1", name+".pem")
-		want, err := os.ReadFile(path)
+		path := filepath.Join("testdata", filepath.FromSlash(name)+".pem")
 		if os.Getenv("UPDATE_GOLDEN") != "" {
+			if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+				t.Fatal(err)
+			}
 			if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CBOR", Bytes: got}), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			continue
 		}
+		want, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		block, _ := pem.Decode(want)
 		if block == nil || string(block.Bytes) != string(got) {
-			t.Errorf("%s: bytes differ from those of version 1: %x", name, got)
+			t.Errorf("%s: the bytes have changed: %x", name, got)
 		}
 	}
 }

@@ -1,14 +1,18 @@
-// Package enrol is how a device becomes a member of a fleet: both halves of
-// the protocol, ENROL -> CHALLENGE -> EVIDENCE -> RESULT, and the check of the
-// quotes a device shows afterwards.
+// Package enrol is how a device becomes a member of a fleet and stays one: both
+// halves of ENROL -> CHALLENGE -> EVIDENCE -> RESULT, of the renewal of
+// certificates, of the change of the attestation key and of EST [RFC 7030], and
+// the check of the quotes a device shows in between.
 //
 // It promises that a certificate is only issued for a key that lives in the
 // TPM whose endorsement key is known to be genuine, over the very TLS channel
 // the proof was made for: credential activation binds EK and AK, Certify the
 // LDevID, Quote the boot state, and all of them the channel [RFC 9334; TCG TPM
 // 2.0 Keys for Device Identity 1.0, 6.2]. It keeps no state of devices - who
-// may join, and who has, is behind the Directory - and drives no TPM: a
-// Prover does, which hal/tpm fits.
+// may join, and who has, is behind Directory and Registry - and drives no TPM:
+// Prover and its like do, which hal/tpm fits. Whether a boot is a good one is
+// for Options.Boot to say.
+//
+// What fails names its check (Check), in words that hold no secret.
 //
 // It exports more names than other rooms because it holds both halves, so that
 // they are tested against each other.
@@ -18,15 +22,17 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"fmt"
 
 	"github.com/fxamacker/cbor/v2"
 )
 
-// Version of the enrolment protocol.
-const Version = 1
+// Version of the enrolment protocol; a service takes every older one.
+//
+//	1  2026-11-24  enrolment
+//	2  2026-11-26  recovery key, event log, voucher; checks have names
+const Version = 2
 
-// Paths of the two POSTs.
+// Paths of the service. The two POSTs of an enrolment need no certificate.
 const (
 	PathEnrol    = "/v1/enrol"
 	PathEvidence = "/v1/enrol/evidence"
@@ -42,7 +48,8 @@ const (
 
 const (
 	maxBody  = 32 << 10
-	maxBlob  = 4 << 10 // one certificate, public area or signed structure
+	maxLog   = 56 << 10 // of a packed event log
+	maxBlob  = 4 << 10  // one certificate, public area or signed structure
 	maxChain = 8
 )
 
@@ -64,6 +71,8 @@ type request struct {
 	AK      []byte   `cbor:"7,keyasint"` // TPMT_PUBLIC
 	LDevID  []byte   `cbor:"8,keyasint"` // TPMT_PUBLIC
 	Claim   string   `cbor:"9,keyasint,omitempty"`
+
+	Recovery []byte `cbor:"10,keyasint,omitempty"` // TPMT_PUBLIC, since version 2
 }
 
 // challenge is CHALLENGE: only the TPM with both keys can answer it.
@@ -84,9 +93,15 @@ type evidence struct {
 	Quote      []byte   `cbor:"5,keyasint"`
 	QuoteSig   []byte   `cbor:"6,keyasint"`
 	PCRs       [][]byte `cbor:"7,keyasint"`
+
+	// Since version 2. The log stands here and not in ENROL: only who has an
+	// open challenge is listened to at such length.
+	CertifyRec    []byte `cbor:"8,keyasint,omitempty"`
+	CertifyRecSig []byte `cbor:"9,keyasint,omitempty"`
+	Log           []byte `cbor:"10,keyasint,omitempty"` // gzip of binary_bios_measurements
 }
 
-// Result is RESULT: what a member of a fleet needs to know.
+// Result is RESULT: what a member of a fleet needs to know, and keeps.
 type Result struct {
 	Device    string     `cbor:"1,keyasint" json:"device"`
 	Tenant    string     `cbor:"2,keyasint" json:"tenant"`
@@ -96,6 +111,16 @@ type Result struct {
 	Artifacts string     `cbor:"6,keyasint" json:"artifacts"` // base URL
 	OrderKeys []OrderKey `cbor:"7,keyasint" json:"order_keys"`
 	ReattestS uint32     `cbor:"8,keyasint" json:"reattest_s"` // seconds between attestations
+
+	// Since version 2.
+	Recovery [][]byte `cbor:"9,keyasint,omitempty" json:"recovery,omitempty"` // certificate of the recovery key, then its issuer; DER
+	Voucher  []byte   `cbor:"10,keyasint,omitempty" json:"voucher,omitempty"` // who owns the device, as provisioning/owner reads it
+
+	// What the device adds and never sends: which keys in its TPM this is about,
+	// by their TPMT_PUBLIC. After a power cut there may be two of each.
+	LDevID      []byte `cbor:"-" json:"ldevid,omitempty"`
+	AK          []byte `cbor:"-" json:"ak,omitempty"`
+	RecoveryKey []byte `cbor:"-" json:"recovery_key,omitempty"`
 }
 
 // OrderKey is a public key that commands and offers are signed with.
@@ -106,8 +131,10 @@ type OrderKey struct {
 
 // problem is the answer to what cannot be granted.
 type problem struct {
-	Code string `cbor:"1,keyasint"`
-	Text string `cbor:"2,keyasint"` // says what to do
+	Code   string `cbor:"1,keyasint"`
+	Text   string `cbor:"2,keyasint"` // says what to do
+	Check  string `cbor:"3,keyasint,omitempty"`
+	Device string `cbor:"4,keyasint,omitempty"` // as the service knows who waits
 }
 
 var (
@@ -127,37 +154,48 @@ func must[T any](v T, err error) T {
 
 func decode[T any](b []byte) (T, error) {
 	var m T
-	if len(b) > maxBody {
-		return m, fmt.Errorf("%d bytes: %w", len(b), ErrMessage)
-	}
 	if err := decMode.Unmarshal(b, &m); err != nil {
 		var zero T
-		return zero, fmt.Errorf("%w: %w", ErrMessage, err)
+		return zero, failed(checkMessage, "%w: %w", ErrMessage, err)
 	}
 	return m, nil
 }
 
 func (r request) check() error {
 	if r.V == 0 || r.V > Version {
-		return fmt.Errorf("protocol version %d, this service speaks %d: %w", r.V, Version, ErrMessage)
+		return failed(checkMessage, "protocol version %d, this service speaks %d: %w", r.V, Version, ErrMessage)
 	}
-	for _, b := range append([][]byte{r.EK, r.AK, r.LDevID, r.EKCert}, r.EKChain...) {
-		if len(b) > maxBlob {
-			return fmt.Errorf("field of %d bytes: %w", len(b), ErrMessage)
-		}
+	if err := checkBlobs(append([][]byte{r.EK, r.AK, r.LDevID, r.Recovery, r.EKCert}, r.EKChain...)...); err != nil {
+		return err
 	}
 	if len(r.EKChain) > maxChain || len(r.Claim) > 64 {
-		return fmt.Errorf("chain of %d certificates: %w", len(r.EKChain), ErrMessage)
+		return failed(checkMessage, "chain of %d certificates: %w", len(r.EKChain), ErrMessage)
 	}
 	for _, s := range []string{r.Serial, r.Model} {
 		if len(s) > 64 {
-			return fmt.Errorf("serial or model of %d bytes: %w", len(s), ErrMessage)
+			return failed(checkMessage, "serial or model of %d bytes: %w", len(s), ErrMessage)
 		}
 		for _, c := range s {
 			if c < ' ' || c > '~' {
-				return fmt.Errorf("serial or model holds a character outside printable ASCII: %w", ErrMessage)
+				return failed(checkMessage, "serial or model holds a character outside printable ASCII: %w", ErrMessage)
 			}
 		}
+	}
+	return nil
+}
+
+func checkBlobs(blobs ...[]byte) error {
+	for _, b := range blobs {
+		if len(b) > maxBlob {
+			return failed(checkMessage, "field of %d bytes: %w", len(b), ErrMessage)
+		}
+	}
+	return nil
+}
+
+func checkLog(log []byte) error {
+	if len(log) > maxLog {
+		return failed(checkMessage, "event log of %d bytes: %w", len(log), ErrMessage)
 	}
 	return nil
 }
@@ -165,9 +203,15 @@ func (r request) check() error {
 // binding is what everything in EVIDENCE is bound to: this enrolment, this
 // secret, this TLS channel, this ENROL.
 func binding(id [16]byte, nonce [32]byte, secret, exporter, enrol []byte) [32]byte {
-	h := sha256.New()
 	sum := sha256.Sum256(enrol)
-	for _, part := range [][]byte{[]byte("enrol-v1"), id[:], nonce[:], secret, exporter, sum[:]} {
+	return bind("enrol-v1", id[:], nonce[:], secret, exporter, sum[:])
+}
+
+// bind hashes parts so that none can pass for the end or the beginning of
+// another.
+func bind(label string, parts ...[]byte) [32]byte {
+	h := sha256.New()
+	for _, part := range append([][]byte{[]byte(label)}, parts...) {
 		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part)))) // #nosec G115 -- parts are short
 		h.Write(part)
 	}
@@ -183,10 +227,5 @@ func certifyBinding(b [32]byte, name []byte) [32]byte {
 // is the connection's exporter, or the nonce of a challenge; seq counts the
 // evidence of the connection from 1.
 func ConnBinding(device string, secret []byte, seq uint64) [32]byte {
-	h := sha256.New()
-	for _, part := range [][]byte{[]byte("conn-v1"), []byte(device), secret, binary.BigEndian.AppendUint64(nil, seq)} {
-		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part)))) // #nosec G115 -- parts are short
-		h.Write(part)
-	}
-	return [32]byte(h.Sum(nil))
+	return bind("conn-v1", []byte(device), secret, binary.BigEndian.AppendUint64(nil, seq))
 }

@@ -18,11 +18,14 @@ const (
 // errBusy means that there is no room for another challenge.
 var errBusy = errors.New("too many devices enrol at once")
 
-// attempt is an enrolment between CHALLENGE and EVIDENCE.
+// attempt is an enrolment between CHALLENGE and EVIDENCE, or the change of an
+// AK between its two requests.
 type attempt struct {
 	applicant Applicant
 	req       request
 	raw       []byte
+	ak        []byte // TPMT_PUBLIC that the credential names
+	by        []byte // AK that vouched for it, when it is to follow another
 	secret    []byte
 	nonce     [32]byte
 	exporter  []byte

@@ -400,7 +400,7 @@ func TestBodiesAreBounded(t *testing.T) {
 		"empty":         {nil, "malformed"},
 		"garbage":       {[]byte("\xff\x00"), "malformed"},
 		"huge":          {make([]byte, maxBody+1), "too-large"},
-		"other version": {[]byte{0xa1, 0x01, 0x19, 0xff, 0xff}, "this service speaks 1"},
+		"other version": {[]byte{0xa1, 0x01, 0x19, 0xff, 0xff}, "this service speaks 2"},
 		"twice":         {[]byte{0xa2, 0x01, 0x01, 0x01, 0x01}, "malformed"},
 		"long field":    {must(encMode.Marshal(long)), "4097 bytes"},
 		"long chain":    {must(encMode.Marshal(chain)), "chain of 9"},

@@ -3,20 +3,18 @@ package enrol
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/google/go-tpm/tpm2"
 
 	"github.com/tillward/tillward/provisioning/identity"
 )
@@ -26,6 +24,9 @@ const (
 	bodyTime      = 30 * time.Second // for a device to send its message
 	retryAfter    = 60               // seconds until an unclaimed device asks again
 	defaultLife   = 30 * 24 * time.Hour
+	// A recovery key lies still while all is well, so its certificate lasts.
+	recoveryLives = 10
+	maxRecovery   = 3 * 365 * 24 * time.Hour
 )
 
 // Applicant is a device whose endorsement key is known to be genuine, or to be
@@ -37,23 +38,25 @@ type Applicant struct {
 	Model  string
 	Serial string
 	Claim  string
+	From   string // address it asks from
 }
 
 // Directory decides who may join, and remembers who has.
 type Directory interface {
 	// Owner returns the tenant and tier a device joins with: that of the
 	// Applicant, or B when its EK is on the vendor's list. ErrUnclaimed: come
-	// back later. ErrRefused, with a reason: never.
+	// back later. ErrRefused, made by Refuse: never.
 	Owner(ctx context.Context, a Applicant) (tenant string, tier identity.Tier, err error)
 	// Enrolled records a new member before its certificate leaves the service.
-	// ErrRefused, with a reason, when the EK belongs to another tenant or
-	// comes back with a lower tier.
+	// ErrRefused when the EK belongs to another tenant or comes back with a
+	// lower tier.
 	Enrolled(ctx context.Context, m Member) error
 }
 
 // Member is a device that has proved itself.
 type Member struct {
 	identity.Identity
+	Recovery   identity.Identity // of its recovery certificate; zero without one
 	EKHash     string
 	SerialNo   string // of the box
 	AK         []byte // TPMT_PUBLIC
@@ -63,32 +66,52 @@ type Member struct {
 // Issuer signs LDevID certificates; provisioning/ca fits.
 type Issuer interface {
 	IssueDevice(id identity.Identity, pub crypto.PublicKey, life time.Duration) ([]byte, error)
-	Chain() [][]byte // DER, what a device shows after its own certificate
+	// Chain is what follows a device's certificate: the issuing certificates
+	// in DER, the issuer of the device first.
+	Chain() [][]byte
+	Root() *x509.Certificate
 }
 
-// Options of a Server. Roots may be nil.
+// Options of a Server. Roots, Registry and Boot may be nil.
 type Options struct {
 	EKRoots      *x509.CertPool // TPM makers, roots or their intermediates: tier A
 	VirtualRoots *x509.CertPool // makers of virtual TPMs: tier C
 	Directory    Directory
+	Registry     Registry // nil: members cannot renew here
 	Issuer       Issuer
 	Life         time.Duration // of a certificate; 0 is 30 days
-	Welcome      func() Result // brokers, artifacts, keys for a new member
+	// Boot judges how a device booted by its quoted registers and its event log
+	// (gzip, may be nil). A finding is audited under its Check; without accept
+	// no member's certificate leaves the service.
+	Boot func(ctx context.Context, id identity.Identity, pcrs [][]byte, log []byte) (accept bool, finding error)
+	// Welcome is what a new member is told: brokers, artifacts, keys, voucher.
+	Welcome func(ctx context.Context, m Member) (Result, error)
 	// Audit takes every enrolment and every refusal (severity info, warn or
 	// alarm). Beyond 60 refusals a minute only each power of two is listed;
-	// detail "this_minute" says how many there were.
+	// detail "this_minute" says how many there were, "check" what failed.
 	Audit func(ctx context.Context, kind, severity, device string, detail map[string]string)
 	Log   *slog.Logger
 }
 
-// Server is the service's half, an http.Handler for PathEnrol and PathEvidence.
-// It needs TLS 1.3 and both requests of a device on one connection.
+// Server is the service's half, an http.Handler for all paths of this package.
+// It needs TLS 1.3, and the requests of one exchange on one connection. Members
+// come with their certificate, which the listener has verified.
 type Server struct {
-	o        Options
-	mux      *http.ServeMux
-	bodyTime time.Duration
-	pending  pending
-	refusals tally
+	o         Options
+	mux       *http.ServeMux
+	bodyTime  time.Duration
+	pending   pending // enrolments
+	rotations pending
+	refusals  tally
+}
+
+// call is one message of a device and the channel it came by.
+type call struct {
+	body     []byte
+	exporter []byte
+	from     string
+	peer     *x509.Certificate // of a member; nil: it came without
+	id       identity.Identity // of a member
 }
 
 // NewServer returns the service's half.
@@ -96,68 +119,112 @@ func NewServer(o Options) *Server {
 	if o.Life == 0 {
 		o.Life = defaultLife
 	}
+	if o.EKRoots == nil {
+		o.EKRoots = x509.NewCertPool() // nil would be the authorities of the operating system
+	}
 	s := &Server{o: o, mux: http.NewServeMux(), bodyTime: bodyTime}
-	s.mux.HandleFunc("POST "+PathEnrol, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, s.begin) })
-	s.mux.HandleFunc("POST "+PathEvidence, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, s.finish) })
+	s.handle(PathEnrol, enrolExporterLabel, maxBody, s.begin)
+	s.handle(PathEvidence, enrolExporterLabel, maxBody+maxLog, s.finish)
+	if o.Registry != nil {
+		s.handle(PathRenew, renewExporterLabel, maxBody+maxLog, s.member(s.renew))
+		s.handle(PathRotate, renewExporterLabel, maxBody, s.member(s.rotate))
+		s.handle(PathRotated, renewExporterLabel, maxBody, s.member(s.rotated))
+		s.handleEST()
+	}
 	return s
 }
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
 
-// serve is the frame of both steps: read, act, answer. What is refused is
+// step takes one message; it returns the answer and the device it is about.
+type step func(ctx context.Context, c call) (answer any, device string, err error)
+
+// handle is the frame of every step: read, act, answer. What is refused is
 // audited with the device it claimed to be.
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, step func(context.Context, []byte, []byte) (any, string, error)) {
+func (s *Server) handle(path, label string, limit int64, do step) {
+	s.mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+		c, status, err := s.read(w, r, label, limit)
+		if err != nil {
+			status, p := s.refused(r, status, "warn", "", err)
+			s.answer(w, status, p)
+			return
+		}
+		out, device, err := do(r.Context(), c)
+		switch {
+		case err == nil:
+			s.answer(w, http.StatusOK, out)
+		case errors.Is(err, ErrUnclaimed):
+			w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+			s.answer(w, http.StatusAccepted, problem{Code: "unclaimed", Text: "the device is genuine; it joins when its owner claims it", Device: device})
+		default:
+			status, p := s.fail(w, r, device, err)
+			s.answer(w, status, p)
+		}
+	})
+}
+
+// read takes a message off the wire.
+func (s *Server) read(w http.ResponseWriter, r *http.Request, label string, limit int64) (c call, status int, err error) {
 	if r.TLS == nil || r.TLS.Version != tls.VersionTLS13 {
-		s.refuse(w, r, http.StatusUpgradeRequired, "warn", "", problem{"tls", "connect by TLS 1.3"})
-		return
+		return c, http.StatusUpgradeRequired, failed(checkTLS, "connect by TLS 1.3")
 	}
-	exporter, err := r.TLS.ExportKeyingMaterial(enrolExporterLabel, nil, exporterLen)
-	if err != nil {
-		s.refuse(w, r, http.StatusUpgradeRequired, "warn", "", problem{"tls", "connect by TLS 1.3"})
-		return
+	if c.exporter, err = r.TLS.ExportKeyingMaterial(label, nil, exporterLen); err != nil {
+		return c, http.StatusUpgradeRequired, failed(checkTLS, "connect by TLS 1.3")
 	}
 	// A test's recorder has no deadline to set; a server's connection has.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.bodyTime))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	c.body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		s.refuse(w, r, http.StatusRequestEntityTooLarge, "warn", "", problem{"too-large", "an enrolment message has at most 32 KiB"})
-		return
+		return c, http.StatusRequestEntityTooLarge, failed(checkMessage, "the message has more than %d bytes", limit)
 	}
 	if err != nil {
-		s.refuse(w, r, http.StatusRequestTimeout, "warn", "", problem{"timeout", "the message did not arrive in time; enrol again"})
-		return
+		return c, http.StatusRequestTimeout, failed(checkMessage, "the message did not arrive in time; try again")
 	}
-	out, device, err := step(r.Context(), body, exporter)
-	switch {
-	case err == nil:
-		s.answer(w, http.StatusOK, out)
-	case errors.Is(err, ErrUnclaimed):
-		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
-		s.answer(w, http.StatusAccepted, problem{"unclaimed", "the device is genuine; it joins when its owner claims it"})
-	case errors.Is(err, ErrMessage):
-		s.refuse(w, r, http.StatusBadRequest, "warn", device, problem{"malformed", err.Error()})
-	case errors.Is(err, ErrProof), errors.Is(err, ErrRefused):
-		s.refuse(w, r, http.StatusForbidden, "alarm", device, problem{"refused", err.Error()})
-	case errors.Is(err, errBusy):
-		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
-		s.refuse(w, r, http.StatusTooManyRequests, "warn", device, problem{"busy", "too many devices enrol at once; try again in a minute"})
-	default:
-		s.o.Log.ErrorContext(r.Context(), "enrolment", slog.String("device", device), slog.Any("err", err))
-		s.answer(w, http.StatusServiceUnavailable, problem{"unavailable", "the service could not finish this; try again later"})
+	if c.from, _, err = net.SplitHostPort(r.RemoteAddr); err != nil {
+		c.from = r.RemoteAddr
 	}
+	if id, err := identity.FromTLS(*r.TLS); err == nil {
+		c.id, c.peer = id, r.TLS.PeerCertificates[0]
+	}
+	return c, 0, nil
 }
 
-// refuse answers with p and writes it down.
-func (s *Server) refuse(w http.ResponseWriter, r *http.Request, status int, severity, device string, p problem) {
-	p.Text = strings.ToValidUTF8(p.Text[:min(len(p.Text), 400)], "")
+// codes are the words for a status in the answer to a device.
+var codes = map[int]string{
+	http.StatusUpgradeRequired: "tls", http.StatusRequestEntityTooLarge: "too-large", http.StatusRequestTimeout: "timeout",
+	http.StatusBadRequest: "malformed", http.StatusForbidden: "refused", http.StatusTooManyRequests: "busy",
+}
+
+// fail says by status what became of a step that did not succeed, and in words
+// to the device what to do. What is refused is written down.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, device string, err error) (int, problem) {
+	switch {
+	case errors.Is(err, ErrMessage):
+		return s.refused(r, http.StatusBadRequest, "warn", device, err)
+	case errors.Is(err, ErrProof), errors.Is(err, ErrRefused):
+		return s.refused(r, http.StatusForbidden, "alarm", device, err)
+	case errors.Is(err, errBusy):
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+		return s.refused(r, http.StatusTooManyRequests, "warn", device, errors.New("too many devices enrol at once; try again in a minute"))
+	}
+	s.o.Log.ErrorContext(r.Context(), "enrolment", slog.String("path", r.URL.Path), slog.String("device", device), slog.Any("err", err))
+	return http.StatusServiceUnavailable, problem{Code: "unavailable", Text: "the service could not finish this; try again later"}
+}
+
+// refused writes down what was refused and why.
+func (s *Server) refused(r *http.Request, status int, severity, device string, err error) (int, problem) {
+	p := problem{Code: codes[status], Text: clip(err.Error()), Check: Check(err)}
 	if n, listed := s.refusals.next(time.Now()); listed {
 		s.o.Audit(r.Context(), "enrol.refused", severity, device, map[string]string{
-			"code": p.Code, "reason": p.Text, "from": r.RemoteAddr, "this_minute": strconv.Itoa(n),
+			"code": p.Code, "check": p.Check, "reason": p.Text, "from": r.RemoteAddr, "path": r.URL.Path, "this_minute": strconv.Itoa(n),
 		})
 	}
-	s.answer(w, status, p)
+	return status, p
 }
+
+// clip fits a sentence into an audit event.
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 400)], "") }
 
 func (s *Server) answer(w http.ResponseWriter, status int, v any) {
 	b, err := encMode.Marshal(v)
@@ -170,140 +237,46 @@ func (s *Server) answer(w http.ResponseWriter, status int, v any) {
 	_, _ = w.Write(b)
 }
 
-// begin is steps 1 and 2: appraise the EK, ask for the proof.
-func (s *Server) begin(ctx context.Context, raw, exporter []byte) (any, string, error) {
-	req, err := decode[request](raw)
-	if err != nil {
-		return nil, "", err
+// judge asks how a device booted. What is found is written down; the error
+// says why no member's certificate may leave.
+func (s *Server) judge(ctx context.Context, id identity.Identity, pcrs [][]byte, log []byte) error {
+	if s.o.Boot == nil {
+		return nil
 	}
-	if err := req.check(); err != nil {
-		return nil, "", err
+	accept, finding := s.o.Boot(ctx, id, pcrs, log)
+	if finding == nil && accept {
+		return nil
 	}
-	ek, ekKey, err := endorsementKey(req.EK)
-	if err != nil {
-		return nil, "", err
+	if finding == nil {
+		finding = errors.New("the device did not boot as it should")
 	}
-	a := Applicant{
-		Device: identity.DeviceID(req.EK), EKHash: Hash(req.EK), Model: req.Model, Serial: req.Serial, Claim: req.Claim,
+	if Check(finding) == "" {
+		finding = &failure{checkBoot, finding}
 	}
-	if _, err := signingKey(req.AK); err != nil {
-		return nil, a.Device, err
+	if !accept {
+		return Refuse(Check(finding), "%w", finding)
 	}
-	if _, _, err := deviceKey(req.LDevID); err != nil {
-		return nil, a.Device, err
-	}
-	var why error
-	if a.Tier, why = s.appraise(ekKey, req); why != nil {
-		s.o.Log.InfoContext(ctx, "endorsement key without trusted certificate", slog.String("device", a.Device), slog.Any("err", why))
-	}
-	tenant, tier, err := s.o.Directory.Owner(ctx, a)
-	if err != nil {
-		if why != nil && errors.Is(err, ErrRefused) {
-			err = fmt.Errorf("%w (%w)", err, why)
-		}
-		return nil, a.Device, err
-	}
-	if tier != a.Tier && tier != identity.TierB {
-		return nil, a.Device, fmt.Errorf("directory gave tier %q to a device with evidence for %q", tier, a.Tier)
-	}
-	at := &attempt{applicant: a, req: req, raw: raw, exporter: exporter, tenant: tenant, tier: tier, expires: time.Now().Add(challengeLife)}
-	ch, err := s.challenge(ek, at)
-	return ch, a.Device, err
+	s.o.Audit(ctx, "enrol.boot", "warn", id.Device, map[string]string{"check": Check(finding), "reason": clip(finding.Error())})
+	return nil
 }
 
-// appraise returns the tier an EK certificate gives, and why it gives none.
-func (s *Server) appraise(ek crypto.PublicKey, req request) (identity.Tier, error) {
-	if len(req.EKCert) == 0 {
-		return "", fmt.Errorf("the TPM has no EK certificate: %w", ErrProof)
+// issue signs a certificate and returns it with its chain, and the identity
+// that stands in it.
+func (s *Server) issue(id identity.Identity, pub crypto.PublicKey) ([][]byte, identity.Identity, error) {
+	life := s.o.Life
+	if id.Role == identity.RoleRecovery {
+		life = max(min(recoveryLives*life, maxRecovery), life)
 	}
-	var why error
-	for _, r := range []struct {
-		roots *x509.CertPool
-		tier  identity.Tier
-	}{{s.o.EKRoots, identity.TierA}, {s.o.VirtualRoots, identity.TierC}} {
-		if r.roots == nil {
-			continue
-		}
-		if why = verifyEKCert(ek, req.EKCert, req.EKChain, r.roots); why == nil {
-			return r.tier, nil
-		}
-	}
-	if why == nil {
-		why = fmt.Errorf("no EK authority is configured: %w", ErrProof)
-	}
-	return "", why
-}
-
-func (s *Server) challenge(ek *tpm2.TPMTPublic, at *attempt) (challenge, error) {
-	ch := challenge{ExpiresS: uint16(challengeLife / time.Second)}
-	at.secret = make([]byte, 32)
-	for _, b := range [][]byte{ch.ID[:], ch.Nonce[:], at.secret} {
-		_, _ = rand.Read(b) // never fails [crypto/rand]
-	}
-	at.nonce = ch.Nonce
-	name, err := keyName(at.req.AK)
+	der, err := s.o.Issuer.IssueDevice(id, pub, life)
 	if err != nil {
-		return ch, fmt.Errorf("attestation key: %w: %w", ErrProof, err)
-	}
-	kem, err := tpm2.ImportEncapsulationKey(ek)
-	if err != nil {
-		return ch, fmt.Errorf("endorsement key: %w: %w", ErrProof, err)
-	}
-	if ch.Credential, ch.Secret, err = tpm2.CreateCredential(rand.Reader, kem, name, at.secret); err != nil {
-		return ch, fmt.Errorf("make credential: %w", err)
-	}
-	return ch, s.pending.add(ch.ID, at)
-}
-
-// finish is steps 3 and 4: check the proof, issue the certificate.
-func (s *Server) finish(ctx context.Context, raw, exporter []byte) (any, string, error) {
-	ev, err := decode[evidence](raw)
-	if err != nil {
-		return nil, "", err
-	}
-	at := s.pending.take(ev.ID)
-	if at == nil || time.Now().After(at.expires) {
-		return nil, "", fmt.Errorf("no such challenge, or it was answered or has expired: %w", ErrProof)
-	}
-	device := at.applicant.Device
-	if subtle.ConstantTimeCompare(exporter, at.exporter) != 1 {
-		return nil, device, fmt.Errorf("answer came over another TLS channel than its challenge: %w", ErrProof)
-	}
-	b := binding(ev.ID, at.nonce, at.secret, exporter, at.raw)
-	want := proof(at.secret, b)
-	if subtle.ConstantTimeCompare(ev.Proof[:], want[:]) != 1 {
-		return nil, device, fmt.Errorf("the TPM with this endorsement key did not open the credential: %w", ErrProof)
-	}
-	pub, name, err := deviceKey(at.req.LDevID)
-	if err != nil {
-		return nil, device, err
-	}
-	if err := verifyCertify(at.req.AK, ev.Certify, ev.CertifySig, name, certifyBinding(b, name)); err != nil {
-		return nil, device, fmt.Errorf("LDevID key: %w", err)
-	}
-	q, err := VerifyQuote(at.req.AK, ev.Quote, ev.QuoteSig, ev.PCRs, b)
-	if err != nil {
-		return nil, device, fmt.Errorf("quote: %w", err)
-	}
-	id := identity.Identity{Tenant: at.tenant, Device: device, Tier: at.tier, Model: at.applicant.Model}
-	der, err := s.o.Issuer.IssueDevice(id, pub, s.o.Life)
-	if err != nil {
-		return nil, device, err
+		return nil, id, err
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, device, fmt.Errorf("read back certificate: %w", err)
+		return nil, id, fmt.Errorf("read back certificate: %w", err)
 	}
 	if id, err = identity.FromCertificate(cert); err != nil {
-		return nil, device, fmt.Errorf("read back certificate: %w", err)
+		return nil, id, fmt.Errorf("read back certificate: %w", err)
 	}
-	m := Member{Identity: id, EKHash: at.applicant.EKHash, SerialNo: at.applicant.Serial, AK: at.req.AK, ResetCount: q.ResetCount}
-	if err := s.o.Directory.Enrolled(ctx, m); err != nil {
-		return nil, device, err
-	}
-	s.o.Audit(ctx, "enrol.done", "info", device, map[string]string{"tier": string(at.tier), "certificate": id.Serial, "model": id.Model})
-	res := s.o.Welcome()
-	res.Device, res.Tenant, res.Tier = device, at.tenant, string(at.tier)
-	res.Chain = append([][]byte{der}, s.o.Issuer.Chain()...)
-	return res, device, nil
+	return slices.Concat([][]byte{der}, s.o.Issuer.Chain()), id, nil
 }

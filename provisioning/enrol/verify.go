@@ -21,6 +21,10 @@ import (
 // text names the check.
 var ErrProof = errors.New("proof does not hold")
 
+// errOtherEK is an ErrProof that no list makes good: a certificate that belongs
+// to another TPM was not put there by a maker.
+var errOtherEK = fmt.Errorf("the certificate was taken from another TPM: %w", ErrProof)
+
 // quotedPCRs is how many registers evidence covers: PCR 0 to 9.
 const quotedPCRs = 10
 
@@ -39,9 +43,10 @@ type Quoted struct {
 	Digest       [32]byte // over the quoted PCRs
 }
 
-// VerifyQuote checks a TPMS_ATTEST and its TPMT_SIGNATURE against the AK's
-// TPMT_PUBLIC: signature, magic, type, extraData, the exact selection of PCR 0
-// to 9 in the SHA-256 bank, and the digest over pcrs. Errors are ErrProof.
+// VerifyQuote checks a quote by the AK (a TPMT_PUBLIC): signature, magic, type,
+// extraData, the exact selection of PCR 0 to 9 in the SHA-256 bank, and the
+// digest over pcrs. attest is a TPMS_ATTEST, signature a TPMT_SIGNATURE or r
+// and s of 32 bytes each. Errors are ErrProof and name a check.
 func VerifyQuote(ak, attest, signature []byte, pcrs [][]byte, extra [32]byte) (Quoted, error) {
 	a, err := verifyAttest(ak, attest, signature, tpm2.TPMSTAttestQuote, extra)
 	if err != nil {
@@ -49,23 +54,23 @@ func VerifyQuote(ak, attest, signature []byte, pcrs [][]byte, extra [32]byte) (Q
 	}
 	q, err := a.Attested.Quote()
 	if err != nil {
-		return Quoted{}, fmt.Errorf("quote body: %w: %w", ErrProof, err)
+		return Quoted{}, failed(checkMalformed, "quote body: %w: %w", ErrProof, err)
 	}
 	sel := q.PCRSelect.PCRSelections
 	if len(sel) != 1 || sel[0].Hash != tpm2.TPMAlgSHA256 || !bytes.Equal(bytes.TrimRight(sel[0].PCRSelect, "\x00"), []byte{0xff, 0x03}) {
-		return Quoted{}, fmt.Errorf("selection is not PCR 0-9 of the SHA-256 bank: %w", ErrProof)
+		return Quoted{}, failed(checkSelection, "selection is not PCR 0-9 of the SHA-256 bank: %w", ErrProof)
 	}
 	if len(pcrs) != quotedPCRs {
-		return Quoted{}, fmt.Errorf("%d PCR values for %d registers: %w", len(pcrs), quotedPCRs, ErrProof)
+		return Quoted{}, failed(checkValues, "%d PCR values for %d registers: %w", len(pcrs), quotedPCRs, ErrProof)
 	}
 	digest := sha256.Sum256(slices.Concat(pcrs...))
 	for _, p := range pcrs {
 		if len(p) != sha256.Size {
-			return Quoted{}, fmt.Errorf("PCR value of %d bytes: %w", len(p), ErrProof)
+			return Quoted{}, failed(checkValues, "PCR value of %d bytes: %w", len(p), ErrProof)
 		}
 	}
 	if !bytes.Equal(q.PCRDigest.Buffer, digest[:]) {
-		return Quoted{}, fmt.Errorf("PCR values are not those that were quoted: %w", ErrProof)
+		return Quoted{}, failed(checkValues, "PCR values are not those that were quoted: %w", ErrProof)
 	}
 	return Quoted{
 		ResetCount: a.ClockInfo.ResetCount, RestartCount: a.ClockInfo.RestartCount, Firmware: a.FirmwareVersion, Digest: digest,
@@ -76,14 +81,14 @@ func VerifyQuote(ak, attest, signature []byte, pcrs [][]byte, extra [32]byte) (Q
 func verifyCertify(ak, attest, signature, name []byte, extra [32]byte) error {
 	a, err := verifyAttest(ak, attest, signature, tpm2.TPMSTAttestCertify, extra)
 	if err != nil {
-		return err
+		return &failure{checkCertify, err}
 	}
 	c, err := a.Attested.Certify()
 	if err != nil {
-		return fmt.Errorf("certify body: %w: %w", ErrProof, err)
+		return failed(checkCertify, "certify body: %w: %w", ErrProof, err)
 	}
 	if !bytes.Equal(c.Name.Buffer, name) {
-		return fmt.Errorf("another key was certified: %w", ErrProof)
+		return failed(checkCertify, "another key was certified: %w", ErrProof)
 	}
 	return nil
 }
@@ -95,32 +100,44 @@ func verifyAttest(ak, attest, signature []byte, kind tpm2.TPMST, extra [32]byte)
 	if err != nil {
 		return nil, err
 	}
-	sig, err := tpm2.Unmarshal[tpm2.TPMTSignature](signature)
+	r, s, err := splitSignature(signature)
 	if err != nil {
-		return nil, fmt.Errorf("signature: %w: %w", ErrProof, err)
-	}
-	ec, err := sig.Signature.ECDSA()
-	if err != nil || sig.SigAlg != tpm2.TPMAlgECDSA || ec.Hash != tpm2.TPMAlgSHA256 {
-		return nil, fmt.Errorf("signature is not ECDSA with SHA-256: %w", ErrProof)
+		return nil, err
 	}
 	digest := sha256.Sum256(attest)
-	r, s := new(big.Int).SetBytes(ec.SignatureR.Buffer), new(big.Int).SetBytes(ec.SignatureS.Buffer)
 	if !ecdsa.Verify(pub, digest[:], r, s) {
-		return nil, fmt.Errorf("signature is not by the attestation key: %w", ErrProof)
+		return nil, failed(checkSignature, "signature is not by the attestation key: %w", ErrProof)
 	}
 	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](attest)
 	if err != nil {
-		return nil, fmt.Errorf("attestation: %w: %w", ErrProof, err)
+		return nil, failed(checkMalformed, "attestation: %w: %w", ErrProof, err)
 	}
 	switch {
 	case a.Magic != tpm2.TPMGeneratedValue:
-		return nil, fmt.Errorf("not made by a TPM: %w", ErrProof)
+		return nil, failed(checkMalformed, "not made by a TPM: %w", ErrProof)
 	case a.Type != kind:
-		return nil, fmt.Errorf("attestation of type %#x, not %#x: %w", uint16(a.Type), uint16(kind), ErrProof)
+		return nil, failed(checkMalformed, "attestation of type %#x, not %#x: %w", uint16(a.Type), uint16(kind), ErrProof)
 	case !bytes.Equal(a.ExtraData.Buffer, extra[:]):
-		return nil, fmt.Errorf("bound to another challenge or channel: %w", ErrProof)
+		return nil, failed(checkQuoted, "bound to another challenge or channel: %w", ErrProof)
 	}
 	return a, nil
+}
+
+// splitSignature reads an ECDSA signature with SHA-256: r and s of 32 bytes
+// each, or as the TPM spells it.
+func splitSignature(b []byte) (r, s *big.Int, err error) {
+	if len(b) == 64 {
+		return new(big.Int).SetBytes(b[:32]), new(big.Int).SetBytes(b[32:]), nil
+	}
+	sig, err := tpm2.Unmarshal[tpm2.TPMTSignature](b)
+	if err != nil {
+		return nil, nil, failed(checkMalformed, "signature: %w: %w", ErrProof, err)
+	}
+	ec, err := sig.Signature.ECDSA()
+	if err != nil || sig.SigAlg != tpm2.TPMAlgECDSA || ec.Hash != tpm2.TPMAlgSHA256 {
+		return nil, nil, failed(checkSignature, "signature is not ECDSA with SHA-256: %w", ErrProof)
+	}
+	return new(big.Int).SetBytes(ec.SignatureR.Buffer), new(big.Int).SetBytes(ec.SignatureS.Buffer), nil
 }
 
 // signingKey returns the AK's public key after checking that it is one: a
@@ -132,24 +149,24 @@ func signingKey(public []byte) (*ecdsa.PublicKey, error) {
 	}
 	at := pub.ObjectAttributes
 	if !at.Restricted || !at.SignEncrypt || at.Decrypt || !at.FixedTPM || !at.FixedParent || !at.SensitiveDataOrigin {
-		return nil, fmt.Errorf("attestation key is not a restricted signing key fixed to its TPM: %w", ErrProof)
+		return nil, failed(checkKey, "attestation key is not a restricted signing key fixed to its TPM: %w", ErrProof)
 	}
 	return key, nil
 }
 
-// deviceKey returns the LDevID public key and its TPM name.
-func deviceKey(public []byte) (*ecdsa.PublicKey, []byte, error) {
-	pub, key, err := ecKey(public, "LDevID key")
+// deviceKey returns the public key of an LDevID or recovery key and its TPM name.
+func deviceKey(public []byte, what string) (*ecdsa.PublicKey, []byte, error) {
+	pub, key, err := ecKey(public, what)
 	if err != nil {
 		return nil, nil, err
 	}
 	at := pub.ObjectAttributes
 	if at.Restricted || !at.SignEncrypt || at.Decrypt || !at.FixedTPM || !at.FixedParent || !at.SensitiveDataOrigin {
-		return nil, nil, fmt.Errorf("LDevID key is not a signing key fixed to its TPM: %w", ErrProof)
+		return nil, nil, failed(checkKey, "%s is not a signing key fixed to its TPM: %w", what, ErrProof)
 	}
 	name, err := tpm2.ObjectName(pub)
 	if err != nil {
-		return nil, nil, fmt.Errorf("LDevID key: %w: %w", ErrProof, err)
+		return nil, nil, failed(checkKey, "%s: %w: %w", what, ErrProof, err)
 	}
 	return key, name.Buffer, nil
 }
@@ -157,24 +174,24 @@ func deviceKey(public []byte) (*ecdsa.PublicKey, []byte, error) {
 func ecKey(public []byte, what string) (*tpm2.TPMTPublic, *ecdsa.PublicKey, error) {
 	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w: %w", what, ErrProof, err)
+		return nil, nil, failed(checkKey, "%s: %w: %w", what, ErrProof, err)
 	}
 	if !bytes.Equal(tpm2.Marshal(*pub), public) {
-		return nil, nil, fmt.Errorf("%s: more than a public area: %w", what, ErrProof)
+		return nil, nil, failed(checkKey, "%s: more than a public area: %w", what, ErrProof)
 	}
 	if pub.Type != tpm2.TPMAlgECC || pub.NameAlg != tpm2.TPMAlgSHA256 {
-		return nil, nil, fmt.Errorf("%s is not an elliptic-curve key named by SHA-256: %w", what, ErrProof)
+		return nil, nil, failed(checkKey, "%s is not an elliptic-curve key named by SHA-256: %w", what, ErrProof)
 	}
 	key, err := tpm2.Pub(*pub)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w: %w", what, ErrProof, err)
+		return nil, nil, failed(checkKey, "%s: %w: %w", what, ErrProof, err)
 	}
 	ec, ok := key.(*ecdsa.PublicKey)
 	if !ok || ec.Curve != elliptic.P256() {
-		return nil, nil, fmt.Errorf("%s is not ECDSA P-256: %w", what, ErrProof)
+		return nil, nil, failed(checkKey, "%s is not ECDSA P-256: %w", what, ErrProof)
 	}
 	if _, err := ec.ECDH(); err != nil {
-		return nil, nil, fmt.Errorf("%s is not a point of the curve: %w", what, ErrProof)
+		return nil, nil, failed(checkKey, "%s is not a point of the curve: %w", what, ErrProof)
 	}
 	return pub, ec, nil
 }
@@ -184,18 +201,18 @@ func ecKey(public []byte, what string) (*tpm2.TPMTPublic, *ecdsa.PublicKey, erro
 func endorsementKey(public []byte) (*tpm2.TPMTPublic, crypto.PublicKey, error) {
 	pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
 	if err != nil {
-		return nil, nil, fmt.Errorf("endorsement key: %w: %w", ErrProof, err)
+		return nil, nil, failed(checkKey, "endorsement key: %w: %w", ErrProof, err)
 	}
 	at := pub.ObjectAttributes
 	if !at.Restricted || !at.Decrypt || at.SignEncrypt || !at.FixedTPM || !at.FixedParent || !at.SensitiveDataOrigin {
-		return nil, nil, fmt.Errorf("endorsement key is not a restricted decryption key fixed to its TPM: %w", ErrProof)
+		return nil, nil, failed(checkKey, "endorsement key is not a restricted decryption key fixed to its TPM: %w", ErrProof)
 	}
 	if !spelt(public, pub) {
-		return nil, nil, fmt.Errorf("endorsement key is not of the TCG templates L-1, L-2 and H-3: %w", ErrProof)
+		return nil, nil, failed(checkKey, "endorsement key is not of the TCG templates L-1, L-2 and H-3: %w", ErrProof)
 	}
 	key, err := tpm2.Pub(*pub)
 	if err != nil {
-		return nil, nil, fmt.Errorf("endorsement key: %w: %w", ErrProof, err)
+		return nil, nil, failed(checkKey, "endorsement key: %w: %w", ErrProof, err)
 	}
 	return pub, key, nil
 }
@@ -262,16 +279,16 @@ func samePublic(ek, cert crypto.PublicKey) bool {
 func verifyEKCert(ek crypto.PublicKey, der []byte, chain [][]byte, roots *x509.CertPool) error {
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return fmt.Errorf("EK certificate: %w: %w", ErrProof, err)
+		return failed(checkEKCert, "EK certificate: %w: %w", ErrProof, err)
 	}
 	if !samePublic(ek, cert.PublicKey) {
-		return fmt.Errorf("EK certificate is for another key: %w", ErrProof)
+		return failed(checkEKCert, "EK certificate is for another key: %w", errOtherEK)
 	}
 	if !slices.ContainsFunc(cert.UnknownExtKeyUsage, oidEKCertificate.Equal) {
-		return fmt.Errorf("certificate is not that of an EK (extended key usage): %w", ErrProof)
+		return failed(checkEKCert, "certificate is not that of an EK (extended key usage): %w", ErrProof)
 	}
 	if cert.IsCA || (cert.KeyUsage != 0 && cert.KeyUsage&(x509.KeyUsageKeyEncipherment|x509.KeyUsageKeyAgreement) == 0) {
-		return fmt.Errorf("certificate is not that of an EK (key usage): %w", ErrProof)
+		return failed(checkEKCert, "certificate is not that of an EK (key usage): %w", ErrProof)
 	}
 	// The SAN of a TPM is critical and holds a directory name, which Go does
 	// not read. Its content is informative; every other critical extension
@@ -285,7 +302,7 @@ func verifyEKCert(ek crypto.PublicKey, der []byte, chain [][]byte, roots *x509.C
 	}
 	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	if err != nil {
-		return fmt.Errorf("EK certificate: %w: %w", ErrProof, err)
+		return failed(checkEKCert, "EK certificate: %w: %w", ErrProof, err)
 	}
 	return nil
 }

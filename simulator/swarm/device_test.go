@@ -69,7 +69,7 @@ func newSite(t *testing.T, maker *swarm.Authority) *site {
 	makers := x509.NewCertPool()
 	makers.AddCert(maker.Certificate())
 	srv := httptest.NewUnstartedServer(enrol.NewServer(enrol.Options{
-		VirtualRoots: makers, Directory: &s.dir, Issuer: issuer, Welcome: func() enrol.Result { return enrol.Result{} },
+		VirtualRoots: makers, Directory: &s.dir, Issuer: issuer, Welcome: func(context.Context, enrol.Member) (enrol.Result, error) { return enrol.Result{}, nil },
 		Audit: func(context.Context, string, string, string, map[string]string) {}, Log: slog.New(slog.DiscardHandler),
 	}))
 	cert, err := issuer.IssueServer([]string{"localhost"}, time.Hour)
