@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
@@ -43,6 +44,29 @@ func TestRoles(t *testing.T) {
 		{"POST", "/v1/rollouts/r/pause", object{}, fleet.Operator},
 		{"POST", "/v1/rollouts/r/resume", object{}, fleet.Operator},
 		{"POST", "/v1/rollouts/r/abort", object{}, fleet.Operator},
+		{"GET", "/v1/devices/d1/attestations", nil, fleet.Viewer},
+		{"POST", "/v1/devices/d1/attest", nil, fleet.Operator},
+		{"POST", "/v1/commands", object{"device": "d1", "verb": "diagnose"}, fleet.Operator},
+		{"PUT", "/v1/devices/d1/waiver", object{"until": time.Now().Add(time.Hour), "reason": "r"}, fleet.Admin},
+		{"DELETE", "/v1/devices/d1/waiver", nil, fleet.Admin},
+		{"POST", "/v1/devices/d1/revoke", object{"reason": "r"}, fleet.Admin},
+		{"POST", "/v1/devices/d1/readmit", object{"reason": "r"}, fleet.Admin},
+		{"GET", "/v1/firmware", nil, fleet.Viewer},
+		{"POST", "/v1/firmware/decision", object{"model": "m", "pcr": 0, "digest": strings.Repeat("a", 64), "decision": "approved", "reason": "r"}, fleet.Admin},
+		{"GET", "/v1/references?model=m", nil, fleet.Viewer},
+		{"GET", "/v1/authority", nil, fleet.Viewer},
+		{"POST", "/v1/authority/rotate", object{"reason": "r"}, fleet.Admin},
+		{"GET", "/v1/tenant", nil, fleet.Viewer},
+		{"GET", "/v1/waiting", nil, fleet.Viewer},
+		{"POST", "/v1/manifests", strings.NewReader("{}"), fleet.Admin},
+		{"POST", "/v1/orders", strings.NewReader("x"), fleet.Admin},
+		{"POST", "/v1/vouchers", strings.NewReader("x"), fleet.Admin},
+		{"POST", "/v1/claims", object{"code": "x"}, fleet.Admin},
+		{"POST", "/v1/claims/device", object{"device": "w1"}, fleet.Admin},
+		{"POST", "/v1/claims/order", object{"vendor": "Vend", "order": "1"}, fleet.Admin},
+		{"GET", "/v1/devices/d1/voucher", nil, fleet.Viewer},
+		{"POST", "/v1/devices/d1/transfer", object{"to": object{"name": "n", "key": ""}, "may_transfer": true}, fleet.Admin},
+		{"POST", "/v1/devices/d1/transfer/object", object{"reason": "r"}, fleet.Admin},
 		{"GET", "/v1/tokens", nil, fleet.Admin},
 		{"POST", "/v1/tokens", object{"name": "n", "role": "viewer"}, fleet.Admin},
 		{"DELETE", "/v1/tokens/t", nil, fleet.Admin},

@@ -15,7 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -37,6 +37,7 @@ type Deps struct {
 	Tenant   fleet.TenantID // under which a failed sign-in is audited
 	Store    Store
 	Accounts Accounts
+	Owners   Owners
 	Send     func(ctx context.Context, r fleet.CommandRequest) (fleet.Command, error)
 	Publish  func(ctx context.Context, r io.Reader) ([]fleet.Release, error)
 	Watch    func(ctx context.Context, t fleet.TenantID) <-chan fleet.Change
@@ -44,6 +45,12 @@ type Deps struct {
 	Wake     func() // a rollout changed
 	Version  string
 	Log      *slog.Logger
+
+	Challenge   func(device fleet.DeviceID) error // asks a connected device for fresh evidence
+	Reappraise  func(model string)                // what counts for the boot of a model changed
+	Disconnect  func(device fleet.DeviceID, why string)
+	Authorities func() []fleet.Authority
+	Rotate      func(ctx context.Context) error // signs with a new issuing certificate
 }
 
 // server holds the handlers.
@@ -70,7 +77,7 @@ func New(d Deps) http.Handler {
 	mux := http.NewServeMux()
 	cfg := huma.DefaultConfig("Tillward", d.Version)
 	cfg.OpenAPIPath, cfg.DocsPath, cfg.SchemasPath = "/v1/openapi", "", "/v1/schemas"
-	cfg.Info.Description = "The fleet service: devices, commands, releases, rollouts and audit trails."
+	cfg.Info.Description = "The fleet service: devices and whose they are, commands, releases, rollouts and audit trails."
 	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"token":   {Type: "http", Scheme: "bearer", Description: "an operator token, twt_..."},
 		"session": {Type: "apiKey", In: "cookie", Name: "tw_session", Description: "the console's session; unsafe methods need the header X-Tillward: 1"},
@@ -83,6 +90,8 @@ func New(d Deps) http.Handler {
 	s.commands()
 	s.rollouts()
 	s.releases()
+	s.trust()
+	s.owners()
 	s.live()
 	return secure(described(mux))
 }
@@ -219,6 +228,9 @@ func (s *server) fault(ctx context.Context, err error) error {
 	return huma.NewError(http.StatusInternalServerError, "the service could not do this; its log says why")
 }
 
+// streams are paths that take more than a form; each has a limit of its own.
+var streams = []string{"/v1/releases", "/v1/manifests", "/v1/orders", "/v1/vouchers"}
+
 // secure sets what browsers need to hear.
 func secure(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -226,7 +238,7 @@ func secure(next http.Handler) http.Handler {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-store")
-		if !strings.HasPrefix(r.URL.Path, "/v1/releases") && r.Body != nil {
+		if r.Body != nil && !slices.Contains(streams, r.URL.Path) {
 			r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
 		}
 		next.ServeHTTP(w, r)

@@ -29,6 +29,9 @@ type openapi struct {
 	}
 }
 
+// whole are lists that are short enough to come in one.
+var whole = []string{"/v1/tokens", "/v1/devices/{id}/series", "/v1/authority", "/v1/references"}
+
 // TestInputsAreRead finds operations whose input is not read from the request:
 // each variable of a path is a parameter, and each page has a next one.
 func TestInputsAreRead(t *testing.T) {
@@ -54,7 +57,7 @@ func TestInputsAreRead(t *testing.T) {
 			if method != "get" || ref == "" {
 				continue
 			}
-			if _, ok := doc.Components.Schemas[ref[len("#/components/schemas/"):]].Properties["next"]; !ok || path == "/v1/tokens" || path == "/v1/devices/{id}/series" {
+			if _, ok := doc.Components.Schemas[ref[len("#/components/schemas/"):]].Properties["next"]; !ok || slices.Contains(whole, path) {
 				continue
 			}
 			paged++

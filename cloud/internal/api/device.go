@@ -2,7 +2,7 @@ package api
 
 import (
 	"context"
-	"encoding/hex"
+	"errors"
 	"net/http"
 	"time"
 
@@ -39,6 +39,18 @@ type device struct {
 	EKHash       string       `json:"ek_sha256"`
 	Peripherals  []peripheral `json:"peripherals"`
 	State        deviceState  `json:"state"`
+
+	Findings    []fleet.Finding `json:"findings" doc:"the last appraisal, explained"`
+	BootRelease string          `json:"boot_release" doc:"whose boot the device has committed to"`
+	BootDigest  string          `json:"boot_digest" doc:"hex, over the quoted registers"`
+	ResetCount  uint32          `json:"reset_count" doc:"of the TPM"`
+	Waiver      *waiver         `json:"waiver"`
+	Certificate certificate     `json:"certificate"`
+	RevokedAt   *time.Time      `json:"revoked_at"`
+	RevokedWhy  string          `json:"revoked_why"`
+	FormerOf    string          `json:"former_of" doc:"what a device left with the owner it had before: which device"`
+	LeftAt      *time.Time      `json:"left_at"`
+	Ownership   *ownership      `json:"ownership,omitempty" doc:"by its voucher; only when one device is asked for"`
 }
 
 type peripheral struct {
@@ -78,6 +90,7 @@ func viewDevice(d fleet.Device) device {
 		AuditHead: d.AuditHead, AuditOK: !d.AuditBroken, Samples: d.Samples, CertSerial: d.CertSerial, CertNotAfter: when(d.CertNotAfter), EKHash: d.EKHash,
 		Peripherals: []peripheral{},
 	}
+	v.trusted(d)
 	st, err := wire.Decode[wire.StateReport](d.State)
 	if err != nil {
 		return v // nothing reported yet
@@ -121,10 +134,11 @@ func (s *server) devices() {
 		Group  string `query:"group"`
 		Trust  string `query:"trust" enum:"pending,attested,degraded,quarantined,stale"`
 		Online string `query:"online" enum:"true,false"`
+		Former bool   `query:"former" doc:"what devices left behind that moved on, instead of devices"`
 		Query  string `query:"q" maxLength:"64" doc:"part of id, label, serial, site or model"`
 	},
 	) (*body[list[device]], error) {
-		f := fleet.DeviceFilter{Site: in.Site, Group: in.Group, Trust: fleet.Trust(in.Trust), Query: in.Query}
+		f := fleet.DeviceFilter{Site: in.Site, Group: in.Group, Trust: fleet.Trust(in.Trust), Query: in.Query, Former: in.Former}
 		if in.Online != "" {
 			online := in.Online == "true"
 			f.Online = &online
@@ -134,10 +148,7 @@ func (s *server) devices() {
 	})
 	huma.Register(s.api, huma.Operation{
 		OperationID: "get-device", Method: http.MethodGet, Path: "/v1/devices/{id}", Summary: "Show a device", Metadata: needs(fleet.Viewer),
-	}, func(ctx context.Context, in *DeviceID) (*body[device], error) {
-		d, err := s.Store.Device(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID))
-		return &body[device]{viewDevice(d)}, s.fault(ctx, err)
-	})
+	}, s.device)
 	huma.Register(s.api, huma.Operation{
 		OperationID: "set-device", Method: http.MethodPatch, Path: "/v1/devices/{id}", Summary: "Change site, group or label", Metadata: needs(fleet.Operator),
 	}, s.setDevice)
@@ -161,6 +172,22 @@ func (s *server) devices() {
 	})
 	s.audit("device-", "/v1/devices/{id}/audit", "A device's audit trail")
 	s.audit("", "/v1/audit", "The service's own audit trail")
+}
+
+func (s *server) device(ctx context.Context, in *DeviceID) (*body[device], error) {
+	d, err := s.Store.Device(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID))
+	if err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	v := viewDevice(d)
+	o, err := s.Store.Ownership(ctx, d.ID)
+	switch {
+	case err == nil:
+		v.Ownership = &ownership{string(o.State), o.Owner, when(o.Deadline), o.Entries}
+	case !errors.Is(err, fleet.ErrNotFound):
+		return nil, s.fault(ctx, err)
+	}
+	return &body[device]{v}, nil
 }
 
 type event struct {
@@ -231,8 +258,7 @@ func (s *server) setDevice(ctx context.Context, in *struct {
 		return nil, s.fault(ctx, err)
 	}
 	s.Changed(fleet.Change{Kind: fleet.ChangedDevice, ID: in.ID, Tenant: p.Tenant})
-	d, err := s.Store.Device(ctx, p.Tenant, fleet.DeviceID(in.ID))
-	return &body[device]{viewDevice(d)}, s.fault(ctx, err)
+	return s.device(ctx, &in.DeviceID)
 }
 
 type series struct {
@@ -277,65 +303,4 @@ func (s *server) points(ctx context.Context, in *struct {
 		out.Points = append(out.Points, [2]float64{float64(p.At.UnixMilli()), p.Value})
 	}
 	return &body[points]{out}, s.fault(ctx, err)
-}
-
-type auditEvent struct {
-	Seq      uint64            `json:"seq"`
-	At       *time.Time        `json:"at"`
-	StoredAt *time.Time        `json:"stored_at"`
-	Kind     string            `json:"kind"`
-	Severity string            `json:"severity" enum:"info,warn,alarm"`
-	Actor    string            `json:"actor"`
-	Subject  string            `json:"subject"`
-	Detail   map[string]string `json:"detail"`
-	Hash     string            `json:"hash"`
-	Prev     string            `json:"prev"`
-}
-
-type chain struct {
-	OK       bool   `json:"ok"`
-	Entries  uint64 `json:"entries"`
-	First    uint64 `json:"first"`
-	Last     uint64 `json:"last"`
-	BrokenAt uint64 `json:"broken_at"`
-	Text     string `json:"text"`
-}
-
-// audit registers a trail and its verification; the service's own trail has no
-// id in its path.
-func (s *server) audit(prefix, path, summary string) {
-	type Trail struct {
-		Paged
-		Order string `query:"order" enum:"asc,desc" default:"desc"`
-	}
-	read := func(ctx context.Context, id string, in Trail) (*body[list[auditEvent]], error) {
-		items, next, err := s.Store.AuditTrail(ctx, who(ctx).Tenant, fleet.DeviceID(id), in.Order != "asc", in.page())
-		return pageOf(items, next, func(e fleet.AuditEvent) auditEvent {
-			return auditEvent{
-				e.Seq, when(e.At), when(e.StoredAt), e.Kind, e.Severity, e.Actor, e.Subject, e.Detail, hex.EncodeToString(e.Hash[:]), hex.EncodeToString(e.Prev[:]),
-			}
-		}), s.fault(ctx, err)
-	}
-	verify := func(ctx context.Context, id string) (*body[chain], error) {
-		r, err := s.Store.VerifyAudit(ctx, who(ctx).Tenant, fleet.DeviceID(id))
-		return &body[chain]{chain{r.OK, r.Entries, r.First, r.Last, r.BrokenAt, r.Text}}, s.fault(ctx, err)
-	}
-	listOp := huma.Operation{OperationID: "list-" + prefix + "audit", Method: http.MethodGet, Path: path, Summary: summary, Metadata: needs(fleet.Viewer)}
-	verifyOp := huma.Operation{
-		OperationID: "verify-" + prefix + "audit", Method: http.MethodGet, Path: path + "/verify",
-		Summary: summary + ": is the chain whole?", Metadata: needs(fleet.Viewer),
-	}
-	if prefix == "" {
-		huma.Register(s.api, listOp, func(ctx context.Context, in *Trail) (*body[list[auditEvent]], error) { return read(ctx, "", *in) })
-		huma.Register(s.api, verifyOp, func(ctx context.Context, _ *struct{}) (*body[chain], error) { return verify(ctx, "") })
-		return
-	}
-	huma.Register(s.api, listOp, func(ctx context.Context, in *struct {
-		DeviceID
-		Trail
-	},
-	) (*body[list[auditEvent]], error) {
-		return read(ctx, in.ID, in.Trail)
-	})
-	huma.Register(s.api, verifyOp, func(ctx context.Context, in *DeviceID) (*body[chain], error) { return verify(ctx, in.ID) })
 }

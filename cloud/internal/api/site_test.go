@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +24,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/dispatch"
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/live"
+	"github.com/tillward/tillward/cloud/internal/owner"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/trust"
@@ -37,8 +41,28 @@ type site struct {
 	accounts  *account.Accounts
 	artifacts string
 	woken     chan struct{}
+	vendor    ed25519.PrivateKey
+	owners    *owner.Registry
 	token     map[fleet.Role]string
 	other     string // an admin's of the other tenant
+
+	mu   sync.Mutex
+	acts []string // what was asked of other rooms
+}
+
+func (s *site) act(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.acts = append(s.acts, fmt.Sprintf(format, args...))
+}
+
+// acted returns what was asked of other rooms since it was asked last.
+func (s *site) acted() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := strings.Join(s.acts, ", ")
+	s.acts = nil
+	return all
 }
 
 // unplugged reaches no device.
@@ -80,7 +104,29 @@ func newSite(t *testing.T) *site {
 			s.hub.Publish(fleet.Change{Kind: fleet.ChangedCommand, ID: string(c.ID), Tenant: c.Tenant})
 		},
 	})
+	_, s.vendor, err = ed25519.GenerateKey(rand.Reader)
+	must(t, err)
+	_, tenant, err := ed25519.GenerateKey(rand.Reader)
+	must(t, err)
+	s.owners = owner.New(owner.Options{
+		Store: st, Tenant: "main", Name: "Main GmbH", Key: tenant, Vendors: []owner.Vendor{{Name: "Vend", Key: s.vendor.Public().(ed25519.PublicKey)}}, Waiting: true,
+		Relinquish: d.Relinquish, Cut: func(id fleet.DeviceID, why string) { s.act("cut %s: %s", id, why) }, Changed: func(fleet.DeviceID) {}, Log: quiet,
+	})
 	s.Server = httptest.NewServer(api.New(api.Deps{
+		Owners: s.owners,
+		Challenge: func(id fleet.DeviceID) error {
+			s.act("challenge %s", id)
+			return nil
+		},
+		Reappraise: func(model string) { s.act("reappraise %s", model) },
+		Disconnect: func(id fleet.DeviceID, why string) { s.act("disconnect %s: %s", id, why) },
+		Authorities: func() []fleet.Authority {
+			return []fleet.Authority{{Serial: "0a", NotAfter: time.Now().Add(time.Hour), Current: true}, {Serial: "09", NotAfter: time.Now().Add(time.Minute)}}
+		},
+		Rotate: func(context.Context) error {
+			s.act("rotate")
+			return nil
+		},
 		Tenant: "main", Store: st, Accounts: s.accounts, Send: d.Send, Publish: cat.Publish, Watch: s.hub.Subscribe, Changed: s.hub.Publish,
 		Wake: func() { s.woken <- struct{}{} }, Version: "1.2.3", Log: quiet,
 	}))

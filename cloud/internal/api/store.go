@@ -14,6 +14,7 @@ type Store interface {
 	commandStore
 	rolloutStore
 	accessStore
+	trustStore
 	Audit(ctx context.Context, ev fleet.AuditEvent) error
 }
 
@@ -49,4 +50,16 @@ type rolloutStore interface {
 type accessStore interface {
 	Tokens(ctx context.Context, t fleet.TenantID) ([]fleet.Token, error)
 	RevokeToken(ctx context.Context, t fleet.TenantID, id string, ev fleet.AuditEvent) error
+}
+
+type trustStore interface {
+	Attestations(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p fleet.Page) ([]fleet.Attestation, string, error)
+	Waive(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, w fleet.Waiver, ev fleet.AuditEvent) error
+	Revoke(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, why string, ev fleet.AuditEvent) error
+	Readmit(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, ev fleet.AuditEvent) error
+	FirmwareEvents(ctx context.Context, t fleet.TenantID, model string, state fleet.Approval, p fleet.Page) ([]fleet.FirmwareEvent, string, error)
+	DecideFirmware(ctx context.Context, t fleet.TenantID, model string, pcr int, digest string, state fleet.Approval, ev fleet.AuditEvent) error
+	References(ctx context.Context, model string) ([]fleet.BootReference, error)
+	Waiting(ctx context.Context, t fleet.TenantID, p fleet.Page) ([]fleet.Waiting, string, error)
+	Ownership(ctx context.Context, id fleet.DeviceID) (fleet.Ownership, error)
 }

@@ -20,6 +20,18 @@ func (s *Store) Ownership(ctx context.Context, device fleet.DeviceID) (fleet.Own
 	return o, nil
 }
 
+// Leaving lists the devices that give up their owner, or have and are still
+// his. It is for the service, which finishes what it was stopped in.
+func (s *Store) Leaving(ctx context.Context) ([]fleet.Ownership, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT o.device, o.voucher, o.entries, o.owner, o.state, o.deadline FROM ownership o
+		JOIN device d ON d.id = o.device WHERE o.state IN ('releasing', 'released') ORDER BY o.device`)
+	items, err := list(rows, err, scanOwnership)
+	if err != nil {
+		return nil, fmt.Errorf("list leaving devices: %w", err)
+	}
+	return items, nil
+}
+
 func scanOwnership(r scanner) (o fleet.Ownership, err error) {
 	var deadline int64
 	err = r.Scan(&o.Device, &o.Voucher, &o.Entries, &o.Owner, &o.State, &deadline)
