@@ -11,6 +11,9 @@
 //
 // Keys lie in files or wherever Keys puts them; no caller ever holds one. The
 // package decides what is in a certificate, never who may have one.
+//
+// It exports one name more than other rooms because a root is also worked on
+// where no authority runs: in a safe.
 package ca
 
 import (
@@ -34,8 +37,7 @@ import (
 // Authority issues certificates under one root. It may be used by many
 // goroutines at once, also while it rotates.
 type Authority struct {
-	f    folder
-	life time.Duration // of an issuing certificate that Rotate makes
+	f folder
 
 	change sync.Mutex // held by whoever changes the folder
 
@@ -97,7 +99,11 @@ func (a *Authority) Issuing() []Issued {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	list := make([]Issued, 0, len(a.issuing))
+	now := time.Now()
 	for i, c := range a.issuing {
+		if i > 0 && now.After(c.cert.NotAfter) {
+			continue
+		}
 		list = append(list, Issued{Serial: c.cert.SerialNumber.Text(16), NotBefore: c.cert.NotBefore, NotAfter: c.cert.NotAfter, Current: i == 0})
 	}
 	return list
@@ -177,15 +183,4 @@ func newSerial() (*big.Int, error) {
 		return nil, fmt.Errorf("draw serial number: %w", err)
 	}
 	return n, nil
-}
-
-func p256(pub crypto.PublicKey) bool {
-	k, ok := pub.(*ecdsa.PublicKey)
-	return ok && k.Curve == elliptic.P256()
-}
-
-// belong reports whether a certificate is that of a key.
-func belong(cert *x509.Certificate, key crypto.Signer) bool {
-	pub, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
-	return ok && pub.Equal(key.Public())
 }

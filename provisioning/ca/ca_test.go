@@ -22,7 +22,7 @@ import (
 
 var device = identity.Identity{Tenant: "shop", Device: strings.Repeat("a", 24), Tier: identity.TierA, Model: "box"}
 
-func open(t *testing.T, dir string) *ca.Authority {
+func open(t testing.TB, dir string) *ca.Authority {
 	t.Helper()
 	a, err := ca.Open(dir, "tenant", ca.Options{})
 	if err != nil {
@@ -31,7 +31,7 @@ func open(t *testing.T, dir string) *ca.Authority {
 	return a
 }
 
-func key(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
+func key(t testing.TB, curve elliptic.Curve) *ecdsa.PrivateKey {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
@@ -143,7 +143,7 @@ func TestServerCertificate(t *testing.T) {
 	}
 }
 
-func keyPEM(t *testing.T, k crypto.PrivateKey) []byte {
+func keyPEM(t testing.TB, k crypto.PrivateKey) []byte {
 	t.Helper()
 	b, err := x509.MarshalPKCS8PrivateKey(k)
 	if err != nil {
@@ -216,6 +216,32 @@ func TestPowerCutWhileItIsMade(t *testing.T) {
 		}
 		if _, err := os.Stat(filepath.Join(dir, "tenant.new")); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: the file with both is still there (%v)", name, err)
+		}
+	}
+}
+
+func removeFile(dir, name string) error { return os.Remove(filepath.Join(dir, name)) }
+
+// The power goes before each change of the disk while an authority is made.
+func TestPowerCutAtEachStep(t *testing.T) {
+	for n := 1; ; n++ {
+		dir := t.TempDir()
+		ca.CutBefore(n)
+		cut := powerless(func() { open(t, dir) })
+		ca.CutBefore(0)
+		if !cut {
+			if n < 8 {
+				t.Errorf("only %d steps were cut", n-1)
+			}
+			return
+		}
+		a := open(t, dir)
+		issued(t, a)
+		if !open(t, dir).Root().Equal(a.Root()) {
+			t.Errorf("cut %d: the next start made another root", n)
+		}
+		if got, want := files(t, dir), "tenant.1.key tenant.1.pem tenant.key tenant.pem"; got != want {
+			t.Errorf("cut %d: files %s, want %s", n, got, want)
 		}
 	}
 }

@@ -1,10 +1,6 @@
 package ca
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -12,15 +8,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
 
 // Endings of an authority's files. A root is NAME.pem and NAME.key, an issuing
 // certificate NAME.1.pem and NAME.1.key, its successor NAME.2.pem and so on. A
-// key without certificate is one that waits for it. bornFile holds a root and
-// its key together between the moment it exists and the moment it has its two
-// files.
+// key with a higher number than any certificate waits for its own. NAME.0.pem
+// is a root of an older Tillward, which issued by itself. bornFile holds a
+// root's key, and then both, before they are put in their places.
 const (
 	certFile = ".pem"
 	keyFile  = ".key"
@@ -28,9 +25,11 @@ const (
 )
 
 // folder is where an authority lies. Every change of it is one file put in
-// place whole, so that a power cut leaves a folder as before or as after.
+// place whole or taken away, in an order in which a power cut leaves either
+// what was or what the next one who comes completes.
 type folder struct {
 	dir, name string
+	o         Options
 }
 
 func (f folder) path(ending string) string { return filepath.Join(f.dir, f.name+ending) }
@@ -39,7 +38,7 @@ func (f folder) numbered(n int, ending string) string {
 	return f.path("." + strconv.Itoa(n) + ending)
 }
 
-// numbers lists the n for which there is NAME.n with this ending, ascending.
+// numbers lists the n for which there is NAME.n with this ending, highest first.
 func (f folder) numbers(ending string) ([]int, error) {
 	list, err := os.ReadDir(f.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -54,10 +53,33 @@ func (f folder) numbers(ending string) ([]int, error) {
 			}
 		}
 	}
+	slices.Sort(ns)
+	slices.Reverse(ns)
 	return ns, nil
 }
 
-// cert reads a certificate of an authority; nil when there is no such file.
+// waiting returns the number of the key that waits for its certificate, or
+// that the next such key is to have.
+func (f folder) waiting() (int, error) {
+	certs, err := f.numbers(certFile)
+	if err != nil {
+		return 0, err
+	}
+	keys, err := f.numbers(keyFile)
+	if err != nil {
+		return 0, err
+	}
+	n := 1
+	if len(certs) > 0 {
+		n = certs[0] + 1
+	}
+	if len(keys) > 0 {
+		n = max(n, keys[0])
+	}
+	return n, nil
+}
+
+// cert reads a certificate; nil when there is no such file.
 func (f folder) cert(path string) (*x509.Certificate, error) {
 	b, err := os.ReadFile(path) // #nosec G304 -- below the service's data folder
 	if errors.Is(err, fs.ErrNotExist) {
@@ -73,54 +95,29 @@ func (f folder) cert(path string) (*x509.Certificate, error) {
 	return c, nil
 }
 
-// key reads a private key; nil when there is no such file.
-func (f folder) key(path string) (crypto.Signer, error) {
-	b, err := os.ReadFile(path) // #nosec G304 -- below the service's data folder
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	k, err := parseKey(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return k, nil
-}
-
-// newKey makes a P-256 key and returns what its file holds.
-func (f folder) newKey() (crypto.Signer, []byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make key: %w", err)
-	}
-	p8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("encode key: %w", err)
-	}
-	return key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: p8}), nil
-}
-
-// putRoot gives the authority a root and its key, in place of any other.
-func (f folder) putRoot(cert *x509.Certificate, keyPEM []byte) error {
-	if err := write(f.path(bornFile), append(certPEM(cert), keyPEM...), 0o600); err != nil {
-		return err
-	}
-	return f.split()
-}
-
-// split gives a born root its two files. It may be done any number of times,
-// and is done by whoever finds bornFile.
-func (f folder) split() error {
-	born, err := os.ReadFile(f.path(bornFile))
+// finish gives a root that was being made when the power went its two files.
+func (f folder) finish() error {
+	b, err := os.ReadFile(f.path(bornFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	cert, rest := pem.Decode(born)
+	if block, _ := pem.Decode(b); block != nil && block.Type != "CERTIFICATE" {
+		return f.makeRoot()
+	}
+	return f.split()
+}
+
+// split does so for one whose certificate has been made. It may be done any
+// number of times.
+func (f folder) split() error {
+	b, err := os.ReadFile(f.path(bornFile))
+	if err != nil {
+		return err
+	}
+	cert, rest := pem.Decode(b)
 	key, _ := pem.Decode(rest)
 	if cert == nil || key == nil {
 		return fmt.Errorf("%s is damaged: remove it", f.path(bornFile))
@@ -146,24 +143,12 @@ func parseCert(b []byte) (*x509.Certificate, error) {
 	return x509.ParseCertificate(block.Bytes)
 }
 
-func parseKey(b []byte) (crypto.Signer, error) {
-	block, _ := pem.Decode(b)
-	if block == nil || block.Type != "PRIVATE KEY" {
-		return nil, errors.New("not a private key in PEM (PKCS#8)")
-	}
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("not a private key (PKCS#8): %w", err)
-	}
-	s, ok := k.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("key of type %T cannot sign", k)
-	}
-	return s, nil
-}
+// step is called before each change of the disk; tests cut the power there.
+var step = func() {}
 
 // remove takes a file away for good; that it is gone already is well.
 func remove(path string) error {
+	step()
 	if err := os.Remove(path); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -175,6 +160,7 @@ func remove(path string) error {
 
 // write puts a file in place whole and on the disk, or not at all.
 func write(path string, b []byte, mode os.FileMode) error {
+	step()
 	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode) // #nosec G304 -- below the service's data folder
 	if err != nil {
 		return err
@@ -183,6 +169,7 @@ func write(path string, b []byte, mode os.FileMode) error {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
+	step()
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}

@@ -2,22 +2,20 @@ package ca
 
 import (
 	"crypto"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
+	"errors"
 	"fmt"
-	"slices"
 	"time"
-)
-
-const (
-	rootLife    = 20 * 365 * 24 * time.Hour
-	issuingLife = 5 * 365 * 24 * time.Hour
 )
 
 // Options say how an authority keeps its keys and what others hold it to. The
 // zero value keeps them in plain files.
 type Options struct {
+	// Passphrase encrypts key files. A plain one that is there already is
+	// encrypted when it is read.
+	Passphrase []byte
+	// Keys keeps new keys elsewhere than in files. Keys in files go on working.
+	Keys Keys
 	// Pinned: others pin the root, so Rotate never makes another one.
 	Pinned bool
 }
@@ -25,186 +23,168 @@ type Options struct {
 // Open reads the authority called name from dir, or makes it there when it has
 // no file at all: a root and an issuing certificate, P-256, keys readable by
 // their owner only. A power cut while it is made leaves what the next Open
-// completes. A root's key may be missing: it is offline then. Any other file
+// completes. The root's key may be missing: it is offline then. Any other file
 // that is missing is an error: making a new authority over an old one would
 // lock out a fleet.
 func Open(dir, name string, o Options) (*Authority, error) {
-	a := &Authority{f: folder{dir: dir, name: name}, life: issuingLife}
-	if err := a.open(); err != nil {
+	a := &Authority{f: folder{dir: dir, name: name, o: o}}
+	if err := a.read(); err != nil {
 		return nil, fmt.Errorf("authority %s: %w", name, err)
 	}
 	return a, nil
 }
 
-func (a *Authority) open() error {
-	if err := a.f.split(); err != nil {
+// read takes what is in the folder, after completing what a power cut left.
+func (a *Authority) read() error {
+	if err := a.f.finish(); err != nil {
 		return err
 	}
-	root, rootKey, err := a.openRoot()
+	root, err := a.f.root()
 	if err != nil {
 		return err
 	}
-	list, err := a.openIssuing(root)
-	if err != nil {
-		return err
-	}
-	if len(list) == 0 && rootKey != nil {
-		if direct(root) { // made by an older Tillward: it signs devices itself
-			list = []issuer{{cert: root, key: rootKey}}
-		} else {
-			first, err := a.next(root, rootKey, 1)
-			if err != nil {
-				return err
-			}
-			list = []issuer{first}
+	if root == nil {
+		if root, err = a.f.fresh(); err != nil {
+			return err
 		}
 	}
-	if len(list) == 0 {
-		return fmt.Errorf("%s is missing; restore it from a backup, or install an issuing certificate that the root has signed", a.f.path(keyFile))
+	list, err := a.f.issuing(root)
+	if err != nil {
+		return err
+	}
+	rootKey, err := a.f.rootKey(root)
+	switch {
+	case errors.Is(err, ErrOffline):
+		if len(list) == 0 {
+			return fmt.Errorf("%s is missing and so is an issuing certificate: restore them from a backup, or install one that the root has signed", a.f.path(keyFile))
+		}
+	case err != nil:
+		return err
+	case len(list) == 0 && direct(root):
+		list = []issuer{{cert: root, key: rootKey}}
+	case len(list) == 0:
+		first, err := a.f.next(root, rootKey)
+		if err != nil {
+			return err
+		}
+		list = []issuer{first}
 	}
 	a.take(root, list)
-	return nil
+	return a.f.tidy(list)
 }
 
-// openRoot reads the root, or makes it. The key is nil when it is not here.
-func (a *Authority) openRoot() (*x509.Certificate, crypto.Signer, error) {
-	cert, err := a.f.cert(a.f.path(certFile))
-	if err != nil {
-		return nil, nil, err
-	}
-	key, err := a.f.key(a.f.path(keyFile))
-	if err != nil {
-		return nil, nil, err
-	}
-	if cert == nil {
-		certs, err := a.f.numbers(certFile)
-		if err != nil {
-			return nil, nil, err
-		}
-		keys, err := a.f.numbers(keyFile)
-		if err != nil {
-			return nil, nil, err
-		}
-		if key != nil || len(certs)+len(keys) > 0 {
-			return nil, nil, fmt.Errorf("%s is missing, restore it from a backup", a.f.path(certFile))
-		}
-		return a.makeRoot()
-	}
-	switch {
-	case !cert.IsCA || cert.KeyUsage&x509.KeyUsageCertSign == 0:
-		return nil, nil, fmt.Errorf("%s is not the certificate of an authority", a.f.path(certFile))
-	case key != nil && !belong(cert, key):
-		return nil, nil, fmt.Errorf("%s and %s do not belong together, restore them from a backup", a.f.path(certFile), a.f.path(keyFile))
-	}
-	return cert, key, nil
-}
-
-// makeRoot makes a root and its two files.
-func (a *Authority) makeRoot() (*x509.Certificate, crypto.Signer, error) {
-	key, keyPEM, err := a.f.newKey()
-	if err != nil {
-		return nil, nil, err
-	}
-	serial, err := newSerial()
-	if err != nil {
-		return nil, nil, err
-	}
-	now := time.Now()
-	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "Tillward " + a.f.name, SerialNumber: fmt.Sprintf("%032x", serial)[:8]},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(rootLife),
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, MaxPathLen: 1,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("sign root: %w", err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, nil, err
-	}
-	return cert, key, a.f.putRoot(cert, keyPEM)
-}
-
-// openIssuing reads the issuing certificates, newest first, and the key of the
-// newest.
-func (a *Authority) openIssuing(root *x509.Certificate) ([]issuer, error) {
-	ns, err := a.f.numbers(certFile)
+// fresh makes the root of an authority that has no file yet.
+func (f folder) fresh() (*x509.Certificate, error) {
+	certs, err := f.numbers(certFile)
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(ns)
-	slices.Reverse(ns)
+	keys, err := f.numbers(keyFile)
+	if err != nil {
+		return nil, err
+	}
+	block, err := keyBlock(f.path(keyFile))
+	if block != nil || err != nil || len(certs)+len(keys) > 0 {
+		return nil, errors.Join(fmt.Errorf("%s is missing, restore it from a backup", f.path(certFile)), err)
+	}
+	if err := f.makeRoot(); err != nil {
+		return nil, err
+	}
+	return f.root()
+}
+
+// issuing reads the issuing certificates, newest first, and the key of the
+// newest. One that has ended is left out, unless it is the newest.
+func (f folder) issuing(root *x509.Certificate) ([]issuer, error) {
+	ns, err := f.numbers(certFile)
+	if err != nil {
+		return nil, err
+	}
 	var list []issuer
 	for _, n := range ns {
-		path := a.f.numbered(n, certFile)
-		cert, err := a.f.cert(path)
+		path, by := f.numbered(n, certFile), root
+		cert, err := f.cert(path)
 		if err != nil {
 			return nil, err
 		}
-		if err := cert.CheckSignatureFrom(root); err != nil {
-			return nil, fmt.Errorf("%s is not signed by the root in %s: %w", path, a.f.path(certFile), err)
+		if n == 0 { // a root that issued by itself
+			by = cert
 		}
-		list = append(list, issuer{n: n, cert: cert})
+		if err := cert.CheckSignatureFrom(by); err != nil {
+			return nil, fmt.Errorf("%s is not signed by the root in %s: %w", path, f.path(certFile), err)
+		}
+		if len(list) == 0 || time.Now().Before(cert.NotAfter) {
+			list = append(list, issuer{n: n, cert: cert})
+		}
 	}
 	if len(list) == 0 {
 		return nil, nil
 	}
-	path := a.f.numbered(list[0].n, keyFile)
-	key, err := a.f.key(path)
+	path := f.numbered(list[0].n, keyFile)
+	list[0].key, err = f.key(path)
 	switch {
 	case err != nil:
 		return nil, err
-	case key == nil:
-		return nil, fmt.Errorf("%s is missing, restore it from a backup", path)
-	case !belong(list[0].cert, key):
+	case list[0].key == nil:
+		return nil, fmt.Errorf("%s is missing: restore it from a backup, or install another issuing certificate", path)
+	case !belong(list[0].cert, list[0].key):
 		return nil, fmt.Errorf("%s is not the key of the certificate beside it, restore both from a backup", path)
 	}
-	list[0].key = key
 	return list, nil
 }
 
-// next makes issuing certificate n under a root whose key is here.
-func (a *Authority) next(root *x509.Certificate, rootKey crypto.Signer, n int) (issuer, error) {
-	key, err := a.f.key(a.f.numbered(n, keyFile))
+// next makes the next issuing certificate under a root whose key is here.
+func (f folder) next(root *x509.Certificate, rootKey crypto.Signer) (issuer, error) {
+	n, err := f.waiting()
 	if err != nil {
 		return issuer{}, err
 	}
-	if key == nil {
-		var keyPEM []byte
-		if key, keyPEM, err = a.f.newKey(); err != nil {
-			return issuer{}, err
-		}
-		if err := write(a.f.numbered(n, keyFile), keyPEM, 0o600); err != nil {
-			return issuer{}, err
-		}
-	}
-	cert, err := signIssuing(root, rootKey, key.Public(), a.life)
+	key, err := f.makeIssuing(n)
 	if err != nil {
 		return issuer{}, err
 	}
-	return issuer{n: n, cert: cert, key: key}, write(a.f.numbered(n, certFile), certPEM(cert), 0o644)
+	cert, err := signIssuing(root, rootKey, key.Public(), issuingLife)
+	if err != nil {
+		return issuer{}, err
+	}
+	return issuer{n: n, cert: cert, key: key}, write(f.numbered(n, certFile), certPEM(cert), 0o644)
 }
 
-// signIssuing makes the certificate of an issuing key. It may sign devices and
-// servers, and no further authority.
-func signIssuing(root *x509.Certificate, rootKey crypto.Signer, pub crypto.PublicKey, life time.Duration) (*x509.Certificate, error) {
-	serial, err := newSerial()
+func (f folder) makeIssuing(n int) (crypto.Signer, error) {
+	return f.make(f.numbered(n, keyFile), fmt.Sprintf("%s.%d", f.name, n))
+}
+
+// tidy takes away what an authority with these issuing certificates needs no
+// more: the keys of all but the newest, and the certificates that have ended.
+func (f folder) tidy(list []issuer) error {
+	newest := list[0].n
+	keys, err := f.numbers(keyFile)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	now := time.Now()
-	life = min(life, root.NotAfter.Sub(now))
-	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: root.Subject.CommonName + " issuing", SerialNumber: fmt.Sprintf("%032x", serial)[:8]},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(life),
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
+	for _, n := range keys {
+		if n < newest {
+			if err := f.drop(f.numbered(n, keyFile)); err != nil {
+				return err
+			}
+		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, root, pub, rootKey)
+	certs, err := f.numbers(certFile)
 	if err != nil {
-		return nil, fmt.Errorf("sign issuing certificate: %w", err)
+		return err
 	}
-	return x509.ParseCertificate(der)
+	kept := map[int]bool{}
+	for _, c := range list {
+		kept[c.n] = true
+	}
+	for _, n := range certs {
+		if n < newest && !kept[n] {
+			if err := remove(f.numbered(n, certFile)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // take puts what was read or made to use.
@@ -217,7 +197,3 @@ func (a *Authority) take(root *x509.Certificate, list []issuer) {
 	defer a.mu.Unlock()
 	a.root, a.issuing, a.pool = root, list, pool
 }
-
-// direct reports whether a root may have no issuing certificate below it and
-// so signs by itself, as those of older versions do.
-func direct(root *x509.Certificate) bool { return root.MaxPathLen == 0 }
