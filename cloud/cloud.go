@@ -64,7 +64,6 @@ type Service struct {
 	rollout  *rollout.Runner
 
 	mqtt, https, operator, metrics net.Listener
-	appraisals                     chan struct{} // bounds appraisals at once
 }
 
 // Addrs are the addresses the listeners are bound to.
@@ -76,7 +75,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, log: log, tenant: fleet.TenantID(cfg.Tenant), hub: &live.Hub{}, appraisals: make(chan struct{}, 16)}
+	s := &Service{cfg: cfg, log: log, tenant: fleet.TenantID(cfg.Tenant), hub: &live.Hub{}}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -185,7 +184,7 @@ func (s *Service) wire() (err error) {
 	}
 	device, command, roll := changed(fleet.ChangedDevice), changed(fleet.ChangedCommand), changed(fleet.ChangedRollout)
 	s.verifier = verifier.New(verifier.Options{
-		Store: s.store, Link: s.broker, Every: s.cfg.Attest.Every.Duration,
+		Devices: s.store, Firmware: s.store, Link: s.broker, Every: s.cfg.Attest.Every.Duration, Unjudged: fleet.Attested,
 		Changed: func(d fleet.Device) { device(d.Tenant, string(d.ID)) }, Log: s.log,
 	})
 	s.dispatch = dispatch.New(dispatch.Options{
@@ -257,22 +256,7 @@ func (s *Service) submit(m broker.Message) bool {
 	if m.Topic.Channel != wire.Evidence {
 		return s.ingest.Submit(ingest.Message{Device: device, Tenant: tenant, Channel: m.Topic.Channel, Payload: m.Payload, At: now, Ack: m.Ack})
 	}
-	select {
-	case s.appraisals <- struct{}{}:
-	default:
-		return false // a storm of evidence: the device comes back with a pause
-	}
-	go func() {
-		defer func() { <-s.appraisals }()
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-		defer cancel()
-		err := s.verifier.Appraise(ctx, verifier.Evidence{Device: device, Payload: m.Payload, Exporter: m.Exporter, At: now})
-		if err != nil {
-			s.log.Error("appraise", slog.String("device", string(device)), slog.Any("err", err))
-		}
-		m.Ack(err)
-	}()
-	return true
+	return s.verifier.Submit(verifier.Evidence{Device: device, Payload: m.Payload, Exporter: m.Exporter, At: now}, m.Ack)
 }
 
 // stored tells consoles and the rollout what a commit changed.

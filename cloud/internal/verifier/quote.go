@@ -6,7 +6,6 @@ import (
 	"crypto/elliptic"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"math/big"
 	"slices"
 
@@ -128,9 +127,4 @@ func signingKey(public []byte) (*ecdsa.PublicKey, error) {
 		return nil, errors.New("it is not ECDSA P-256")
 	}
 	return ec, nil
-}
-
-// fault is what one check says against evidence.
-func fault(check, format string, args ...any) *fleet.Finding {
-	return &fleet.Finding{Check: check, Text: clip(fmt.Sprintf(format, args...))}
 }
