@@ -82,7 +82,8 @@ var table = []row{
 	}},
 	{"provisioning/boot", nil, []string{"github.com/google/go-attestation", "github.com/google/go-tpm"}},
 	{"provisioning/makers", nil, nil},
-	{"provisioning/ca", []string{"provisioning/identity"}, []string{anyone}},
+	{"provisioning/ca/pkcs11", nil, []string{"github.com/ThalesGroup/crypto11", "github.com/miekg/pkcs11"}},
+	{"provisioning/ca", []string{"provisioning/identity"}, []string{"golang.org/x/crypto"}},
 	{"provisioning/enrol", []string{"provisioning/identity"}, []string{anyone}},
 	{"provisioning/owner", []string{"provisioning/identity"}, []string{"github.com/fxamacker/cbor", "rsc.io/qr"}},
 	{"provisioning/cmd/*", []string{"provisioning", "provisioning/*", "hal/tpm"}, []string{anyone}},
@@ -108,6 +109,7 @@ var keepers = []keeper{
 	{"the broker library", []string{"github.com/mochi-mqtt"}, []string{"cloud/internal/broker"}},
 	{"SQL", []string{"database/sql", "github.com/mattn/go-sqlite3", "github.com/jackc/pgx"}, []string{"cloud/internal/store", "agent/internal/spool"}},
 	{"NATS", []string{"github.com/nats-io"}, []string{"cloud/internal/backbone"}},
+	{"PKCS#11", []string{"github.com/ThalesGroup/crypto11", "github.com/miekg/pkcs11"}, []string{"provisioning/ca/pkcs11"}},
 	{"kong", []string{"github.com/alecthomas/kong"}, []string{"cloud/cmd/tillward", "provisioning/cmd/tillward-provision"}},
 }
 
@@ -136,6 +138,12 @@ var rules = []rule{
 		of(room{path: "agent", imports: ours("simulator/tpmfarm")}),
 		of(room{path: "hal/escpos", testImports: ours("simulator")}),
 		of(room{path: "hal/pcsc", testImports: ours("simulator/swarm")}),
+	}},
+	{"authority", checkAuthority, []house{
+		of(room{path: "agent", imports: ours("provisioning/ca")}),
+		of(room{path: "agent/internal/link", imports: ours("provisioning/ca/pkcs11")}),
+		of(room{path: "provisioning/enrol", imports: ours("provisioning/ca")}),
+		of(room{path: "provisioning/ca", imports: ours("provisioning/ca/pkcs11")}),
 	}},
 	{"comment", checkComment, []house{
 		of(room{path: "hal", name: "hal"}),
@@ -267,6 +275,9 @@ func badImports() []house {
 	add("provisioning/boot", theirs("github.com/google/go-tpm-tools/server"))
 	add("provisioning/makers", ours("provisioning/identity"))
 	add("provisioning/ca", ours("provisioning/enrol"))
+	add("provisioning/ca", theirs("github.com/fxamacker/cbor/v2"))
+	add("provisioning/ca/pkcs11", ours("provisioning/identity"))
+	add("provisioning/ca/pkcs11", theirs("golang.org/x/crypto/scrypt"))
 	add("provisioning/enrol", ours("hal/tpm"))
 	add("provisioning/enrol", ours("cloud/wire"))
 	add("provisioning/owner", ours("provisioning/trust"))
@@ -295,6 +306,7 @@ func badKeepers() []house {
 		of(room{path: "cloud", imports: theirs("github.com/jackc/pgx/v5")}),
 		of(room{path: "cloud/internal/live", imports: theirs("github.com/nats-io/nats.go")}),
 		of(room{path: "agent/cmd/tillward-agent", imports: theirs("github.com/alecthomas/kong")}),
+		of(room{path: "provisioning/ca", imports: theirs("github.com/ThalesGroup/crypto11")}),
 	}
 }
 
@@ -347,6 +359,23 @@ func checkSimulator(h house) (broken []string) {
 		for _, i := range r.testImports {
 			if i.ours && within(i.path, "simulator") && !slices.ContainsFunc(props, func(p string) bool { return within(i.path, p) }) {
 				broken = append(broken, fmt.Sprintf("a test of %s imports %s; tests outside the simulator may use %s", r.path, i.path, list(props)))
+			}
+		}
+	}
+	return broken
+}
+
+// checkAuthority keeps what signs certificates out of the agent, which holds no such key and is static, and PKCS#11
+// modules, which run with all rights of the process, out of whatever is not told to load one.
+func checkAuthority(h house) (broken []string) {
+	const authority, modules = "provisioning/ca", "provisioning/ca/pkcs11"
+	for _, r := range h.rooms {
+		who := []string{"cloud", "provisioning/cmd", "simulator"}
+		for _, i := range r.imports {
+			switch {
+			case !i.ours || !within(i.path, authority) || slices.ContainsFunc(who, func(p string) bool { return within(r.path, p) }):
+			case within(i.path, modules), !within(r.path, authority):
+				broken = append(broken, fmt.Sprintf("%s imports %s; only %s may", r.path, i.path, list(who)))
 			}
 		}
 	}
