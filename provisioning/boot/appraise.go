@@ -310,12 +310,12 @@ func (j *judge) align(known []Known, seen []Event, soft bool) []step {
 		switch at := rest[a][b]; {
 		case a < len(known) && b < len(seen) && known[a].Digest == digests[b] && at == rest[a+1][b+1]:
 			a, b = a+1, b+1
-		case a < len(known) && b < len(seen) && known[a].Digest != digests[b] && !known[a].Optional && at == spare(b)+rest[a+1][b+1]:
-			steps = append(steps, step{&known[a], &seen[b]})
-			a, b = a+1, b+1
 		case b < len(seen) && at == spare(b)+rest[a][b+1]:
 			steps = append(steps, step{nil, &seen[b]})
 			b++
+		case a < len(known) && b < len(seen) && known[a].Digest != digests[b] && !known[a].Optional && at == spare(b)+rest[a+1][b+1]:
+			steps = append(steps, step{&known[a], &seen[b]})
+			a, b = a+1, b+1
 		default:
 			if !known[a].Optional {
 				steps = append(steps, step{&known[a], nil})

@@ -181,11 +181,14 @@ func event(v attest.Event) Event {
 }
 
 // vouched reports whether the digest is over the data, or the part of it that
-// boot loaders measure, so that the data is no longer the device's word alone.
+// GRUB measures, so that the data is no longer the device's word alone.
 func vouched(v attest.Event) bool {
-	parts := [][]byte{v.Data, bytes.TrimSuffix(v.Data, []byte{0})}
-	if _, rest, ok := bytes.Cut(v.Data, []byte(": ")); ok { // GRUB
-		parts = append(parts, rest, bytes.TrimSuffix(rest, []byte{0}))
+	part := bytes.TrimSuffix(v.Data, []byte{0})
+	parts := [][]byte{v.Data, part}
+	for _, label := range []string{"grub_cmd: ", "kernel_cmdline: ", "module_cmdline: "} {
+		if rest, ok := bytes.CutPrefix(part, []byte(label)); ok {
+			parts = append(parts, rest)
+		}
 	}
 	return slices.ContainsFunc(parts, func(p []byte) bool {
 		sum := sha256.Sum256(p)
