@@ -122,6 +122,19 @@ func ParseReference(b []byte) (Reference, error) {
 	return r, nil
 }
 
+// ParseTarget reads a reference that came as a target of a repository: it must
+// lie where its own model and release belong, or one could pass for another.
+func ParseTarget(path string, b []byte) (Reference, error) {
+	r, err := ParseReference(b)
+	if err != nil {
+		return Reference{}, fmt.Errorf("target %.100q: %w", path, err)
+	}
+	if want := TargetPath(r.Model, r.Release); path != want {
+		return Reference{}, fmt.Errorf("target %.100q holds the reference of %s: %w", path, want, ErrReference)
+	}
+	return r, nil
+}
+
 var (
 	modelForm   = regexp.MustCompile(`^[A-Za-z0-9][ -~]{0,63}$`)
 	releaseForm = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}/[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$`)
@@ -156,7 +169,11 @@ func (r Reference) check() error {
 		}
 	}
 	for i, a := range r.Approvals {
-		if err := a.check(); err != nil {
+		err := a.check()
+		if err == nil && a.Floor > 0 && a.Floor < r.Floor {
+			err = fmt.Errorf("up to floor %d opens nothing once this release has raised the floor to %d", a.Floor, r.Floor)
+		}
+		if err != nil {
 			return fmt.Errorf("approval %d: %w", i+1, err)
 		}
 	}

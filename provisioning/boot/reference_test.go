@@ -127,6 +127,8 @@ func TestReferenceHasOneForm(t *testing.T) {
 		{"approval without ref", approval(func(a *boot.Approval) { a.Ref = nil }), false},
 		{"approval with a short policy", approval(func(a *boot.Approval) { a.Policy = a.Policy[1:] }), false},
 		{"approval without signature", approval(func(a *boot.Approval) { a.Signature = nil }), false},
+		{"approval that its own release closes", approval(func(a *boot.Approval) { a.Floor = 2 }), false},
+		{"approval for any floor", approval(func(a *boot.Approval) { a.Floor = 0 }), true},
 		{"too many approvals", change(func(r *boot.Reference) { r.Approvals = slices.Repeat(r.Approvals, 33) }), false},
 	} {
 		switch got, err := boot.ParseReference(c.edit(b)); {
@@ -138,6 +140,22 @@ func TestReferenceHasOneForm(t *testing.T) {
 	}
 	if r.Policy = nil; string(r.Bytes()) == string(b) || r.Policy != nil {
 		t.Error("Bytes changes what it encodes")
+	}
+}
+
+// A reference cannot lie in the place of another.
+func TestTargetIsWhatItsPathSays(t *testing.T) {
+	r, b := golden(t)
+	if got, err := boot.ParseTarget("boot/POS_500/os_1.0.0.json", b); err != nil || got.Release != r.Release {
+		t.Errorf("got %+v and %v", got, err)
+	}
+	for _, path := range []string{"boot/POS_501/os_1.0.0.json", "boot/POS_500/os_1.1.0.json", "os/1.0.0/image", ""} {
+		if _, err := boot.ParseTarget(path, b); !errors.Is(err, boot.ErrReference) {
+			t.Errorf("%s: got %v, want ErrReference", path, err)
+		}
+	}
+	if _, err := boot.ParseTarget("boot/POS_500/os_1.0.0.json", b[:9]); !errors.Is(err, boot.ErrReference) {
+		t.Errorf("cut off: got %v, want ErrReference", err)
 	}
 }
 

@@ -56,12 +56,17 @@ type Target struct {
 // snapshots the hash is part of its name.
 func (t Target) File() string { return path.Join(path.Dir(t.Path), t.SHA256+"."+path.Base(t.Path)) }
 
+// ClassBoot is the class of a target that holds the boot reference values of a
+// release for a model. Nothing installs it.
+const ClassBoot = "boot"
+
 // Custom is what a release says about a target beyond TUF.
 type Custom struct {
-	Class   string `json:"class"` // agent
-	Version string `json:"version"`
-	OS      string `json:"os"`
-	Arch    string `json:"arch"`
+	Class   string `json:"class"`           // agent, or ClassBoot
+	Version string `json:"version"`         // of ClassBoot: the release, e.g. os/1.2.3
+	OS      string `json:"os,omitempty"`    // of programs
+	Arch    string `json:"arch,omitempty"`  // of programs
+	Model   string `json:"model,omitempty"` // of ClassBoot
 }
 
 // floor is what must never be undercut, kept apart from the metadata.

@@ -327,6 +327,25 @@ func (r *Repository) targets() (*metadata.Metadata[metadata.TargetsType], error)
 	return t, nil
 }
 
+// List returns what the newest targets metadata names, without looking at a
+// signature or a date: for a folder that was verified when it was put together.
+func (r *Repository) List() ([]Target, error) {
+	m, err := r.targets()
+	if err != nil {
+		return nil, err
+	}
+	var out []Target
+	for p, info := range m.Signed.Targets {
+		t, err := target(p, info)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	slices.SortFunc(out, func(a, b Target) int { return strings.Compare(a.Path, b.Path) })
+	return out, nil
+}
+
 // Root returns the first root, which images carry.
 func (r *Repository) Root() ([]byte, error) {
 	b, err := os.ReadFile(r.metadata("1.root.json"))

@@ -26,11 +26,18 @@ type keyCmd struct {
 }
 
 type keyCreate struct {
-	File string `arg:"" help:"Where to write it; readable by its owner only."`
+	File    string `arg:"" help:"Where to write it; readable by its owner only."`
+	Sealing string `help:"Make a sealing key (P-256), which approves the boots that a device's secrets open in, and write its public half here." placeholder:"FILE"`
 }
 
 // Run implements the command.
 func (c *keyCreate) Run(o *out) error {
+	if c.Sealing != "" {
+		if err := createSealing(c.File, c.Sealing); err != nil {
+			return err
+		}
+		return o.print(map[string]string{"file": c.File, "public": c.Sealing}, "%s  sealing key; devices get %s", c.File, c.Sealing)
+	}
 	key, err := trust.NewKey(c.File)
 	if err != nil {
 		return err
@@ -93,7 +100,11 @@ func verify(dir string) ([]trust.Target, error) {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
 	defer os.RemoveAll(state)
-	return trust.VerifyRepository(context.Background(), dir, state, root)
+	targets, err := trust.VerifyRepository(context.Background(), dir, state, root)
+	if err != nil {
+		return nil, err
+	}
+	return targets, checkReferences(dir, targets)
 }
 
 type repoShow struct {
@@ -140,6 +151,8 @@ type releaseAdd struct {
 	Version string `required:"" name:"version" help:"Its version, e.g. 1.2.3. A release never changes: a new binary needs a new version."`
 	OS      string `default:"linux" help:"What it runs on."`
 	Arch    string `help:"amd64 or arm64; that of this machine by default."`
+
+	Boot []string `help:"Boot reference values of this release, a file for each model; signed with it." placeholder:"FILE"`
 }
 
 // plain is a GOOS or GOARCH.
@@ -162,6 +175,10 @@ func (c *releaseAdd) Run(o *out) error {
 	if fi, err := os.Stat(c.Binary); errors.Is(err, fs.ErrNotExist) || err == nil && !fi.Mode().IsRegular() {
 		return usage{fmt.Errorf("--binary %s: no such file", c.Binary)}
 	}
+	refs, err := referenceTargets(c.Boot, "agent/"+c.Version)
+	if err != nil {
+		return err
+	}
 	keys, err := trust.ReadKeys(c.Keys)
 	if err != nil {
 		return err
@@ -170,9 +187,9 @@ func (c *releaseAdd) Run(o *out) error {
 		return err
 	}
 	path := "agent/" + c.Version + "/tillward-agent-" + c.OS + "-" + c.Arch
-	err = (&trust.Repository{Dir: c.Repo}).Add([]trust.NewTarget{{
+	err = (&trust.Repository{Dir: c.Repo}).Add(append([]trust.NewTarget{{
 		Path: path, File: c.Binary, Custom: trust.Custom{Class: "agent", Version: c.Version, OS: c.OS, Arch: c.Arch},
-	}}, keys)
+	}}, refs...), keys)
 	if err != nil {
 		return err
 	}
