@@ -1,4 +1,5 @@
-// Package catalog takes in signed releases and hands them to devices.
+// Package catalog takes in signed releases and hands them to devices, and the
+// boot reference values that were signed with them to the service.
 //
 // It promises that what devices can fetch is always a repository that verifies
 // as a whole: an upload is checked beside the one in use, as a device that
@@ -97,6 +98,9 @@ func (c *Catalog) Publish(ctx context.Context, r io.Reader) ([]fleet.Release, er
 	found, err := releases(targets)
 	if err != nil {
 		return nil, err
+	}
+	if _, err := references(stage, targets); err != nil {
+		return nil, fmt.Errorf("%w: %w", fleet.ErrInvalid, err)
 	}
 	names, err := verified(stage, root)
 	if err != nil {
@@ -235,10 +239,14 @@ func (c *Catalog) place(stage string, targets []trust.Target, names []string) er
 }
 
 // releases groups targets by their folder, which is class/version as signed.
+// Boot references are no releases: nothing installs them.
 func releases(targets []trust.Target) ([]fleet.Release, error) {
 	byID := make(map[fleet.ReleaseID]*fleet.Release)
 	var out []fleet.Release
 	for _, t := range targets {
+		if t.Custom.Class == trust.ClassBoot {
+			continue
+		}
 		id := fleet.ReleaseID(path.Dir(t.Path))
 		if want := t.Custom.Class + "/" + t.Custom.Version; string(id) != want || t.Custom.Class == "" || t.Custom.Version == "" {
 			return nil, fmt.Errorf("target %.100q says that it belongs to release %.100q; make releases with tillward-provision: %w", t.Path, want, fleet.ErrInvalid)
