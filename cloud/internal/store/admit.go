@@ -38,10 +38,7 @@ func (s *Store) admit(ctx context.Context, id fleet.DeviceID, t fleet.TenantID, 
 		if err != nil || !first {
 			return err
 		}
-		if adm, err = w.promote(ctx, id, serial, adm); err != nil {
-			return err
-		}
-		return nil
+		return w.promote(ctx, id, serial)
 	})
 	return adm, err
 }
@@ -80,13 +77,12 @@ func admission(r scanner, t fleet.TenantID, serial string) (adm fleet.Admission,
 
 // promote puts the newer certificate in use. What came with it replaces its
 // own elder too: a device that shows one has received both.
-func (w *writer) promote(ctx context.Context, id fleet.DeviceID, serial string, adm fleet.Admission) (fleet.Admission, error) {
-	err := w.exec(ctx, `UPDATE device SET recovery_serial = CASE WHEN next_recovery <> '' THEN next_recovery ELSE recovery_serial END, next_recovery = '',
+func (w *writer) promote(ctx context.Context, id fleet.DeviceID, serial string) error {
+	return w.exec(ctx, `UPDATE device SET recovery_serial = CASE WHEN next_recovery <> '' THEN next_recovery ELSE recovery_serial END, next_recovery = '',
 		cert_serial = CASE WHEN next_serial = ? THEN next_serial ELSE cert_serial END,
 		cert_not_after = CASE WHEN next_serial = ? THEN next_not_after ELSE cert_not_after END,
 		next_not_after = CASE WHEN next_serial = ? THEN 0 ELSE next_not_after END,
 		next_serial = CASE WHEN next_serial = ? THEN '' ELSE next_serial END WHERE id = ?`, serial, serial, serial, serial, id)
-	return adm, err
 }
 
 // SetRenewed notes what was issued to a device beside what it uses: a

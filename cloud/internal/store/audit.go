@@ -34,7 +34,7 @@ type entry struct {
 // hash, body and hash; a zero time is now. Without a tenant, every tenant can
 // read it.
 func (s *Store) Audit(ctx context.Context, ev fleet.AuditEvent) error {
-	err := s.tx(ctx, func(ctx context.Context, w *writer) error { return w.audit(ctx, ev.Tenant, ev) })
+	err := s.shared(ctx, func(ctx context.Context, w *writer) error { return w.audit(ctx, ev.Tenant, ev) })
 	if err != nil {
 		return fmt.Errorf("audit %s: %w", ev.Kind, err)
 	}

@@ -279,7 +279,7 @@ func (s *Store) MarkStale(ctx context.Context, before time.Time) ([]fleet.Device
 
 // SetPresence notes that a device came or went.
 func (s *Store) SetPresence(ctx context.Context, id fleet.DeviceID, online bool, when time.Time) error {
-	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+	err := s.shared(ctx, func(ctx context.Context, w *writer) error {
 		n, err := w.changed(ctx, `UPDATE device SET online = ?, last_seen = CASE WHEN ? > last_seen THEN ? ELSE last_seen END WHERE id = ?`,
 			online, ms(when), ms(when), id)
 		if err == nil && n == 0 {

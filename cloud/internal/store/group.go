@@ -21,6 +21,9 @@ const maxJobs = 512 // in one commit
 // the writer works for all of them. When shared returns nil, what f did
 // survives a power cut; f that fails takes nothing else with it.
 func (s *Store) shared(ctx context.Context, f func(context.Context, *writer) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	j := &job{f: f, done: make(chan struct{})}
 	s.mu.Lock()
 	s.jobs = append(s.jobs, j)

@@ -117,32 +117,33 @@ func (w *writer) leave(ctx context.Context, device fleet.DeviceID) error {
 	if err := w.row(ctx, `SELECT COUNT(*) FROM device WHERE former_of = ?`, device).Scan(&n); err != nil {
 		return err
 	}
-	former := fmt.Sprintf("%s.%d", device, n+1)
-	for _, q := range []string{
-		`UPDATE command SET state = 'EXPIRED', code = 'released', ended_at = ?3 WHERE device = ?2 AND state IN ('QUEUED', 'SENT')`,
-		`UPDATE execution SET state = 'CANCELED', reason = 'released', updated_at = ?3 WHERE device = ?2
-			AND state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'TIMED_OUT', 'CANCELED')`,
-		`INSERT INTO device (id, tenant, tier, model, serial, site, "group", label, ek_hash, ak_public, cert_serial, cert_not_after, trust, trust_reasons,
+	former, now := fmt.Sprintf("%s.%d", device, n+1), ms(w.now)
+	type step struct {
+		query string
+		args  []any
+	}
+	steps := []step{
+		{`UPDATE command SET state = 'EXPIRED', code = 'released', ended_at = ? WHERE device = ? AND state IN ('QUEUED', 'SENT')`, []any{now, device}},
+		{`UPDATE execution SET state = 'CANCELED', reason = 'released', updated_at = ? WHERE device = ?
+			AND state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'TIMED_OUT', 'CANCELED')`, []any{now, device}},
+		{`INSERT INTO device (id, tenant, tier, model, serial, site, "group", label, ek_hash, ak_public, cert_serial, cert_not_after, trust, trust_reasons,
 			attested_at, reset_count, online, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, former_of, left_at)
-			SELECT ?1, tenant, tier, model, serial, site, "group", label, 'former:' || ?1, ak_public, cert_serial, cert_not_after, 'stale', '["it was given up"]',
-			attested_at, reset_count, 0, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, id, ?3
-			FROM device WHERE id = ?2`,
-		`UPDATE state SET device = ?1 WHERE device = ?2`,
-		`UPDATE boot SET device = ?1 WHERE device = ?2`,
-		`UPDATE series SET device = ?1 WHERE device = ?2`,
-		`UPDATE event SET device = ?1 WHERE device = ?2`,
-		`UPDATE command SET device = ?1 WHERE device = ?2`,
-		`UPDATE execution SET device = ?1 WHERE device = ?2`,
-		`UPDATE attestation SET device = ?1 WHERE device = ?2`,
-		`UPDATE firmware_sighting SET device = ?1 WHERE device = ?2`,
-		`UPDATE firmware_event SET first_device = ?1 WHERE first_device = ?2`,
-		`UPDATE audit SET device = ?1, actor = ?1 WHERE device = ?2`,
-		`UPDATE trail SET device = ?1 WHERE device = ?2`,
-		`DELETE FROM device WHERE id = ?2`,
-	} {
-		if err := w.exec(ctx, q, former, device, ms(w.now)); err != nil {
+			SELECT ?, tenant, tier, model, serial, site, "group", label, ?, ak_public, cert_serial, cert_not_after, 'stale', '["it was given up"]',
+			attested_at, reset_count, 0, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, id, ?
+			FROM device WHERE id = ?`, []any{former, "former:" + former, now, device}},
+		{`UPDATE firmware_event SET first_device = ? WHERE first_device = ?`, []any{former, device}},
+		{`UPDATE audit SET device = ?, actor = ? WHERE device = ?`, []any{former, former, device}},
+	}
+	for _, table := range []string{"state", "boot", "series", "event", "command", "execution", "attestation", "firmware_sighting", "trail"} {
+		steps = append(steps, step{`UPDATE ` + table + ` SET device = ? WHERE device = ?`, []any{former, device}})
+	}
+	for _, step := range steps {
+		if err := w.exec(ctx, step.query, step.args...); err != nil {
 			return err
 		}
+	}
+	if err := w.exec(ctx, `DELETE FROM device WHERE id = ?`, device); err != nil {
+		return err
 	}
 	w.forget() // the ids of its boots and series are of the past
 	return nil

@@ -312,9 +312,9 @@ func (w *writer) moveExecution(ctx context.Context, device fleet.DeviceID, step 
 		e.State, e.Reason, e.Text, e.From, e.To, e.Done, e.Total, ms(e.OfferedAt), ms(e.UpdatedAt), e.ID); err != nil {
 		return nil, fmt.Errorf("move execution %s: %w", step.ID, err)
 	}
-	if e.State.Good() {
-		if err := w.commitRelease(ctx, e.ID); err != nil {
-			return nil, fmt.Errorf("commit release of execution %s: %w", step.ID, err)
+	if e.State.Ended() {
+		if err := w.settleBoot(ctx, e); err != nil {
+			return nil, fmt.Errorf("settle boot of execution %s: %w", step.ID, err)
 		}
 	}
 	return &e, nil

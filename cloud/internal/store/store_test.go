@@ -225,6 +225,10 @@ func TestTenants(t *testing.T) {
 	must(t, s.AddToken(ctx, fleet.Token{ID: "tok", Tenant: "main", Role: fleet.Admin, Hash: [32]byte{1}}, event("token.add")))
 	_, err = s.Commit(ctx, []store.Intake{{Device: id, Tenant: "main", At: noon, Samples: samples(1, 1)}})
 	must(t, err)
+	must(t, s.SeeFirmware(ctx, "main", "vend-1", id, []fleet.FirmwareEvent{{PCR: 7, Digest: "bb"}}))
+	manifest(t, s, 1)
+	must(t, s.Claim(ctx, "main", "dev-1", "code-1", "", "", fleet.AuditEvent{Kind: "device.claim"}))
+	must(t, s.NoteWaiting(ctx, asks(1, fleet.TierA, time.Now())))
 	running := []fleet.RolloutState{fleet.RolloutRunning}
 
 	for name, call := range map[string]func(fleet.TenantID) error{
@@ -258,6 +262,22 @@ func TestTenants(t *testing.T) {
 			_, err := s.Commit(ctx, []store.Intake{{Device: id, Tenant: x, At: noon, Samples: samples(2, 1)}})
 			return err
 		},
+		"Attestations": func(x fleet.TenantID) error { _, _, err := s.Attestations(ctx, x, id, fleet.Page{}); return err },
+		"Waive":        func(x fleet.TenantID) error { return s.Waive(ctx, x, id, fleet.Waiver{}, event("device.waive")) },
+		"Revoke and Readmit": func(x fleet.TenantID) error {
+			if err := s.Revoke(ctx, x, id, "lost", event("device.revoke")); err != nil {
+				return err
+			}
+			wantErr(t, "Readmit by another tenant", s.Readmit(ctx, "other", id, event("device.readmit")), fleet.ErrNotFound)
+			return s.Readmit(ctx, x, id, event("device.readmit"))
+		},
+		"Admit": func(x fleet.TenantID) error { _, err := s.Admit(ctx, id, x, "ab"); return err },
+		"SeeFirmware": func(x fleet.TenantID) error {
+			return s.SeeFirmware(ctx, x, "vend-1", id, []fleet.FirmwareEvent{{PCR: 4, Digest: "aa"}})
+		},
+		"DecideFirmware": func(x fleet.TenantID) error {
+			return s.DecideFirmware(ctx, x, "vend-1", 7, "bb", fleet.ApprovalGranted, event("firmware.decide"))
+		},
 		"RevokeToken": func(x fleet.TenantID) error { return s.RevokeToken(ctx, x, "tok", event("token.revoke")) },
 	} {
 		wantErr(t, name+" by another tenant", call("other"), fleet.ErrNotFound)
@@ -276,14 +296,23 @@ func TestTenants(t *testing.T) {
 		},
 		"Rollouts": func(x fleet.TenantID) (int, error) { l, _, err := s.Rollouts(ctx, x, fleet.Page{}); return len(l), err },
 		"Tokens":   func(x fleet.TenantID) (int, error) { l, err := s.Tokens(ctx, x); return len(l), err },
-		"Summary":  func(x fleet.TenantID) (int, error) { l, err := s.Summary(ctx, x); return l.Devices, err },
+		"FirmwareEvents": func(x fleet.TenantID) (int, error) {
+			l, _, err := s.FirmwareEvents(ctx, x, "", "", fleet.Page{})
+			return len(l), err
+		},
+		"FirmwareDecisions": func(x fleet.TenantID) (int, error) {
+			l, err := s.FirmwareDecisions(ctx, x, "vend-1")
+			return len(l), err
+		},
+		"Waiting": func(x fleet.TenantID) (int, error) { l, _, err := s.Waiting(ctx, x, fleet.Page{}); return len(l), err },
+		"Summary": func(x fleet.TenantID) (int, error) { l, err := s.Summary(ctx, x); return l.Devices, err },
 		"service trail": func(x fleet.TenantID) (int, error) {
 			l, _, err := s.AuditTrail(ctx, x, "", true, fleet.Page{})
 			return len(l), err
 		},
 	} {
-		// What belongs to no tenant (the release) is seen by every one.
-		none := map[string]int{"service trail": 1}[name]
+		// What belongs to no tenant (the release, the manifest) is seen by every one.
+		none := map[string]int{"service trail": 2}[name]
 		if n, err := count("stranger"); err != nil || n != none {
 			t.Errorf("%s of a stranger: got %d, %v, want %d", name, n, err, none)
 		}
@@ -351,6 +380,20 @@ func TestMigrates(t *testing.T) {
 			if tok, err := s.TokenByHash(ctx, [32]byte{}); err != nil || tok.Role != fleet.Admin {
 				t.Errorf("token: got %+v, %v", tok, err)
 			}
+			if version == 1 {
+				if d.BootRelease != "" || len(d.Findings) != 0 || !d.RevokedAt.IsZero() || d.Waiver != (fleet.Waiver{}) {
+					t.Errorf("device from before boots were judged: got %+v", d)
+				}
+			} else if l, _, err := s.Attestations(ctx, "main", "d1", fleet.Page{}); err != nil || len(l) != 1 || d.BootRelease != "agent/1.0.0" || string(d.BootDigest) != "D" ||
+				len(d.Findings) != 1 || d.Findings[0].Check != "boot.unjudged" || d.Waiver.By != "anna" || d.Next.CertSerial != "ac" || d.Recovery != "ad" {
+				t.Errorf("device with a judged boot: got %+v and %d appraisals, %v", d, len(l), err)
+			}
+			if adm, err := s.Admit(ctx, "d1", "main", "ab"); err != nil || adm != fleet.AdmitMember {
+				t.Errorf("admit: got %s, %v", adm, err)
+			}
+			if l, err := s.ListedEK(ctx, "ek1"); err != nil || l.Tenant != "main" || l.Site != "berlin" {
+				t.Errorf("listing: got %+v, %v", l, err)
+			}
 			// And it is written to as if it had always been new.
 			out, err := s.Commit(ctx, []store.Intake{{Device: "d1", Tenant: "main", At: noon, Samples: []fleet.Sample{
 				{Boot: [16]byte{1}, Seq: 1, Index: 0, At: noon, Peripheral: "printer", Name: "temp", Value: 21},
@@ -360,6 +403,9 @@ func TestMigrates(t *testing.T) {
 				t.Errorf("commit: got %+v, %v, want one new and one duplicate", out, err)
 			}
 			must(t, s.Audit(ctx, event("service.start")))
+			must(t, s.Appraised(ctx, good("d1", "agent/1.0.0", "new", noon), false))
+			must(t, s.PutOwnership(ctx, stands("d1", 9, "abc", fleet.Released), event("ownership.set")))
+			must(t, s.Reset(ctx, "d1", event("device.reset")))
 		})
 	}
 }

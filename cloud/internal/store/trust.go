@@ -21,7 +21,7 @@ const (
 	maxTouched = 4096        // steady verdicts in one commit
 )
 
-// boot is what is on file of a device's last boot.
+// lastBoot is what is on file of a device's last boot.
 type lastBoot struct {
 	trust    fleet.Trust
 	findings string
@@ -30,9 +30,9 @@ type lastBoot struct {
 	reset    uint32
 	revoked  int64
 
-	n       int64 // of the newest attestation; 0 before the first
-	newest  fleet.Attestation
-	quality string // its findings
+	n      int64 // of the newest attestation; 0 before the first
+	newest fleet.Attestation
+	found  string // its findings
 }
 
 const lastBootQuery = `SELECT d.trust, d.findings, d.boot_digest, d.boot_release, d.reset_count, d.revoked_at,
@@ -42,7 +42,7 @@ const lastBootQuery = `SELECT d.trust, d.findings, d.boot_digest, d.boot_release
 
 func scanLastBoot(r scanner) (b lastBoot, err error) {
 	err = r.Scan(&b.trust, &b.findings, &b.digest, &b.release, &b.reset, &b.revoked,
-		&b.n, &b.newest.Trust, &b.newest.Release, &b.newest.ResetCount, &b.newest.Digest, &b.quality)
+		&b.n, &b.newest.Trust, &b.newest.Release, &b.newest.ResetCount, &b.newest.Digest, &b.found)
 	return b, found(err)
 }
 
@@ -50,12 +50,13 @@ func scanLastBoot(r scanner) (b lastBoot, err error) {
 // evidence names no release: it is a boot that was judged before.
 func (b lastBoot) says(a fleet.Attestation, findings string) bool {
 	return b.n > 0 && b.newest.Trust == a.Trust && b.newest.ResetCount == a.ResetCount && bytes.Equal(b.newest.Digest, a.Digest) &&
-		b.quality == findings && (a.Release == "" || a.Release == b.newest.Release)
+		b.found == findings && (a.Release == "" || a.Release == b.newest.Release)
 }
 
 // Appraised notes what the verifier says about a device: its trust, what was
 // found, and, when it was accepted, the boot it was accepted for. A verdict
-// that says something new is kept. The reset count never grows smaller.
+// that says something new is kept. The reset count of an accepted quote is kept
+// too and never grows smaller.
 //
 // The release of an accepted boot becomes the one the device has committed to
 // when there is none yet, or when committed says so; otherwise only an
@@ -78,9 +79,13 @@ func (s *Store) Appraised(ctx context.Context, a fleet.Attestation, committed bo
 	}
 	findings := toJSON(a.Findings)
 	b, err := scanLastBoot(s.stmts.lastBoot.QueryRowContext(ctx, a.Device))
-	if err == nil && b.steady(a, findings, committed) {
+	switch {
+	case err != nil:
+	case b.steady(a, findings, committed):
 		err = s.touch(ctx, a.Device, a.At)
-	} else if err == nil {
+	case b.refused(a, findings):
+		return nil // it is all on file, and a device that keeps trying costs nothing
+	default:
 		err = s.shared(ctx, func(ctx context.Context, w *writer) error { return w.appraised(ctx, a, findings, committed) })
 	}
 	if err != nil {
@@ -96,6 +101,11 @@ func (b lastBoot) steady(a fleet.Attestation, findings string, committed bool) b
 		(a.Release == "" || a.Release == b.release || b.release != "" && !committed)
 }
 
+// refused reports whether a is no acceptance and nothing in it is new.
+func (b lastBoot) refused(a fleet.Attestation, findings string) bool {
+	return !a.Accepted() && b.revoked == 0 && b.trust == a.Trust && b.findings == findings && len(b.digest) == 0 && b.says(a, findings)
+}
+
 func (w *writer) appraised(ctx context.Context, a fleet.Attestation, findings string, committed bool) error {
 	b, err := scanLastBoot(w.row(ctx, lastBootQuery, a.Device))
 	if err != nil {
@@ -109,9 +119,9 @@ func (w *writer) appraised(ctx context.Context, a fleet.Attestation, findings st
 		reasons[i] = f.Text
 	}
 	var accepted int64
-	digest, release := []byte{}, b.release
+	digest, release, reset := []byte{}, b.release, b.reset
 	if a.Accepted() {
-		accepted = ms(a.At)
+		accepted, reset = ms(a.At), max(reset, a.ResetCount)
 		if a.Until.IsZero() {
 			digest = blob(a.Digest)
 			if a.Release != "" && (release == "" || committed) {
@@ -120,9 +130,8 @@ func (w *writer) appraised(ctx context.Context, a fleet.Attestation, findings st
 		}
 	}
 	if err := w.exec(ctx, `UPDATE device SET trust = ?, trust_reasons = ?, findings = ?, boot_digest = ?, boot_release = ?,
-		attested_at = CASE WHEN ? > attested_at THEN ? ELSE attested_at END,
-		reset_count = CASE WHEN ? > reset_count THEN ? ELSE reset_count END WHERE id = ?`,
-		a.Trust, toJSON(reasons), findings, digest, release, accepted, accepted, a.ResetCount, a.ResetCount, a.Device); err != nil {
+		attested_at = CASE WHEN ? > attested_at THEN ? ELSE attested_at END, reset_count = ? WHERE id = ?`,
+		a.Trust, toJSON(reasons), findings, digest, release, accepted, accepted, reset, a.Device); err != nil {
 		return err
 	}
 	if b.says(a, findings) {
@@ -233,15 +242,21 @@ func (s *Store) OfferedRelease(ctx context.Context, device fleet.DeviceID) (flee
 	return id, nil
 }
 
-// commitRelease notes that a device runs the release of an execution for good,
-// when that has reference values: from now on an older one is refused. A boot
-// that was accepted for another release is judged again.
-func (w *writer) commitRelease(ctx context.Context, e fleet.ExecutionID) error {
-	return w.exec(ctx, `UPDATE device SET boot_release = new."release", boot_digest = CASE WHEN new."release" = COALESCE(
-			(SELECT a."release" FROM attestation a WHERE a.device = device.id ORDER BY a.n DESC LIMIT 1), '') THEN boot_digest ELSE X'' END
-		FROM (SELECT e.device, r."release" FROM execution e JOIN rollout r ON r.id = e.rollout WHERE e.id = ? AND NOT `+superseded+`) AS new
-		WHERE device.id = new.device AND device.boot_release <> new."release"
-		AND EXISTS (SELECT 1 FROM boot_reference b WHERE b.model = device.model AND b."release" = new."release")`, e)
+// settleBoot notes what the end of an execution says of its device's boot. A
+// good end commits the device to the release, when that has reference values:
+// from now on an older one is refused. After any end, a boot that was accepted
+// for another release than the committed one is judged in full again.
+func (w *writer) settleBoot(ctx context.Context, e fleet.Execution) error {
+	if e.State.Good() {
+		if err := w.exec(ctx, `UPDATE device SET boot_release = new."release"
+			FROM (SELECT e.device, r."release" FROM execution e JOIN rollout r ON r.id = e.rollout WHERE e.id = ? AND NOT `+superseded+`) AS new
+			WHERE device.id = new.device
+			AND EXISTS (SELECT 1 FROM boot_reference b WHERE b.model = device.model AND b."release" = new."release")`, e.ID); err != nil {
+			return err
+		}
+	}
+	return w.exec(ctx, `UPDATE device SET boot_digest = X'' WHERE id = ? AND boot_release <> COALESCE(
+		(SELECT a."release" FROM attestation a WHERE a.device = device.id ORDER BY a.n DESC LIMIT 1), '')`, e.Device)
 }
 
 // prepared are the reads of the hot path.

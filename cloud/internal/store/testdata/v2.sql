@@ -19,3 +19,14 @@ VALUES (1, 'r1', 'main', 'agent/1.0.0', 'canary', 'RUNNING', '', 1790000000000, 
 INSERT INTO execution (n, id, rollout, device, state, updated_at) VALUES (1, 'x1', 'r1', 'd1', 'DOWNLOADING', 1790000000000);
 INSERT INTO token (id, tenant, name, role, hash, created_at, expires_at) VALUES ('t1', 'main', 'first', 'admin', X'0000000000000000000000000000000000000000000000000000000000000000', 1790000000000, 0);
 INSERT INTO listing (ek_hash, tenant, model, serial, site, "group", added_at) VALUES ('ek1', 'main', 'vend-1', 'S1', 'berlin', 'canary', 1789000000000);
+UPDATE device SET findings = '[{"check":"boot.unjudged","text":"nothing to compare with"}]', boot_digest = X'44', boot_release = 'agent/1.0.0', waiver_until = 1790003600000,
+  waiver_by = 'anna', waiver_reason = 'inventory week', next_serial = 'ac', next_not_after = 1797000000000, recovery_serial = 'ad' WHERE id = 'd1';
+INSERT INTO attestation (device, n, at, trust, "release", reset_count, digest, findings)
+VALUES ('d1', 1, 1790000000000, 'attested', 'agent/1.0.0', 4, X'44', '[{"check":"boot.unjudged","text":"nothing to compare with"}]');
+INSERT INTO boot_reference (model, "release", body, published_at) VALUES ('vend-1', 'agent/1.0.0', X'7B7D', 1790000000000);
+INSERT INTO firmware_event (n, tenant, model, pcr, digest, what, first_device, first_at, devices, state) VALUES (1, 'main', 'vend-1', 4, 'aa', 'boot manager', 'd1', 1790000000000, 1, 'open');
+INSERT INTO firmware_sighting (event, device) VALUES (1, 'd1');
+INSERT INTO listing (ek_hash, tenant, model, serial, site, "group", added_at, device, vendor, batch, order_number, claim_hash)
+VALUES ('ek2', '', 'vend-1', 'S2', '', '', 1789000000000, 'd2', 'acme', 'b1', 'PO-7', 'code');
+INSERT INTO waiting (device, ek_hash, tier, model, serial, source, first_at, last_at) VALUES ('d2', 'ek2', 'A', 'vend-1', 'S2', '192.0.2.1', 1789000000000, 1790000000000);
+INSERT INTO ownership (device, voucher, entries, owner, state) VALUES ('d1', X'616263', 2, 'main', 'owned');

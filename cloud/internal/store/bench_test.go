@@ -1,0 +1,80 @@
+package store_test
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/internal/store"
+)
+
+const benchFleet = 10_000
+
+// bigFleet opens a store with many devices whose boot was accepted.
+func bigFleet(b *testing.B) (*store.Store, []fleet.DeviceID) {
+	b.Helper()
+	dir := b.TempDir()
+	s, err := store.Open(b.Context(), dir, quiet)
+	must(b, err)
+	b.Cleanup(func() { _ = s.Close() })
+	const numbers = ` WITH RECURSIVE c(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM c WHERE n < ? - 1) `
+	sql1(b, dir, `INSERT INTO device (id, tenant, tier, model, serial, site, "group", label, ek_hash, ak_public, cert_serial, cert_not_after, trust, trust_reasons,
+		attested_at, reset_count, enrolled_at, boot_digest, boot_release)`+numbers+
+		`SELECT 'd' || n, 'main', 'C', 'vend-1', 'S' || n, 'berlin', '', '', 'ek' || n, randomblob(88), 'ab', 1, 'attested', '[]', 1, 8, 1, X'44', 'agent/1.0.0' FROM c`, benchFleet)
+	sql1(b, dir, `INSERT INTO trail (device, head, hash, entries, broken)`+numbers+`SELECT 'd' || n, 0, zeroblob(32), 0, 0 FROM c`, benchFleet)
+	sql1(b, dir, `INSERT INTO attestation (device, n, at, trust, "release", reset_count, digest, findings)`+numbers+
+		`SELECT 'd' || n, 1, 1, 'attested', 'agent/1.0.0', 8, X'44', '[]' FROM c`, benchFleet)
+	ids := make([]fleet.DeviceID, benchFleet)
+	for n := range ids {
+		ids[n] = fleet.DeviceID(fmt.Sprintf("d%d", n))
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	return s, ids
+}
+
+// each calls f for one device after another, many at once, as connections do.
+func each(b *testing.B, ids []fleet.DeviceID, f func(fleet.DeviceID) error) {
+	b.Helper()
+	var n atomic.Int64
+	b.SetParallelism(128)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := f(ids[int(n.Add(1))%len(ids)]); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}
+
+// BenchmarkAdmit is the first thing of every connection.
+func BenchmarkAdmit(b *testing.B) {
+	s, ids := bigFleet(b)
+	each(b, ids, func(id fleet.DeviceID) error { _, err := s.Admit(b.Context(), id, "main", "ab"); return err })
+}
+
+// BenchmarkAppraisedSteady is what a reconnect storm of devices costs that have not changed.
+func BenchmarkAppraisedSteady(b *testing.B) {
+	s, ids := bigFleet(b)
+	each(b, ids, func(id fleet.DeviceID) error { return s.Appraised(b.Context(), good(id, "", "D", time.Now()), false) })
+}
+
+// BenchmarkAppraisedChanged is a verdict that says something new: durable when it returns.
+func BenchmarkAppraisedChanged(b *testing.B) {
+	s, ids := bigFleet(b)
+	var n atomic.Int64
+	each(b, ids, func(id fleet.DeviceID) error {
+		return s.Appraised(b.Context(), good(id, "agent/1.0.0", fmt.Sprint(n.Add(1)), time.Now()), false)
+	})
+}
+
+// BenchmarkAppraisedAlone is the same from one connection: nobody shares its commit.
+func BenchmarkAppraisedAlone(b *testing.B) {
+	s, ids := bigFleet(b)
+	for n := range b.N {
+		must(b, s.Appraised(b.Context(), good(ids[n%len(ids)], "agent/1.0.0", fmt.Sprint(n), time.Now()), false))
+	}
+}
