@@ -9,11 +9,13 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
 
+const ownershipQuery = `SELECT device, voucher, entries, owner, state, deadline FROM ownership`
+
 // Ownership says where a device stands between two owners. One without a
 // voucher is fleet.ErrNotFound. It is for enrolment and for whoever has read
 // the device by its tenant.
 func (s *Store) Ownership(ctx context.Context, device fleet.DeviceID) (fleet.Ownership, error) {
-	o, err := scanOwnership(s.read.QueryRowContext(ctx, `SELECT device, voucher, entries, owner, state, deadline FROM ownership WHERE device = ?`, device))
+	o, err := scanOwnership(s.read.QueryRowContext(ctx, ownershipQuery+` WHERE device = ?`, device))
 	if err != nil {
 		return fleet.Ownership{}, fmt.Errorf("ownership of device %s: %w", device, err)
 	}
@@ -45,7 +47,7 @@ func scanOwnership(r scanner) (o fleet.Ownership, err error) {
 // ev names.
 func (s *Store) PutOwnership(ctx context.Context, o fleet.Ownership, ev fleet.AuditEvent) error {
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
-		have, err := scanOwnership(w.row(ctx, `SELECT device, voucher, entries, owner, state, deadline FROM ownership WHERE device = ?`, o.Device))
+		have, err := scanOwnership(w.row(ctx, ownershipQuery+` WHERE device = ?`, o.Device))
 		switch {
 		case errors.Is(err, fleet.ErrNotFound):
 		case err != nil:
@@ -70,7 +72,8 @@ func (s *Store) PutOwnership(ctx context.Context, o fleet.Ownership, ev fleet.Au
 }
 
 // Reset takes a device that was given up (fleet.Released) out of its tenant, so
-// that another owner may enrol it; one that was not is fleet.ErrConflict.
+// that another owner may enrol it; one that was not is fleet.ErrConflict, and
+// one that is nobody's fleet.ErrNotFound.
 //
 // Its past stays with the tenant, as a device of its own that FormerOf leads
 // back to the device: series, events, commands, executions, appraisals and the
@@ -83,25 +86,16 @@ func (s *Store) PutOwnership(ctx context.Context, o fleet.Ownership, ev fleet.Au
 // nobody's.
 func (s *Store) Reset(ctx context.Context, device fleet.DeviceID, ev fleet.AuditEvent) error {
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
-		var tenant fleet.TenantID
-		var ek string
-		var state fleet.OwnershipState
-		if err := w.row(ctx, `SELECT d.tenant, d.ek_hash, COALESCE(o.state, '') FROM device d LEFT JOIN ownership o ON o.device = d.id
-			WHERE d.id = ? AND d.former_of = ''`, device).Scan(&tenant, &ek, &state); err != nil {
-			return found(err)
+		o, err := scanOwnership(w.row(ctx, ownershipQuery+` WHERE device = ?`, device))
+		if err != nil && !errors.Is(err, fleet.ErrNotFound) {
+			return err
 		}
-		if state != fleet.Released {
+		tenant, err := w.unlist(ctx, device)
+		if err != nil {
+			return err
+		}
+		if o.State != fleet.Released {
 			return fmt.Errorf("its owner has not given it up: %w", fleet.ErrConflict)
-		}
-		if err := w.leave(ctx, device); err != nil {
-			return err
-		}
-		// The code on the label has done its work; the next owner comes by the voucher.
-		if err := w.exec(ctx, `UPDATE listing SET tenant = '', site = '', "group" = '', claim_hash = '', claimed_at = ? WHERE ek_hash = ? AND vendor <> ''`, ms(w.now), ek); err != nil {
-			return err
-		}
-		if err := w.exec(ctx, `DELETE FROM listing WHERE ek_hash = ? AND vendor = ''`, ek); err != nil {
-			return err
 		}
 		return w.audit(ctx, tenant, ev)
 	})
@@ -109,6 +103,27 @@ func (s *Store) Reset(ctx context.Context, device fleet.DeviceID, ev fleet.Audit
 		return fmt.Errorf("reset device %s: %w", device, err)
 	}
 	return nil
+}
+
+// unlist takes a device and its claim away from its tenant, whom it returns. One
+// that never enrolled has no past to leave.
+func (w *writer) unlist(ctx context.Context, device fleet.DeviceID) (tenant fleet.TenantID, err error) {
+	var ek string
+	err = found(w.row(ctx, `SELECT tenant, ek_hash FROM device WHERE id = ? AND former_of = ''`, device).Scan(&tenant, &ek))
+	switch {
+	case err == nil:
+		err = w.leave(ctx, device)
+	case errors.Is(err, fleet.ErrNotFound):
+		err = found(w.row(ctx, `SELECT tenant, ek_hash FROM listing WHERE device = ? AND tenant <> ''`, device).Scan(&tenant, &ek))
+	}
+	if err != nil {
+		return "", err
+	}
+	// The code on the label has done its work; the next owner comes by the voucher.
+	if err := w.exec(ctx, `UPDATE listing SET tenant = '', site = '', "group" = '', claim_hash = '', claimed_at = ? WHERE ek_hash = ? AND vendor <> ''`, ms(w.now), ek); err != nil {
+		return "", err
+	}
+	return tenant, w.exec(ctx, `DELETE FROM listing WHERE ek_hash = ? AND vendor = ''`, ek)
 }
 
 // leave gives the past of a device a name of its own and removes the device.

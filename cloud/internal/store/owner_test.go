@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -175,4 +176,41 @@ func TestResetUnlists(t *testing.T) {
 	if err != nil || n != 1 {
 		t.Errorf("after: got %d, %v, want 1", n, err)
 	}
+}
+
+// TestResetUnenrolled lets go of a device that was claimed and never came.
+func TestResetUnenrolled(t *testing.T) {
+	s := open(t, t.TempDir())
+	ctx := t.Context()
+	manifest(t, s, 1)
+	must(t, s.PutOwnership(ctx, stands("dev-1", 3, "abc", fleet.Released), event("ownership.set")))
+	wantErr(t, "nobody's", s.Reset(ctx, "dev-1", event("device.reset")), fleet.ErrNotFound)
+	must(t, s.Claim(ctx, "main", "dev-1", "code-1", "berlin", "", event("device.claim")))
+	must(t, s.Reset(ctx, "dev-1", event("device.reset")))
+	if l, err := s.ListedDevice(ctx, "dev-1"); err != nil || l.Tenant != "" || l.Site != "" {
+		t.Errorf("got %+v, %v, want nobody's", l, err)
+	}
+	wantErr(t, "its claim code", s.Claim(ctx, "main", "dev-1", "code-1", "", "", event("device.claim")), fleet.ErrClaim)
+}
+
+func TestLeaving(t *testing.T) {
+	s, ds := enrolled(t, 4)
+	for i, state := range []fleet.OwnershipState{fleet.Owned, fleet.Offered, fleet.Releasing, fleet.Released} {
+		must(t, s.PutOwnership(t.Context(), stands(ds[i].ID, 3, "abc", state), event("ownership.set")))
+	}
+	want := func(ids ...fleet.DeviceID) {
+		t.Helper()
+		l, err := s.Leaving(t.Context())
+		must(t, err)
+		var got []fleet.DeviceID
+		for _, o := range l {
+			got = append(got, o.Device)
+		}
+		if !slices.Equal(got, ids) {
+			t.Errorf("got %v, want %v", got, ids)
+		}
+	}
+	want(ds[2].ID, ds[3].ID)
+	must(t, s.Reset(t.Context(), ds[3].ID, event("device.reset")))
+	want(ds[2].ID)
 }
