@@ -395,15 +395,15 @@ func TestPowerCutBeforeTheKeyIsMade(t *testing.T) {
 	conf := softHSM(t)
 	token := open(t, conf)
 	dir := t.TempDir()
-	a, err := ca.Open(dir, "tenant", ca.Options{Keys: token})
-	if err != nil {
+	if _, err := ca.Open(dir, "tenant", ca.Options{Keys: token}); err != nil {
 		t.Fatal(err)
 	}
 	const file = "-----BEGIN TILLWARD TOKEN KEY-----\nLabel: tenant.2-0123\n\n-----END TILLWARD TOKEN KEY-----\n"
 	if err := os.WriteFile(filepath.Join(dir, "tenant.2.key"), []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if a, err = ca.Open(dir, "tenant", ca.Options{Keys: token}); err != nil {
+	a, err := ca.Open(dir, "tenant", ca.Options{Keys: token})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.Rotate(t.Context()); err != nil {

@@ -28,6 +28,7 @@ type cli struct {
 	Factory factoryCmd `cmd:"" help:"Devices on the line: their TPMs, manifest, claim codes and labels."`
 	Voucher voucherCmd `cmd:"" help:"Whose a device is: from the vendor to its next owner."`
 	Maker   makerCmd   `cmd:"" help:"Authorities of TPM makers."`
+	CA      caCmd      `cmd:"" name:"ca" help:"The authorities of a fleet: roots, which stay offline, and what they sign."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 

@@ -16,7 +16,10 @@ func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"tillward-pro
 // TestScripts runs the sessions in testdata.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata", Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "flip": flip, "owner-only": ownerOnly, "cmp-sheet": cmpSheet, "authority": newAuthority, "firmware": firmware},
+		Dir: "testdata", Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "flip": flip, "owner-only": ownerOnly, "cmp-sheet": cmpSheet, "authority": newAuthority, "firmware": firmware,
+			"issues": issues, "keyof": keyOf, "softtoken": softToken,
+		},
 	})
 }
 
