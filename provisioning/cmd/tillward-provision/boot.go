@@ -24,6 +24,7 @@ import (
 type bootCmd struct {
 	Observe bootObserve `cmd:"" help:"Make reference values of a box that is known to be good."`
 	Approve bootApprove `cmd:"" help:"Sign the state in which sealed secrets open, and put the approval into the reference values."`
+	Format  bootFormat  `cmd:"" help:"Bring reference values that were edited into their one form."`
 	Show    bootShow    `cmd:"" help:"Tell what reference values say."`
 	Check   bootCheck   `cmd:"" help:"Appraise a boot as the service would, and explain."`
 	Add     bootAdd     `cmd:"" help:"Release reference values without a binary: of the image that boxes are flashed with, or of a model that came later."`
@@ -165,6 +166,34 @@ func (c *bootApprove) Run(o *out) error {
 	}
 	return o.print(map[string]any{"file": c.Reference, "ref": c.Ref, "policy": hex.EncodeToString(a.Policy), "floor": floor},
 		"%s  approves %s in this state of PCR %s: policy %x", c.Reference, c.Ref, commas(a.PCRs), a.Policy)
+}
+
+type bootFormat struct {
+	File string `arg:"" help:"The reference values; replaced when they are right."`
+}
+
+// Run implements the command.
+func (c *bootFormat) Run(o *out) error {
+	b, err := readFile(c.File, boot.MaxReference)
+	if err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	var r boot.Reference
+	if err := dec.Decode(&r); err != nil {
+		return fmt.Errorf("%s: %w", c.File, err)
+	}
+	if dec.More() {
+		return fmt.Errorf("%s: goes on behind its end", c.File)
+	}
+	if _, err := boot.ParseReference(r.Bytes()); err != nil {
+		return fmt.Errorf("%s: %w", c.File, err)
+	}
+	if err := replace(c.File, r.Bytes()); err != nil {
+		return err
+	}
+	return o.print(map[string]string{"file": c.File}, "%s  %s boots %s", c.File, r.Model, r.Release)
 }
 
 type bootShow struct {

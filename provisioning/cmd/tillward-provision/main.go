@@ -1,5 +1,6 @@
 // Command tillward-provision is the factory and release tool: it makes keys,
-// keeps the repository of signed releases, and signs a vendor's lists of TPMs.
+// keeps the repository of signed releases with their boot reference values, and
+// signs a vendor's lists of TPMs.
 // It works offline, on the machine that holds the keys, and never talks to a
 // service.
 package main

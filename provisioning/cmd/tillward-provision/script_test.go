@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"tillward-pro
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata", Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "flip": flip, "owner-only": ownerOnly, "cmp-sheet": cmpSheet, "authority": newAuthority, "firmware": firmware,
+			"exits": exits, "flip": flip, "owner-only": ownerOnly, "cmp-sheet": cmpSheet, "authority": newAuthority, "firmware": firmware, "soften": soften,
 			"issues": issues, "keyof": keyOf, "softtoken": softToken,
 		},
 	})
