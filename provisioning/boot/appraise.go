@@ -42,7 +42,7 @@ type Result struct {
 	Release  string    // whose reference values the boot has; empty when quarantined
 	Chain    string    // by which of its ways
 	Findings []Finding // the worst first
-	Unknown  []Event   // what nobody has decided about yet
+	Unknown  []Event   // what nobody has decided about yet, each once, the first 32
 }
 
 // The checks of this room.
@@ -56,8 +56,10 @@ const (
 	checkMissing  = "boot.missing-event"
 )
 
+// A device that measures rubbish drowns neither the wire nor the queue.
 const (
 	maxFindings = 12
+	maxUnknown  = 32
 	maxText     = 400 // bytes
 )
 
@@ -210,7 +212,9 @@ func (f *fit) judge(j *judge, s step, pcr int, soft bool) {
 		f.add(checkRejected, pcr, digest, fmt.Sprintf("PCR %d holds an event that was rejected for this model (%s)%s: repair the device, or take the rejection back", pcr, s.seen.What, instead))
 		return
 	}
-	f.unknown = append(f.unknown, *s.seen)
+	if e := *s.seen; len(f.unknown) < maxUnknown && !slices.ContainsFunc(f.unknown, func(u Event) bool { return u.PCR == e.PCR && u.Digest == e.Digest }) {
+		f.unknown = append(f.unknown, e)
+	}
 	text := fmt.Sprintf("PCR %d holds an event that no release knows (%s)%s: approve it once for the model if you know where it comes from, or reject it", pcr, s.seen.What, instead)
 	if soft {
 		f.soft = append(f.soft, Finding{Check: checkUnknown, PCR: strconv.Itoa(pcr), Event: digest, Release: f.release, Text: clip(text)})

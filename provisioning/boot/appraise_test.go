@@ -336,8 +336,15 @@ func TestFindingsAreFew(t *testing.T) {
 		f.Events = append(f.Events, tpmfarm.Measured{PCR: i % 10, Data: []byte(strconv.Itoa(i))})
 	}
 	got := boot.Appraise([]boot.Reference{r}, nil, f.Registers(), f.Log())
-	if got.Trust != boot.Quarantined || len(got.Findings) != 12 || !strings.Contains(got.Findings[11].Text, "739 findings more") {
-		t.Errorf("got %s and %d findings, the last %+v", got.Trust, len(got.Findings), got.Findings[len(got.Findings)-1])
+	if got.Trust != boot.Quarantined || len(got.Findings) != 12 || !strings.Contains(got.Findings[11].Text, "739 findings more") || len(got.Unknown) != 32 {
+		t.Errorf("got %s, %d unknown events and %d findings, the last %+v", got.Trust, len(got.Unknown), len(got.Findings), got.Findings[len(got.Findings)-1])
+	}
+	f = tpmfarm.Default(running)
+	for range 9 {
+		f.Events = append(f.Events, tpmfarm.Measured{PCR: 8, Data: []byte("again")})
+	}
+	if got := boot.Appraise([]boot.Reference{r}, nil, f.Registers(), f.Log()); len(got.Unknown) != 1 || len(got.Findings) != 9 {
+		t.Errorf("one event nine times: got %d unknown events and %d findings, want 1 and 9", len(got.Unknown), len(got.Findings))
 	}
 }
 

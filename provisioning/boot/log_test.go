@@ -5,6 +5,9 @@ import (
 	"compress/gzip"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -179,6 +182,48 @@ func TestUnreadableLogs(t *testing.T) {
 	} {
 		if _, err := boot.ParseLog(c.log, c.pcrs); !errors.Is(err, boot.ErrLog) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v, want ErrLog with %q", c.name, err, c.want)
+		}
+	}
+}
+
+// Logs of real machines lie beside the library that reads them.
+func TestLogsOfRealMachines(t *testing.T) {
+	dir, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/google/go-attestation").Output()
+	if err != nil || len(bytes.TrimSpace(dir)) == 0 {
+		t.Skipf("no module cache: %v", err)
+	}
+	for name, policy := range map[string][]int{
+		"coreos_36_shielded_vm_no_secure_boot_eventlog":   {0, 2, 4, 7, 8, 9}, // GRUB
+		"ubuntu_2104_shielded_vm_no_secure_boot_eventlog": {0, 2, 4, 7, 8, 9},
+		"crypto_agile_eventlog":                           {0, 2, 4, 7},
+		"sb_cert_eventlog":                                {0, 4, 7}, // Secure Boot on
+	} {
+		raw, err := os.ReadFile(filepath.Join(string(bytes.TrimSpace(dir)), "attest", "testdata", name))
+		if err != nil {
+			t.Skip(err)
+		}
+		values, err := boot.Replay(raw)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		events, err := boot.ParseLog(raw, values)
+		if err != nil || len(events) < 10 {
+			t.Errorf("%s: got %d events and %v", name, len(events), err)
+		}
+		if packed, err := boot.Pack(raw); err != nil || len(packed) > boot.MaxLog/2 {
+			t.Errorf("%s: packs to %d bytes, %v", name, len(packed), err)
+		}
+		r, err := boot.ParseReference(boot.Observe(model, running, "grub", policy, events).Bytes())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := boot.Appraise([]boot.Reference{r}, nil, values, raw); got.Trust != boot.Attested {
+			t.Errorf("%s: got %+v", name, got)
+		}
+		values[4][0] ^= 1
+		if got := boot.Appraise([]boot.Reference{r}, nil, values, raw); got.Trust != boot.Quarantined || checks(got) != "boot.log-replay 4" {
+			t.Errorf("%s, another register 4: got %+v", name, got)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -281,6 +282,32 @@ func TestReleaseNeverChanges(t *testing.T) {
 	write(t, file, []byte("other"))
 	if err := w.repo.Add([]trust.NewTarget{{Path: path, File: file}}, w.keys); err == nil {
 		t.Error("a released target was replaced")
+	}
+}
+
+// Boot references are targets like others; a device sees what they are for.
+func TestBootReferenceIsATarget(t *testing.T) {
+	w := newWorld(t)
+	w.release(t, "1.2.3")
+	file := filepath.Join(t.TempDir(), "reference.json")
+	write(t, file, []byte("{}\n"))
+	want := trust.Custom{Class: trust.ClassBoot, Version: "agent/1.2.3", Model: "POS 500"}
+	if err := w.repo.Add([]trust.NewTarget{{Path: "boot/POS_500/agent_1.2.3.json", File: file, Custom: want}}, w.keys); err != nil {
+		t.Fatal(err)
+	}
+	root, err := w.repo.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	verified, err := trust.VerifyRepository(t.Context(), w.repo.Dir, t.TempDir(), root)
+	if err != nil || len(verified) != 2 || verified[1].Custom != want {
+		t.Fatalf("got %+v and %v, want %+v second", verified, err, want)
+	}
+	if listed, err := w.repo.List(); err != nil || !slices.Equal(listed, verified) {
+		t.Errorf("listed %+v and %v, want %+v", listed, err, verified)
+	}
+	if _, err := (&trust.Repository{Dir: t.TempDir()}).List(); err == nil {
+		t.Error("a folder without a repository was listed")
 	}
 }
 

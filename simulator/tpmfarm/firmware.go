@@ -12,6 +12,8 @@ import (
 	"unicode/utf16"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tillward/tillward/provisioning/boot"
 )
 
 // Types of events [TCG PC Client Platform Firmware Profile 1.06, 10.4.1].
@@ -186,6 +188,16 @@ func (f Firmware) Registers() [][]byte {
 		}
 	}
 	return values
+}
+
+// Reference is what the makers of this boot would sign for a model: the registers
+// that are the same on all tills of it.
+func (f Firmware) Reference(model, release string) (boot.Reference, error) {
+	events, err := boot.ParseLog(f.Log(), f.Registers())
+	if err != nil {
+		return boot.Reference{}, err
+	}
+	return boot.ParseReference(boot.Observe(model, release, "uefi", []int{0, 2, 4, 7, 8, 9}, events).Bytes())
 }
 
 // GUIDs as they are stored [UEFI 2.10, 3.3 and 32.4.1].

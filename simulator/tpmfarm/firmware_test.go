@@ -75,6 +75,15 @@ func TestVirtualBootHoldsAgainstAQuote(t *testing.T) {
 	if events, err := boot.ParseLog(raw, pcrs); err != nil || len(events) != len(f.Events) {
 		t.Errorf("got %d events and %v, want %d", len(events), err, len(f.Events))
 	}
+	for release, trust := range map[string]string{"os/1.0.0": boot.Attested, "os/1.1.0": boot.Quarantined} {
+		r, err := tpmfarm.Default(release).Reference("till", release)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := boot.Appraise([]boot.Reference{r}, nil, pcrs, raw); got.Trust != trust {
+			t.Errorf("measured against %s: got %+v, want %s", release, got, trust)
+		}
+	}
 }
 
 // A till that was attacked before the agent started.
