@@ -1,5 +1,5 @@
 import { afterEach, expect, test, vi } from 'vitest';
-import { call, get, Problem, rows, whenSignedOut } from './api';
+import { call, get, Problem, rows, upload, whenSignedOut } from './api';
 
 const answer = (status: number, body?: unknown) => {
   const f = vi.fn((_: string, __?: RequestInit) => Promise.resolve(new Response(body === undefined ? null : JSON.stringify(body), { status })));
@@ -57,4 +57,18 @@ test('a list is read by its keys, page after page, and not further than asked', 
   expect(f.mock.calls.map(([path]) => path).slice(1)).toEqual([
     '/v1/x?limit=1000', '/v1/x?limit=600&after=1000', '/v1/x?limit=1000', '/v1/x?limit=1000&after=1000', '/v1/x?limit=1000&after=2000',
   ]);
+});
+
+test('an empty page is not the end of a filtered list; a page that leads to itself is', async () => {
+  const pages: Record<string, { items: number[]; next: string }> = { '': { items: [], next: 'a' }, a: { items: [7], next: 'b' }, b: { items: [], next: 'b' } };
+  vi.stubGlobal('fetch', (path: string) => Promise.resolve(new Response(JSON.stringify(pages[new URL(path, 'http://tillward').searchParams.get('after') ?? '']))));
+  await expect(rows('/v1/audit?severity=alarm', 50)).resolves.toEqual({ items: [7], next: '' });
+});
+
+test('a file goes as it is, under the type it is asked for', async () => {
+  const f = answer(202);
+  await expect(upload('/v1/manifests', new Blob(['{}'], { type: 'text/plain' }), 'application/json')).resolves.toBeUndefined();
+  const init = f.mock.calls[0]?.[1];
+  expect(init?.headers).toEqual({ 'X-Tillward': '1', 'Content-Type': 'application/json' });
+  await expect((init?.body as Blob).text()).resolves.toBe('{}');
 });

@@ -12,7 +12,41 @@ export interface Device {
   last_seen: string | null; agent_version: string; slot: string; health: string; audit_head: number; audit_ok: boolean;
   samples: number; cert_serial: string; cert_not_after: string | null; ek_sha256: string; peripherals: Peripheral[];
   state: { started_at: string | null; spool_depth: number; spool_shed: number; audit_recorded: number; samples_recorded: number };
+  findings: Finding[]; boot_release: string; boot_digest: string; reset_count: number; waiver: Waiver | null; certificate: Certificate;
+  revoked_at: string | null; revoked_why: string; former_of: string; left_at: string | null; ownership?: Ownership;
 }
+
+export interface Finding { check: string; pcr?: string; event?: string; release?: string; text: string }
+export interface Waiver { until: string; by: string; reason: string }
+/** The certificate in use, the newer one that waits to be shown, and the one that opens quarantine only. */
+export interface Certificate { serial: string; not_after: string | null; next: Issued | null; recovery: string }
+export interface Issued { serial: string; not_after: string | null }
+export interface Ownership { state: string; owner: string; deadline: string | null; entries: number }
+export interface Attestation {
+  at: string | null; trust: string; release: string; reset_count: number; digest: string; findings: Finding[];
+}
+export interface Waiting {
+  device: string; ek_sha256: string; tier: string; model: string; serial: string; from: string;
+  first_at: string | null; last_at: string | null; listed: boolean; claimed: boolean;
+}
+export interface FirmwareEvent {
+  model: string; pcr: number; digest: string; what: string; devices: number; first_at: string | null; first: string;
+  state: string; by: string; at: string | null;
+}
+export interface Reference {
+  model: string; release: string; published_at: string | null;
+  body: { policy: number[] | null; soft: number[] | null; floor: number; chains: { name: string; registers: Record<string, unknown[]> | null }[] | null } | null;
+}
+export interface Issuing { serial: string; not_before: string | null; not_after: string | null; current: boolean }
+/** Someone who owns devices, or shall. */
+export interface Party { name: string; tenant?: string; key: string }
+/** What the voucher of a device says. */
+export interface Title {
+  device: string; vendor: string; model: string; serial: string; order: string; state: string; owner: Party; since: string | null;
+  may_transfer: boolean; next: Party | null; override: boolean; not_before: string | null; deadline: string | null; entries: number; voucher: string;
+}
+export interface Imported { device: string; serial: string; outcome: string; text: string }
+export interface Batch { vendor: string; batch: string; order: string; devices: number; added: number }
 
 export interface Summary {
   devices: number; online: number; by_trust: Record<string, number>; by_version: Record<string, number>;
@@ -57,7 +91,10 @@ export function whenSignedOut(f: () => void) { onSignedOut = f; }
 
 export async function call<T>(method: string, path: string, body?: unknown): Promise<T> {
   const init: RequestInit = { method, headers: { 'X-Tillward': '1' } };
-  if (body !== undefined) {
+  if (body instanceof Blob) {
+    init.headers = { ...init.headers, 'Content-Type': body.type };
+    init.body = body;
+  } else if (body !== undefined) {
     init.headers = { ...init.headers, 'Content-Type': 'application/json' };
     init.body = JSON.stringify(body);
   }
@@ -67,7 +104,10 @@ export async function call<T>(method: string, path: string, body?: unknown): Pro
   } catch {
     throw new Problem(0, 'The fleet service cannot be reached. Is it running?');
   }
-  if (res.ok) return (res.status === 204 ? undefined : await res.json()) as T;
+  if (res.ok) {
+    const text = await res.text();
+    return (text ? JSON.parse(text) : undefined) as T;
+  }
   if (res.status === 401 && !(method === 'POST' && path === '/v1/session')) onSignedOut();
   let detail = `The fleet service answered ${res.status}.`;
   try {
@@ -79,18 +119,21 @@ export async function call<T>(method: string, path: string, body?: unknown): Pro
 
 export const get = <T>(path: string) => call<T>('GET', path);
 
-/** The first `count` rows of a list, read by its keys in pages of what the service gives at once. */
+/** The first `count` rows of a list, read by its keys in pages of what the service gives at once. A filtered page may be empty and still not be the last. */
 export async function rows<T>(path: string, count: number): Promise<List<T>> {
   const all: List<T> = { items: [], next: '' };
   do {
     const query = new URLSearchParams({ limit: String(Math.min(1000, count - all.items.length)), ...(all.next && { after: all.next }) });
     const page = await get<List<T>>(`${path}${path.includes('?') ? '&' : '?'}${query}`);
     all.items.push(...page.items);
-    all.next = page.items.length > 0 ? page.next : '';
+    all.next = page.next === all.next ? '' : page.next;
   } while (all.next && all.items.length < count);
   return all;
 }
 
 export const post = <T>(path: string, body: unknown) => call<T>('POST', path, body);
+export const put = <T>(path: string, body: unknown) => call<T>('PUT', path, body);
 export const patch = <T>(path: string, body: unknown) => call<T>('PATCH', path, body);
+/** Sends a file as it is. */
+export const upload = <T>(path: string, file: Blob, type: string) => call<T>('POST', path, file.slice(0, file.size, type));
 export const id = encodeURIComponent;
