@@ -6,3 +6,5 @@ import type { Session } from './api';
 export const session = signal<Session | null>(null);
 /** May send commands, start rollouts and change devices. */
 export const operator = computed(() => session.value?.role === 'operator' || session.value?.role === 'admin');
+/** May change whom the fleet trusts. */
+export const admin = computed(() => session.value?.role === 'admin');

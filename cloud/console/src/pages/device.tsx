@@ -1,29 +1,36 @@
-import { type Device, id, type PeripheralEvent } from '../api';
+import { type Attestation, type Device, id, type PeripheralEvent } from '../api';
 import { reason } from '../format';
 import { useLive, useRows } from '../live';
+import { Appraisals } from '../parts/appraisals';
 import { Charts } from '../parts/chart';
 import { Commands } from '../parts/commands';
 import { Identity } from '../parts/identity';
+import { Ownership } from '../parts/ownership';
 import { PeripheralCard } from '../parts/peripheral';
+import { Till } from '../parts/till';
 import { Trail } from '../parts/trail';
 import { Badge, Card, Empty, Fault, Health, Loading, More, Page, Table, When } from '../parts/ui';
 
 export function DevicePage({ device }: { device: string }) {
   const { data: d, error, reload } = useLive<Device>(`/v1/devices/${id(device)}`, (c) => c.id === device);
+  const appraisals = useRows<Attestation>(`/v1/devices/${id(device)}/attestations`, (c) => c.kind === 'device' && c.id === device, 20);
   if (!d) return <Page title="Device" up={['/', 'Fleet']}>{error ? <Fault text={error} retry={reload} /> : <Loading />}</Page>;
-  const online = d.online ? <Badge state="online" /> : <Badge state="Offline" text="offline" />;
+  const online = d.former_of ? <Badge state="" text="moved on" /> : d.online ? <Badge state="online" /> : <Badge state="Offline" text="offline" />;
   return (
     <Page title={d.label || d.serial || d.id} up={['/', 'Fleet']} aside={<span class="badges"><Health health={d.health} online={d.online} />{online}</span>}
-      lead={d.online ? [d.site, d.group].filter(Boolean).join(' · ') : <>Last seen <When at={d.last_seen} />. Commands wait for its return.</>}>
+      lead={d.former_of ? <>It went to another owner <When at={d.left_at} />; what it left here is kept. The device itself was <code>{d.former_of}</code>.</> : d.online ? [d.site, d.group].filter(Boolean).join(' · ') : <>Last seen <When at={d.last_seen} />. Commands wait for its return.</>}>
       <Fault text={error} retry={reload} />
-      <Identity d={d} changed={reload} />
+      <Identity d={d} last={appraisals.items[0]} changed={reload} />
+      <Till d={d} changed={reload} />
       <Card title="Peripherals" note={d.online ? undefined : 'As last reported; the device is offline.'}>
         {d.peripherals.length === 0
           ? <Empty title="None reported yet.">They are listed in the agent's file, one <code>[[device]]</code> each, and show here within a minute of its start.</Empty>
           : <ul class="peripherals">{d.peripherals.map((p) => <PeripheralCard p={p} online={d.online} key={p.id} />)}</ul>}
       </Card>
       <Card title="Telemetry"><Charts device={device} /></Card>
-      <Commands device={device} online={d.online} />
+      {!d.former_of && <Commands device={device} online={d.online} trust={d.revoked_at ? 'revoked' : d.trust} />}
+      <Appraisals rows={appraisals} />
+      {!d.former_of && <Ownership d={d} />}
       <div class="pair">
         <Trail title="Audit trail" path={`/v1/devices/${id(device)}/audit`} own={d.id} concerns={(c) => c.kind === 'audit' && c.id === device} />
         <Events device={device} />

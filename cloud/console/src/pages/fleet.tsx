@@ -5,7 +5,7 @@ import { useLive, useRows } from '../live';
 import { Badge, Empty, Fault, Health, Loading, More, Page, Table, When } from '../parts/ui';
 import { go } from '../router';
 
-const nothing = { q: '', trust: '', online: '', site: '', group: '' };
+const nothing = { q: '', trust: '', online: '', site: '', group: '', former: '' };
 
 export function Fleet() {
   const [filter, setFilter] = useState(nothing);
@@ -28,6 +28,7 @@ export function Fleet() {
         </select></label>
         <Choice name="Site" value={filter.site} from={items.map((d) => d.site)} set={(site) => set({ site })} />
         <Choice name="Group" value={filter.group} from={items.map((d) => d.group)} set={(group) => set({ group })} />
+        <label class="check" title="What devices left behind that went to another owner"><input type="checkbox" checked={filter.former !== ''} onChange={(e) => set({ former: e.currentTarget.checked ? 'true' : '' })} /> Moved on</label>
         {filtered && <button type="button" class="quiet" onClick={() => setFilter(nothing)}>Clear</button>}
       </form>
       <Fault text={rows.error || sum.error} retry={rows.reload} />

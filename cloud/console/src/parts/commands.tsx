@@ -2,24 +2,27 @@ import { useState } from 'preact/hooks';
 import { type Command, id, type List, post } from '../api';
 import { span, words } from '../format';
 import { useRows } from '../live';
-import { Badge, Card, Empty, Fault, Loading, More, Operators, Table, When } from './ui';
+import { Badge, Card, Empty, Fault, Loading, More, Operators, save, Table, When } from './ui';
 
 const verbs: Record<string, string> = {
   identify: 'The till makes itself known: it prints a slip and says who it is.',
   'print-test': 'Prints a short test page and says whether it came out.',
   'collect-logs': 'Fetches the last lines of the agent\'s log.',
   'set-config': 'Changes one setting of the agent; the device checks it first.',
+  diagnose: 'Says how its TPM, its boot, its slots and its disk are.',
   reboot: 'Restarts the box. Selling stops until it is back, a minute or two.',
 };
+/** What reaches a device in quarantine, too. */
+const repairs = ['diagnose', 'collect-logs', 'reboot'];
 const settings: Record<string, string> = {
   label: 'up to 64 characters', poll_s: 'seconds, 5 to 3600', telemetry_s: 'seconds, 1 to 3600', log_level: 'debug, info, warn or error',
 };
 
-export function Commands({ device, online }: { device: string; online: boolean }) {
+export function Commands({ device, online, trust }: { device: string; online: boolean; trust: string }) {
   const rows = useRows<Command>(`/v1/commands?device=${id(device)}`, (c) => c.kind === 'command', 20, 500);
   return (
     <Card title="Commands" note="Signed, run at most once, and written to the audit trail.">
-      <Operators what="sending a command"><Send device={device} online={online} sent={rows.reload} /></Operators>
+      <Operators what="sending a command"><Send device={device} online={online} trust={trust} sent={rows.reload} /></Operators>
       <Fault text={rows.error} retry={rows.reload} />
       {!rows.data && !rows.error && <Loading />}
       {rows.data && rows.items.length === 0 && <Empty title="No command has been sent to this device.">Try <em>identify</em>: it is harmless and shows that the way there and back works.</Empty>}
@@ -52,23 +55,24 @@ function Row({ c }: { c: Command }) {
 /** What a command brought back: shown when it is text, and always there to keep. */
 function Output({ c }: { c: Command }) {
   const text = c.output_encoding !== 'base64';
-  const save = () => {
-    const bytes = text ? c.output : Uint8Array.from(atob(c.output), (x) => x.charCodeAt(0));
-    const url = URL.createObjectURL(new Blob([bytes], { type: 'application/octet-stream' }));
-    const a = Object.assign(document.createElement('a'), { href: url, download: `${c.verb}-${c.id}${text ? '.txt' : '.bin'}` });
-    a.click();
-    setTimeout(() => URL.revokeObjectURL(url), 10_000);
-  };
+  const keep = () => save(`${c.verb}-${c.id}${text ? '.txt' : '.bin'}`, text ? c.output : Uint8Array.from(atob(c.output), (x) => x.charCodeAt(0)));
   return (
     <details>
       <summary>Output</summary>
       {text ? <pre tabIndex={0} aria-label={`Output of ${c.verb}`}>{c.output}</pre> : <p class="dim">Not text.</p>}
-      <button type="button" onClick={save}>Save to a file</button>
+      <button type="button" onClick={keep}>Save to a file</button>
     </details>
   );
 }
 
-function Send({ device, online, sent }: { device: string; online: boolean; sent: () => void }) {
+/** Whether the command gets there now. */
+function reach(verb: string, online: boolean, trust: string): string {
+  if (trust === 'revoked') return 'The device is revoked: no command reaches it.';
+  if (trust === 'quarantined' && !repairs.includes(verb)) return `The device is quarantined: only ${repairs.join(', ')} reach it; this one waits until it is let in, for an hour.`;
+  return online ? '' : 'The device is offline: it gets the command when it returns, within an hour.';
+}
+
+function Send({ device, online, trust, sent }: { device: string; online: boolean; trust: string; sent: () => void }) {
   const [verb, setVerb] = useState('identify');
   const [reason, setReason] = useState('');
   const [key, setKey] = useState('label');
@@ -105,7 +109,7 @@ function Send({ device, online, sent }: { device: string; online: boolean; sent:
         {reboot && <label class="check"><input type="checkbox" checked={sure} onChange={(e) => setSure(e.currentTarget.checked)} /> Yes, restart it now</label>}
         <button type="submit" class={reboot ? 'danger' : 'main'} data-testid="command-send" disabled={busy || (reboot && (!sure || !reason.trim()))}>Send</button>
       </div>
-      <p class="dim">{verbs[verb]}{!online && ' The device is offline: it gets the command when it returns, within an hour.'}</p>
+      <p class="dim">{verbs[verb]} {reach(verb, online, trust)}</p>
       <div aria-live="polite">{done && <p class="ink good">{done}</p>}</div>
       <Fault text={error} />
     </form>

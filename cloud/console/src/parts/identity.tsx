@@ -1,67 +1,78 @@
-import { useState } from 'preact/hooks';
-import { type Device, id, patch } from '../api';
-import { clock, day, expiry } from '../format';
+import type { Attestation, Device, Finding } from '../api';
+import { clock, day, expiry, span } from '../format';
 import { now } from '../live';
-import { operator } from '../session';
-import { Badge, Card, Fault, When } from './ui';
+import { meanings, register, tiers, todo } from '../trust';
+import { Standing, Waived } from './standing';
+import { Badge, Card, When } from './ui';
 
-const tiers: Record<string, string> = {
-  A: 'TPM with its maker\'s certificate', B: 'TPM on the vendor\'s signed list', C: 'virtual TPM', D: 'software key',
-};
-const meanings: Record<string, string> = {
-  attested: 'It has proven that it is the device that was enrolled.', pending: 'It has not proven itself yet.', degraded: 'It proved less than it should.',
-  quarantined: 'It is kept from the fleet.', stale: 'Its last proof is too old.',
-};
+/** A device shows evidence again after this long, or a little more. */
+const every = 15 * 60_000;
 
-/** Who the device is, and what it has proven. */
-export function Identity({ d, changed }: { d: Device; changed: () => void }) {
-  const [edit, setEdit] = useState(false);
+/** What the device has proven, how it was judged, and what may be done about it. */
+export function Identity({ d, last, changed }: { d: Device; last: Attestation | undefined; changed: () => void }) {
   const cert = expiry(d.cert_not_after, now.value);
+  const findings = d.findings;
+  const c = d.certificate;
   return (
-    <Card title="Identity and trust" aside={operator.value && !edit && <button type="button" onClick={() => setEdit(true)}>Edit label, site, group</button>}>
-      {edit && <Edit d={d} done={(saved) => { setEdit(false); if (saved) changed(); }} />}
-      <div class={`verdict ${d.trust}`}>
-        <Badge state={d.trust} testid="device-trust" />
+    <Card title="Identity and attestation">
+      {d.waiver && Date.parse(d.waiver.until) > now.value && <Waived d={d} w={d.waiver} changed={changed} />}
+      {d.revoked_at && <p class="finding Fault" data-testid="device-revoked"><strong>Revoked <When at={d.revoked_at} />:</strong> {d.revoked_why}</p>}
+      <div class={`verdict ${d.revoked_at ? 'quarantined' : d.trust}`}>
+        <Badge state={d.trust} testid="device-trust" as={d.revoked_at ? 'bad' : undefined} text={d.revoked_at ? 'revoked' : undefined} />
         <div>
-          <p>{meanings[d.trust] ?? ''}{d.attested_at && <> Last proof <When at={d.attested_at} />.</>}</p>
-          {d.trust_reasons.length > 0 && <ul>{d.trust_reasons.map((r) => <li key={r}>{r}</li>)}</ul>}
+          <p>{d.revoked_at ? 'An operator shut it out: its certificates open nothing until it is readmitted.' : meanings[d.trust] ?? ''}</p>
+          {findings.length > 0
+            ? <ul class="findings">{findings.map((f) => <FindingItem f={f} key={f.check + f.pcr + f.event} />)}</ul>
+            : d.trust_reasons.length > 0 && <ul>{d.trust_reasons.map((r) => <li key={r}>{r}</li>)}</ul>}
         </div>
       </div>
       <dl class="facts">
-        <div><dt>Tier {d.tier}</dt><dd>{tiers[d.tier] ?? 'unknown kind of identity'}</dd></div>
-        <div><dt>Certificate</dt><dd title={clock(d.cert_not_after)}>{d.cert_not_after ? <>until {day(d.cert_not_after)} <span class={`ink ${cert.tone}`}>({cert.text})</span></> : 'none yet'}</dd></div>
-        <div><dt>Audit trail</dt><dd>{d.audit_ok ? <>{d.audit_head} entries, whole as received</> : <Badge state="alarm" text="gap or break: verify it below" />}</dd></div>
-        <div><dt>Agent</dt><dd>{d.agent_version ? <>{d.agent_version} from slot {d.slot || '–'}{d.state.started_at && <>, started <When at={d.state.started_at} /></>}</> : 'not reported yet'}</dd></div>
-        <div><dt>Site and group</dt><dd>{d.site || 'no site'}, {d.group || 'no group'}</dd></div>
-        <div><dt>Model and serial</dt><dd>{d.model || 'unknown model'}, {d.serial || 'no serial'}</dd></div>
-        <div><dt>Waiting on the device</dt><dd>{d.state.spool_depth === 0 ? 'nothing' : `${d.state.spool_depth} ${d.state.spool_depth === 1 ? 'message' : 'messages'}`}{d.state.spool_shed > 0 && <span class="ink bad">, {d.state.spool_shed} given up for lack of space</span>}</dd></div>
-        <div><dt>Joined</dt><dd>{d.enrolled_at ? <When at={d.enrolled_at} /> : 'not yet'}</dd></div>
-        <div><dt>Device id</dt><dd><code>{d.id}</code></dd></div>
+        <div><dt>Judged by</dt><dd>
+          {last?.release ? <>the reference values of <strong>{last.release}</strong></> : last ? 'no reference values: its boot was not judged' : 'nothing yet'}
+          {d.boot_release && d.boot_release !== last?.release && <small>The release that it committed to last is {d.boot_release}.</small>}
+        </dd></div>
+        <div><dt>Attested</dt><dd>{d.attested_at ? <>last <When at={d.attested_at} /></> : 'never'}; {next(d, now.value)}</dd></div>
+        <div><dt>Tier {d.tier}: {tiers[d.tier]?.short ?? 'unknown kind of identity'}</dt><dd>{tiers[d.tier]?.long}</dd></div>
+        <div><dt>Certificate</dt><dd title={clock(d.cert_not_after)}>
+          {d.cert_not_after ? <>until {day(d.cert_not_after)} <span class={`ink ${cert.tone}`}>({cert.text})</span></> : 'none yet'}
+          {c.next && <small>A newer one, until {day(c.next.not_after)}, waits to be shown first; then this one ends.</small>}
+        </dd></div>
+        <div><dt>Recovery certificate</dt><dd>{c.recovery ? <>issued; opens quarantine only, for repair</> : 'none; a repair would begin with enrolment'}</dd></div>
+        <div><dt>Starts of its TPM</dt><dd>{d.reset_count > 0 ? <>{d.reset_count}; grows with each restart and never goes back</> : 'not proven yet'}</dd></div>
       </dl>
-      <details><summary>Keys</summary>
+      <details><summary>Keys and digests</summary>
         <dl class="facts keys">
           <div><dt>Endorsement key, SHA-256</dt><dd><code>{d.ek_sha256 || '–'}</code></dd></div>
           <div><dt>Certificate serial</dt><dd><code>{d.cert_serial || '–'}</code></dd></div>
+          {c.next && <div><dt>Serial of the newer certificate</dt><dd><code>{c.next.serial}</code></dd></div>}
+          {c.recovery && <div><dt>Serial of the recovery certificate</dt><dd><code>{c.recovery}</code></dd></div>}
+          <div><dt>Digest of the boot that was accepted last</dt><dd><code>{d.boot_digest || '–'}</code></dd></div>
         </dl>
       </details>
+      {!d.former_of && <Standing d={d} changed={changed} />}
     </Card>
   );
 }
 
-function Edit({ d, done }: { d: Device; done: (saved: boolean) => void }) {
-  const [v, setV] = useState({ label: d.label, site: d.site, group: d.group });
-  const [error, setError] = useState('');
-  const save = async (e: Event) => {
-    e.preventDefault();
-    try { await patch<Device>(`/v1/devices/${id(d.id)}`, v); done(true); } catch (err) { setError((err as Error).message); }
-  };
+/** When the next proof is due. */
+function next(d: Device, at: number): string {
+  if (d.revoked_at || d.former_of) return 'no more';
+  if (!d.online) return 'next when it connects';
+  if (!d.attested_at) return 'next any moment';
+  const left = Date.parse(d.attested_at) + every - at;
+  return left > 60_000 ? `next in about ${span(left)}` : 'next any moment';
+}
+
+/** A finding as a sentence, what it is about, and what to do. */
+export function FindingItem({ f, short }: { f: Finding; short?: boolean }) {
   return (
-    <form class="row inset" onSubmit={(e) => void save(e)}>
-      {(['label', 'site', 'group'] as const).map((k, i) => (
-        <label key={k}>{k[0]!.toUpperCase() + k.slice(1)} <input value={v[k]} maxLength={64} autofocus={i === 0} onInput={(e) => setV({ ...v, [k]: e.currentTarget.value })} /></label>
-      ))}
-      <button type="submit" class="main">Save</button><button type="button" onClick={() => done(false)}>Cancel</button>
-      <Fault text={error} />
-    </form>
+    <li>
+      {f.text}
+      <small>
+        {[f.pcr && register(f.pcr), f.event && `event ${f.event}`, f.release && `release ${f.release}`].filter(Boolean).map((t) => <span key={t}>{t}, </span>)}
+        check <code>{f.check}</code>
+      </small>
+      {!short && todo(f.check) && <p class="todo">{todo(f.check)}</p>}
+    </li>
   );
 }

@@ -1,9 +1,9 @@
 // Small pieces that every page uses.
 import type { ComponentChildren } from 'preact';
-import { useEffect, useRef } from 'preact/hooks';
+import { useEffect, useRef, useState } from 'preact/hooks';
 import { ago, clock, tone, type Tone, words } from '../format';
-import { now } from '../live';
-import { operator } from '../session';
+import { now, type Rows } from '../live';
+import { admin, operator } from '../session';
 
 const shapes: Record<Tone, string> = {
   good: 'M3 8.5l3.2 3L13 4.8', warn: 'M8 3.5v5.5M8 11.8v.7', bad: 'M4 4l8 8M12 4l-8 8', busy: 'M3.5 8h.01M8 8h.01M12.5 8h.01', dim: 'M4 8h8',
@@ -81,6 +81,56 @@ export function Operators({ what, children }: { what: string; children: Componen
   return operator.value ? <>{children}</> : <p class="dim">Your token may look, not act: {what} takes one with the role operator.</p>;
 }
 
+/** The same for what changes whom the fleet trusts. */
+export function Admins({ what, children }: { what: string; children: ComponentChildren }) {
+  return admin.value ? <>{children}</> : <p class="dim">Your token may not do this: {what} takes one with the role admin.</p>;
+}
+
+/** Does one thing at a time and keeps what came of it: the fault, or what to say when it is done. */
+export function useAct(): { busy: boolean; error: string; done: string; act: (f: () => Promise<unknown>, done: string) => Promise<boolean> } {
+  const [s, set] = useState({ busy: false, error: '', done: '' });
+  const act = async (f: () => Promise<unknown>, done: string) => {
+    set({ busy: true, error: '', done: '' });
+    try {
+      await f();
+      set({ busy: false, error: '', done });
+      return true;
+    } catch (e) {
+      set({ busy: false, error: (e as Error).message, done: '' });
+      return false;
+    }
+  };
+  return { ...s, act };
+}
+
+/** What came of an act, told to a screen reader, too. */
+export function Outcome({ done, error }: { done: string; error: string }) {
+  return <><div aria-live="polite">{done && <p class="ink good">{done}</p>}</div><Fault text={error} /></>;
+}
+
+/** A form that a button opened: it takes the focus, and gives it back when it goes. */
+export function Opened({ class: name, send, children }: { class: string; send: () => void; children: ComponentChildren }) {
+  const form = useRef<HTMLFormElement>(null);
+  useEffect(() => {
+    const from = document.activeElement;
+    form.current?.querySelector<HTMLElement>('input, select')?.focus();
+    return () => { if (from instanceof HTMLElement && from.isConnected) from.focus(); };
+  }, []);
+  return <form ref={form} class={name} onSubmit={(e) => { e.preventDefault(); send(); }}>{children}</form>;
+}
+
+/** What a list shows before, instead of and after its rows: fault, loading, nothing, more. */
+export function Listed<T>({ rows, empty, children }: { rows: Rows<T>; empty: ComponentChildren; children: ComponentChildren }) {
+  return (
+    <>
+      <Fault text={rows.error} retry={rows.reload} />
+      {!rows.data && !rows.error && <Loading />}
+      {rows.data && (rows.items.length === 0 ? empty : children)}
+      <More rows={rows} />
+    </>
+  );
+}
+
 /** A table; on a phone each row becomes a small card, its cells named by the head. */
 export function Table({ label, head, children }: { label: string; head: string[]; children: ComponentChildren }) {
   return (
@@ -93,4 +143,11 @@ export function Table({ label, head, children }: { label: string; head: string[]
 /** The end of a list that goes on. */
 export function More({ rows }: { rows: { more: (() => void) | undefined } }) {
   return rows.more ? <button type="button" class="more" onClick={rows.more}>Show more</button> : null;
+}
+
+/** Hands something over as a file. */
+export function save(name: string, content: BlobPart) {
+  const url = URL.createObjectURL(new Blob([content], { type: 'application/octet-stream' }));
+  Object.assign(document.createElement('a'), { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
