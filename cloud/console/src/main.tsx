@@ -10,6 +10,7 @@ import { Releases } from './pages/releases';
 import { RolloutPage } from './pages/rollout';
 import { Rollouts } from './pages/rollouts';
 import { SignIn } from './pages/signin';
+import { WaitingPage } from './pages/waiting';
 import { Empty, Mark, Page } from './parts/ui';
 import { go, path, plain } from './router';
 import { session } from './session';
@@ -22,13 +23,14 @@ function Route() {
     case '': return <Fleet />;
     case 'device': return <DevicePage device={plain(rest ?? '')} key={rest} />;
     case 'rollouts': return rest ? <RolloutPage rollout={plain(rest)} key={rest} /> : <Rollouts />;
+    case 'waiting': return <WaitingPage />;
     case 'releases': return <Releases />;
     case 'audit': return <Audit />;
   }
   return <Page title="No such page"><Empty title="There is nothing at this address."><a href="/">Back to the fleet</a></Empty></Page>;
 }
 
-const nav = [['/', 'Fleet'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/audit', 'Audit']] as const;
+const nav = [['/', 'Fleet'], ['/waiting', 'Waiting'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/audit', 'Audit']] as const;
 
 function Live() {
   const text = live.value === 'on' ? 'Live' : live.value === 'off' ? 'Reconnecting' : 'Connecting';
