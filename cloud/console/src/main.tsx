@@ -1,14 +1,18 @@
 // The console: who is signed in, the frame, and which page is shown.
 import { render } from 'preact';
-import { useEffect, useState } from 'preact/hooks';
-import { call, get, type Session, whenSignedOut } from './api';
-import { connect, disconnect, live } from './live';
+import { useEffect, useRef, useState } from 'preact/hooks';
+import { alarms, concern, seen } from './alarms';
+import { type AuditEvent, call, get, type List, type Session, whenSignedOut } from './api';
+import { connect, disconnect, live, useLive } from './live';
+import { Alarms } from './pages/alarms';
 import { Audit } from './pages/audit';
 import { DevicePage } from './pages/device';
+import { Firmware } from './pages/firmware';
 import { Fleet } from './pages/fleet';
 import { Releases } from './pages/releases';
 import { RolloutPage } from './pages/rollout';
 import { Rollouts } from './pages/rollouts';
+import { Settings } from './pages/settings';
 import { SignIn } from './pages/signin';
 import { WaitingPage } from './pages/waiting';
 import { Empty, Mark, Page } from './parts/ui';
@@ -23,14 +27,27 @@ function Route() {
     case '': return <Fleet />;
     case 'device': return <DevicePage device={plain(rest ?? '')} key={rest} />;
     case 'rollouts': return rest ? <RolloutPage rollout={plain(rest)} key={rest} /> : <Rollouts />;
-    case 'waiting': return <WaitingPage />;
     case 'releases': return <Releases />;
+    case 'waiting': return <WaitingPage />;
+    case 'firmware': return <Firmware />;
+    case 'alarms': return <Alarms />;
     case 'audit': return <Audit />;
+    case 'settings': return <Settings />;
   }
   return <Page title="No such page"><Empty title="There is nothing at this address."><a href="/">Back to the fleet</a></Empty></Page>;
 }
 
-const nav = [['/', 'Fleet'], ['/waiting', 'Waiting'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/audit', 'Audit']] as const;
+const nav = [
+  ['/', 'Fleet'], ['/alarms', 'Alarms'], ['/waiting', 'Waiting'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/firmware', 'Firmware'],
+  ['/audit', 'Audit'], ['/settings', 'Settings'],
+] as const;
+
+/** How many alarms nobody here has looked at. */
+function Count() {
+  const newest = useLive<List<AuditEvent>>(`${alarms}&limit=100`, concern, 30_000);
+  const n = (newest.data?.items ?? []).filter((e) => e.seq > seen.value).length;
+  return n > 0 ? <span class="count" data-testid="alarm-count">{n >= 100 ? '99+' : n}<span class="hidden"> not looked at</span></span> : null;
+}
 
 function Live() {
   const text = live.value === 'on' ? 'Live' : live.value === 'off' ? 'Reconnecting' : 'Connecting';
@@ -40,6 +57,9 @@ function Live() {
 function Frame() {
   const s = session.value!;
   const here = (to: string) => (to === '/' ? path.value === '/' || path.value.startsWith('/device') : path.value.startsWith(to));
+  const menu = useRef<HTMLElement>(null);
+  // On a phone the menu is wider than the page; what is open is in its middle.
+  useEffect(() => { menu.current?.querySelector('[aria-current]')?.scrollIntoView({ block: 'nearest', inline: 'center' }); }, [path.value]);
   const out = async () => {
     await call('DELETE', '/v1/session').catch(() => undefined);
     disconnect();
@@ -51,7 +71,7 @@ function Frame() {
       <a class="skip" href="#main">Skip to content</a>
       <header class={live.value === 'off' ? 'cut' : undefined}>
         <a class="brand" href="/"><Mark />Tillward</a>
-        <nav aria-label="Main">{nav.map(([to, text]) => <a href={to} key={to} aria-current={here(to) ? 'page' : undefined}>{text}</a>)}</nav>
+        <nav aria-label="Main" ref={menu}>{nav.map(([to, text]) => <a href={to} key={to} aria-current={here(to) ? 'page' : undefined}>{text}{to === '/alarms' && <> <Count /></>}</a>)}</nav>
         <Live />
         <span class="who" title={`tenant ${s.tenant}`}>{s.name}{s.name !== s.role && `, ${s.role}`}</span>
         <button type="button" class="quiet" onClick={() => void out()}>Sign out</button>

@@ -1,0 +1,55 @@
+import { useState } from 'preact/hooks';
+import { type Issuing, type List, post } from '../api';
+import { clock, day, expiry } from '../format';
+import { now, useLive } from '../live';
+import { Reasoned } from '../parts/standing';
+import { Admins, Badge, Card, Empty, Fault, Loading, Outcome, Page, Table, useAct } from '../parts/ui';
+
+export function Settings() {
+  return (
+    <Page title="Settings" lead="What the whole service rests on.">
+      <Authority />
+    </Page>
+  );
+}
+
+/** Who signs device certificates. */
+function Authority() {
+  const { data, error, reload } = useLive<List<Issuing>>('/v1/authority', (c) => c.kind === 'audit', 5000);
+  const [open, setOpen] = useState(false);
+  const { busy, error: fault, done, act } = useAct();
+  const rotate = async (reason: string) => {
+    if (await act(() => post('/v1/authority/rotate', { reason }), 'New certificates are signed with the new one from now on.')) { setOpen(false); reload(); }
+  };
+  return (
+    <Card title="Certificate authority" note="Its root is offline; an issuing certificate below signs for devices. The old one stays believed until the last certificate that it signed has ended.">
+      <Fault text={error} retry={reload} />
+      {!data && !error && <Loading />}
+      {data?.items.length === 0 && <Empty title="There is no issuing certificate.">The service makes one at its first start, or is given one with <code>tillward-provision ca sign</code>. Its log says why there is none.</Empty>}
+      {data && data.items.length > 0 && (
+        <Table label="Issuing certificates" head={['Serial', 'Use', 'Valid since', 'Ends']}>
+          {data.items.map((c) => {
+            const end = expiry(c.not_after, now.value);
+            return (
+              <tr key={c.serial} data-testid="issuing-row" data-current={c.current}>
+                <td class="name"><code>{c.serial}</code></td>
+                <td data-label="Use"><Badge state="" as={c.current ? 'good' : 'dim'} text={c.current ? 'signs new certificates' : 'believed only'} /></td>
+                <td data-label="Valid since">{day(c.not_before)}</td>
+                <td data-label="Ends"><span title={clock(c.not_after)}>{day(c.not_after)}</span> <span class={`ink ${end.tone}`}>({end.text})</span></td>
+              </tr>
+            );
+          })}
+        </Table>
+      )}
+      <Admins what="rotating the authority">
+        <div class="row acts"><button type="button" aria-expanded={open} data-testid="rotate-open" onClick={() => setOpen(!open)}>Rotate…</button></div>
+        {open && (
+          <Reasoned verb="Rotate" busy={busy} close={() => setOpen(false)} send={(reason) => void rotate(reason)}>
+            Makes a new issuing certificate under the same root. No device loses its connection: each renews its own certificate in its own time, and the old issuer is believed meanwhile.
+          </Reasoned>
+        )}
+      </Admins>
+      <Outcome done={done} error={fault} />
+    </Card>
+  );
+}
