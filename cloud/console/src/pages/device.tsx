@@ -1,8 +1,8 @@
+import { useEffect, useState } from 'preact/hooks';
 import { type Attestation, type Device, id, type PeripheralEvent } from '../api';
 import { reason } from '../format';
 import { useLive, useRows } from '../live';
 import { Appraisals } from '../parts/appraisals';
-import { Charts } from '../parts/chart';
 import { Commands } from '../parts/commands';
 import { Identity } from '../parts/identity';
 import { Ownership } from '../parts/ownership';
@@ -27,7 +27,7 @@ export function DevicePage({ device }: { device: string }) {
           ? <Empty title="None reported yet.">They are listed in the agent's file, one <code>[[device]]</code> each, and show here within a minute of its start.</Empty>
           : <ul class="peripherals">{d.peripherals.map((p) => <PeripheralCard p={p} online={d.online} key={p.id} />)}</ul>}
       </Card>
-      <Card title="Telemetry"><Charts device={device} /></Card>
+      <Card title="Telemetry"><Telemetry device={device} /></Card>
       {!d.former_of && <Commands device={device} online={d.online} trust={d.revoked_at ? 'revoked' : d.trust} />}
       <Appraisals rows={appraisals} />
       {!d.former_of && <Ownership d={d} />}
@@ -37,6 +37,17 @@ export function DevicePage({ device }: { device: string }) {
       </div>
     </Page>
   );
+}
+
+/** The charts, whose code is fetched when they are first looked at: it is a third of all there is. */
+function Telemetry({ device }: { device: string }) {
+  const [Charts, setCharts] = useState<typeof import('../parts/chart').Charts>();
+  const [error, setError] = useState('');
+  useEffect(() => {
+    import('../parts/chart').then((m) => setCharts(() => m.Charts), () => setError('The charts cannot be fetched: the service was updated or cannot be reached. Load the page again.'));
+  }, []);
+  if (error) return <Fault text={error} retry={() => location.reload()} />;
+  return Charts ? <Charts device={device} /> : <Loading />;
 }
 
 function Events({ device }: { device: string }) {
