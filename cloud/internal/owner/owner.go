@@ -170,8 +170,8 @@ func refusal(err error) bool {
 	return false
 }
 
-// mark names how far a chain was seen, for a device.
-func mark(m deed.Mark) string { return fmt.Sprintf("%d:%s", m.Count, hex.EncodeToString(m.Head)) }
+// Mark names how far a chain was seen, as the command Relinquish does.
+func Mark(m deed.Mark) string { return fmt.Sprintf("%d:%s", m.Count, hex.EncodeToString(m.Head)) }
 
 // Ready has a device that is connected give up this owner, when it has to.
 func (r *Registry) Ready(ctx context.Context, device fleet.DeviceID) error {
@@ -183,7 +183,7 @@ func (r *Registry) Ready(ctx context.Context, device fleet.DeviceID) error {
 }
 
 func (r *Registry) relinquish(ctx context.Context, h *holding) error {
-	return r.o.Relinquish(ctx, r.o.Tenant, h.Device, mark(h.state.Mark), "accepted by "+h.state.Owner.Name)
+	return r.o.Relinquish(ctx, r.o.Tenant, h.Device, Mark(h.state.Mark), "accepted by "+h.state.Owner.Name)
 }
 
 // Relinquish is the verb of the command that has a device give up its owner.
@@ -265,7 +265,7 @@ func (r *Registry) release(ctx context.Context, c fleet.Command) error {
 	r.chain.Lock()
 	defer r.chain.Unlock()
 	h, err := r.held(ctx, c.Device)
-	if err != nil || h == nil || h.State != fleet.Releasing && h.State != fleet.Released || c.Args["mark"] != mark(h.state.Mark) {
+	if err != nil || h == nil || h.State != fleet.Releasing && h.State != fleet.Released || c.Args["mark"] != Mark(h.state.Mark) {
 		return err
 	}
 	if c.State != fleet.CommandSucceeded {
@@ -280,7 +280,7 @@ func (r *Registry) release(ctx context.Context, c fleet.Command) error {
 // letGo ends what this service has with a device: its row leaves the tenant, so
 // that no certificate of it opens anything, and its connection ends.
 func (r *Registry) letGo(ctx context.Context, h *holding, by string) error {
-	detail := map[string]string{"to": h.state.Owner.Name, "mark": mark(h.state.Mark)}
+	detail := map[string]string{"to": h.state.Owner.Name, "mark": Mark(h.state.Mark)}
 	if h.State != fleet.Released {
 		h.State = fleet.Released
 		if err := r.o.Store.PutOwnership(ctx, h.Ownership, r.event("ownership.released", "warn", by, h.Device, detail)); err != nil {

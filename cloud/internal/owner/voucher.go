@@ -161,7 +161,7 @@ func (r *Registry) takeNew(ctx context.Context, vendor ed25519.PublicKey, v deed
 		return r.accept(ctx, vendor, v, by)
 	case s.Pending != nil && s.Pending.To.Name == bearer && s.Pending.To.Tenant == "":
 		o := fleet.Ownership{Device: fleet.DeviceID(v.Device), Voucher: v.Bytes(), Entries: s.Mark.Count, Owner: s.Owner.Name, State: fleet.Offered}
-		ev := r.event("ownership.held", "info", by, o.Device, map[string]string{"serial": v.Serial, "vendor": v.Vendor, "mark": mark(s.Mark)})
+		ev := r.event("ownership.held", "info", by, o.Device, map[string]string{"serial": v.Serial, "vendor": v.Vendor, "mark": Mark(s.Mark)})
 		return "held", "waits for the code on its label", r.o.Store.PutOwnership(ctx, o, ev)
 	case s.Pending != nil:
 		return "", "", fmt.Errorf("serial %s is offered to %s, not to this tenant: %w", v.Serial, s.Pending.To.Name, fleet.ErrForbidden)
@@ -238,7 +238,7 @@ func (r *Registry) grow(ctx context.Context, h *holding, v deed.Voucher, by stri
 	}
 	o := h.Ownership
 	o.Voucher, o.Entries, o.Owner, o.Deadline = v.Bytes(), before.Mark.Count, before.Owner.Name, deadline
-	detail := map[string]string{"serial": v.Serial, "owner": before.Owner.Name, "mark": mark(before.Mark)}
+	detail := map[string]string{"serial": v.Serial, "owner": before.Owner.Name, "mark": Mark(before.Mark)}
 	switch {
 	case r.mine(before.Owner) && before.Pending != nil && before.Pending.Override:
 		return r.overridden(ctx, o, before, by)
@@ -277,7 +277,7 @@ func (r *Registry) overridden(ctx context.Context, o fleet.Ownership, s deed.Sta
 	until := o.Deadline.UTC().Format(time.RFC3339)
 	o.State = fleet.Offered
 	ev := r.event("ownership.override", "alarm", by, o.Device, map[string]string{
-		"to": s.Pending.To.Name, "object_until": until, "issued": s.Pending.IssuedAt.Format(time.RFC3339), "mark": mark(s.Mark),
+		"to": s.Pending.To.Name, "object_until": until, "issued": s.Pending.IssuedAt.Format(time.RFC3339), "mark": Mark(s.Mark),
 	})
 	if err := r.o.Store.PutOwnership(ctx, o, ev); err != nil {
 		return "", "", err
@@ -290,7 +290,7 @@ func (r *Registry) overridden(ctx context.Context, o fleet.Ownership, s deed.Sta
 // that is not a member goes at once.
 func (r *Registry) leave(ctx context.Context, o fleet.Ownership, s deed.State, by string) (outcome, text string, err error) {
 	o.State = fleet.Releasing
-	ev := r.event("ownership.releasing", "warn", by, o.Device, map[string]string{"to": s.Owner.Name, "mark": mark(s.Mark)})
+	ev := r.event("ownership.releasing", "warn", by, o.Device, map[string]string{"to": s.Owner.Name, "mark": Mark(s.Mark)})
 	if err := r.o.Store.PutOwnership(ctx, o, ev); err != nil {
 		return "", "", err
 	}
