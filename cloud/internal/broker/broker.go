@@ -254,6 +254,13 @@ func (b *Broker) Connected() map[fleet.DeviceID]fleet.Trust {
 	return out
 }
 
+// Restricted reports whether the device has a connection, and only the q door
+// on it.
+func (b *Broker) Restricted(device fleet.DeviceID) bool {
+	s := b.session(string(device))
+	return s != nil && !open(s.Trust())
+}
+
 func (b *Broker) session(device string) *session {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -355,6 +355,9 @@ func TestDoors(t *testing.T) {
 	if got := s.b.Connected(); got[id] != fleet.Pending || len(got) != 1 {
 		t.Errorf("connected: got %v", got)
 	}
+	if !s.b.Restricted(id) || s.b.Restricted("d9") {
+		t.Error("a pending device is not restricted, or one that is not there is")
+	}
 
 	// A verdict speaks for the connection whose evidence it is about.
 	if err := s.b.Verdict(id, make([]byte, 32), fleet.Attested, []byte("v")); !errors.Is(err, broker.ErrOffline) {
@@ -367,6 +370,9 @@ func TestDoors(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.delivery()
+	if s.b.Restricted(id) {
+		t.Error("an attested device is restricted")
+	}
 	if err := command(); !errors.Is(err, broker.ErrOffline) {
 		t.Errorf("send before the device listens on the d door: got %v, want ErrOffline", err)
 	}
