@@ -226,7 +226,8 @@ func (s *server) claims() {
 	},
 	) (*body[struct {
 		Devices int `json:"devices"`
-	}], error) {
+	}], error,
+	) {
 		n, err := s.Owners.ClaimOrder(ctx, who(ctx).Tenant, in.Body.Vendor, in.Body.Order, who(ctx).Name)
 		return &body[struct {
 			Devices int `json:"devices"`

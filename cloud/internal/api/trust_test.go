@@ -62,7 +62,9 @@ func TestAttestNow(t *testing.T) {
 func TestWaiver(t *testing.T) {
 	s := newSite(t)
 	until := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
-	d := into[struct{ Waiver *struct{ Until, By, Reason string } }](t, s.as(t, fleet.Admin, "PUT", "/v1/devices/d1/waiver", object{"until": until, "reason": "new boot manager"}))
+	d := into[struct {
+		Waiver *struct{ Until, By, Reason string }
+	}](t, s.as(t, fleet.Admin, "PUT", "/v1/devices/d1/waiver", object{"until": until, "reason": "new boot manager"}))
 	if d.Waiver == nil || d.Waiver.Until != until.Format(time.RFC3339) || d.Waiver.By != "admin" || d.Waiver.Reason != "new boot manager" {
 		t.Errorf("got %+v", d.Waiver)
 	}

@@ -135,7 +135,7 @@ func TestClaimWithVoucher(t *testing.T) {
 		if got, err := s.imports(t, b.offered(t, b.claim.Bearer())); err != nil || got != "held" {
 			t.Fatalf("got %q, %v", got, err)
 		}
-		if _, mine, err := s.Holder(t.Context(), b.id); err != nil || mine {
+		if v, err := s.Voucher(t.Context(), b.id); err != nil || v != nil {
 			t.Fatalf("before the claim it is the tenant's, %v", err)
 		}
 		other := newBox(1)

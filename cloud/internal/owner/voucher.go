@@ -350,14 +350,14 @@ func (r *Registry) Voucher(ctx context.Context, device fleet.DeviceID) ([]byte, 
 	return h.Ownership.Voucher, nil
 }
 
-// Holder says who the voucher of a device names, and whether that is this
-// tenant. Without a voucher it is anybody's.
-func (r *Registry) Holder(ctx context.Context, device fleet.DeviceID) (name string, mine bool, err error) {
+// Left reports whether a device that was the tenant's is another owner's now,
+// and whose.
+func (r *Registry) Left(ctx context.Context, device fleet.DeviceID) (to string, left bool, err error) {
 	h, err := r.held(ctx, device)
-	if err != nil || h == nil {
-		return "", err == nil, err
+	if err != nil || h == nil || h.State != fleet.Releasing && h.State != fleet.Released {
+		return "", false, err
 	}
-	return h.state.Owner.Name, r.mine(h.state.Owner), nil
+	return h.state.Owner.Name, true, nil
 }
 
 // Transfer offers a device to its next owner. Errors: fleet.ErrConflict when

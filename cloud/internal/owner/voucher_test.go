@@ -197,8 +197,8 @@ func TestTransfer(t *testing.T) {
 	if _, cut := a.asked(); cut != 2 || a.severity(t, "ownership.released", dev.id) != "warn" {
 		t.Errorf("cut %d times", cut)
 	}
-	if name, mine, err := a.Holder(t.Context(), dev.id); err != nil || mine || name != "Owner b" {
-		t.Errorf("it is of %q, %t, %v", name, mine, err)
+	if to, left, err := a.Left(t.Context(), dev.id); err != nil || !left || to != "Owner b" {
+		t.Errorf("it left %t to %q, %v", left, to, err)
 	}
 	if _, err := a.Transfer(t.Context(), ab); !errors.Is(err, fleet.ErrConflict) {
 		t.Errorf("sold twice: got %v", err)
@@ -213,6 +213,9 @@ func TestTransfer(t *testing.T) {
 	}
 	if l, err := a.store.ListedEK(t.Context(), dev.hash()); err != nil || l.Tenant != "a" {
 		t.Errorf("listed as %+v, %v", l, err)
+	}
+	if _, left, err := a.Left(t.Context(), dev.id); err != nil || left {
+		t.Errorf("it is back, and left %t, %v", left, err)
 	}
 	// b never saw the device: there is nothing to give up.
 	if got, err := b.imports(t, a.voucher(t, dev.id)); err != nil || got != "releasing" || b.state(t, dev.id) != fleet.Released {
