@@ -25,6 +25,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/ingest"
 	"github.com/tillward/tillward/cloud/internal/live"
+	"github.com/tillward/tillward/cloud/internal/owner"
 	"github.com/tillward/tillward/cloud/internal/rollout"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/internal/verifier"
@@ -55,6 +56,7 @@ type Service struct {
 	devices  *ca.Authority // issues LDevID certificates
 	root     *ca.Authority // issues what the service itself shows
 	signer   *trust.OrderSigner
+	owners   *owner.Registry
 	server   *serverCert
 
 	broker   *broker.Broker
@@ -119,17 +121,23 @@ func (s *Service) keys() (err error) {
 	if err := os.WriteFile(filepath.Join(dir, "service-roots.pem"), pemRoot, 0o644); err != nil { // #nosec G306 -- public by nature
 		return fmt.Errorf("write service roots: %w", err)
 	}
-	path := filepath.Join(dir, "order.key")
-	var key ed25519.PrivateKey
-	if key, err = trust.ReadKey(path); errors.Is(err, fs.ErrNotExist) {
-		key, err = trust.NewKey(path)
-	}
+	key, err := ownKey(dir, "order.key")
 	if err != nil {
 		return err
 	}
 	s.signer = trust.NewOrderSigner(key)
 	s.server = &serverCert{root: s.root, names: s.cfg.Device.Names}
 	return nil
+}
+
+// ownKey opens a key of the service, or makes it at the first start.
+func ownKey(dir, name string) (ed25519.PrivateKey, error) {
+	path := filepath.Join(dir, name)
+	key, err := trust.ReadKey(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return trust.NewKey(path)
+	}
+	return key, err
 }
 
 // bootstrap makes the first operator token, once, and leaves it in a file that
@@ -189,12 +197,13 @@ func (s *Service) wire() (err error) {
 	})
 	s.dispatch = dispatch.New(dispatch.Options{
 		Store: s.store, Signer: s.signer, Sender: s.broker, Changed: func(c fleet.Command) { command(c.Tenant, string(c.ID)) }, Log: s.log,
+		Restricted: s.broker.Restricted,
 	})
 	s.rollout = rollout.New(rollout.Options{
 		Store: s.store, Link: s.broker, Changed: func(t fleet.TenantID, id fleet.RolloutID) { roll(t, string(id)) }, Log: s.log,
 		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) },
 	})
-	return nil
+	return s.wireOwners()
 }
 
 // Addrs returns where the listeners are bound.
@@ -213,7 +222,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.close()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.serveDevices, s.serveOperators, s.serveMetrics,
+		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.owners.Run, s.watchCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
@@ -273,6 +282,7 @@ func (s *Service) stored(in fleet.Intake, out fleet.Outcome) {
 	}
 	if out.Command != nil {
 		tell(fleet.ChangedCommand, string(out.Command.ID))
+		s.owners.Ended(*out.Command)
 	}
 	if out.Execution != nil {
 		tell(fleet.ChangedRollout, string(out.Execution.Rollout))
@@ -293,6 +303,9 @@ func (s *Service) presence(device fleet.DeviceID, online bool, at time.Time) {
 func (s *Service) ready(device fleet.DeviceID) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
+	if err := s.owners.Ready(ctx, device); err != nil {
+		s.log.Error("give a device up", slog.String("device", string(device)), slog.Any("err", err))
+	}
 	if err := s.dispatch.Deliver(ctx, device); err != nil {
 		s.log.Error("deliver commands", slog.String("device", string(device)), slog.Any("err", err))
 	}

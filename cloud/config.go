@@ -14,7 +14,9 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -23,9 +25,10 @@ import (
 
 // Config is everything the fleet service is told by its file.
 type Config struct {
-	DataDir  string `toml:"data_dir" comment:"database, keys, certificates and artifacts"`
-	Tenant   string `toml:"tenant" comment:"who owns the devices of this service; part of every topic and certificate"`
-	LogLevel string `toml:"log_level" comment:"debug, info, warn or error"`
+	DataDir   string `toml:"data_dir" comment:"database, keys, certificates and artifacts"`
+	Tenant    string `toml:"tenant" comment:"who owns the devices of this service; part of every topic and certificate"`
+	OwnerName string `toml:"owner_name" comment:"what ownership vouchers call this tenant; empty: the tenant"`
+	LogLevel  string `toml:"log_level" comment:"debug, info, warn or error"`
 
 	Device   DeviceConfig   `toml:"device"`
 	Operator OperatorConfig `toml:"operator"`
@@ -58,12 +61,21 @@ type MetricsConfig struct {
 
 // EnrolConfig says whose TPMs may join.
 type EnrolConfig struct {
-	Makers         []string `toml:"makers" comment:"TPM makers whose EK certificates are believed (tier A), by their names in the folder; empty: none"`
-	MakersDir      string   `toml:"makers_dir" comment:"folder of TPM makers (tillward-provision maker add); empty: the one built in"`
-	EKRoots        []string `toml:"ek_roots" comment:"PEM files with EK certificate authorities that are in no folder (tier A)"`
-	VirtualEKRoots []string `toml:"virtual_ek_roots" comment:"PEM files with authorities of virtual TPMs (tier C); test fleets only"`
-	AutoClaim      bool     `toml:"auto_claim" comment:"devices with a trusted EK certificate join this tenant without a list entry"`
-	CertDays       int      `toml:"cert_days" comment:"life of a device certificate"`
+	Makers         []string       `toml:"makers" comment:"TPM makers whose EK certificates are believed (tier A), by their names in the folder; empty: none"`
+	MakersDir      string         `toml:"makers_dir" comment:"folder of TPM makers (tillward-provision maker add); empty: the one built in"`
+	EKRoots        []string       `toml:"ek_roots" comment:"PEM files with EK certificate authorities that are in no folder (tier A)"`
+	VirtualEKRoots []string       `toml:"virtual_ek_roots" comment:"PEM files with authorities of virtual TPMs (tier C); test fleets only"`
+	AutoClaim      bool           `toml:"auto_claim" comment:"devices with a trusted EK certificate join this tenant without a list entry"`
+	Vendors        []VendorConfig `toml:"vendors" comment:"makers of devices, whose manifests and vouchers count"`
+	ClaimWaiting   bool           `toml:"claim_waiting" comment:"an administrator may claim a waiting device of tier A that no manifest lists, without a code"`
+	CertDays       int            `toml:"cert_days" comment:"life of a device certificate"`
+}
+
+// VendorConfig names a maker of devices. One that changes his key is listed
+// twice.
+type VendorConfig struct {
+	Name string `toml:"name" comment:"as in his manifests"`
+	Key  string `toml:"key" comment:"file with his public key: PEM, or a party file"`
 }
 
 // AttestConfig sets how often devices prove themselves.
@@ -148,6 +160,10 @@ func (c Config) Validate() error {
 		return fmt.Errorf("attest.every %s: must be at least 1s", c.Attest.Every)
 	case !slices.Contains([]string{"attested", "degraded", "quarantined"}, c.Attest.Unjudged):
 		return fmt.Errorf("attest.unjudged %q: use attested, degraded or quarantined", c.Attest.Unjudged)
+	case slices.ContainsFunc(c.Enrol.Vendors, func(v VendorConfig) bool { return v.Name == "" || v.Key == "" }):
+		return errors.New("enrol.vendors: give each vendor's name and the file with his public key")
+	case len(c.OwnerName) > 64 || strings.ContainsFunc(c.OwnerName, unicode.IsControl):
+		return fmt.Errorf("owner_name %q: use at most 64 bytes of printable text", c.OwnerName)
 	case (c.Operator.Cert == "") != (c.Operator.Key == ""):
 		return errors.New("operator.cert and operator.key: give both or neither")
 	}

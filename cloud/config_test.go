@@ -31,13 +31,19 @@ listen = "127.0.0.1:8080"
 plain = true
 [metrics]
 listen = ""
+[[enrol.vendors]]
+name = "Vend"
+key = "vend.pem"
+[[enrol.vendors]]
+name = "Wend"
+key = "wend.json"
 [attest]
 every = "90s"
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.Tenant != "acme" || cfg.Device.MQTT != ":8883" || cfg.Enrol.CertDays != 30 || cfg.Attest.Every.Duration != 90*time.Second || !cfg.Operator.Plain {
+	if cfg.Tenant != "acme" || cfg.Device.MQTT != ":8883" || cfg.Enrol.CertDays != 30 || cfg.Attest.Every.Duration != 90*time.Second || !cfg.Operator.Plain || len(cfg.Enrol.Vendors) != 2 || cfg.Enrol.Vendors[1].Key != "wend.json" {
 		t.Errorf("got %+v", cfg)
 	}
 	again, err := cloud.Load(write(t, cfg.String()))
@@ -77,6 +83,10 @@ func TestBadConfigs(t *testing.T) {
 		"[metrics]\nlisten = '192.0.2.1:9464'":           "loopback",
 		"[enrol]\ncert_days = 0":                         "between 1 and 90",
 		"[enrol]\ncert_days = 91":                        "between 1 and 90",
+		"[[enrol.vendors]]\nname = 'Vend'":               "give each vendor's name",
+		"[[enrol.vendors]]\nkey = 'vend.pem'":            "give each vendor's name",
+		"[[enrol.vendors]]\nname = 'V'\ncolour = 'red'":  "unknown key",
+		"owner_name = '" + strings.Repeat("a", 65) + "'": "at most 64",
 		"[attest]\nevery = '15'":                         "is not a duration such as",
 		"[attest]\nevery = '10ms'":                       "at least 1s",
 	} {

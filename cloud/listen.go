@@ -70,11 +70,14 @@ func (s *Service) serveDevices(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	join := enrol.NewServer(enrol.Options{
-		EKRoots: tpmMakers, VirtualRoots: virtual, Directory: &directory{s}, Issuer: s.devices,
+		EKRoots: tpmMakers, VirtualRoots: virtual, Directory: &directory{s}, Registry: &directory{s}, Issuer: s.devices,
 		Life: time.Duration(s.cfg.Enrol.CertDays) * 24 * time.Hour, Welcome: s.welcome, Audit: s.audit, Log: s.log,
 	})
-	mux.Handle(enrol.PathEnrol, join)
-	mux.Handle(enrol.PathEvidence, join)
+	for _, path := range []string{
+		enrol.PathEnrol, enrol.PathEvidence, enrol.PathRenew, enrol.PathRotate, enrol.PathRotated, enrol.PathCACerts, enrol.PathReenroll,
+	} {
+		mux.Handle(path, join)
+	}
 	artifacts := http.StripPrefix("/tuf", s.catalog.Handler())
 	mux.HandleFunc("/tuf/", func(w http.ResponseWriter, r *http.Request) {
 		id, err := identity.FromTLS(*r.TLS)
@@ -100,6 +103,7 @@ func (s *Service) serveOperators(ctx context.Context) error {
 		Tenant: s.tenant, Store: s.store, Accounts: s.accounts, Send: s.dispatch.Send,
 		Publish: func(ctx context.Context, r io.Reader) ([]fleet.Release, error) { return s.catalog.Publish(ctx, r) },
 		Watch:   s.hub.Subscribe, Changed: s.hub.Publish, Wake: s.rollout.Wake, Version: Version, Log: s.log,
+		Owners: s.owners, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: s.reappraise,
 	}))
 	app := console.Handler()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -149,7 +153,11 @@ func (s *Service) serveMetrics(ctx context.Context) error {
 }
 
 // welcome is what every new member is told.
-func (s *Service) welcome(context.Context, enrol.Member) (enrol.Result, error) {
+func (s *Service) welcome(ctx context.Context, m enrol.Member) (enrol.Result, error) {
+	voucher, err := s.voucher(ctx, m.Device)
+	if err != nil {
+		return enrol.Result{}, err
+	}
 	host := s.cfg.Device.Advertise
 	if host == "" {
 		host = s.cfg.Device.Names[0]
@@ -157,7 +165,7 @@ func (s *Service) welcome(context.Context, enrol.Member) (enrol.Result, error) {
 	id, key := s.signer.Public()
 	return enrol.Result{
 		Brokers: []string{join(host, s.mqtt)}, Artifacts: "https://" + join(host, s.https) + "/tuf",
-		OrderKeys: []enrol.OrderKey{{ID: id, Public: key}}, ReattestS: uint32(s.cfg.Attest.Every.Seconds()),
+		OrderKeys: []enrol.OrderKey{{ID: id, Public: key}}, ReattestS: uint32(s.cfg.Attest.Every.Seconds()), Voucher: voucher,
 	}, nil
 }
 
