@@ -130,9 +130,9 @@ func (c *Client) certificate(ctx context.Context, dev keys, have Result) (*tls.C
 	return nil, fmt.Errorf("enrol again: %w", ended)
 }
 
-// Renew gets a certificate for a new LDevID key, and another for the recovery
-// key, by the certificate in use; by the recovery certificate when that has
-// ended. The old key stays in use until the new identity is saved. When the
+// Renew gets a certificate for a new LDevID key by the certificate in use; by
+// the recovery certificate when that has ended. The recovery certificate is
+// renewed with it when half of its life is over. The old key stays in use until the new identity is saved. When the
 // device did not boot well only the recovery certificate is renewed: then the
 // result is good and the error an ErrRefused that says why.
 func (c *Client) Renew(ctx context.Context, have Result) (Result, error) {
@@ -156,7 +156,7 @@ func (c *Client) Renew(ctx context.Context, have Result) (Result, error) {
 		return have, err
 	}
 	defer ch.close()
-	body, err := c.renewal(ctx, dev, ch, cert, next)
+	body, err := c.renewal(ctx, dev, ch, cert, next, halfway(have.Recovery))
 	if err != nil {
 		return have, err
 	}
@@ -167,19 +167,29 @@ func (c *Client) Renew(ctx context.Context, have Result) (Result, error) {
 	return c.renewed(ctx, dev, have, next, out)
 }
 
-// renewal makes RENEW.
-func (c *Client) renewal(ctx context.Context, dev keys, ch *channel, cert *tls.Certificate, next []byte) ([]byte, error) {
+// halfway reports whether half of a certificate's life is over, or there is none.
+func halfway(chain [][]byte) bool {
+	cert, err := leaf(chain)
+	return err != nil || time.Until(cert.NotAfter) < cert.NotAfter.Sub(cert.NotBefore)/2
+}
+
+// renewal makes RENEW; rescue asks for a recovery certificate too.
+func (c *Client) renewal(ctx context.Context, dev keys, ch *channel, cert *tls.Certificate, next []byte, rescue bool) ([]byte, error) {
 	m := renewal{V: Version, LDevID: next, Log: c.log()}
 	var err error
-	if m.Recovery, err = dev.Recovery(ctx); err != nil {
-		return nil, err
+	if rescue {
+		if m.Recovery, err = dev.Recovery(ctx); err != nil {
+			return nil, err
+		}
 	}
 	b := renewBinding(ch.exporter, cert.Certificate[0], m.LDevID, m.Recovery)
 	if m.Certify, m.CertifySig, err = certifyKey(ctx, dev, m.LDevID, b); err != nil {
 		return nil, err
 	}
-	if m.CertifyRec, m.CertifyRecSig, err = certifyKey(ctx, dev, m.Recovery, b); err != nil {
-		return nil, err
+	if rescue {
+		if m.CertifyRec, m.CertifyRecSig, err = certifyKey(ctx, dev, m.Recovery, b); err != nil {
+			return nil, err
+		}
 	}
 	if m.Quote, m.QuoteSig, m.PCRs, err = dev.Quote(ctx, b[:]); err != nil {
 		return nil, err

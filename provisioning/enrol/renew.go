@@ -27,7 +27,9 @@ type Registry interface {
 	// Standing returns what is on file of the member that shows the certificate.
 	// ErrRefused, made by Refuse, when it is revoked, replaced or not known.
 	Standing(ctx context.Context, id identity.Identity) (Standing, error)
-	// Renewed records what was issued before it leaves the service.
+	// Renewed records what was issued before it leaves the service. It may never
+	// arrive: the certificate that was shown, and the recovery certificate there
+	// was, stay good until the one that follows is shown for the first time.
 	Renewed(ctx context.Context, r Renewal) error
 }
 

@@ -4,10 +4,15 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"maps"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-tpm/tpm2"
 
 	"github.com/tillward/tillward/hal/tpm"
 	"github.com/tillward/tillward/provisioning/identity"
@@ -235,4 +240,371 @@ func TestAKRotation(t *testing.T) {
 		}
 	}
 	s.audited(t, "enrol.ak-changed info "+d.saved.Device)
+}
+
+// reissue gives the device another certificate for the key of a role, with as
+// much life left; a negative one has ended.
+func (s *site) reissue(t *testing.T, d *disk, role identity.Role, left time.Duration) {
+	t.Helper()
+	chain, public := &d.saved.Chain, d.saved.LDevID
+	if role == identity.RoleRecovery {
+		chain, public = &d.saved.Recovery, d.saved.RecoveryKey
+	}
+	key, _, err := deviceKey(public, "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := identity.Identity{Tenant: "demo", Device: d.saved.Device, Tier: identity.TierC, Model: "box-9", Role: role}
+	der, err := s.issuer.IssueDevice(id, key, left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	*chain = append([][]byte{der}, s.issuer.Chain()...)
+	cert, err := leaf(*chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.dir.reg.of(d.saved.Device).serials[cert.SerialNumber.Text(16)] = role
+}
+
+func (s *site) last(t *testing.T) Renewal {
+	t.Helper()
+	s.dir.reg.mu.Lock()
+	defer s.dir.reg.mu.Unlock()
+	if len(s.dir.reg.renewed) == 0 {
+		t.Fatal("nothing was renewed")
+	}
+	return s.dir.reg.renewed[len(s.dir.reg.renewed)-1]
+}
+
+// A certificate that lies still for long is renewed with the other.
+func TestRecoveryCertificateIsRenewedAtHalfOfItsLife(t *testing.T) {
+	s := newSite(t, true)
+	dev := s.till(t)
+	c, d := s.join(t, dev)
+	if _, err := c.Renew(t.Context(), d.saved); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.last(t); r.Recovery.Serial != "" {
+		t.Errorf("renewed a fresh recovery certificate: %+v", r)
+	}
+	s.reissue(t, d, identity.RoleRecovery, time.Minute) // of six
+	if _, err := c.Renew(t.Context(), d.saved); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.last(t); r.Recovery.Serial == "" || r.Recovery.Role != identity.RoleRecovery || r.Certificate.Role != identity.RoleMember {
+		t.Errorf("renewed %+v", r)
+	}
+	s.connects(t, dev, d.saved, identity.RoleMember)
+	s.connects(t, dev, d.saved, identity.RoleRecovery)
+}
+
+// What a recovery certificate, or a device that did not boot well, gets.
+func TestOnlyGoodEvidenceEarnsAMembersCertificate(t *testing.T) {
+	s := newSite(t, true)
+	c, d := s.join(t, s.till(t))
+	bad := func(identity.Identity, [][]byte, []byte) (bool, error) {
+		return false, Refuse("boot.unknown-event", "an event that nobody knows")
+	}
+	noted := func(identity.Identity, [][]byte, []byte) (bool, error) { return true, errors.New("odd") }
+	start := d.saved
+	for name, tt := range map[string]struct {
+		ended   bool // the member's certificate: it comes with the recovery certificate
+		boot    func(identity.Identity, [][]byte, []byte) (bool, error)
+		nobody  bool // judges boots
+		half    bool // of the recovery certificate's life is over
+		member  bool // gets a member's certificate
+		rescued bool // gets a recovery certificate
+		check   string
+	}{
+		"member":                            {member: true},
+		"member, both":                      {half: true, member: true, rescued: true},
+		"member, finding":                   {boot: noted, member: true},
+		"member, nobody judges":             {nobody: true, member: true},
+		"member, bad boot":                  {boot: bad, check: "boot.unknown-event"},
+		"member, bad boot, both":            {boot: bad, half: true, rescued: true, check: "boot.unknown-event"},
+		"recovery, good boot":               {ended: true, member: true},
+		"recovery, good boot, both":         {ended: true, half: true, member: true, rescued: true},
+		"recovery, bad boot":                {ended: true, boot: bad, check: "boot.unknown-event"},
+		"recovery, bad boot, both":          {ended: true, boot: bad, half: true, rescued: true, check: "boot.unknown-event"},
+		"recovery, nobody judges":           {ended: true, nobody: true, check: "identity.recovery"},
+		"recovery, nobody judges, both":     {ended: true, nobody: true, half: true, rescued: true, check: "identity.recovery"},
+		"recovery, silence is no good boot": {ended: true, boot: func(identity.Identity, [][]byte, []byte) (bool, error) { return false, nil }, check: "enrol.boot"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d.saved = start
+			s.judgeBy(tt.boot)
+			s.server.o.Boot = s.judge
+			if tt.nobody {
+				s.server.o.Boot = nil
+			}
+			left := time.Hour
+			if tt.ended {
+				left = -time.Minute
+			}
+			s.reissue(t, d, identity.RoleMember, left)
+			left = time.Hour
+			if tt.half {
+				left = time.Minute
+			}
+			s.reissue(t, d, identity.RoleRecovery, left)
+			was := d.saved
+			now, err := c.Renew(t.Context(), was)
+			if Check(err) != tt.check || (err == nil) != tt.member || (err != nil && !errors.Is(err, ErrRefused)) {
+				t.Fatalf("got %v with check %q, want %q", err, Check(err), tt.check)
+			}
+			if got := !bytes.Equal(now.Chain[0], was.Chain[0]); got != tt.member {
+				t.Errorf("a member's certificate: %t, want %t", got, tt.member)
+			}
+			if got := !bytes.Equal(now.Recovery[0], was.Recovery[0]); got != tt.rescued {
+				t.Errorf("a recovery certificate: %t, want %t", got, tt.rescued)
+			}
+			if tt.member || tt.rescued {
+				r := s.last(t)
+				if (r.Certificate.Serial != "") != tt.member || (r.Recovery.Serial != "") != tt.rescued {
+					t.Errorf("the registry got %+v", r)
+				}
+			}
+			if tt.member {
+				s.connects(t, c.TPM.(*tpm.TPM), d.saved, identity.RoleMember)
+				start = d.saved
+			}
+			if tt.rescued {
+				s.connects(t, c.TPM.(*tpm.TPM), d.saved, identity.RoleRecovery)
+			}
+		})
+	}
+	s.audited(t, "enrol.boot warn "+start.Device+" enrol.boot odd")
+}
+
+// forgery is a renewal with something changed on the way.
+func (c *Client) forge(t *testing.T, have Result, change func(*renewal, *channel)) error {
+	t.Helper()
+	dev, err := c.keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := c.certificate(t.Context(), dev, have)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dev.UseLDevID(t.Context(), have.LDevID); err != nil {
+		t.Fatal(err)
+	}
+	next, err := dev.NextLDevID(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch, err := c.dial(t.Context(), renewExporterLabel, cert)
+	if err != nil {
+		return err
+	}
+	defer ch.close()
+	body, err := c.renewal(t.Context(), dev, ch, cert, next, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := decode[renewal](body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(&m, ch)
+	_, _, err = post[renewed](t.Context(), ch.http, c.URL+PathRenew, must(encMode.Marshal(m)))
+	return err
+}
+
+func TestForgedRenewals(t *testing.T) {
+	s := newSite(t, true)
+	dev, thief := s.till(t), s.till(t)
+	c, d := s.join(t, dev)
+	s.join(t, thief)
+	quote := func(by *tpm.TPM, extra [32]byte) (attest, sig []byte, pcrs [][]byte) {
+		attest, sig, pcrs, err := by.Quote(t.Context(), extra[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return attest, sig, pcrs
+	}
+	certify := func(by *tpm.TPM, public []byte, extra [32]byte) (attest, sig []byte) {
+		attest, sig, err := by.CertifyKey(t.Context(), public, extra[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return attest, sig
+	}
+	bound := func(m *renewal, ch *channel, ldevid []byte) [32]byte {
+		return renewBinding(ch.exporter, d.saved.Chain[0], ldevid, m.Recovery)
+	}
+	_, theirs, err := thief.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := newForger(t)
+	var replay renewal
+	for name, tt := range map[string]struct {
+		change func(*renewal, *channel)
+		check  string
+	}{
+		"nothing":     {func(m *renewal, _ *channel) { replay = *m }, ""},
+		"old version": {func(m *renewal, _ *channel) { m.V = 0 }, "enrol.malformed"},
+		"new version": {func(m *renewal, _ *channel) { m.V = Version + 1 }, "enrol.malformed"},
+		"long field":  {func(m *renewal, _ *channel) { m.Quote = make([]byte, maxBlob+1) }, "enrol.malformed"},
+		"long log":    {func(m *renewal, _ *channel) { m.Log = make([]byte, maxLog+1) }, "enrol.malformed"},
+		"key of another TPM, certified by its AK": {func(m *renewal, ch *channel) {
+			m.LDevID = theirs
+			m.Certify, m.CertifySig = certify(thief, theirs, certifyBinding(bound(m, ch, theirs), must(keyName(theirs))))
+		}, "enrol.certify"},
+		"key in software, certified by itself": {func(m *renewal, ch *channel) {
+			m.LDevID = respell(t, func(p *tpm2.TPMTPublic) { p.ObjectAttributes.Restricted, p.ObjectAttributes.NoDA = false, true })(ours.ak)
+			m.CertifySig = ours.sign(t, m.Certify)
+		}, "enrol.certify"},
+		"key that nothing certified": {func(m *renewal, _ *channel) { m.LDevID = d.saved.LDevID }, "enrol.certify"},
+		"key that may leave its TPM": {func(m *renewal, _ *channel) {
+			m.LDevID = respell(t, func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedTPM = false })(m.LDevID)
+		}, "enrol.key-attributes"},
+		"the AK as LDevID key":    {func(m *renewal, _ *channel) { m.LDevID = d.saved.AK }, "enrol.key-attributes"},
+		"one key for both":        {func(m *renewal, _ *channel) { m.Recovery = m.LDevID }, "enrol.key-attributes"},
+		"recovery not certified":  {func(m *renewal, _ *channel) { m.CertifyRec, m.CertifyRecSig = m.Certify, m.CertifySig }, "enrol.certify"},
+		"recovery key in no TPM":  {func(m *renewal, _ *channel) { m.Recovery = theirs }, "enrol.certify"},
+		"no quote":                {func(m *renewal, _ *channel) { m.Quote, m.QuoteSig = m.Certify, m.CertifySig }, "quote.malformed"},
+		"quote of another TPM":    {func(m *renewal, ch *channel) { m.Quote, m.QuoteSig, m.PCRs = quote(thief, bound(m, ch, m.LDevID)) }, "quote.signature"},
+		"quote without its log":   {func(m *renewal, _ *channel) { m.PCRs = nil }, "quote.values"},
+		"other registers":         {func(m *renewal, _ *channel) { m.PCRs[7][0] ^= 1 }, "quote.values"},
+		"quote of another moment": {func(m *renewal, ch *channel) { m.Quote, m.QuoteSig, m.PCRs = quote(dev, [32]byte{1}) }, "quote.binding"},
+		"quote of another channel": {func(m *renewal, ch *channel) {
+			other := *ch
+			other.exporter = bytes.Repeat([]byte{1}, 32)
+			m.Quote, m.QuoteSig, m.PCRs = quote(dev, bound(m, &other, m.LDevID))
+		}, "quote.binding"},
+		"all of another channel": {func(m *renewal, _ *channel) { *m = replay }, "enrol.certify"},
+	} {
+		if name == "all of another channel" && replay.V == 0 {
+			if err := c.forge(t, d.saved, func(m *renewal, _ *channel) { replay = *m }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n := len(s.dir.reg.renewed)
+		err := c.forge(t, d.saved, tt.change)
+		if Check(err) != tt.check || (err == nil) != (tt.check == "") {
+			t.Errorf("%s: got %v with check %q, want %q", name, err, Check(err), tt.check)
+		}
+		if got := len(s.dir.reg.renewed) > n; got != (tt.check == "") {
+			t.Errorf("%s: renewed %t", name, got)
+		}
+		if tt.check != "" {
+			s.audited(t, d.saved.Device+" "+tt.check)
+		}
+	}
+}
+
+// Who the device is says the certificate it comes with, and no other.
+func TestRenewalByAnothersCertificate(t *testing.T) {
+	s := newSite(t, true)
+	dev, thief := s.till(t), s.till(t)
+	c, d := s.join(t, dev)
+	theirs, td := s.join(t, thief)
+	// The thief's certificate and the other's TPM: two boxes at one desk.
+	cert, err := theirs.certificate(t.Context(), thief, td.saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch, err := c.dial(t.Context(), renewExporterLabel, cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ch.close()
+	body, err := c.renewal(t.Context(), dev, ch, cert, d.saved.LDevID, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := post[renewed](t.Context(), ch.http, c.URL+PathRenew, body); Check(err) != "enrol.certify" {
+		t.Errorf("got %v with check %q", err, Check(err))
+	}
+	// The other's certificate without the other's key is none.
+	key, err := thief.Signer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen, err := c.dial(t.Context(), renewExporterLabel, &tls.Certificate{Certificate: d.saved.Chain, PrivateKey: key})
+	if err == nil {
+		defer stolen.close()
+		_, _, err = post[renewed](t.Context(), stolen.http, c.URL+PathRenew, body)
+	}
+	if err == nil {
+		t.Error("a stolen certificate was taken")
+	}
+	if len(s.dir.reg.renewed) != 0 {
+		t.Errorf("renewed %+v", s.dir.reg.renewed)
+	}
+}
+
+// What a certificate must be on file as, and in time.
+func TestCertificatesThatDoNotRenew(t *testing.T) {
+	s := newSite(t, true)
+	dev := s.till(t)
+	c, d := s.join(t, dev)
+	f := s.dir.reg.of(d.saved.Device)
+	same := func(*renewal, *channel) {}
+
+	f.revoked = true
+	if err := c.forge(t, d.saved, same); Check(err) != "identity.revoked" || !errors.Is(err, ErrRefused) {
+		t.Errorf("revoked: got %v with check %q", err, Check(err))
+	}
+	f.revoked = false
+
+	f.broken = errors.New("disk full")
+	if err := c.forge(t, d.saved, same); err == nil || errors.Is(err, ErrRefused) || strings.Contains(err.Error(), "disk full") {
+		t.Errorf("without a database: got %v, want no refusal and no internals", err)
+	}
+	f.broken = nil
+
+	serials := f.serials
+	f.serials = nil
+	if err := c.forge(t, d.saved, same); Check(err) != "identity.replaced" {
+		t.Errorf("replaced: got %v with check %q", err, Check(err))
+	}
+	f.serials = serials
+
+	s.reissue(t, d, identity.RoleMember, -time.Minute)
+	key, err := dev.SignerFor(t.Context(), d.saved.LDevID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := &tls.Certificate{Certificate: d.saved.Chain, PrivateKey: key}
+	ask := func(c *Client, cert *tls.Certificate) error {
+		ch, err := c.dial(t.Context(), renewExporterLabel, cert)
+		if err != nil {
+			return err
+		}
+		defer ch.close()
+		_, _, err = post[renewed](t.Context(), ch.http, c.URL+PathRenew, []byte{0xa0})
+		return err
+	}
+	if err := ask(c, ended); err == nil || !strings.Contains(err.Error(), "expired certificate") {
+		t.Errorf("ended: got %v, want that TLS says so", err)
+	}
+	if err := ask(c, nil); Check(err) != "identity.certificate" {
+		t.Errorf("without certificate: got %v with check %q", err, Check(err))
+	}
+	// A connection that began in time does not hold a certificate alive.
+	srv := httptest.NewUnstartedServer(s.server)
+	cert, err := s.issuer.IssueServer([]string{"127.0.0.1"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.TLS = &tls.Config{
+		Certificates: []tls.Certificate{cert}, ClientCAs: s.issuer.Pool(), ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS13,
+		Time: func() time.Time { return time.Now().Add(-2 * time.Minute) },
+	}
+	srv.StartTLS()
+	defer srv.Close()
+	slow := *c
+	slow.URL = srv.URL
+	if err := ask(&slow, ended); Check(err) != "identity.certificate" || !strings.Contains(err.Error(), "enrol again") {
+		t.Errorf("ended since: got %v with check %q", err, Check(err))
+	}
+	d.saved.Recovery = nil
+	if _, err := c.Renew(t.Context(), d.saved); err == nil || !strings.Contains(err.Error(), "enrol again") {
+		t.Errorf("nothing to come with: got %v", err)
+	}
 }
