@@ -220,7 +220,9 @@ func TestPowerCutAtEveryCommand(t *testing.T) {
 				t.Parallel()
 				s := newSite(t, true)
 				b := s.box(t)
-				_, d := s.join(t, b.boot(t))
+				dev := b.boot(t)
+				_, d := s.join(t, dev)
+				_ = dev.Close() // a software TPM listens to one at a time
 				for n := 1; ; n++ {
 					b.arm(n, late)
 					err := attemptOn(t, s, b, d, do)
@@ -297,7 +299,9 @@ func TestPowerCutAtEveryStepOutside(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, true)
 			b := s.box(t)
-			_, d := s.join(t, b.boot(t))
+			dev := b.boot(t)
+			_, d := s.join(t, dev)
+			_ = dev.Close() // a software TPM listens to one at a time
 			for n := int32(1); ; n++ {
 				var left atomic.Int32
 				left.Store(n)
