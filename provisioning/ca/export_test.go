@@ -19,3 +19,16 @@ var (
 	Encrypt = encrypt
 	Decrypt = decrypt
 )
+
+var full = cost
+
+// Tests are about what happens to keys, not about how long it takes to guess a
+// passphrase: scrypt at full cost takes seconds under the race detector.
+func init() { cost = scryptParams{N: 1 << 10, R: 8, P: 1} }
+
+// FullCost makes encryption cost, until undo, what it does outside of tests.
+func FullCost() (undo func()) {
+	cheap := cost
+	cost = full
+	return func() { cost = cheap }
+}

@@ -31,11 +31,12 @@ var (
 	oidAES256 = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}
 )
 
-// Cost of scrypt: 16 MiB, what openssl allows itself to read, five times over.
-const (
-	scryptN, scryptR, scryptP = 1 << 14, 8, 5
+// cost of scrypt: 16 MiB, what openssl allows itself to read, five times over.
+var cost = scryptParams{N: 1 << 14, R: 8, P: 5}
 
-	maxMemory     = 256 << 20 // that a file may ask of us
+// Bounds of what a file may ask of us.
+const (
+	maxMemory     = 256 << 20
 	maxIterations = 10_000_000
 )
 
@@ -70,11 +71,11 @@ func encrypt(der, passphrase []byte) ([]byte, error) {
 		return nil, err
 	}
 	salt, iv := random[:16], random[16:]
-	params, err := asn1.Marshal(scryptParams{Salt: salt, N: scryptN, R: scryptR, P: scryptP})
+	params, err := asn1.Marshal(scryptParams{Salt: salt, N: cost.N, R: cost.R, P: cost.P})
 	if err != nil {
 		return nil, err
 	}
-	key, err := scrypt.Key(passphrase, salt, scryptN, scryptR, scryptP, 32)
+	key, err := scrypt.Key(passphrase, salt, cost.N, cost.R, cost.P, 32)
 	if err != nil {
 		return nil, err
 	}

@@ -105,6 +105,15 @@ func TestOpenSSLReadsOurKeysAndWeIts(t *testing.T) {
 	plain := filepath.Join(dir, "plain")
 	put(t, plain, keyPEM(t, key(t, elliptic.P256())))
 	run("pkcs8", "-in", filepath.Join(dir, "tenant.1.key"), "-passin", "file:"+pass, "-out", plain)
+	block, _ := pem.Decode(get(t, plain))
+	undo := ca.FullCost()
+	full, err := ca.Encrypt(block.Bytes, secret.Passphrase)
+	undo()
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, filepath.Join(dir, "full"), full)
+	run("pkey", "-inform", "DER", "-in", filepath.Join(dir, "full"), "-passin", "file:"+pass, "-noout")
 	for name, how := range map[string][]string{"PBKDF2": {"-v2", "aes-256-cbc", "-iter", "10000"}, "scrypt": {"-scrypt"}} {
 		run(append([]string{"pkcs8", "-topk8", "-in", plain, "-passout", "file:" + pass, "-out", filepath.Join(dir, "tenant.1.key")}, how...)...)
 		b, err := ca.Open(dir, "tenant", secret)
