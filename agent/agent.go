@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tillward/tillward/agent/internal/audit"
+	"github.com/tillward/tillward/agent/internal/discover"
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/telemetry"
 	"github.com/tillward/tillward/agent/internal/update"
@@ -67,6 +68,7 @@ type Agent struct {
 	devices  []hal.Device
 	machine  *update.Machine
 	again    chan struct{} // settings changed: watch devices anew
+	found    discover.Service
 
 	mu      sync.Mutex
 	monitor *telemetry.Monitor

@@ -44,12 +44,14 @@ type Config struct {
 
 // ServiceConfig says where the fleet service is and by what it is recognised.
 type ServiceConfig struct {
-	Enrol      string `toml:"enrol" comment:"https://host:8444 of the fleet service"`
-	Roots      string `toml:"roots" comment:"PEM file with the pinned roots of the service"`
-	ServerName string `toml:"server_name" comment:"name in the service's certificate"`
-	Broker     string `toml:"broker" comment:"host:port to use in place of the brokers the service names, e.g. a site proxy"`
-	Artifacts  string `toml:"artifacts" comment:"https://host:port to use in place of the artifact server the service names"`
-	ClaimCode  string `toml:"claim_code" comment:"one-time code of an order, when the box is not on a vendor list"`
+	Enrol      string   `toml:"enrol" comment:"https://host:8444 of the fleet service, when neither a file nor a lease names one"`
+	Files      []string `toml:"files" comment:"where a file may name the service: a stick or the boot partition; looked at first"`
+	Leases     []string `toml:"leases" comment:"where DHCP clients leave option 143; looked at next"`
+	Roots      string   `toml:"roots" comment:"PEM file with the pinned roots of the service"`
+	ServerName string   `toml:"server_name" comment:"name in the service's certificate"`
+	Broker     string   `toml:"broker" comment:"host:port to use in place of the brokers the service names, e.g. a site proxy"`
+	Artifacts  string   `toml:"artifacts" comment:"https://host:port to use in place of the artifact server the service names"`
+	ClaimCode  string   `toml:"claim_code" comment:"one-time code of an order, when the box is not on a vendor list"`
 }
 
 // TPMConfig names the TPM.
@@ -107,10 +109,19 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 // but where its service is.
 func DefaultConfig() Config {
 	return Config{
-		StateDir:  "/var/lib/tillward",
-		LogLevel:  "info",
-		Reboot:    []string{"systemctl", "reboot"},
-		Service:   ServiceConfig{Roots: "/etc/tillward/service-roots.pem"},
+		StateDir: "/var/lib/tillward",
+		LogLevel: "info",
+		Reboot:   []string{"systemctl", "reboot"},
+		Service: ServiceConfig{
+			Files: []string{
+				"/media/*/tillward-service.toml", "/media/*/*/tillward-service.toml", "/run/media/*/*/tillward-service.toml", "/mnt/*/tillward-service.toml",
+				"/boot/tillward-service.toml",
+			},
+			Leases: []string{
+				"/run/systemd/netif/leases/*", "/run/udhcpc/*", "/var/lib/dhcp/dhclient*.leases", "/var/lib/NetworkManager/dhclient-*.lease",
+			},
+			Roots: "/etc/tillward/service-roots.pem",
+		},
 		TPM:       TPMConfig{Device: "/dev/tpmrm0"},
 		Update:    UpdateConfig{Root: "/etc/tillward/root.json", CheckFor: Duration{2 * time.Minute}, MinFreeMiB: 32},
 		Telemetry: TelemetryConfig{Poll: Duration{10 * time.Second}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute}},
@@ -148,7 +159,11 @@ func (c Config) validate() error {
 	if !filepath.IsAbs(c.StateDir) {
 		return fmt.Errorf("state_dir %q: give an absolute path", c.StateDir)
 	}
-	if u, err := url.Parse(c.Service.Enrol); err != nil || u.Scheme != "https" || u.Host == "" {
+	if c.Service.Roots == "" {
+		return errors.New("service.roots: name the PEM file with the roots of the service")
+	}
+	found := len(c.Service.Files)+len(c.Service.Leases) > 0
+	if u, err := url.Parse(c.Service.Enrol); (c.Service.Enrol != "" || !found) && (err != nil || u.Scheme != "https" || u.Host == "") {
 		return fmt.Errorf("service.enrol %q: give the address of the fleet service, e.g. https://fleet.example:8444", c.Service.Enrol)
 	}
 	if a := c.Service.Artifacts; a != "" && !strings.HasPrefix(a, "https://") {
@@ -164,6 +179,11 @@ func (c Config) validate() error {
 	}
 	if c.Update.CheckFor.Duration < time.Second {
 		return fmt.Errorf("update.check_for %s: must be at least 1s", c.Update.CheckFor)
+	}
+	for _, g := range slices.Concat(c.Service.Files, c.Service.Leases) {
+		if _, err := filepath.Match(g, ""); err != nil || !filepath.IsAbs(g) {
+			return fmt.Errorf("service.files or service.leases %q: give an absolute path, * stands for any name", g)
+		}
 	}
 	for _, p := range [...]struct {
 		name string

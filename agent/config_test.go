@@ -51,7 +51,10 @@ driver = "pcsc"
 
 func TestBadConfigs(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                                    "service.enrol \"\": give the address",
+		"[service]\nfiles = []\nleases = []":  "service.enrol \"\": give the address",
+		"[service]\nroots = ''":               "service.roots",
+		good + "files = ['stick.toml']":       "service.files or service.leases \"stick.toml\"",
+		good + "leases = ['/run/[']":          "service.files or service.leases \"/run/[\"",
 		"[service]\nenrol = 'http://x:8444'":  "service.enrol",
 		"[service]\nenrol = 'https://'":       "service.enrol",
 		good + "artifacts = 'http://x'":       "must begin with https://",
@@ -78,6 +81,10 @@ func TestBadConfigs(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%q: got %v, want an error that names the file and %q", text, err, want)
 		}
+	}
+	// A box whose image names no service waits for a stick or a DHCP server.
+	if _, err := agent.LoadConfig(write(t, "")); err != nil {
+		t.Errorf("an empty file: %v", err)
 	}
 	if _, err := agent.LoadConfig(filepath.Join(t.TempDir(), "none.toml")); err == nil {
 		t.Error("a file that is not there was read")

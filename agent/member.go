@@ -144,9 +144,12 @@ func (a *Agent) join(ctx context.Context, dev TPM, signer crypto.Signer) (*membe
 	if err != nil {
 		return nil, err
 	}
+	at, err := a.findService(ctx)
+	if err != nil {
+		return nil, err
+	}
 	c := &enrol.Client{
-		URL: a.cfg.Service.Enrol, Roots: roots, ServerName: a.cfg.Service.ServerName, Serial: a.serial(), Model: a.cfg.Model,
-		Claim: a.cfg.Service.ClaimCode, TPM: dev,
+		URL: at.Enrol, Roots: roots, ServerName: at.ServerName, Serial: a.serial(), Model: a.cfg.Model, Claim: at.Claim, TPM: dev,
 	}
 	res, err := c.Enrol(ctx)
 	if err != nil {

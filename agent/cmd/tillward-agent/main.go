@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/tillward/tillward/agent"
@@ -61,6 +62,7 @@ func run() int {
 	}
 	if *check {
 		fmt.Print(cfg)
+		tellService(cfg)
 		return 0
 	}
 	var level slog.LevelVar
@@ -91,6 +93,16 @@ func run() int {
 		log.Error("agent ended", slog.Any("err", err))
 		return exitFailed
 	}
+}
+
+// tellService adds, as a comment, where the box would enrol now.
+func tellService(cfg agent.Config) {
+	at, source, err := agent.FindService(context.Background(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		fmt.Printf("\n# no service: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n# "))
+		return
+	}
+	fmt.Printf("\n# the service is %s (%s)\n", at, source)
 }
 
 func printStatus(cfg agent.Config, o agent.Options) int {
