@@ -9,6 +9,12 @@
 // cannot be read and never the start of the agent. It knows bytes, not
 // meaning: channels and keys are names to it.
 //
+// With a key the file is locked: each payload and each value is encrypted and
+// authenticated (AES-256-GCM), bound to its channel or key. What stays readable
+// is which channels and keys there are, how much waits, the counters, and the
+// values that the caller names as plain. A plain file is taken over; its old
+// blocks stay on the medium until they are overwritten.
+//
 // Its methods take and return plain values, because the rooms that use them
 // state the two or three they need as interfaces of their own.
 package spool
@@ -45,12 +51,19 @@ var (
 	ErrDisk = errors.New("spool cannot be written")
 	// ErrClosed means that the spool has been closed.
 	ErrClosed = errors.New("spool is closed")
+	// ErrKey means that the file is locked, and not with the key that was given.
+	ErrKey = errors.New("spool is locked with another key")
 )
 
 // Options set the limits of a spool. The zero value is fit for a till.
 type Options struct {
 	MaxBytes int64        // quota of waiting messages; 64 MiB when zero
 	Log      *slog.Logger // nothing is logged when nil
+	Key      []byte       // 32 bytes; the file is plain when nil
+	Plain    []string     // keys of values without a secret: they can be read when the file is locked
+	// Blind opens a locked file without its key. Counts, counters and plain values
+	// can be read; whatever needs the key is ErrKey.
+	Blind bool
 }
 
 // Spool is an open spool. Its methods may be called from any goroutine.
@@ -60,6 +73,7 @@ type Spool struct {
 	log     *slog.Logger
 	rebuilt string
 	wake    chan struct{}
+	safe    safe
 
 	lock chan struct{} // held by whoever uses what follows
 	db   *sql.DB
@@ -110,18 +124,26 @@ func Open(path string, o Options) (*Spool, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	var err error
+	if s.safe, err = newSafe(o); err != nil {
+		return nil, fmt.Errorf("open spool: %w", err)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
-	err := s.open()
+	err = s.open()
+	if errors.Is(err, errPlain) {
+		err = s.takeOver()
+	}
 	if broken(err) {
 		damage := err
+		locked := s.safe.locked
 		if s.rebuilt, err = setAside(path, time.Now()); err != nil {
 			return nil, fmt.Errorf("set damaged spool aside: %w", err)
 		}
 		s.log.Error("spool was damaged and is rebuilt", "error", damage, "kept_as", s.rebuilt)
 		if err = s.open(); err == nil {
-			err = s.salvage(s.rebuilt)
+			err = s.salvage(s.rebuilt, locked)
 		}
 	}
 	if err != nil {
@@ -180,6 +202,10 @@ func (s *Spool) open() error {
 			return fmt.Errorf("%s: %w", p, err)
 		}
 	}
+	// Before anything is called damaged: a file that is locked is not set aside.
+	if err := s.knock(); err != nil {
+		return err
+	}
 	var verdict string
 	if err := conn.QueryRowContext(context.Background(), "PRAGMA quick_check(1)").Scan(&verdict); err != nil {
 		return err
@@ -188,6 +214,9 @@ func (s *Spool) open() error {
 		return damaged(verdict)
 	}
 	if _, err := conn.ExecContext(context.Background(), schema); err != nil {
+		return err
+	}
+	if err := s.unlock(); err != nil {
 		return err
 	}
 	return s.tally()
@@ -289,7 +318,7 @@ func globSafe(path string) string {
 // salvage copies what can be read from a damaged file into the new one, values
 // before messages: a lost message shows as a gap at the service, a lost chain
 // head would start a second chain. What cannot be read is given up.
-func (s *Spool) salvage(from string) error {
+func (s *Spool) salvage(from string, locked bool) error {
 	db, conn, err := connect(from, "ro")
 	if err != nil {
 		return nil //nolint:nilerr // nothing can be read: the new spool starts empty
@@ -299,15 +328,8 @@ func (s *Spool) salvage(from string) error {
 	if _, err := s.conn.ExecContext(context.Background(), "BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
-	for _, c := range []struct{ read, write string }{
-		{"SELECT key, value FROM value", "INSERT OR REPLACE INTO value (key, value) VALUES (?, ?)"},
-		{"SELECT name, n FROM counter", "INSERT OR REPLACE INTO counter (name, n) VALUES (?, ?)"},
-		{
-			"SELECT id, class, channel, size, thinned, payload FROM message NOT INDEXED ORDER BY id",
-			"INSERT OR IGNORE INTO message (id, class, channel, size, thinned, payload) VALUES (?, ?, ?, ?, ?, ?)",
-		},
-	} {
-		if err := s.copy(conn, c.read, c.write); err != nil {
+	for _, t := range tables {
+		if err := s.copy(conn, t, false, s.safe.mend(locked)); err != nil {
 			s.rollback()
 			return err
 		}
@@ -319,27 +341,82 @@ func (s *Spool) salvage(from string) error {
 	return s.tally()
 }
 
-// copy returns only errors of the new file.
-func (s *Spool) copy(from *sql.Conn, read, write string) error {
-	rows, err := from.QueryContext(context.Background(), read)
+// table is how the rows of one table go from one file to another.
+type table struct {
+	read, write string
+	row         func(cells []any) (bound string, secret *any) // what the payload is bound to, and where it is; nil: none
+}
+
+const counters = 1 // index of tables
+
+var tables = []table{
+	{
+		"SELECT key, value FROM value", "INSERT OR REPLACE INTO value (key, value) VALUES (?, ?)",
+		func(c []any) (string, *any) { return ofValue(text(c[0])), &c[1] },
+	},
+	{
+		"SELECT name, n FROM counter", "INSERT OR REPLACE INTO counter (name, n) VALUES (?, ?)",
+		func([]any) (string, *any) { return "", nil },
+	},
+	{
+		"SELECT id, class, channel, size, thinned, payload FROM message NOT INDEXED ORDER BY id",
+		"INSERT OR IGNORE INTO message (id, class, channel, size, thinned, payload) VALUES (?, ?, ?, ?, ?, ?)",
+		func(c []any) (string, *any) { return ofMessage(text(c[1]), text(c[2])), &c[5] },
+	},
+}
+
+func text(cell any) string {
+	switch v := cell.(type) {
+	case string:
+		return v
+	case []byte:
+		return string(v)
+	}
+	return ""
+}
+
+// copy copies the rows of a table. change makes the payload of a row fit for
+// the new file. Unless all is needed, rows that cannot be read are left out and
+// only errors of the new file are returned.
+func (s *Spool) copy(from *sql.Conn, t table, all bool, change func(bound string, payload []byte) ([]byte, bool)) error {
+	forgive := func(err error) error {
+		if all {
+			return err
+		}
+		return nil
+	}
+	rows, err := from.QueryContext(context.Background(), t.read)
 	if err != nil {
-		return nil //nolint:nilerr // this table cannot be read
+		return forgive(err)
 	}
 	defer rows.Close()
 	columns, err := rows.Columns()
 	if err != nil {
-		return nil //nolint:nilerr // as above
+		return forgive(err)
 	}
 	for rows.Next() {
 		cells := make([]any, len(columns))
 		if err := rows.Scan(pointers(cells)...); err != nil || slices.Contains(cells, nil) {
+			if err := forgive(err); err != nil {
+				return err
+			}
 			continue
 		}
-		if _, err := s.conn.ExecContext(context.Background(), write, cells...); err != nil {
+		if bound, secret := t.row(cells); secret != nil {
+			payload, ok := (*secret).([]byte)
+			if ok {
+				payload, ok = change(bound, payload)
+			}
+			if !ok {
+				continue
+			}
+			*secret = payload
+		}
+		if _, err := s.conn.ExecContext(context.Background(), t.write, cells...); err != nil {
 			return typed(err)
 		}
 	}
-	return nil
+	return forgive(rows.Err())
 }
 
 func pointers(cells []any) []any {

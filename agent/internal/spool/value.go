@@ -14,7 +14,7 @@ import (
 // spool.
 func (s *Spool) Append(ctx context.Context, key, channel string, link func(head []byte) (payload, newHead []byte, err error)) error {
 	return s.write(ctx, "FULL", func(t *tx) error {
-		head, err := load(t.s.conn, key)
+		head, err := t.s.load(key)
 		if err != nil {
 			return err
 		}
@@ -49,8 +49,8 @@ func (s *Spool) Save(ctx context.Context, key string, value []byte, channel stri
 
 // Load returns the value of key, nil when there is none.
 func (s *Spool) Load(ctx context.Context, key string) (value []byte, err error) {
-	err = s.read(ctx, func(c *sql.Conn) error {
-		value, err = load(c, key)
+	err = s.read(ctx, func(*sql.Conn) error {
+		value, err = s.load(key)
 		return err
 	})
 	return value, err
@@ -101,14 +101,21 @@ func (s *Spool) Counter(ctx context.Context, name string) (n uint64, err error) 
 	return n, err
 }
 
-func load(c *sql.Conn, key string) ([]byte, error) {
+// load is for who holds the lock.
+func (s *Spool) load(key string) ([]byte, error) {
 	var value []byte
-	err := c.QueryRowContext(context.Background(), "SELECT value FROM value WHERE key = ?", key).Scan(&value)
+	err := s.conn.QueryRowContext(context.Background(), "SELECT value FROM value WHERE key = ?", key).Scan(&value)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
+	if err == nil {
+		value, err = s.safe.unpack(ofValue(key), value)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", key, err)
+	}
+	if value == nil {
+		value = []byte{} // there, and empty
 	}
 	return value, nil
 }
@@ -117,7 +124,11 @@ func (t *tx) set(key string, value []byte) error {
 	if value == nil {
 		value = []byte{}
 	}
-	_, err := t.s.conn.ExecContext(context.Background(),
+	value, err := t.s.safe.pack(ofValue(key), value)
+	if err != nil {
+		return err
+	}
+	_, err = t.s.conn.ExecContext(context.Background(),
 		"INSERT INTO value (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
 	return err
 }

@@ -1,0 +1,237 @@
+package spool
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// lockKey is the value that tells a locked file, and the right key from
+// another: it opens with the key or not at all.
+const lockKey = "spool.lock"
+
+var errPlain = errors.New("the file is plain and a key was given")
+
+// safe encrypts what lies in the file. Each record has a random nonce of 96
+// bits before it; a till writes far fewer than the 2^32 that one key is good
+// for [NIST SP 800-38D, 8.3].
+type safe struct {
+	aead  cipher.AEAD // nil: no key
+	plain []string
+	blind bool
+
+	locked bool // the file is
+}
+
+func newSafe(o Options) (safe, error) {
+	s := safe{plain: o.Plain, blind: o.Blind}
+	if o.Key == nil {
+		return s, nil
+	}
+	if len(o.Key) != 32 {
+		return s, fmt.Errorf("the key has %d bytes, not 32", len(o.Key))
+	}
+	block, err := aes.NewCipher(o.Key)
+	if err != nil {
+		return s, err
+	}
+	s.aead, err = cipher.NewGCM(block)
+	return s, err
+}
+
+// ofValue and ofMessage are what a payload is bound to: it cannot be moved to
+// another key or channel.
+func ofValue(key string) string              { return "value\x00" + key }
+func ofMessage(class, channel string) string { return "message\x00" + class + "\x00" + channel }
+
+func (s *safe) isPlain(bound string) bool {
+	return slices.ContainsFunc(s.plain, func(key string) bool { return ofValue(key) == bound })
+}
+
+// pack makes of a payload what lies in the file.
+func (s *safe) pack(bound string, payload []byte) ([]byte, error) {
+	switch {
+	case s.isPlain(bound):
+		return payload, nil
+	case s.aead != nil:
+		return s.seal(bound, payload), nil
+	case s.locked:
+		return nil, ErrKey
+	}
+	return payload, nil
+}
+
+func (s *safe) seal(bound string, payload []byte) []byte {
+	nonce := make([]byte, s.aead.NonceSize(), s.aead.NonceSize()+len(payload)+s.aead.Overhead())
+	_, _ = rand.Read(nonce) // never fails [crypto/rand]
+	return s.aead.Seal(nonce, nonce, payload, []byte(bound))
+}
+
+// unpack is the way back. An error beside ErrKey means that the record was
+// changed from outside.
+func (s *safe) unpack(bound string, blob []byte) ([]byte, error) {
+	switch {
+	case s.isPlain(bound):
+		return blob, nil
+	case s.aead == nil && s.locked:
+		return nil, ErrKey
+	case s.aead == nil:
+		return blob, nil
+	case len(blob) < s.aead.NonceSize():
+		return nil, errors.New("record is cut off")
+	}
+	return s.aead.Open(nil, blob[:s.aead.NonceSize()], blob[s.aead.NonceSize():], []byte(bound))
+}
+
+// mend returns what to do with a row of a damaged file. When the lock itself
+// could not be read, what does not open was plain.
+func (s *safe) mend(locked bool) func(bound string, payload []byte) ([]byte, bool) {
+	return func(bound string, payload []byte) ([]byte, bool) {
+		if s.aead == nil || s.isPlain(bound) {
+			return payload, true
+		}
+		if _, err := s.unpack(bound, payload); err == nil {
+			return payload, true
+		}
+		if locked {
+			return nil, false
+		}
+		return s.seal(bound, payload), true
+	}
+}
+
+// knock finds out whether the file is locked, and whether the key fits.
+func (s *Spool) knock() error {
+	var mark []byte
+	err := s.conn.QueryRowContext(context.Background(), "SELECT value FROM value WHERE key = ?", lockKey).Scan(&mark)
+	s.safe.locked = err == nil
+	switch {
+	case err != nil:
+		return nil //nolint:nilerr // no lock, or no table, or damage that shows next
+	case s.safe.aead == nil && s.safe.blind:
+		return nil
+	case s.safe.aead == nil:
+		return fmt.Errorf("no key was given: %w", ErrKey)
+	}
+	if _, err := s.safe.unpack(ofValue(lockKey), mark); err != nil {
+		return ErrKey
+	}
+	return nil
+}
+
+// unlock makes a new file a locked one when there is a key, and looks at the
+// values of an old one: what was changed from outside is damage.
+func (s *Spool) unlock() error {
+	if s.safe.aead == nil {
+		return nil
+	}
+	if s.safe.locked {
+		return s.checkValues()
+	}
+	var used bool
+	err := s.conn.QueryRowContext(context.Background(),
+		"SELECT EXISTS (SELECT 1 FROM message) OR EXISTS (SELECT 1 FROM value) OR EXISTS (SELECT 1 FROM counter)").Scan(&used)
+	if err != nil {
+		return err
+	}
+	if used {
+		return errPlain
+	}
+	_, err = s.conn.ExecContext(context.Background(), "INSERT INTO value (key, value) VALUES (?, ?)", lockKey, s.safe.seal(ofValue(lockKey), nil))
+	s.safe.locked = err == nil
+	return err
+}
+
+func (s *Spool) checkValues() error {
+	rows, err := s.conn.QueryContext(context.Background(), "SELECT key, value FROM value")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var key string
+		var blob []byte
+		if err := rows.Scan(&key, &blob); err != nil {
+			return err
+		}
+		if _, err := s.safe.unpack(ofValue(key), blob); err != nil {
+			return damaged("value " + key + " is not what was stored")
+		}
+	}
+	return rows.Err()
+}
+
+// takeOver makes a locked file of a plain one, beside it, and puts it in its
+// place in one step. A power cut leaves the one or the other.
+func (s *Spool) takeOver() error {
+	if err := s.shut(); err != nil { // writes the log back: the file is complete
+		return err
+	}
+	n := &Spool{path: s.path + ".locking", max: s.max, log: s.log, safe: s.safe}
+	if err := remove(n.path); err != nil {
+		return err
+	}
+	err := n.open()
+	if err == nil {
+		err = n.fillFrom(s.path)
+	}
+	if err := errors.Join(err, n.shut()); err != nil {
+		return fmt.Errorf("lock the spool: %w", err)
+	}
+	if err := os.Rename(n.path, s.path); err != nil {
+		return fmt.Errorf("lock the spool: %w", err)
+	}
+	if err := syncDir(s.path); err != nil {
+		return fmt.Errorf("lock the spool: %w", err)
+	}
+	s.log.Info("spool is locked from now on")
+	return s.open()
+}
+
+// fillFrom copies everything of a plain file, or nothing.
+func (s *Spool) fillFrom(path string) error {
+	db, conn, err := connect(path, "rw")
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	defer conn.Close()
+	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	for _, t := range tables {
+		err := s.copy(conn, t, true, func(bound string, payload []byte) ([]byte, bool) {
+			out, err := s.safe.pack(bound, payload)
+			return out, err == nil
+		})
+		if err != nil {
+			s.rollback()
+			return err
+		}
+	}
+	return typed(s.exec("COMMIT"))
+}
+
+// remove removes a database file and what belongs to it.
+func remove(path string) error {
+	for _, end := range []string{"", "-wal", "-shm", "-journal"} {
+		if err := os.Remove(path + end); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
