@@ -66,3 +66,15 @@ func (t *TPM) property(id tpm2.TPMPT) (uint32, error) {
 	}
 	return props.TPMProperty[0].Value, nil
 }
+
+// Shutdown tells the TPM that the power may go: an orderly stop costs no count
+// against attacks and no clock [TCG TPM 2.0 Library, part 3, 9.4]. Any command
+// after it makes the stop disorderly again, so it comes last.
+func (t *TPM) Shutdown(ctx context.Context) error {
+	return t.locked(ctx, func() error {
+		if _, err := (tpm2.Shutdown{ShutdownType: tpm2.TPMSUClear}).Execute(t.dev); err != nil {
+			return fmt.Errorf("orderly stop of the TPM: %w", err)
+		}
+		return nil
+	})
+}

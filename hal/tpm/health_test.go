@@ -56,3 +56,27 @@ func TestLockoutIsSeen(t *testing.T) {
 		t.Errorf("got %+v, want a locked TPM", h)
 	}
 }
+
+// TestOrderlyStop: only after Shutdown does the TPM's clock count as safe at
+// the next start; a power cut is told apart.
+func TestOrderlyStop(t *testing.T) {
+	chip := start(t)
+	for _, orderly := range []bool{true, false} {
+		dev := open(t, chip)
+		_, _ = keysOf(t, dev)
+		if orderly {
+			must(t, dev.Shutdown(t.Context()))
+		}
+		must(t, dev.Close())
+		must(t, chip.Restart(t.Context()))
+		again := open(t, chip)
+		quoted, _, _, err := again.Quote(t.Context(), make([]byte, 32))
+		must(t, err)
+		must(t, again.Close())
+		area, err := tpm2.Unmarshal[tpm2.TPMSAttest](quoted)
+		must(t, err)
+		if area.ClockInfo.Safe != tpm2.TPMIYesNo(orderly) {
+			t.Errorf("stopped orderly %v: the clock is safe %v", orderly, area.ClockInfo.Safe)
+		}
+	}
+}
