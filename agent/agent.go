@@ -3,13 +3,13 @@ package agent
 import (
 	"cmp"
 	"context"
-	"crypto"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -21,9 +21,9 @@ import (
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/telemetry"
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/vault"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/hal"
-	"github.com/tillward/tillward/provisioning/enrol"
 )
 
 // Errors with which Run ends on purpose.
@@ -34,14 +34,6 @@ var (
 
 // lastWords is how long an orderly stop may take to hand over what is queued.
 const lastWords = 5 * time.Second
-
-// TPM is what the agent needs of a TPM; hal/tpm fits.
-type TPM interface {
-	enrol.Endorser
-	enrol.Prover
-	Signer(ctx context.Context) (crypto.Signer, error)
-	Close() error
-}
 
 // Options are what main hands in.
 type Options struct {
@@ -69,10 +61,17 @@ type Agent struct {
 	machine  *update.Machine
 	again    chan struct{} // settings changed: watch devices anew
 	found    discover.Service
+	opened   chan struct{} // the link opened: look at what waited for it
+
+	vault    *vault.Vault // nil: the image has no release key, and nothing is locked
+	closed   error        // why the books are locked; the plain ones are in use
+	lost     error        // why the books before were given up
+	reopened bool         // the books were locked before
 
 	mu      sync.Mutex
 	monitor *telemetry.Monitor
 	member  *member // nil until enrolled
+	dev     TPM     // nil while it is closed
 	online  bool    // connected and attested
 	reboot  chan struct{}
 }
@@ -85,6 +84,7 @@ func Launch(cfg Config) (string, error) { return update.Launch(filepath.Join(cfg
 func New(cfg Config, o Options) *Agent {
 	return &Agent{
 		cfg: cfg, o: o, log: o.Log, started: time.Now(), heads: newNumbering(), again: make(chan struct{}, 1), reboot: make(chan struct{}, 1),
+		opened: make(chan struct{}, 1),
 	}
 }
 
@@ -145,8 +145,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if err := os.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
-	a.spool, err = spool.Open(filepath.Join(a.cfg.StateDir, "spool.db"), spool.Options{MaxBytes: int64(a.cfg.Spool.MaxMiB) << 20, Log: a.log})
-	if err != nil {
+	if err = a.openBooks(ctx); err != nil {
 		return err
 	}
 	if a.journal, err = audit.Open(ctx, a.spool, a.heads.Next, a.log); err != nil {
@@ -158,6 +157,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	a.applyLevel()
 	a.tellForeign(ctx)
 	a.record(ctx, "agent.start", "info", a.o.Version, map[string]string{"slot": a.o.Slot})
+	a.tellBooks(ctx)
 	if aside := a.spool.Rebuilt(); aside != "" {
 		a.record(ctx, "spool.rebuilt", "alarm", filepath.Base(aside), nil)
 	}
@@ -199,7 +199,7 @@ func (a *Agent) watch(ctx context.Context) error {
 	t := a.cfg.Telemetry
 	for ctx.Err() == nil {
 		m := telemetry.New(telemetry.Options{
-			Devices: a.devices, Spool: a.spool, Next: a.heads.Next, Record: a.journal.Record, Fill: a.fill,
+			Devices: append(slices.Clone(a.devices), chip{a}), Spool: a.spool, Next: a.heads.Next, Record: a.journal.Record, Fill: a.fill,
 			Poll: a.settings.period("poll_s", t.Poll.Duration), Stats: a.settings.period("telemetry_s", t.Stats.Duration),
 			Batch: t.Batch.Duration, Heartbeat: t.Heartbeat.Duration, Log: a.log,
 		})
@@ -300,9 +300,10 @@ func (a *Agent) newMachine() (*update.Machine, error) {
 	return update.New(update.Options{
 		Dir: filepath.Join(a.cfg.StateDir, "agent"), Version: a.o.Version, Slot: a.o.Slot, OS: runtime.GOOS, Arch: runtime.GOARCH,
 		Releases: releases{a}, TargetsURL: a.targetsURL, Client: a.httpClient,
-		Report: a.reportUpdate, Record: a.journal.Record, Gate: a.gate,
+		Report: a.reportUpdate, Record: a.journal.Record, Gate: a.gate, Ready: a.sealable,
 		Checks: []update.Check{
 			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
+			{Name: "what is sealed can be opened", Run: func(context.Context) error { return a.closed }},
 			{Name: "the broker is reached and the device attested", Run: func(context.Context) error {
 				if !a.isOnline() {
 					return errors.New("not attested yet")

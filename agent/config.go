@@ -34,6 +34,8 @@ type Config struct {
 	LogLevel string   `toml:"log_level" comment:"debug, info, warn or error"`
 	Reboot   []string `toml:"reboot" comment:"command that restarts the box; empty: the agent exits with code 76 and its supervisor does it"`
 
+	TenantData []string `toml:"tenant_data" comment:"folders that are the owner's, e.g. of the POS application; emptied when the box changes hands"`
+
 	Service   ServiceConfig   `toml:"service"`
 	TPM       TPMConfig       `toml:"tpm"`
 	Update    UpdateConfig    `toml:"update"`
@@ -52,16 +54,20 @@ type ServiceConfig struct {
 	Broker     string   `toml:"broker" comment:"host:port to use in place of the brokers the service names, e.g. a site proxy"`
 	Artifacts  string   `toml:"artifacts" comment:"https://host:port to use in place of the artifact server the service names"`
 	ClaimCode  string   `toml:"claim_code" comment:"one-time code of an order, when the box is not on a vendor list"`
+	VendorKey  string   `toml:"vendor_key" comment:"PEM file with the Ed25519 key of the box's vendor; empty: who owns the box is not checked here"`
 }
 
 // TPMConfig names the TPM.
 type TPMConfig struct {
-	Device string `toml:"device" comment:"/dev/tpmrm0, or unix:PATH for a software TPM"`
+	Device   string   `toml:"device" comment:"/dev/tpmrm0, or unix:PATH for a software TPM"`
+	EventLog string   `toml:"event_log" comment:"what the firmware measured; empty: this box keeps no log"`
+	AKRotate Duration `toml:"ak_rotate" comment:"how old the attestation key may become; 0s: it is never changed"`
 }
 
 // UpdateConfig holds what an update is judged by.
 type UpdateConfig struct {
 	Root       string   `toml:"root" comment:"TUF root.json of the image; newer roots are kept in state_dir"`
+	SealKey    string   `toml:"seal_key" comment:"PEM file with the P-256 key that approves booted states; empty: what lies on the disk is not encrypted"`
 	CheckFor   Duration `toml:"check_for" comment:"how long a new agent may take to prove itself before it is undone"`
 	IdleLock   string   `toml:"idle_lock" comment:"file that exists while the POS application must not be disturbed"`
 	MinFreeMiB int      `toml:"min_free_mib" comment:"free space that must be left on the state partition"`
@@ -122,7 +128,9 @@ func DefaultConfig() Config {
 			},
 			Roots: "/etc/tillward/service-roots.pem",
 		},
-		TPM:       TPMConfig{Device: "/dev/tpmrm0"},
+		TPM: TPMConfig{
+			Device: "/dev/tpmrm0", EventLog: "/sys/kernel/security/tpm0/binary_bios_measurements", AKRotate: Duration{365 * 24 * time.Hour},
+		},
 		Update:    UpdateConfig{Root: "/etc/tillward/root.json", CheckFor: Duration{2 * time.Minute}, MinFreeMiB: 32},
 		Telemetry: TelemetryConfig{Poll: Duration{10 * time.Second}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute}},
 		Spool:     SpoolConfig{MaxMiB: 256},
@@ -177,6 +185,15 @@ func (c Config) validate() error {
 	if c.TPM.Device == "" {
 		return errors.New("tpm.device: name the TPM, e.g. /dev/tpmrm0")
 	}
+	if r := c.TPM.AKRotate.Duration; r != 0 && r < time.Minute {
+		return fmt.Errorf("tpm.ak_rotate %s: at least 1m, or 0s for never", c.TPM.AKRotate)
+	}
+	for _, d := range c.TenantData {
+		// A slip here costs data: no relative path, no top folder, nothing of ours.
+		if d != filepath.Clean(d) || strings.Count(d, "/") < 2 || !filepath.IsAbs(d) || below(c.StateDir, d) || below(d, c.StateDir) {
+			return fmt.Errorf("tenant_data %q: give the full path of a folder below another one, apart from state_dir", d)
+		}
+	}
 	if c.Update.CheckFor.Duration < time.Second {
 		return fmt.Errorf("update.check_for %s: must be at least 1s", c.Update.CheckFor)
 	}
@@ -213,6 +230,11 @@ func (c Config) validate() error {
 		return nil
 	}
 	return fmt.Errorf("log_level %q: use debug, info, warn or error", c.LogLevel)
+}
+
+// below reports whether path is dir or lies in it.
+func below(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
 // String returns the effective file, for -check.

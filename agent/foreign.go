@@ -50,11 +50,20 @@ func (a *Agent) setAside(f *foreign) error {
 	if err := os.Rename(journal, journal+aside+f.device); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("set the update journal of device %s aside: %w", f.device, err)
 	}
-	books := filepath.Join(a.cfg.StateDir, "spool.db")
-	to := fmt.Sprintf("%s%s%s-%d", books, aside, f.device, time.Now().Unix())
-	for _, part := range []string{"-wal", ""} { // empty after an orderly end, and then without it
-		if err := os.Rename(books+part, to+part); err != nil && (part == "" || !errors.Is(err, fs.ErrNotExist)) {
-			return fmt.Errorf("set the books of device %s aside: %w", f.device, err)
+	// What was sealed on that box this TPM never opens.
+	if a.vault != nil {
+		if err := a.vault.Forget(); err != nil {
+			return fmt.Errorf("forget the key of device %s: %w", f.device, err)
+		}
+	}
+	when := time.Now().Unix()
+	for _, name := range []string{plainBooks, lockedBooks} {
+		books := a.file(name)
+		to := fmt.Sprintf("%s%s%s-%d", books, aside, f.device, when)
+		for _, part := range []string{"-wal", ""} { // empty after an orderly end, and then without it
+			if err := os.Rename(books+part, to+part); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("set the books of device %s aside: %w", f.device, err)
+			}
 		}
 	}
 	return nil
@@ -65,7 +74,7 @@ func (a *Agent) tellForeign(ctx context.Context) {
 	if seq, _ := a.journal.Head(); seq > 0 {
 		return
 	}
-	names, _ := filepath.Glob(filepath.Join(a.cfg.StateDir, "spool.db"+aside+"*")) // the pattern is well formed
+	names, _ := filepath.Glob(a.file(lockedBooks) + aside + "*") // the pattern is well formed
 	for _, n := range names {
 		if strings.HasSuffix(n, "-wal") {
 			continue

@@ -41,8 +41,6 @@ type member struct {
 	tuf   *trust.Client
 }
 
-const keyIdentity = "identity"
-
 // belong keeps the device a member and connected: TPM, identity, link. What
 // fails is tried again with a growing pause.
 func (a *Agent) belong(ctx context.Context) error {
@@ -56,6 +54,9 @@ func (a *Agent) belong(ctx context.Context) error {
 		}
 		if f, ok := errors.AsType[*foreign](err); ok {
 			return f
+		}
+		if errors.Is(err, update.ErrRestart) {
+			return err
 		}
 		if time.Since(began) > 5*time.Minute {
 			pause = time.Second
@@ -88,11 +89,11 @@ var errReidentify = errors.New("the identity has to be renewed")
 // once opens the TPM, becomes or finds out to be a member, and stays connected
 // until something has to be done anew.
 func (a *Agent) once(ctx context.Context) error {
-	dev, err := a.o.OpenTPM(a.cfg.TPM.Device)
+	dev, done, err := a.openTPM(ctx)
 	if err != nil {
 		return err
 	}
-	defer dev.Close()
+	defer done()
 	signer, err := dev.Signer(ctx)
 	if err != nil {
 		return err
@@ -163,7 +164,7 @@ func (a *Agent) join(ctx context.Context, dev TPM, signer crypto.Signer) (*membe
 	if err != nil {
 		return nil, fmt.Errorf("keep identity: %w", err)
 	}
-	if err := a.spool.Save(ctx, keyIdentity, b, "", nil); err != nil {
+	if err := a.keepIdentity(ctx, b); err != nil {
 		return nil, fmt.Errorf("keep identity: %w", err)
 	}
 	a.record(ctx, "enrol.done", "info", res.Device, map[string]string{"tenant": res.Tenant, "tier": res.Tier})
@@ -259,6 +260,7 @@ func (a *Agent) connect(ctx context.Context, dev TPM, m *member) error {
 	g.Go(func() error { return l.Run(ctx) })
 	g.Go(func() error { return runner.Run(ctx) })
 	g.Go(func() error { return a.renew(ctx, m) })
+	g.Go(func() error { return a.follow(ctx, m, dev) })
 	return g.Wait()
 }
 
@@ -287,6 +289,10 @@ func (a *Agent) linkChanged(ctx context.Context, was, is link.Status) {
 	case is.Open() && !was.Open():
 		a.record(ctx, "link.up", "info", is.Broker, map[string]string{"verdict": is.Verdict})
 		a.touch()
+		select {
+		case a.opened <- struct{}{}:
+		default:
+		}
 	case was.Online && !is.Online:
 		a.record(ctx, "link.down", "info", is.Broker, map[string]string{"reason": cut(fmt.Sprint(is.Err), wire.MaxText)})
 	case is.Online && is.Verdict != was.Verdict && !is.Open() && is.Verdict != "":

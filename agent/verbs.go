@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -133,7 +134,13 @@ type Status struct {
 
 // ReadStatus reads the state folder of an agent that does not run.
 func ReadStatus(ctx context.Context, cfg Config, o Options) (Status, error) {
-	sp, err := spool.Open(filepath.Join(cfg.StateDir, "spool.db"), spool.Options{MaxBytes: int64(cfg.Spool.MaxMiB) << 20, Log: o.Log})
+	name := lockedBooks
+	if _, err := os.Stat(filepath.Join(cfg.StateDir, plainBooks)); err == nil {
+		name = plainBooks // the others cannot be opened now
+	}
+	sp, err := spool.Open(filepath.Join(cfg.StateDir, name), spool.Options{
+		MaxBytes: int64(cfg.Spool.MaxMiB) << 20, Log: o.Log, Plain: plainValues, Blind: true,
+	})
 	if err != nil {
 		return Status{}, fmt.Errorf("read status (does the agent still run?): %w", err)
 	}

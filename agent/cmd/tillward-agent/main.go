@@ -23,7 +23,6 @@ import (
 	"github.com/tillward/tillward/hal/board"
 	"github.com/tillward/tillward/hal/escpos"
 	"github.com/tillward/tillward/hal/pcsc"
-	"github.com/tillward/tillward/hal/tpm"
 	"github.com/tillward/tillward/hal/virtual"
 )
 
@@ -70,7 +69,7 @@ func run() int {
 	log := slog.New(slog.NewTextHandler(tail, &slog.HandlerOptions{Level: &level}))
 	o := agent.Options{
 		Version: version, Drivers: drivers, Log: log, Level: &level, Tail: tail.last,
-		OpenTPM: func(path string) (agent.TPM, error) { return tpm.Open(path) },
+		OpenTPM: openTPM,
 	}
 	if *status {
 		return printStatus(cfg, o)

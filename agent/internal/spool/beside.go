@@ -60,11 +60,11 @@ func (s *Spool) begin(ctx context.Context, locked *Spool, plain []string, more m
 	return s.read(ctx, func(*sql.Conn) error { return s.tally() }) // the counters are others now
 }
 
-// Absorb takes over everything that a spool of Beside has, and removes it: the
-// messages behind those that wait, its values in place of the own, the counters
-// as far as they have come. A power cut in between does it once more; the
-// service knows the messages by their numbers. No file is no error.
-func (s *Spool) Absorb(ctx context.Context, path string) error {
+// Absorb takes over what a spool of Beside has, and removes it: the messages
+// behind those that wait, the values whose keys take wants in place of the own,
+// the counters as far as they have come. A power cut in between does it once
+// more; the service knows the messages by their numbers. No file is no error.
+func (s *Spool) Absorb(ctx context.Context, path string, take func(key string) bool) error {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -72,7 +72,7 @@ func (s *Spool) Absorb(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	err = s.write(ctx, "FULL", func(t *tx) error { return t.absorb(from.conn) })
+	err = s.write(ctx, "FULL", func(t *tx) error { return t.absorb(from.conn, take) })
 	if err := errors.Join(err, from.Close()); err != nil {
 		return fmt.Errorf("take over %s: %w", path, err)
 	}
@@ -82,7 +82,7 @@ func (s *Spool) Absorb(ctx context.Context, path string) error {
 	return syncDir(path)
 }
 
-func (t *tx) absorb(from *sql.Conn) error {
+func (t *tx) absorb(from *sql.Conn, take func(key string) bool) error {
 	ctx := context.Background()
 	each := func(query string, row func(*sql.Rows) error) error {
 		rows, err := from.QueryContext(ctx, query)
@@ -114,7 +114,7 @@ func (t *tx) absorb(from *sql.Conn) error {
 	err = each("SELECT key, value FROM value", func(r *sql.Rows) error {
 		var key string
 		var value []byte
-		if err := r.Scan(&key, &value); err != nil || key == begunKey {
+		if err := r.Scan(&key, &value); err != nil || !take(key) {
 			return err
 		}
 		return t.set(key, value)

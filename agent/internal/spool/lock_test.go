@@ -254,6 +254,7 @@ func TestBeside(t *testing.T) {
 		if head != "22" && head != "22+" {
 			t.Errorf("head: got %q", head)
 		}
+		save(t, b, "settings", "of who wrote on the disk")
 		err = b.Compose(t.Context(), spool.Latest, "state", func() ([]byte, error) { return []byte("side"), nil }, map[string]uint64{"samples": 1})
 		if err != nil {
 			t.Fatal(err)
@@ -271,7 +272,7 @@ func TestBeside(t *testing.T) {
 	want = append(want, "behind 22", "behind 22+", "side")
 	for range 2 { // the second time as after a power cut before the file was removed
 		s = open(t, path, o)
-		if err := s.Absorb(t.Context(), side); err != nil {
+		if err := s.Absorb(t.Context(), side, isHead); err != nil {
 			t.Fatal(err)
 		}
 		if got := payloads(all(t, s)); !slices.Equal(dedupe(got), want) {
@@ -293,10 +294,12 @@ func TestBeside(t *testing.T) {
 	if got := found(t, path); got != nil {
 		t.Errorf("readable in %q", got)
 	}
-	if err := open(t, path, o).Absorb(context.Background(), side+".none"); err != nil {
+	if err := open(t, path, o).Absorb(context.Background(), side+".none", isHead); err != nil {
 		t.Errorf("nothing to take over: %v", err)
 	}
 }
+
+func isHead(key string) bool { return key == "audit.head" }
 
 func dedupe(s []string) (out []string) {
 	for i, p := range s {

@@ -81,9 +81,12 @@ type Options struct {
 	Report     func(ctx context.Context, p Progress) error // durable
 	Record     func(ctx context.Context, kind, severity, subject string, detail map[string]string) error
 	Gate       func() string // why to wait; empty: go on
-	Checks     []Check
-	CheckFor   time.Duration
-	Log        *slog.Logger
+	// Ready prepares the box for a release before it is fetched, and says why it
+	// must not have it; empty: it may. An error is tried again. May be nil.
+	Ready    func(ctx context.Context, version string) (reason string, err error)
+	Checks   []Check
+	CheckFor time.Duration
+	Log      *slog.Logger
 	// Step is called with the name of each step before it is taken; tests cut
 	// the power there.
 	Step func(name string)
@@ -128,6 +131,10 @@ func (m *Machine) Submit(o Offer) bool {
 		return false
 	}
 }
+
+// OnTrial reports whether the agent that runs has yet to prove itself: nothing
+// must be done that the one before could not live with.
+func (m *Machine) OnTrial() bool { return m.s.trial() != nil }
 
 // Run finishes what was begun before the last start, then works on offers. It
 // returns nil when ctx ends, or ErrRestart.
@@ -285,6 +292,15 @@ func (m *Machine) install(ctx context.Context, j *journal) error {
 	target, err := m.genuine(ctx, o)
 	if err != nil {
 		return err
+	}
+	if m.o.Ready != nil {
+		reason, err := m.o.Ready(ctx, o.Version)
+		if err != nil {
+			return err
+		}
+		if reason != "" {
+			return refuse("unsealable", "%s", reason)
+		}
 	}
 	if err := m.wait(ctx, j); err != nil {
 		return err

@@ -33,6 +33,8 @@ type box struct {
 	golden   string
 
 	broken  atomic.Bool // the new agent cannot do its work
+	unready string      // why the box must not have a release
+	retries int         // how often getting ready fails first
 	dropAt  atomic.Int64
 	reports []update.Progress
 	audit   []string
@@ -151,6 +153,13 @@ func (b *box) boot(o update.Offer) (version, slot string, wasCut bool) {
 			return nil
 		},
 		Gate: func() string { return "" },
+		Ready: func(context.Context, string) (string, error) {
+			if b.retries > 0 {
+				b.retries--
+				return "", errors.New("no network")
+			}
+			return b.unready, nil
+		},
 		Checks: []update.Check{{Name: "broker", Run: func(context.Context) error {
 			if b.broken.Load() {
 				return errors.New("not reached")
@@ -271,6 +280,11 @@ func TestRefusals(t *testing.T) {
 		"runs already":     {func(*box) update.Offer { return offer("1.0.0") }, "ALREADY_INSTALLED", ""},
 		"fails self-check": {func(b *box) update.Offer { b.release("1.1.0", 3); return offer("1.1.0") }, "FAILED", "selfcheck"},
 		"fails its checks": {func(b *box) update.Offer { b.release("1.1.0", 0); b.broken.Store(true); return offer("1.1.0") }, "ROLLED_BACK", "unproven"},
+		"would leave sealed data closed": {func(b *box) update.Offer {
+			b.release("1.1.0", 0)
+			b.unready, b.retries = "no approval for this model", 1
+			return offer("1.1.0")
+		}, "REJECTED", "unsealable"},
 		"frozen repository": {func(b *box) update.Offer {
 			b.release("1.1.0", 0)
 			b.releases.NotBefore = time.Now().Add(30 * 24 * time.Hour)

@@ -119,6 +119,23 @@ func (v *Vault) Make(ctx context.Context, t TPM) error {
 	return why
 }
 
+// Outlives reports whether the key would still open in the state of now, by an
+// approval of r, with the TPM's floor raised to that of r. A box may have booted
+// before the release that runs on it was installed.
+func (v *Vault) Outlives(ctx context.Context, t TPM, r boot.Reference) bool {
+	var s sealed
+	if !v.read(keyFile, &s) {
+		return true // nothing is sealed
+	}
+	return slices.ContainsFunc(r.Approvals, func(a boot.Approval) bool {
+		if a.Floor != 0 && a.Floor < r.Floor || !bytes.Equal(a.Ref, s.Ref) {
+			return false
+		}
+		_, err := t.Unseal(ctx, v.Release, s.Blob, a)
+		return err == nil
+	})
+}
+
 // unseal tries the approvals on file, those kept last first: that is the
 // release that runs, or the one offered.
 func (v *Vault) unseal(ctx context.Context, t TPM, s sealed) ([]byte, error) {

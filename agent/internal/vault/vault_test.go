@@ -160,6 +160,20 @@ func TestKeySurvivesUpdatesAndDiesOnTampering(t *testing.T) {
 		t.Errorf("repaired: got %x, want %x", got, key)
 	}
 
+	// The floor of a release that the box has not booted into yet would close
+	// the key.
+	next := release(t, b.key, "agent/1.1.0", two, 2)
+	next.Floor = 2
+	if b.vault.Outlives(t.Context(), b.dev, next) {
+		t.Error("the floor may be raised before the box has booted into the release")
+	}
+	b.boot(two)
+	low := release(t, b.key, "agent/1.1.0", two, 1)
+	low.Floor = 2
+	if b.vault.Outlives(t.Context(), b.dev, low) || !b.vault.Outlives(t.Context(), b.dev, next) {
+		t.Error("want the floor raised by the approval that allows it, and by no other")
+	}
+
 	// Committed: the old release opens nothing any more.
 	b.keep("agent/1.0.0", one, 1)
 	b.keep("agent/1.1.0", two, 2)

@@ -1,0 +1,210 @@
+package agent
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tillward/tillward/agent/internal/spool"
+	"github.com/tillward/tillward/agent/internal/vault"
+	"github.com/tillward/tillward/cloud/wire"
+)
+
+// The books are the spool: queue, audit trail and identity. With a release key
+// in the image they are locked, and the key opens only in a boot that a release
+// approved. While it does not open, the agent keeps a second set, plain, beside
+// them: quarantine and repair need a trail and an identity, and the till sells
+// on. When it opens again the locked books take over what the second set has.
+
+const (
+	lockedBooks = "spool.db"
+	plainBooks  = "spool.beside.db"
+	lostBooks   = ".lost-" // then when
+
+	// keyIdentity is believed; its copy is for the time when it cannot be read.
+	keyIdentity     = "identity"
+	keyIdentityCopy = "identity.copy"
+	keyAuditHead    = "audit.head"
+	keyCommand      = "command"
+	keyCommandFloor = "command.floor"
+)
+
+// plainValues hold no secret and are needed while the books are locked.
+var plainValues = []string{keyAuditHead, keyIdentityCopy, keySettings}
+
+func (a *Agent) bookOptions() spool.Options {
+	return spool.Options{MaxBytes: int64(a.cfg.Spool.MaxMiB) << 20, Log: a.log, Plain: plainValues}
+}
+
+func (a *Agent) file(name string) string { return filepath.Join(a.cfg.StateDir, name) }
+
+// openVault reads the release key of the image; without one nothing is locked.
+func (a *Agent) openVault() error {
+	if a.cfg.Update.SealKey == "" {
+		return nil
+	}
+	b, err := os.ReadFile(a.cfg.Update.SealKey)
+	if err != nil {
+		return fmt.Errorf("update.seal_key: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return fmt.Errorf("update.seal_key: %s holds no PEM block", a.cfg.Update.SealKey)
+	}
+	pub, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return fmt.Errorf("update.seal_key: %w", err)
+	}
+	key, ok := pub.(*ecdsa.PublicKey)
+	if !ok || key.Curve != elliptic.P256() {
+		return fmt.Errorf("update.seal_key: %s holds no ECDSA P-256 key", a.cfg.Update.SealKey)
+	}
+	a.vault = &vault.Vault{Dir: a.file("vault"), Release: key}
+	return nil
+}
+
+// openBooks opens the books that can be opened. What was found is recorded by
+// tellBooks, once there is a trail.
+func (a *Agent) openBooks(ctx context.Context) error {
+	o := a.bookOptions()
+	if err := a.openVault(); err != nil {
+		return err
+	}
+	if a.vault == nil || !a.vault.Begun() {
+		var err error
+		a.spool, err = spool.Open(a.file(lockedBooks), o)
+		return err
+	}
+	key, err := a.unseal(ctx)
+	if errors.Is(err, vault.ErrLost) {
+		return a.loseBooks(err)
+	}
+	if err != nil {
+		a.closed = err
+		return a.openBeside(ctx, o)
+	}
+	o.Key = key
+	a.spool, err = spool.Open(a.file(lockedBooks), o)
+	if errors.Is(err, spool.ErrKey) {
+		return a.loseBooks(err)
+	}
+	if err != nil {
+		return err
+	}
+	beside := a.file(plainBooks)
+	if _, err := os.Stat(beside); err == nil {
+		a.reopened = true
+	}
+	// Only what must go on: who wrote on the disk meanwhile is not known.
+	take := func(key string) bool { return key == keyAuditHead || strings.HasPrefix(key, keyCommand) }
+	if err := a.spool.Absorb(ctx, beside, take); err != nil {
+		return errors.Join(err, a.spool.Close())
+	}
+	return nil
+}
+
+// unseal asks the TPM for the key of the books.
+func (a *Agent) unseal(ctx context.Context) ([]byte, error) {
+	dev, done, err := a.openTPM(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return a.vault.Open(ctx, dev)
+}
+
+// openBeside goes on in plain books.
+func (a *Agent) openBeside(ctx context.Context, o spool.Options) error {
+	blind := o
+	blind.Blind = true
+	locked, err := spool.Open(a.file(lockedBooks), blind)
+	if err != nil {
+		return err
+	}
+	more, err := carry(ctx, locked)
+	if err == nil {
+		a.spool, err = spool.Beside(ctx, a.file(plainBooks), locked, more, o)
+	}
+	return errors.Join(err, locked.Close())
+}
+
+// carry is what the plain books begin with beside the plain values: who the
+// device is, and which commands it has seen.
+func carry(ctx context.Context, locked *spool.Spool) (map[string][]byte, error) {
+	id, err := locked.Load(ctx, keyIdentityCopy)
+	if err != nil {
+		return nil, err
+	}
+	more := map[string][]byte{}
+	if id != nil {
+		more[keyIdentity] = id
+	}
+	seen, err := locked.Keys(ctx, keyCommand+"/")
+	if err != nil || len(seen) == 0 {
+		return more, err
+	}
+	newest := strings.TrimPrefix(slices.Max(seen), keyCommand+"/")
+	n, err := strconv.ParseUint(newest, 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("journal of commands: %w", err)
+	}
+	more[keyCommandFloor] = strconv.AppendUint(nil, n, 10)
+	return more, nil
+}
+
+// loseBooks gives up books whose key nobody has any more - the disk of another
+// box, or a TPM that was cleared - and begins new ones. They are kept, once,
+// for whoever comes looking.
+func (a *Agent) loseBooks(why error) error {
+	a.lost = why
+	to := fmt.Sprintf("%s%s%d", a.file(lockedBooks), lostBooks, time.Now().Unix())
+	old, _ := filepath.Glob(a.file(lockedBooks) + lostBooks + "*") // the pattern is well formed
+	for _, name := range old {
+		if err := os.Remove(name); err != nil {
+			return fmt.Errorf("remove lost books: %w", err)
+		}
+	}
+	for _, part := range []string{"-wal", ""} {
+		if err := os.Rename(a.file(lockedBooks)+part, to+part); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("set lost books aside: %w", err)
+		}
+	}
+	if err := a.vault.Forget(); err != nil {
+		return fmt.Errorf("set lost books aside: %w", err)
+	}
+	var err error
+	a.spool, err = spool.Open(a.file(lockedBooks), a.bookOptions())
+	return err
+}
+
+// tellBooks records how the books were found.
+func (a *Agent) tellBooks(ctx context.Context) {
+	switch {
+	case a.lost != nil:
+		a.log.Error("the books cannot be opened any more; beginning new ones", slog.Any("err", a.lost))
+		a.record(ctx, "vault.lost", "alarm", "", map[string]string{"reason": cut(a.lost.Error(), wire.MaxText)})
+	case a.closed != nil:
+		a.log.Error("the books stay locked; going on in plain ones", slog.Any("err", a.closed))
+		a.record(ctx, "vault.closed", "alarm", "", map[string]string{"reason": cut(a.closed.Error(), wire.MaxText)})
+	case a.reopened:
+		a.record(ctx, "vault.opened", "info", "", nil)
+	}
+}
+
+// keepIdentity stores who the device is, and a copy for the time when the
+// books stay locked. The copy first: it may be newer, never without.
+func (a *Agent) keepIdentity(ctx context.Context, b []byte) error {
+	return errors.Join(a.spool.Save(ctx, keyIdentityCopy, b, "", nil), a.spool.Save(ctx, keyIdentity, b, "", nil))
+}

@@ -1,0 +1,162 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/vault"
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/boot"
+	"github.com/tillward/tillward/provisioning/trust"
+)
+
+// A release brings, for each model, what its boot measures and which states may
+// open sealed secrets: the boot reference, a target of its own. The agent keeps
+// the approvals for a start without a network, and raises the rollback floor
+// once a release is committed.
+
+const (
+	lookAgain = 6 * time.Hour
+	lookRetry = time.Minute
+)
+
+func releaseOf(version string) string { return "agent/" + version }
+
+// reference fetches the boot reference of a release as TUF vouches for it.
+// trust.ErrNoTarget: the release has none for this model.
+func (a *Agent) reference(ctx context.Context, m *member, version string) (boot.Reference, error) {
+	release := releaseOf(version)
+	t, err := m.tuf.Target(ctx, boot.TargetPath(a.cfg.Model, release))
+	if err != nil {
+		return boot.Reference{}, err
+	}
+	if t.Length > boot.MaxReference {
+		return boot.Reference{}, fmt.Errorf("boot reference of %s has %d bytes: %w", release, t.Length, trust.ErrMismatch)
+	}
+	b, err := m.fetch(ctx, m.Artifacts+"/targets/"+t.File(), t.Length)
+	if err != nil {
+		return boot.Reference{}, err
+	}
+	if sum := sha256.Sum256(b); int64(len(b)) != t.Length || hex.EncodeToString(sum[:]) != t.SHA256 {
+		return boot.Reference{}, fmt.Errorf("boot reference of %s: %w", release, trust.ErrMismatch)
+	}
+	r, err := boot.ParseReference(b)
+	if err != nil {
+		return r, err
+	}
+	if r.Model != a.cfg.Model || r.Release != release {
+		return r, fmt.Errorf("boot reference of %s for %s speaks of %s for %s: %w", release, a.cfg.Model, r.Release, r.Model, trust.ErrMismatch)
+	}
+	return r, nil
+}
+
+// follow keeps what the running release says of this boot in force: approvals
+// on file, books locked, floor raised. ErrRestart: the books can be opened now.
+func (a *Agent) follow(ctx context.Context, m *member, dev TPM) error {
+	for {
+		wait := lookRetry
+		if a.isOnline() || a.closed != nil {
+			err := a.settle(ctx, m, dev)
+			switch {
+			case errors.Is(err, update.ErrRestart):
+				return err
+			case err == nil, errors.Is(err, trust.ErrNoTarget):
+				wait = lookAgain
+			case ctx.Err() == nil:
+				a.log.Warn("boot reference of the running release", slog.Any("err", err))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.opened:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// settle does one round of follow.
+func (a *Agent) settle(ctx context.Context, m *member, dev TPM) error {
+	r, err := a.reference(ctx, m, a.o.Version)
+	if err != nil {
+		return err
+	}
+	if a.vault != nil {
+		if _, err := a.vault.Keep(r); err != nil {
+			return err
+		}
+		if err := a.lock(ctx, dev); err != nil {
+			return err
+		}
+	}
+	if r.Floor == 0 || a.machine.OnTrial() {
+		return nil
+	}
+	if a.vault != nil && !a.vault.Outlives(ctx, dev, r) {
+		return nil // the box booted before this release came: after the next boot, then
+	}
+	return dev.RaiseFloor(ctx, r.Floor) // the release is committed: there is no way back any more
+}
+
+// lock seals a key when there is none, and opens one that stayed closed at the
+// start. Either takes effect with the next start, which is now.
+func (a *Agent) lock(ctx context.Context, dev TPM) error {
+	switch {
+	case !a.vault.Begun():
+		err := a.vault.Make(ctx, dev)
+		if errors.Is(err, vault.ErrClosed) {
+			a.log.Warn("books stay plain: no approval fits how this box has booted", slog.Any("err", err))
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		a.record(ctx, "vault.sealed", "info", "", map[string]string{"release": releaseOf(a.o.Version)})
+	case a.closed != nil:
+		if _, err := a.vault.Open(ctx, dev); err != nil {
+			return nil //nolint:nilerr // still not approved; that is on record
+		}
+	default:
+		return nil
+	}
+	return update.ErrRestart
+}
+
+// sealable says why an update to version would leave the books locked; no error
+// and no reason: it would not. The approvals are on file afterwards, so that
+// the new release opens the books without a network.
+func (a *Agent) sealable(ctx context.Context, version string) (reason string, err error) {
+	if a.vault == nil || !a.vault.Begun() {
+		return "", nil
+	}
+	m := a.current()
+	if m == nil {
+		return "", errNoMember
+	}
+	r, err := a.reference(ctx, m, version)
+	if errors.Is(err, trust.ErrNoTarget) {
+		return fmt.Sprintf("release %s has no boot reference for model %s: what is sealed on this box would stay closed; "+
+			"publish one with approvals (tillward-provision boot)", version, a.cfg.Model), nil
+	}
+	if errors.Is(err, trust.ErrMismatch) || errors.Is(err, boot.ErrReference) {
+		return cut(err.Error(), wire.MaxText), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	ok, err := a.vault.Keep(r)
+	if err != nil {
+		return "", err
+	}
+	if !ok {
+		return fmt.Sprintf("the boot reference of release %s for model %s holds no approval by the release key of this image: "+
+			"what is sealed on this box would stay closed", version, a.cfg.Model), nil
+	}
+	return "", nil
+}
