@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/tillward/tillward/cloud/wire"
@@ -51,7 +52,30 @@ func (r *Runner) look(ctx context.Context, counter uint64) (old *record, floor u
 }
 
 func (r *Runner) load(ctx context.Context, key string) (*record, error) {
-	b, err := r.o.Journal.Load(ctx, key)
+	return load(ctx, r.o.Journal, key)
+}
+
+// Succeeded returns the newest command with this verb whose success is on its
+// way to the service; nil when there is none.
+func Succeeded(ctx context.Context, j Journal, verb string) (*wire.CommandOrder, error) {
+	keys, err := j.Keys(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range slices.Backward(keys) {
+		rec, err := load(ctx, j, k)
+		if err != nil {
+			continue // nobody can say what it was; settle logs it
+		}
+		if rec != nil && rec.Order.Verb == verb && rec.Result != nil && rec.Result.State == succeeded {
+			return &rec.Order, nil
+		}
+	}
+	return nil, nil
+}
+
+func load(ctx context.Context, j Journal, key string) (*record, error) {
+	b, err := j.Load(ctx, key)
 	if err != nil || b == nil {
 		return nil, err
 	}
@@ -79,6 +103,9 @@ func (r *Runner) close(ctx context.Context, rec record, out outcome) error {
 	if err != nil {
 		return err
 	}
+	if r.o.Verbs[rec.Order.Verb].Final {
+		r.audit(ctx, rec, out)
+	}
 	if err := r.o.Journal.Save(ctx, key(rec.Order.Counter), b, string(wire.Result), r.compose(result)); err != nil {
 		r.o.Log.Error("result not queued", "command", rec.Order.ID, "error", err)
 		rec.Unsent = true
@@ -86,6 +113,14 @@ func (r *Runner) close(ctx context.Context, rec record, out outcome) error {
 			return err
 		}
 	}
+	if !r.o.Verbs[rec.Order.Verb].Final {
+		r.audit(ctx, rec, out)
+	}
+	return r.prune(ctx)
+}
+
+// audit records how a command ended.
+func (r *Runner) audit(ctx context.Context, rec record, out outcome) {
 	kind, severity := "command.done", "info"
 	if out.state != succeeded {
 		kind, severity = "command."+lower(out.state), "warn"
@@ -97,7 +132,6 @@ func (r *Runner) close(ctx context.Context, rec record, out outcome) error {
 	if err := r.o.Record(ctx, kind, severity, rec.Order.ID, detail); err != nil {
 		r.o.Log.Error("command not audited", "command", rec.Order.ID, "error", err)
 	}
-	return r.prune(ctx)
 }
 
 func lower(state string) string {

@@ -143,6 +143,19 @@ func (s *Spool) Depth() uint64 {
 	return uint64(rows)
 }
 
+// Waiting returns how many messages of the channels wait.
+func (s *Spool) Waiting(ctx context.Context, channels ...string) (n int, err error) {
+	args := make([]any, len(channels))
+	for i, c := range channels {
+		args[i] = c
+	}
+	err = s.read(ctx, func(c *sql.Conn) error {
+		return c.QueryRowContext(context.Background(),
+			"SELECT count(*) FROM message WHERE channel IN (''"+strings.Repeat(", ?", len(channels))+")", args...).Scan(&n)
+	})
+	return n, err
+}
+
 // Shed returns how many telemetry messages were given up for lack of space
 // since provisioning.
 func (s *Spool) Shed() uint64 {
