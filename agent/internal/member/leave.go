@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Leaving is the journal of a box that gives up its owner. It is a file of its
@@ -84,19 +85,22 @@ func Empty(dir string) error {
 	return syncDir(dir)
 }
 
-// Remove removes the files and folders that match a pattern.
-func Remove(pattern string) error {
-	names, err := filepath.Glob(pattern)
+// Remove removes the files and folders in dir whose names begin with prefix.
+func Remove(dir, prefix string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		if err := os.RemoveAll(name); err != nil {
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), prefix) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
-	if len(names) == 0 {
-		return nil
-	}
-	return syncDir(filepath.Dir(pattern))
+	return syncDir(dir)
 }
