@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 
 	"github.com/tillward/tillward/agent/internal/audit"
 	"github.com/tillward/tillward/agent/internal/discover"
+	"github.com/tillward/tillward/agent/internal/member"
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/telemetry"
 	"github.com/tillward/tillward/agent/internal/update"
@@ -63,6 +65,18 @@ type Agent struct {
 	found    discover.Service
 	opened   chan struct{} // the link opened: look at what waited for it
 
+	// Of belonging, and of whoever it starts and waits for.
+	rejoin   bool      // enrol, though there is an identity
+	unusable bool      // the service turns the certificate away
+	joined   time.Time // when enrolment was tried last
+	told     appraisal // the verdict on record
+
+	ownership member.Ownership
+	left      member.Leaving
+	leaving   atomic.Bool   // the owner has given the box up: nothing is recorded any more
+	gone      atomic.Bool   // and the service takes nothing more
+	parting   chan struct{} // leaving became true
+
 	vault    *vault.Vault // nil: the image has no release key, and nothing is locked
 	closed   error        // why the books are locked; the plain ones are in use
 	lost     error        // why the books before were given up
@@ -70,9 +84,9 @@ type Agent struct {
 
 	mu      sync.Mutex
 	monitor *telemetry.Monitor
-	member  *member // nil until enrolled
-	dev     TPM     // nil while it is closed
-	online  bool    // connected and attested
+	member  *membership // nil until enrolled
+	dev     TPM         // nil while it is closed
+	online  bool        // connected and attested
 	reboot  chan struct{}
 }
 
@@ -82,10 +96,13 @@ func Launch(cfg Config) (string, error) { return update.Launch(filepath.Join(cfg
 
 // New returns an agent; Run opens what it needs.
 func New(cfg Config, o Options) *Agent {
-	return &Agent{
+	a := &Agent{
 		cfg: cfg, o: o, log: o.Log, started: time.Now(), heads: newNumbering(), again: make(chan struct{}, 1), reboot: make(chan struct{}, 1),
-		opened: make(chan struct{}, 1),
+		opened: make(chan struct{}, 1), parting: make(chan struct{}, 1),
 	}
+	a.ownership.File = a.file("owner.json")
+	a.left = member.Leaving{File: a.file("leaving.json"), Ownership: &a.ownership}
+	return a
 }
 
 // Run is the agent's life. It returns nil when ctx ends, ErrRestart or
@@ -95,6 +112,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	err := a.live(ctx)
 	if f, ok := errors.AsType[*foreign](err); ok {
 		return cmp.Or(a.setAside(f), ErrRestart)
+	}
+	if errors.Is(err, errLeft) {
+		return cmp.Or(a.wipe(ctx), ErrRestart)
 	}
 	return err
 }
@@ -116,6 +136,7 @@ func (a *Agent) live(ctx context.Context) error {
 	g.Go(func() error { defer close(watched); return a.watch(watching) })
 	g.Go(func() error { return a.belong(inner) })
 	g.Go(func() error { return a.machine.Run(inner) })
+	g.Go(func() error { return a.part(inner) })
 	g.Go(func() error {
 		why := "stop"
 		var end error
@@ -145,6 +166,12 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if err := os.MkdirAll(a.cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("state folder: %w", err)
 	}
+	if a.left.Begun() {
+		return errLeft
+	}
+	if a.ownership.Vendor, err = a.vendorKey(); err != nil {
+		return err
+	}
 	if err = a.openBooks(ctx); err != nil {
 		return err
 	}
@@ -160,6 +187,9 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	a.tellBooks(ctx)
 	if aside := a.spool.Rebuilt(); aside != "" {
 		a.record(ctx, "spool.rebuilt", "alarm", filepath.Base(aside), nil)
+	}
+	if err := a.resumeLeaving(ctx); err != nil {
+		return errors.Join(err, a.spool.Close())
 	}
 	a.openDevices(ctx)
 	if a.machine, err = a.newMachine(); err != nil {
@@ -199,7 +229,7 @@ func (a *Agent) watch(ctx context.Context) error {
 	t := a.cfg.Telemetry
 	for ctx.Err() == nil {
 		m := telemetry.New(telemetry.Options{
-			Devices: append(slices.Clone(a.devices), chip{a}), Spool: a.spool, Next: a.heads.Next, Record: a.journal.Record, Fill: a.fill,
+			Devices: append(slices.Clone(a.devices), chip{a}), Spool: a.spool, Next: a.heads.Next, Record: a.note, Fill: a.fill,
 			Poll: a.settings.period("poll_s", t.Poll.Duration), Stats: a.settings.period("telemetry_s", t.Stats.Duration),
 			Batch: t.Batch.Duration, Heartbeat: t.Heartbeat.Duration, Log: a.log,
 		})
@@ -269,9 +299,18 @@ func printable(s string) string {
 // record adds to the audit trail; a trail that is full is said so loudly, and
 // selling goes on.
 func (a *Agent) record(ctx context.Context, kind, severity, subject string, detail map[string]string) {
-	if err := a.journal.Record(ctx, kind, severity, subject, detail); err != nil {
+	if err := a.note(ctx, kind, severity, subject, detail); err != nil {
 		a.log.Error("audit", slog.String("kind", kind), slog.Any("err", err))
 	}
+}
+
+// note is record for who must know whether it worked. When the box has been
+// given up, the trail has ended: nobody would get what is added.
+func (a *Agent) note(ctx context.Context, kind, severity, subject string, detail map[string]string) error {
+	if a.leaving.Load() {
+		return nil
+	}
+	return a.journal.Record(ctx, kind, severity, subject, detail)
 }
 
 // drain waits a little until what is queued has been handed over.
@@ -300,7 +339,7 @@ func (a *Agent) newMachine() (*update.Machine, error) {
 	return update.New(update.Options{
 		Dir: filepath.Join(a.cfg.StateDir, "agent"), Version: a.o.Version, Slot: a.o.Slot, OS: runtime.GOOS, Arch: runtime.GOARCH,
 		Releases: releases{a}, TargetsURL: a.targetsURL, Client: a.httpClient,
-		Report: a.reportUpdate, Record: a.journal.Record, Gate: a.gate, Ready: a.sealable,
+		Report: a.reportUpdate, Record: a.note, Gate: a.gate, Ready: a.sealable,
 		Checks: []update.Check{
 			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
 			{Name: "what is sealed can be opened", Run: func(context.Context) error { return a.closed }},

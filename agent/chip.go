@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto"
 	"errors"
 
 	"github.com/tillward/tillward/agent/internal/vault"
@@ -15,8 +14,10 @@ import (
 type TPM interface {
 	enrol.Endorser
 	enrol.Prover
+	enrol.Rescuer
+	enrol.Renewer
+	enrol.Rotator
 	vault.TPM
-	Signer(ctx context.Context) (crypto.Signer, error)
 	// RaiseFloor brings the rollback floor to the given number; there is no way back.
 	RaiseFloor(ctx context.Context, to uint64) error
 	Health(ctx context.Context) (TPMHealth, error)

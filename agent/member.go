@@ -1,45 +1,40 @@
 package agent
 
 import (
-	"bytes"
 	"context"
-	"crypto"
-	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
-	"net/http"
 	"os"
-	"path/filepath"
+	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/tillward/tillward/agent/internal/attest"
-	"github.com/tillward/tillward/agent/internal/command"
-	"github.com/tillward/tillward/agent/internal/link"
+	"github.com/tillward/tillward/agent/internal/discover"
+	"github.com/tillward/tillward/agent/internal/member"
 	"github.com/tillward/tillward/agent/internal/update"
 	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/boot"
 	"github.com/tillward/tillward/provisioning/enrol"
-	"github.com/tillward/tillward/provisioning/trust"
 )
 
-// member is what makes this box a device of a fleet.
-type member struct {
-	enrol.Result
-	cert  tls.Certificate
-	leaf  *x509.Certificate
-	roots *x509.CertPool
-	keys  trust.Keyring
-	http  *http.Client
-	tuf   *trust.Client
-}
+const (
+	// rejoinAfter is how often the service may ask a device that it still lets
+	// in to enrol again.
+	rejoinAfter = time.Hour
+	rescueMin   = time.Minute // between two tries to enrol while the recovery certificate serves
+	rescueMax   = time.Hour
+	maxEventLog = 1 << 20 // bytes that are read of it
+)
+
+// errReidentify asks for another look at the identity at once.
+var errReidentify = errors.New("the identity has to be renewed")
 
 // belong keeps the device a member and connected: TPM, identity, link. What
 // fails is tried again with a growing pause.
@@ -58,6 +53,11 @@ func (a *Agent) belong(ctx context.Context) error {
 		if errors.Is(err, update.ErrRestart) {
 			return err
 		}
+		if errors.Is(err, errReidentify) || errors.Is(err, member.ErrEnded) || errors.Is(err, enrol.ErrKeys) {
+			if time.Since(began) > 5*time.Second { // else something is wrong with it: no hurry
+				continue
+			}
+		}
 		if time.Since(began) > 5*time.Minute {
 			pause = time.Second
 		}
@@ -68,13 +68,7 @@ func (a *Agent) belong(ctx context.Context) error {
 			pause = min(2*pause, 5*time.Minute)
 		}
 		a.log.Warn("not a member of a fleet; trying again", slog.Duration("in", wait), slog.Any("err", err))
-		if text := fmt.Sprint(err); text != told && !errors.Is(err, errReidentify) {
-			told = text
-			a.record(ctx, "enrol.failed", "warn", "", map[string]string{"reason": cut(text, wire.MaxText)})
-		}
-		if errors.Is(err, errReidentify) {
-			continue
-		}
+		told = a.tellJoin(ctx, err, told)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -83,8 +77,27 @@ func (a *Agent) belong(ctx context.Context) error {
 	return nil
 }
 
-// errReidentify asks for another enrolment at once.
-var errReidentify = errors.New("the identity has to be renewed")
+// tellJoin records why the device is no member, unless that was told last.
+func (a *Agent) tellJoin(ctx context.Context, err error, told string) string {
+	kind, severity, detail := "enrol.failed", "warn", map[string]string{}
+	text := fmt.Sprint(err)
+	if w, ok := errors.AsType[enrol.Wait](err); ok {
+		kind, severity, text = "enrol.unclaimed", "info", enrol.ErrUnclaimed.Error()
+		detail["device"] = w.Device
+	}
+	if errors.Is(err, member.ErrOwner) {
+		kind, severity = "owner.refused", "alarm"
+	}
+	if text == told || errors.Is(err, errReidentify) {
+		return told
+	}
+	detail["reason"] = cut(text, wire.MaxText)
+	if check := enrol.Check(err); check != "" {
+		detail["check"] = check
+	}
+	a.record(ctx, kind, severity, "", detail)
+	return text
+}
 
 // once opens the TPM, becomes or finds out to be a member, and stays connected
 // until something has to be done anew.
@@ -94,81 +107,139 @@ func (a *Agent) once(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	signer, err := dev.Signer(ctx)
+	id, err := a.identity(ctx, dev)
 	if err != nil {
 		return err
 	}
-	m, err := a.identity(ctx, dev, signer)
-	if err != nil {
-		return err
-	}
-	if m == nil {
-		if m, err = a.join(ctx, dev, signer); err != nil {
+	if id == nil || id.Ended(time.Now()) || a.rejoin {
+		if a.leaving.Load() { // nobody is there any more whose the device could be
+			a.letGo()
+			<-ctx.Done()
+			return nil
+		}
+		a.joined = time.Now()
+		fresh, err := a.join(ctx, dev)
+		switch {
+		case err == nil:
+			id, a.rejoin, a.unusable = fresh, false, false
+		case id == nil:
 			return err
+		case (id.Ended(time.Now()) || a.unusable) && id.Rescuable(time.Now()):
+			return a.rescue(ctx, dev, *id, err)
+		case id.Ended(time.Now()):
+			return err
+		default: // what the certificate still opens is more than nothing
+			a.tellJoin(ctx, err, "")
+			a.rejoin = false
 		}
 	}
-	a.mu.Lock()
-	a.member = m
-	a.mu.Unlock()
-	return a.connect(ctx, dev, m)
+	return a.connect(ctx, dev, *id)
 }
 
-// identity reads the stored identity and checks that it is this TPM's and has
-// time left; nil when the device has to enrol.
-func (a *Agent) identity(ctx context.Context, dev TPM, signer crypto.Signer) (*member, error) {
+// identity reads the stored identity and tells the TPM which keys it is about;
+// nil when the device has to enrol.
+func (a *Agent) identity(ctx context.Context, dev TPM) (*member.Identity, error) {
 	b, err := a.spool.Load(ctx, keyIdentity)
 	if err != nil || len(b) == 0 {
 		return nil, err
 	}
-	var res enrol.Result
-	if err := json.Unmarshal(b, &res); err != nil {
-		return nil, nil //nolint:nilerr // unreadable: enrol again
-	}
-	m, err := a.memberOf(res, signer)
-	switch {
-	case errors.Is(err, errOtherKey): // the disk of another box, or a TPM that was cleared
-		return nil, a.whose(ctx, dev, res.Device)
-	case errors.Is(err, errUnreadable):
+	id, err := member.Parse(b)
+	if err != nil {
+		a.log.Error("the stored identity cannot be used; enrolling again", slog.Any("err", err))
 		return nil, nil
-	case err != nil:
+	}
+	c, err := a.client(dev, discover.Service{Enrol: id.URL, ServerName: id.ServerName})
+	if err != nil {
 		return nil, err
 	}
-	if left := time.Until(m.leaf.NotAfter); left < m.leaf.NotAfter.Sub(m.leaf.NotBefore)/3 {
-		return nil, nil
+	res, err := c.Resume(ctx, id.Result)
+	if errors.Is(err, enrol.ErrKeys) { // the disk of another box, or a TPM that was cleared
+		return nil, a.whose(ctx, dev, id.Device)
 	}
-	return m, nil
+	if err != nil {
+		return nil, err
+	}
+	if now := id.With(res); string(now.Bytes()) != string(b) {
+		if err := a.keepIdentity(ctx, now.Bytes()); err != nil {
+			return nil, fmt.Errorf("keep identity: %w", err)
+		}
+		id = now
+	}
+	return &id, nil
 }
 
-// join enrols and keeps the result.
-func (a *Agent) join(ctx context.Context, dev TPM, signer crypto.Signer) (*member, error) {
+// client is the device's half of the protocols with the service.
+func (a *Agent) client(dev TPM, at discover.Service) (*enrol.Client, error) {
 	roots, err := a.roots()
 	if err != nil {
 		return nil, err
 	}
+	return &enrol.Client{
+		URL: at.Enrol, Roots: roots, ServerName: at.ServerName, Serial: a.serial(), Model: a.cfg.Model, Claim: at.Claim, TPM: dev,
+		EventLog: func() []byte {
+			raw, err := a.eventLog()
+			if err != nil || len(raw) == 0 {
+				return nil
+			}
+			gz, err := boot.Pack(raw)
+			if err != nil {
+				a.log.Warn("pack the event log of the firmware", slog.Any("err", err))
+			}
+			return gz
+		},
+	}, nil
+}
+
+// eventLog reads what the firmware measured; nothing when this box keeps no log.
+func (a *Agent) eventLog() ([]byte, error) {
+	if a.cfg.TPM.EventLog == "" {
+		return nil, nil
+	}
+	f, err := os.Open(a.cfg.TPM.EventLog)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxEventLog))
+}
+
+// join enrols, checks whose the box is, and keeps the result.
+func (a *Agent) join(ctx context.Context, dev TPM) (*member.Identity, error) {
 	at, err := a.findService(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c := &enrol.Client{
-		URL: at.Enrol, Roots: roots, ServerName: at.ServerName, Serial: a.serial(), Model: a.cfg.Model, Claim: at.Claim, TPM: dev,
+	c, err := a.client(dev, at)
+	if err != nil {
+		return nil, err
 	}
 	res, err := c.Enrol(ctx)
 	if err != nil {
 		return nil, err
 	}
-	m, err := a.memberOf(res, signer)
+	owner, err := a.ownership.Check(res.Device, res.Tenant, res.Voucher)
+	if err != nil {
+		return nil, err
+	}
+	id, err := member.Of(member.Identity{URL: at.Enrol, ServerName: at.ServerName}.With(res))
 	if err != nil {
 		return nil, fmt.Errorf("the service's answer: %w", err)
 	}
-	b, err := json.Marshal(res)
-	if err != nil {
+	if err := a.keepIdentity(ctx, id.Bytes()); err != nil {
 		return nil, fmt.Errorf("keep identity: %w", err)
 	}
-	if err := a.keepIdentity(ctx, b); err != nil {
-		return nil, fmt.Errorf("keep identity: %w", err)
+	if _, err := c.Resume(ctx, res); err != nil {
+		return nil, fmt.Errorf("the service's answer: %w", err)
 	}
-	a.record(ctx, "enrol.done", "info", res.Device, map[string]string{"tenant": res.Tenant, "tier": res.Tier})
-	return m, nil
+	detail := map[string]string{"tenant": res.Tenant, "tier": res.Tier, "source": at.Source}
+	if owner != "" {
+		detail["owner"] = owner
+	}
+	a.record(ctx, "enrol.done", "info", res.Device, detail)
+	return &id, nil
 }
 
 func (a *Agent) roots() (*x509.CertPool, error) {
@@ -183,216 +254,96 @@ func (a *Agent) roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-var (
-	errOtherKey   = errors.New("the certificate is not for the key in this TPM")
-	errUnreadable = errors.New("incomplete identity")
-)
-
-// memberOf makes a usable member of an enrolment's result; errOtherKey
-// means that it is for a key in another TPM.
-func (a *Agent) memberOf(res enrol.Result, signer crypto.Signer) (*member, error) {
-	if len(res.Chain) == 0 || len(res.Brokers) == 0 || len(res.OrderKeys) == 0 {
-		return nil, errUnreadable
+// vendorKey reads the vendor's key of the image; nil when none is configured.
+func (a *Agent) vendorKey() (ed25519.PublicKey, error) {
+	if a.cfg.Service.VendorKey == "" {
+		return nil, nil
 	}
-	leaf, err := x509.ParseCertificate(res.Chain[0])
+	b, err := os.ReadFile(a.cfg.Service.VendorKey)
 	if err != nil {
-		return nil, fmt.Errorf("%w: certificate: %w", errUnreadable, err)
+		return nil, fmt.Errorf("service.vendor_key: %w", err)
 	}
-	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(signer.Public()) {
-		return nil, errOtherKey
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("service.vendor_key: %s holds no PEM block", a.cfg.Service.VendorKey)
 	}
-	roots, err := a.roots()
+	pub, err := x509.ParsePKIXPublicKey(block.Bytes)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("service.vendor_key: %w", err)
 	}
-	m := &member{
-		Result: res, leaf: leaf, roots: roots, keys: make(trust.Keyring),
-		cert: tls.Certificate{Certificate: res.Chain, PrivateKey: signer, Leaf: leaf},
+	key, ok := pub.(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("service.vendor_key: %s holds a %T, not an Ed25519 key", a.cfg.Service.VendorKey, pub)
 	}
-	for _, k := range res.OrderKeys {
-		m.keys[k.ID] = k.Public
-	}
-	if o := a.cfg.Service.Broker; o != "" {
-		m.Brokers = []string{o}
-	}
-	if o := a.cfg.Service.Artifacts; o != "" {
-		m.Artifacts = o + "/tuf"
-	}
-	m.http = &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{
-			RootCAs: roots, ServerName: a.cfg.Service.ServerName, MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{m.cert},
-		},
-		MaxConnsPerHost: 2, IdleConnTimeout: 30 * time.Second, ResponseHeaderTimeout: 30 * time.Second,
-	}}
-	factory, err := os.ReadFile(a.cfg.Update.Root)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("TUF root of the image: %w", err)
-	}
-	m.tuf = &trust.Client{Dir: filepath.Join(a.cfg.StateDir, "tuf"), FactoryRoot: factory, URL: m.Artifacts + "/metadata", Fetch: m.fetch}
-	return m, nil
+	return key, nil
 }
 
-// connect runs the link and what hangs on it.
-func (a *Agent) connect(ctx context.Context, dev TPM, m *member) error {
-	ev := &attest.Attester{
-		Device: m.Device, Version: a.o.Version, Quoter: dev, Bind: enrol.ConnBinding, Next: a.heads.Next, Memory: a.spool, Log: a.log,
+// rescue connects with the recovery certificate, which opens quarantine alone,
+// and goes on trying to enrol.
+func (a *Agent) rescue(ctx context.Context, dev TPM, id member.Identity, why error) error {
+	key, err := dev.SignerFor(ctx, id.RecoveryKey)
+	if err != nil {
+		return errors.Join(why, err)
 	}
-	runner := command.New(command.Options{
-		Tenant: m.Tenant, Device: m.Device, Verify: m.keys.VerifyOrder, Journal: a.spool, Record: a.journal.Record, Next: a.heads.Next,
-		Verbs: a.verbs(m), Full: a.spool.Full, Log: a.log,
-	})
-	var last link.Status
-	l, err := link.New(link.Options{
-		Brokers: m.Brokers, ServerName: a.cfg.Service.ServerName, Roots: m.roots,
-		Certificate: func() (tls.Certificate, error) { return m.cert, nil }, Tenant: m.Tenant, Device: m.Device, Spool: a.spool,
-		ExporterLabel: enrol.ConnExporterLabel, Evidence: ev.Evidence, Judged: ev.Judged,
-		Down: map[wire.Channel]func([]byte) bool{
-			wire.DownCommand: runner.Submit, wire.DownConfig: runner.Submit,
-			wire.DownOffer: func(b []byte) bool { return a.offered(ctx, m, b) },
-		},
-		Changed: func(s link.Status) { a.linkChanged(ctx, last, s); last = s },
-		Log:     a.log,
-	})
+	a.log.Error("the certificate cannot be used and enrolment fails; going on with the recovery certificate", slog.Any("err", why))
+	a.record(ctx, "identity.recovery", "alarm", id.Device, map[string]string{"reason": cut(why.Error(), wire.MaxText), "check": enrol.Check(why)})
+	m, err := a.memberOf(id, tls.Certificate{Certificate: id.Recovery, PrivateKey: key, Leaf: id.Rescue()})
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return l.Run(ctx) })
-	g.Go(func() error { return runner.Run(ctx) })
-	g.Go(func() error { return a.renew(ctx, m) })
-	g.Go(func() error { return a.follow(ctx, m, dev) })
-	return g.Wait()
+	return a.stay(ctx, dev, m, nil, func(ctx context.Context) error { return a.recover(ctx, dev, id) })
 }
 
-// renew ends the connection when two thirds of the certificate's life are
-// over; what follows is an enrolment.
-func (a *Agent) renew(ctx context.Context, m *member) error {
-	life := m.leaf.NotAfter.Sub(m.leaf.NotBefore)
-	timer := time.NewTimer(max(time.Until(m.leaf.NotAfter)-life/3, time.Second))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-timer.C:
-		return errReidentify
-	}
-}
-
-// linkChanged records each connect and disconnect, and a failure when it is
-// another than before.
-func (a *Agent) linkChanged(ctx context.Context, was, is link.Status) {
-	a.mu.Lock()
-	a.online = is.Open()
-	a.mu.Unlock()
-	switch {
-	case ctx.Err() != nil: // we are leaving ourselves
-	case is.Open() && !was.Open():
-		a.record(ctx, "link.up", "info", is.Broker, map[string]string{"verdict": is.Verdict})
-		a.touch()
+// recover tries to enrol, or to renew by the recovery certificate, until one of
+// them works.
+func (a *Agent) recover(ctx context.Context, dev TPM, id member.Identity) error {
+	told := ""
+	for pause := rescueMin; ; pause = min(2*pause, rescueMax) {
+		wait := pause/2 + rand.N(pause/2) //nolint:gosec // jitter, not a secret
 		select {
-		case a.opened <- struct{}{}:
-		default:
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
 		}
-	case was.Online && !is.Online:
-		a.record(ctx, "link.down", "info", is.Broker, map[string]string{"reason": cut(fmt.Sprint(is.Err), wire.MaxText)})
-	case is.Online && is.Verdict != was.Verdict && !is.Open() && is.Verdict != "":
-		d := map[string]string{"verdict": is.Verdict}
-		if len(is.Reasons) > 0 {
-			d["reason"] = cut(is.Reasons[0], wire.MaxText)
+		_, err := a.join(ctx, dev)
+		if errors.Is(err, enrol.ErrRefused) {
+			err = errors.Join(err, a.renewByRecovery(ctx, dev, id))
 		}
-		a.record(ctx, "link.restricted", "alarm", is.Broker, d)
-	case !is.Online && is.Err != nil && fmt.Sprint(is.Err) != fmt.Sprint(was.Err):
-		a.log.Warn("no connection to the fleet service", slog.Any("err", is.Err))
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			a.rejoin, a.unusable = false, false
+			return errReidentify
+		case errors.Is(err, errRecovered):
+			a.rejoin, a.unusable = false, false
+			return errReidentify
+		}
+		a.log.Warn("still no other certificate", slog.Any("err", err))
+		told = a.tellJoin(ctx, err, told)
 	}
 }
 
-// offered takes an offer: the order is verified here, the release by TUF.
-func (a *Agent) offered(ctx context.Context, m *member, payload []byte) bool {
-	o, err := wire.Decode[wire.Order](payload)
-	if err == nil && o.Kind != wire.OrderOffer {
-		err = fmt.Errorf("order of kind %q on the offer topic", o.Kind)
+var errRecovered = errors.New("renewed by the recovery certificate")
+
+// renewByRecovery never returns nil: errRecovered when it worked.
+func (a *Agent) renewByRecovery(ctx context.Context, dev TPM, id member.Identity) error {
+	if !id.Ended(time.Now()) {
+		return errors.New("the certificate has not ended: only enrolment replaces it")
 	}
-	if err == nil {
-		err = m.keys.VerifyOrder(o.Kind, o.Payload, o.KeyID, o.Signature)
-	}
-	var offer wire.OfferOrder
-	if err == nil {
-		offer, err = wire.Decode[wire.OfferOrder](o.Payload)
-	}
-	if err == nil && (offer.Device != m.Device || offer.Tenant != m.Tenant || offer.Class != "agent") {
-		err = errors.New("offer is for another device or of an unknown class")
-	}
+	c, err := a.client(dev, discover.Service{Enrol: id.URL, ServerName: id.ServerName})
 	if err != nil {
-		a.log.Error("offer refused", slog.Any("err", err))
-		a.record(ctx, "update.offer-refused", "alarm", "", map[string]string{"reason": cut(err.Error(), wire.MaxText)})
-		return true
+		return err
 	}
-	return a.machine.Submit(update.Offer{
-		Execution: offer.Execution, Version: offer.Version, Target: offer.Target, NotAfter: time.UnixMilli(offer.NotAfter),
-	})
+	c.Save = func(ctx context.Context, r enrol.Result) error { return a.keepIdentity(ctx, id.With(r).Bytes()) }
+	if _, err := c.Renew(ctx, id.Result); err != nil {
+		return err
+	}
+	return errRecovered
 }
 
-// fetch gets a metadata file.
-func (m *member) fetch(ctx context.Context, url string, limit int64) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := m.http.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return nil, fmt.Errorf("%s: %w", url, fs.ErrNotExist)
-	default:
-		return nil, fmt.Errorf("%s: %s", url, resp.Status)
-	}
-	var b bytes.Buffer
-	_, err = io.Copy(&b, io.LimitReader(resp.Body, limit+1))
-	return b.Bytes(), err
-}
-
-func (a *Agent) current() *member {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.member
-}
-
-var errNoMember = errors.New("the device is not a member of a fleet yet")
-
-func (a *Agent) targetsURL() string {
-	if m := a.current(); m != nil {
-		return m.Artifacts + "/targets"
-	}
-	return ""
-}
-
-func (a *Agent) httpClient() (*http.Client, error) {
-	if m := a.current(); m != nil {
-		return m.http, nil
-	}
-	return nil, errNoMember
-}
-
-// releases asks TUF, once the device is a member.
-type releases struct{ a *Agent }
-
-// Target implements update.Releases.
-func (r releases) Target(ctx context.Context, path string) (trust.Target, error) {
-	m := r.a.current()
-	if m == nil {
-		return trust.Target{}, errNoMember
-	}
-	return m.tuf.Target(ctx, path)
-}
-
-func (r releases) refresh(ctx context.Context) error {
-	m := r.a.current()
-	if m == nil {
-		return errNoMember
-	}
-	return m.tuf.Refresh(ctx)
+// wantsEnrol decides whether the service's advice to enrol again is followed:
+// not more often than it can help.
+func (a *Agent) wantsEnrol(actions []string) bool {
+	return slices.Contains(actions, wire.ActionEnrol) && time.Since(a.joined) > rejoinAfter && !a.leaving.Load()
 }

@@ -30,7 +30,7 @@ func releaseOf(version string) string { return "agent/" + version }
 
 // reference fetches the boot reference of a release as TUF vouches for it.
 // trust.ErrNoTarget: the release has none for this model.
-func (a *Agent) reference(ctx context.Context, m *member, version string) (boot.Reference, error) {
+func (a *Agent) reference(ctx context.Context, m *membership, version string) (boot.Reference, error) {
 	release := releaseOf(version)
 	t, err := m.tuf.Target(ctx, boot.TargetPath(a.cfg.Model, release))
 	if err != nil {
@@ -58,7 +58,7 @@ func (a *Agent) reference(ctx context.Context, m *member, version string) (boot.
 
 // follow keeps what the running release says of this boot in force: approvals
 // on file, books locked, floor raised. ErrRestart: the books can be opened now.
-func (a *Agent) follow(ctx context.Context, m *member, dev TPM) error {
+func (a *Agent) follow(ctx context.Context, m *membership, dev TPM) error {
 	for {
 		wait := lookRetry
 		if a.isOnline() || a.closed != nil {
@@ -82,7 +82,7 @@ func (a *Agent) follow(ctx context.Context, m *member, dev TPM) error {
 }
 
 // settle does one round of follow.
-func (a *Agent) settle(ctx context.Context, m *member, dev TPM) error {
+func (a *Agent) settle(ctx context.Context, m *membership, dev TPM) error {
 	r, err := a.reference(ctx, m, a.o.Version)
 	if err != nil {
 		return err

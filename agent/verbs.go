@@ -18,12 +18,17 @@ import (
 )
 
 // verbs is the table of what a command may do here.
-func (a *Agent) verbs(m *member) map[string]command.Verb {
+func (a *Agent) verbs(m *membership, dev TPM) map[string]command.Verb {
 	return map[string]command.Verb{
 		"identify":     {Run: func(ctx context.Context, _ map[string]string) ([]byte, error) { return a.identify(ctx, m) }, Idempotent: true},
+		"diagnose":     {Run: func(ctx context.Context, _ map[string]string) ([]byte, error) { return a.diagnose(ctx, m, dev) }, Idempotent: true},
 		"print-test":   {Run: a.printTest},
 		"collect-logs": {Run: a.collectLogs, Idempotent: true},
 		"set-config":   {Run: a.setConfig, Idempotent: true},
+		verbRelinquish: {
+			Run:     func(ctx context.Context, args map[string]string) ([]byte, error) { return a.relinquish(ctx, m, args) },
+			Timeout: handOver, Idempotent: true, Risky: true, Final: true, After: func(context.Context) { a.leave() },
+		},
 		"reboot": {
 			Run:   func(context.Context, map[string]string) ([]byte, error) { return []byte("rebooting"), nil },
 			Risky: true, After: func(context.Context) {
@@ -38,7 +43,7 @@ func (a *Agent) verbs(m *member) map[string]command.Verb {
 
 // identify makes the box known where it stands: a slip on each printer that
 // the agent may print on, and who it is to the operator.
-func (a *Agent) identify(ctx context.Context, m *member) ([]byte, error) {
+func (a *Agent) identify(ctx context.Context, m *membership) ([]byte, error) {
 	who := fmt.Sprintf("device %s\nserial %s\nlabel  %s\nagent  %s, slot %s\n", m.Device, a.serial(), a.settings.get("label"), a.o.Version, a.o.Slot)
 	for _, d := range a.devices {
 		p, ok := d.(hal.Passthrough)

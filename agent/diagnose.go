@@ -1,0 +1,96 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/boot"
+)
+
+// maxEvents is how many events of the log a diagnosis lists; the output of a
+// command has 32 KiB.
+const maxEvents = 200
+
+// diagnose tells what an operator needs to see why a device is not trusted, or
+// not well. It holds no secret: whoever may read results may read it.
+func (a *Agent) diagnose(ctx context.Context, m *membership, dev TPM) ([]byte, error) {
+	var b bytes.Buffer
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("agent %s, slot %s, up %s, model %s, serial %s", a.o.Version, a.o.Slot, time.Since(a.started).Round(time.Second), a.cfg.Model, a.serial())
+	seq, _ := a.journal.Head()
+	line("spool %d waiting, %d shed, audit head %d, full %v", a.spool.Depth(), a.spool.Shed(), seq, a.spool.Full())
+	switch {
+	case a.closed != nil:
+		line("books locked, going on in plain ones: %v", a.closed)
+	case a.vault != nil && a.vault.Begun():
+		line("books encrypted")
+	default:
+		line("books plain")
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(a.cfg.StateDir, &fs); err == nil {
+		unit := uint64(fs.Bsize) >> 10 // #nosec G115 -- a block has some KiB
+		line("state partition %d MiB free of %d", fs.Bavail*unit>>10, fs.Blocks*unit>>10)
+	}
+	m.mu.Lock()
+	leaf := m.leaf
+	m.mu.Unlock()
+	certificate(line, "certificate", leaf)
+	certificate(line, "recovery certificate", m.Rescue())
+	a.diagnoseTPM(ctx, line, dev)
+	return b.Bytes(), nil
+}
+
+func certificate(line func(string, ...any), what string, c *x509.Certificate) {
+	if c == nil {
+		line("%s none", what)
+		return
+	}
+	line("%s %s, %s to %s", what, c.SerialNumber.Text(16), c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339))
+}
+
+func (a *Agent) diagnoseTPM(ctx context.Context, line func(string, ...any), dev TPM) {
+	h, err := dev.Health(ctx)
+	if err != nil {
+		line("TPM: %v", err)
+	} else {
+		line("TPM %s firmware %x, lockout count %d of %d, locked %v, room for %d keys",
+			h.Manufacturer, h.Firmware, h.LockoutCounter, h.MaxAuthFail, h.InLockout, h.PersistentAvail)
+	}
+	_, _, pcrs, err := dev.Quote(ctx, make([]byte, 32))
+	if err != nil {
+		line("registers: %v", err)
+		return
+	}
+	for i, v := range pcrs {
+		line("PCR %d %s", i, hex.EncodeToString(v))
+	}
+	raw, err := a.eventLog()
+	switch {
+	case err != nil:
+		line("event log: %v", err)
+		return
+	case len(raw) == 0:
+		line("event log: none")
+		return
+	}
+	events, err := boot.ParseLog(raw, pcrs)
+	if err != nil {
+		line("event log of %d bytes: %s", len(raw), cut(err.Error(), wire.MaxText))
+	} else {
+		line("event log of %d bytes, %d events, covers the registers", len(raw), len(events))
+	}
+	for i, e := range events {
+		if i == maxEvents {
+			line("and %d more events", len(events)-i)
+			return
+		}
+		line("event %d %x %s", e.PCR, e.Digest[:8], e.What)
+	}
+}
