@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -180,9 +179,9 @@ func (s *Service) listen(ctx context.Context) error {
 func (s *Service) wire() (err error) {
 	s.ingest = ingest.New(ingest.Options{Store: s.store, Stored: s.stored, Log: s.log})
 	s.broker, err = broker.New(broker.Options{
-		Listener: s.mqtt, TLS: &tls.Config{GetCertificate: s.server.get, ClientCAs: s.devices.Pool(), MinVersion: tls.VersionTLS13},
+		Listener: s.mqtt, TLS: &tls.Config{GetCertificate: s.server.get, MinVersion: tls.VersionTLS13}, Clients: s.devices.Pool,
 		ExporterLabel: enrol.ConnExporterLabel, MaxClients: int64(s.cfg.Device.MaxClients),
-		Admit: s.admit, Submit: s.submit, Presence: s.presence, Ready: s.ready, Violation: s.violation, Log: s.log,
+		Admit: s.admit, Submit: s.submit, Presence: s.presence, Ready: s.ready, Violation: s.violation, Refused: s.refused, Clone: s.cloned, Log: s.log,
 	})
 	if err != nil {
 		return err
@@ -244,19 +243,30 @@ func (s *Service) close() {
 	}
 }
 
-// admit lets a member's newest certificate in, and nothing else.
-func (s *Service) admit(ctx context.Context, id identity.Identity) error {
-	d, err := s.store.DeviceByID(ctx, fleet.DeviceID(id.Device))
+// admit says what a member's certificate opens: the newest one, a recovery
+// certificate, and nothing else.
+func (s *Service) admit(ctx context.Context, id identity.Identity) (fleet.Admission, error) {
+	return s.store.Admit(ctx, fleet.DeviceID(id.Device), fleet.TenantID(id.Tenant), id.Serial)
+}
+
+// refused raises the alarm of a certificate that is worth nothing any more and
+// is shown all the same.
+func (s *Service) refused(device string, err error) {
 	switch {
-	case err != nil:
-		return err
-	case string(d.Tenant) != id.Tenant:
-		return fmt.Errorf("certificate is of tenant %s: %w", id.Tenant, fleet.ErrForbidden)
-	case !strings.EqualFold(d.CertSerial, id.Serial):
-		s.violation(id.Device, "came with a certificate that has been replaced; is there a copy of this device?")
-		return fmt.Errorf("certificate %s has been replaced: %w", id.Serial, fleet.ErrForbidden)
+	case errors.Is(err, fleet.ErrRevoked):
+		s.audit(context.Background(), "identity.revoked", "alarm", device, map[string]string{"what": "came with a certificate that was revoked"})
+	case errors.Is(err, fleet.ErrReplaced):
+		s.audit(context.Background(), "identity.replaced", "alarm", device, map[string]string{
+			"what": "came with a certificate that has been replaced; is there a copy of this device?",
+		})
+	default:
+		s.violation(device, err.Error())
 	}
-	return nil
+}
+
+// cloned raises the alarm of two live connections of one identity.
+func (s *Service) cloned(device, what string) {
+	s.audit(context.Background(), "identity.clone", "alarm", device, map[string]string{"what": what})
 }
 
 // submit routes an up message: evidence to the verifier, the rest to ingest.
@@ -265,7 +275,7 @@ func (s *Service) submit(m broker.Message) bool {
 	if m.Topic.Channel != wire.Evidence {
 		return s.ingest.Submit(ingest.Message{Device: device, Tenant: tenant, Channel: m.Topic.Channel, Payload: m.Payload, At: now, Ack: m.Ack})
 	}
-	return s.verifier.Submit(verifier.Evidence{Device: device, Payload: m.Payload, Exporter: m.Exporter, At: now}, m.Ack)
+	return s.verifier.Submit(verifier.Evidence{Device: device, Payload: m.Payload, Exporter: m.Exporter, Restricted: m.Admission != fleet.AdmitMember, At: now}, m.Ack)
 }
 
 // stored tells consoles and the rollout what a commit changed.

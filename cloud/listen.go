@@ -82,7 +82,7 @@ func (s *Service) serveDevices(ctx context.Context) error {
 	mux.HandleFunc("/tuf/", func(w http.ResponseWriter, r *http.Request) {
 		id, err := identity.FromTLS(*r.TLS)
 		if err == nil {
-			err = s.admit(r.Context(), id)
+			_, err = s.admit(r.Context(), id)
 		}
 		if err != nil {
 			http.Error(w, "a member's client certificate is needed", http.StatusForbidden)

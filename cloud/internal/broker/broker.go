@@ -3,9 +3,12 @@
 //
 // It promises: who speaks is who the certificate says; only topics of the
 // contract pass, and until the verifier has accepted a connection's evidence
-// only those of the q door; a PUBACK is written after the message was stored,
-// or never - then the connection is closed, and nothing that came behind it on
-// that connection is acknowledged, so that the device's order holds.
+// only those of the q door, and for good where the certificate opens no more; a
+// PUBACK is written after the message was stored, or never - then the connection
+// is closed, and nothing that came behind it on that connection is acknowledged,
+// so that the device's order holds. A device that is cut off is gone at once,
+// also while it comes in. Two connections of one identity that take turns are
+// told as what they are: copies.
 //
 // It stores nothing, appraises nothing and decodes no payload. Only devices
 // speak to it, so a down message is written to the one connection it is for;
@@ -15,12 +18,14 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -43,6 +48,7 @@ const (
 	noteEvery     = time.Minute // violations of one device that are told
 	maxClients    = 20_000
 	drainTime     = 5 * time.Second // for what was let in when the broker stops
+	partTime      = 3 * time.Second // for the last word of a connection that was taken over
 )
 
 // ErrOffline means that the device has no connection open for that topic.
@@ -51,22 +57,28 @@ var ErrOffline = errors.New("device is not connected")
 // Message is one up message. Ack must be called once: with nil after the
 // commit, or with what went wrong.
 type Message struct {
-	Identity identity.Identity
-	Topic    wire.Topic
-	Payload  []byte
-	Exporter []byte // keying material of the connection it came by; names the connection
-	Ack      func(error)
+	Identity  identity.Identity
+	Admission fleet.Admission // of the connection it came by
+	Topic     wire.Topic
+	Payload   []byte
+	Exporter  []byte // keying material of the connection; names it
+	Ack       func(error)
 }
 
 // Options of a Broker. All functions must be set.
 type Options struct {
-	Listener      net.Listener // TCP
-	TLS           *tls.Config  // with certificate and client CAs; the broker sets the rest
-	ExporterLabel string       // RFC 8446, 7.5
-	MaxClients    int64        // 20,000 when zero
+	Listener net.Listener // TCP
+	TLS      *tls.Config  // with certificate; the broker sets the rest
+	// Clients returns the authorities of device certificates. It is asked at each
+	// handshake, so that they can change under a live fleet; it returns the same
+	// pool as long as they do not.
+	Clients       func() *x509.CertPool
+	ExporterLabel string // RFC 8446, 7.5
+	MaxClients    int64  // 20,000 when zero
 
-	// Admit is asked once per connection, before it may do anything.
-	Admit func(ctx context.Context, id identity.Identity) error
+	// Admit is asked once per connection, before it may do anything, what the
+	// certificate opens.
+	Admit func(ctx context.Context, id identity.Identity) (fleet.Admission, error)
 	// Submit takes a message; false means no room: the connection is closed.
 	Submit func(Message) bool
 	// Presence tells of devices that come and go, one at a time. The last call
@@ -77,7 +89,13 @@ type Options struct {
 	// Violation tells of what a device tried and may not, at most once a minute
 	// for each device.
 	Violation func(device, what string)
-	Log       *slog.Logger
+	// Refused tells of a device that Admit answered with fleet.ErrForbidden, at
+	// most once a minute for each.
+	Refused func(device string, err error)
+	// Clone tells of two live connections of one identity, at most once in five
+	// minutes for each device.
+	Clone func(device, what string)
+	Log   *slog.Logger
 }
 
 // Broker is the MQTT server of the fleet service.
@@ -88,9 +106,11 @@ type Broker struct {
 	ready    sync.WaitGroup // calls of Ready
 
 	mu       sync.Mutex
+	entering map[*session]bool     // not admitted yet; true: cut off meanwhile
 	sessions map[string]*session   // by device
 	conns    map[net.Conn]*session // by connection, taken-over ones too
-	noted    map[string]time.Time  // last violation told, by device
+	noted    map[string]time.Time  // what was told, and when
+	copies   map[string]*copies    // takeovers of live connections, by device
 	closing  bool
 	letIn    int           // messages whose Ack was not called
 	drained  chan struct{} // closed when closing and letIn is 0
@@ -101,7 +121,7 @@ type Broker struct {
 
 // New returns a broker that serves when Run is called.
 func New(o Options) (*Broker, error) {
-	if o.TLS == nil || o.TLS.ClientCAs == nil || (len(o.TLS.Certificates) == 0 && o.TLS.GetCertificate == nil) {
+	if o.TLS == nil || o.Clients == nil || o.Clients() == nil || (len(o.TLS.Certificates) == 0 && o.TLS.GetCertificate == nil) {
 		return nil, errors.New("broker: give a certificate and the authorities of device certificates; without them any public authority would do")
 	}
 	if o.MaxClients == 0 {
@@ -122,8 +142,8 @@ func New(o Options) (*Broker, error) {
 	caps.RetainAvailable = 0
 	caps.SubIDAvailable = 0
 	b := &Broker{
-		o: o, sessions: map[string]*session{}, conns: map[net.Conn]*session{}, noted: map[string]time.Time{},
-		told: map[string]bool{}, drained: make(chan struct{}),
+		o: o, entering: map[*session]bool{}, sessions: map[string]*session{}, conns: map[net.Conn]*session{},
+		noted: map[string]time.Time{}, copies: map[string]*copies{}, told: map[string]bool{}, drained: make(chan struct{}),
 	}
 	b.server = mqtt.New(&mqtt.Options{
 		Capabilities:             caps,
@@ -137,16 +157,42 @@ func New(o Options) (*Broker, error) {
 	if err := b.server.AddHook(&hook{b: b}, nil); err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
-	cfg := o.TLS.Clone()
-	cfg.MinVersion = tls.VersionTLS13
-	cfg.ClientAuth = tls.RequireAndVerifyClientCert
-	cfg.SessionTicketsDisabled = true // a resumed session skips the client's signature
-	cfg.GetConfigForClient = nil
-	b.listener = newListener(o.Listener, cfg, o.Log, b.left)
+	b.listener = newListener(o.Listener, config(o.TLS, o.Clients), o.Log, b.left)
 	if err := b.server.AddListener(b.listener); err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
 	return b, nil
+}
+
+// config is what the handshake goes by. The authorities are looked up in each
+// one; a configuration is made anew only when they have changed.
+func config(base *tls.Config, clients func() *x509.CertPool) *tls.Config {
+	with := func(pool *x509.CertPool) *tls.Config {
+		cfg := base.Clone()
+		cfg.MinVersion = tls.VersionTLS13
+		cfg.ClientAuth = tls.RequireAndVerifyClientCert
+		cfg.ClientCAs = pool
+		cfg.SessionTicketsDisabled = true // a resumed session skips the client's signature
+		cfg.GetConfigForClient = nil
+		return cfg
+	}
+	var present atomic.Pointer[tls.Config]
+	first := with(clients())
+	present.Store(first)
+	first = first.Clone()
+	first.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		pool := clients()
+		if pool == nil {
+			return nil, errors.New("no authority of device certificates") // any public one would do
+		}
+		cfg := present.Load()
+		if cfg.ClientCAs != pool {
+			cfg = with(pool)
+			present.Store(cfg)
+		}
+		return cfg, nil
+	}
+	return first
 }
 
 // Run serves until ctx ends. Then it lets nothing more in, waits a little for
@@ -234,12 +280,36 @@ func (b *Broker) Verdict(device fleet.DeviceID, exporter []byte, trust fleet.Tru
 	return s.send(wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: true, Channel: wire.DownChallenge}, payload)
 }
 
-// Disconnect ends the device's connection.
+// Disconnect ends the device's connection, also one that is just being made:
+// whoever calls it has made sure that Admit refuses the next one, or does not
+// mind it. Nothing that was published and not stored yet is taken any more.
 func (b *Broker) Disconnect(device fleet.DeviceID, why string) {
-	if s := b.session(string(device)); s != nil {
-		b.o.Log.Info("disconnect device", slog.String("device", string(device)), slog.String("reason", why))
-		s.client.Stop(errors.New(why))
+	b.mu.Lock()
+	s := b.sessions[string(device)]
+	for e := range b.entering {
+		if e.id.Device == string(device) {
+			b.entering[e] = true
+		}
 	}
+	b.mu.Unlock()
+	if s != nil {
+		b.o.Log.Info("disconnect device", slog.String("device", string(device)), slog.String("reason", why))
+		s.cut(errors.New(why))
+	}
+}
+
+// enter notes a connection that waits to be admitted.
+func (b *Broker) enter(s *session) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.entering[s] = false
+}
+
+// entered forgets it again, let in or not.
+func (b *Broker) entered(s *session) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.entering, s)
 }
 
 // Connected lists the devices that are connected, with what their connection
@@ -275,23 +345,29 @@ func (b *Broker) of(cl *mqtt.Client) *session {
 	return nil
 }
 
-// join adds a session; the one before it of the same device ends. It is false
-// when the broker stops.
-func (b *Broker) join(s *session) bool {
+// join adds a session; the one before it of the same device ends, and whether
+// anybody was behind it will be seen.
+func (b *Broker) join(s *session) error {
 	b.mu.Lock()
-	if b.closing {
+	if b.closing || b.entering[s] {
 		b.mu.Unlock()
-		return false
+		return errCutOff
 	}
 	old := b.sessions[s.id.Device]
 	b.sessions[s.id.Device], b.conns[s.client.Net.Conn] = s, s
+	if old != nil {
+		old.heir = s.host
+	}
 	b.mu.Unlock()
 	if old != nil {
-		b.o.Log.Info("connection taken over", slog.String("device", s.id.Device))
+		b.o.Log.Info("connection taken over", slog.String("device", s.id.Device), slog.String("from", old.host), slog.String("by", s.host))
+		old.conn().part()
 		old.client.Stop(errors.New("taken over by a newer connection"))
 	}
-	return true
+	return nil
 }
+
+var errCutOff = errors.New("the device was cut off while it connected, or the service stops")
 
 // left forgets the session of a connection, however it ended.
 func (b *Broker) left(conn net.Conn) {
@@ -305,9 +381,17 @@ func (b *Broker) left(conn net.Conn) {
 	if b.sessions[s.id.Device] == s {
 		delete(b.sessions, s.id.Device)
 	}
+	var copied string
+	if s.heir != "" && s.conn().alive.Load() {
+		copied = b.takenOver(s.id.Device, s.host, s.heir, time.Now())
+	}
 	b.mu.Unlock()
 	close(s.gone)
 	b.tell(s.id.Device)
+	if copied != "" {
+		b.o.Log.Error("two live connections of one identity; is there a copy of this device?", slog.String("device", s.id.Device), slog.String("what", copied))
+		b.o.Clone(s.id.Device, copied)
+	}
 }
 
 // tell passes on whether the device is there. What is told is looked up while
@@ -332,19 +416,26 @@ func (b *Broker) tell(device string) {
 
 // note tells of a violation, unless one of this device was told a moment ago.
 func (b *Broker) note(device, what string) {
+	if !b.news("violation of " + device) {
+		return
+	}
+	b.o.Log.Warn("device tried what it may not", slog.String("device", device), slog.String("what", what))
+	b.o.Violation(device, what)
+}
+
+// news reports whether what was not told a moment ago, and notes that it is.
+func (b *Broker) news(what string) bool {
 	now := time.Now()
 	b.mu.Lock()
-	if last, ok := b.noted[device]; ok && now.Sub(last) < noteEvery {
-		b.mu.Unlock()
-		return
+	defer b.mu.Unlock()
+	if last, ok := b.noted[what]; ok && now.Sub(last) < noteEvery {
+		return false
 	}
 	if len(b.noted) >= 4096 {
 		clear(b.noted) // some are told twice, the memory is bounded
 	}
-	b.noted[device] = now
-	b.mu.Unlock()
-	b.o.Log.Warn("device tried what it may not", slog.String("device", device), slog.String("what", what))
-	b.o.Violation(device, what)
+	b.noted[what] = now
+	return true
 }
 
 // begin counts a message in; false when the broker stops.

@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -159,14 +160,14 @@ func TestNoResumption(t *testing.T) {
 // TestConnect refuses at CONNECT what the contract does not know.
 func TestConnect(t *testing.T) {
 	s := start(t, func(o *broker.Options) {
-		o.Admit = func(_ context.Context, id identity.Identity) error {
+		o.Admit = func(_ context.Context, id identity.Identity) (fleet.Admission, error) {
 			switch id.Device {
 			case name(8):
-				return fmt.Errorf("certificate %s was replaced: %w", id.Serial, fleet.ErrForbidden)
+				return "", fmt.Errorf("certificate %s: %w", id.Serial, fleet.ErrReplaced)
 			case name(9):
 				panic("broken registry")
 			}
-			return nil
+			return fleet.AdmitMember, nil
 		}
 	})
 	for what, tt := range map[string]struct {
@@ -530,8 +531,15 @@ func TestStop(t *testing.T) {
 
 // TestNeedsAuthorities: without client CAs crypto/tls would take any public authority.
 func TestNeedsAuthorities(t *testing.T) {
-	if _, err := broker.New(broker.Options{TLS: &tls.Config{}}); err == nil {
-		t.Error("got no error")
+	with := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }}
+	for what, o := range map[string]broker.Options{
+		"no certificate": {TLS: &tls.Config{}, Clients: x509.NewCertPool},
+		"no authorities": {TLS: with},
+		"none of them":   {TLS: with, Clients: func() *x509.CertPool { return nil }},
+	} {
+		if _, err := broker.New(o); err == nil {
+			t.Errorf("%s: got no error", what)
+		}
 	}
 }
 

@@ -82,20 +82,34 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) (ok bool
 		exporter, err = state.ExportKeyingMaterial(h.b.o.ExporterLabel, nil, 32)
 	}
 	if err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), connectTime)
-		defer cancel()
-		err = h.b.o.Admit(ctx, id)
+		err = h.admit(newSession(id, cl, exporter))
 	}
 	if err != nil {
 		h.b.o.Log.Warn("device refused", slog.String("device", id.Device), slog.String("remote", cl.Net.Remote), slog.Any("err", err))
 		return false
 	}
-	s := newSession(id, cl, exporter)
-	if !h.b.join(s) {
-		return false
+	return true
+}
+
+// admit asks what the certificate opens. Who is cut off meanwhile stays out:
+// the answer may be older than that.
+func (h *hook) admit(s *session) (err error) {
+	h.b.enter(s)
+	defer h.b.entered(s)
+	ctx, cancel := context.WithTimeout(context.Background(), connectTime)
+	defer cancel()
+	s.admission, err = h.b.o.Admit(ctx, s.id)
+	if errors.Is(err, fleet.ErrForbidden) && h.b.news("refusal of "+s.id.Device) {
+		h.b.o.Refused(s.id.Device, err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := h.b.join(s); err != nil {
+		return err
 	}
 	go s.write() // until left closes s.gone
-	return true
+	return nil
 }
 
 // OnSessionEstablished implements mqtt.Hook.
@@ -202,7 +216,7 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 		s.end(packet, err)
 		h.b.end()
 	}
-	if !h.submit(Message{Identity: s.id, Topic: topic, Payload: pk.Payload, Exporter: s.exporter, Ack: done}) {
+	if !h.submit(Message{Identity: s.id, Admission: s.admission, Topic: topic, Payload: pk.Payload, Exporter: s.exporter, Ack: done}) {
 		done(errors.New("the service is full"))
 	}
 	return pk, err

@@ -5,8 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/listeners"
@@ -114,7 +117,7 @@ func (l *listener) serve(c *tls.Conn, establish listeners.EstablishFn) {
 func (l *listener) handshake(conn net.Conn) *tls.Conn {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()
-	c := tls.Server(&deadlined{conn}, l.cfg)
+	c := tls.Server(&deadlined{Conn: conn}, l.cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
 		l.log.Info("handshake refused", slog.String("remote", conn.RemoteAddr().String()), slog.Any("err", err))
 		return nil
@@ -143,8 +146,14 @@ func (l *listener) Close(closeClients listeners.CloseFn) {
 }
 
 // deadlined gives every write a deadline, so that a peer which does not read
-// cannot hold a goroutine for ever.
-type deadlined struct{ net.Conn }
+// cannot hold a goroutine for ever; and it can part with a peer to see whether
+// there still is one.
+type deadlined struct {
+	net.Conn
+	parting atomic.Bool
+	old     int         // bytes that had come before and were not read yet
+	alive   atomic.Bool // the peer said something after that
+}
 
 // Write implements net.Conn.
 func (d *deadlined) Write(b []byte) (int, error) {
@@ -152,4 +161,64 @@ func (d *deadlined) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	return d.Conn.Write(b)
+}
+
+// Read implements net.Conn.
+func (d *deadlined) Read(b []byte) (int, error) {
+	n, err := d.Conn.Read(b)
+	if n > 0 && d.parting.Load() {
+		if d.old -= n; d.old < 0 {
+			d.alive.Store(true)
+		}
+	}
+	return n, err
+}
+
+// part lets Close only say goodbye. Who is there answers - TLS has a last word
+// of its own [RFC 8446, 6.1] -, a connection whose other end is gone is silent.
+// What lies unread is no answer: it may be the goodbye of a device that was
+// started again.
+func (d *deadlined) part() {
+	if c, ok := d.Conn.(syscall.Conn); ok {
+		if raw, err := c.SyscallConn(); err == nil {
+			var buf [4096]byte
+			_ = raw.Control(func(fd uintptr) {
+				d.old, _, _ = syscall.Recvfrom(int(fd), buf[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+			})
+			if d.old == len(buf) {
+				d.old = math.MaxInt // more than that, and nobody knows how much
+			}
+			d.old = max(d.old, 0) // -1 when nothing lies there
+		}
+	}
+	d.parting.Store(true)
+}
+
+// Close implements net.Conn. When parting, the reader ends by the peer's last
+// word or by the deadline; the listener closes the connection then.
+func (d *deadlined) Close() error {
+	half, ok := d.Conn.(interface{ CloseWrite() error })
+	if !ok || !d.parting.Load() {
+		return d.Conn.Close()
+	}
+	if err := d.Conn.SetReadDeadline(time.Now().Add(partTime)); err != nil {
+		return d.Conn.Close()
+	}
+	return half.CloseWrite()
+}
+
+// SetDeadline implements net.Conn; while parting the deadline stands.
+func (d *deadlined) SetDeadline(t time.Time) error {
+	if d.parting.Load() {
+		return d.SetWriteDeadline(t)
+	}
+	return d.Conn.SetDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (d *deadlined) SetReadDeadline(t time.Time) error {
+	if d.parting.Load() {
+		return nil
+	}
+	return d.Conn.SetReadDeadline(t)
 }

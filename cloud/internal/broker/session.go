@@ -1,7 +1,9 @@
 package broker
 
 import (
+	"crypto/tls"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 
@@ -16,6 +18,8 @@ import (
 // session is one live connection of a device.
 type session struct {
 	id          identity.Identity
+	admission   fleet.Admission
+	host        string // where it came from
 	client      *mqtt.Client
 	exporter    []byte
 	out         chan packets.Packet // what waits to be written
@@ -24,9 +28,11 @@ type session struct {
 	established atomic.Bool         // CONNACK is out
 	subscribed  atomic.Int32        // calls of Ready asked for
 
+	heir string // where the connection came from that took over; the lock of the Broker guards it
+
 	mu         sync.Mutex
 	trust      fleet.Trust
-	dead       bool // a commit failed: nothing more is acknowledged
+	dead       bool // a commit failed, or the device was cut off: nothing more is acknowledged
 	waiting    int  // messages let in whose PUBACK is not written
 	sending    int  // down messages not written
 	packet     uint16
@@ -37,16 +43,24 @@ type session struct {
 var last packets.Packet
 
 func newSession(id identity.Identity, cl *mqtt.Client, exporter []byte) *session {
+	host, _, err := net.SplitHostPort(cl.Net.Remote)
+	if err != nil {
+		host = cl.Net.Remote
+	}
 	return &session{
-		id: id, client: cl, exporter: exporter, trust: fleet.Pending,
+		id: id, host: host, client: cl, exporter: exporter, trust: fleet.Pending,
 		out: make(chan packets.Packet, ackQueue+sendQueue+1), gone: make(chan struct{}), written: make(chan struct{}),
 	}
 }
 
-// Trust is what the connection's evidence has earned.
+// Trust is what the connection's evidence has earned. Nothing earns more than
+// what its certificate opens.
 func (s *session) Trust() fleet.Trust {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if open(s.trust) && s.admission != fleet.AdmitMember {
+		return fleet.Quarantined
+	}
 	return s.trust
 }
 
@@ -54,6 +68,24 @@ func (s *session) setTrust(t fleet.Trust) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trust = t
+}
+
+// cut ends the connection for good: what is on its way is not taken any more.
+func (s *session) cut(why error) {
+	s.mu.Lock()
+	s.dead = true
+	s.mu.Unlock()
+	s.client.Stop(why)
+}
+
+// conn is the connection below TLS.
+func (s *session) conn() *deadlined {
+	if c, ok := s.client.Net.Conn.(*tls.Conn); ok {
+		if d, ok := c.NetConn().(*deadlined); ok {
+			return d
+		}
+	}
+	return &deadlined{}
 }
 
 // may says what the topic table allows: write for PUBLISH, else SUBSCRIBE.

@@ -44,6 +44,8 @@ type site struct {
 	mu         sync.Mutex
 	presence   []string
 	violations []string
+	refused    []error
+	clones     chan string
 	ready      chan fleet.DeviceID
 	online     chan string
 }
@@ -65,11 +67,11 @@ func start(t testing.TB, change ...func(*broker.Options)) *site {
 	}
 	s := &site{
 		t: t, addr: ln.Addr().String(), issuer: issuer, messages: make(chan broker.Message, 1024), ready: make(chan fleet.DeviceID, 64),
-		online: make(chan string, 1024),
+		online: make(chan string, 1024), clones: make(chan string, 64),
 	}
 	o := broker.Options{
-		Listener: ln, TLS: &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: issuer.Pool(), MinVersion: tls.VersionTLS12}, ExporterLabel: label,
-		Admit:  func(context.Context, identity.Identity) error { return nil },
+		Listener: ln, TLS: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, Clients: issuer.Pool, ExporterLabel: label,
+		Admit:  func(context.Context, identity.Identity) (fleet.Admission, error) { return fleet.AdmitMember, nil },
 		Submit: func(m broker.Message) bool { s.messages <- m; return true },
 		Presence: func(d fleet.DeviceID, online bool, _ time.Time) {
 			s.mu.Lock()
@@ -86,7 +88,13 @@ func start(t testing.TB, change ...func(*broker.Options)) *site {
 			defer s.mu.Unlock()
 			s.violations = append(s.violations, d+": "+what)
 		},
-		Log: slog.New(slog.DiscardHandler),
+		Refused: func(d string, err error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.refused = append(s.refused, err)
+		},
+		Clone: func(d, what string) { s.clones <- d + ": " + what },
+		Log:   slog.New(slog.DiscardHandler),
 	}
 	for _, f := range change {
 		f(&o)
