@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ago, bytes, expiry, gaps, marks, measure, pause, progress, reading, reason, sensor, seriesName, short, span, tone, words } from './format';
+import { ago, bytes, expiry, gaps, marks, measure, pause, progress, reading, reason, sensor, sentence, seriesName, short, span, tone, words } from './format';
 
 test('spans are said in the unit that matters', () => {
   expect(span(14 * 60_000)).toBe('14 min');
@@ -43,6 +43,12 @@ test('reasons and series read as words', () => {
   expect(reason('PS_OFF_OFFLINE')).toBe('Off offline');
   expect(seriesName('M_PaperEmptyCount')).toBe('Paper empty');
   expect(seriesName('memory_free_bytes')).toBe('Memory free');
+});
+
+test('what the service says becomes a sentence', () => {
+  expect(sentence('no release says how model x boots')).toBe('No release says how model x boots.');
+  expect(sentence('Done.')).toBe('Done.');
+  expect(sentence('')).toBe('');
 });
 
 test('a certificate warns a week before its end', () => {

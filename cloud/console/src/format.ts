@@ -105,6 +105,9 @@ export const words = (s: string) => (s === 'OK' ? s : s.replace(/^M_/, '').repla
 
 const cased = (s: string) => s.replace(/^./, (c) => c.toUpperCase());
 
+/** What the service says, as a sentence of its own. */
+export const sentence = (s: string) => cased(s.trim()).replace(/[^.!?]$/, '$&.');
+
 /** A reason as the start of a sentence: REC_NEAREMPTY -> Paper nearly empty. */
 export function reason(code: string): string {
   const known: Record<string, string> = {

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { AuditEvent, Title } from './api';
-import { alarm, grouped, party, register, steps, todo, until, waivable, why } from './trust';
+import { alarm, grouped, meaning, party, register, steps, todo, until, waivable, why } from './trust';
 
 const event = (seq: number, kind: string, subject: string, detail: Record<string, string> | null = null): AuditEvent =>
   ({ seq, kind, subject, detail, at: null, stored_at: null, severity: 'alarm', actor: 'service', hash: '', prev: '' });
@@ -32,6 +32,13 @@ test('alarms stand by whom they are about, each kind once', () => {
   ]);
   expect(groups.map((g) => [g.subject, g.events.length])).toEqual([['a', 3], ['b', 1]]);
   expect(groups[0]!.kinds.map((k) => [k.alarm.title, k.n, why(k.last)])).toEqual([['Two of one identity', 2, 'newest'], ['Broken audit trail', 1, 'gap']]);
+});
+
+test('a boot that was not judged is not said to be good', () => {
+  expect(meaning('attested', true)).toContain('started as its release should');
+  expect(meaning('attested', false)).toContain('not judged');
+  expect(meaning('quarantined', false)).toContain('kept from the fleet');
+  expect(meaning('of tomorrow', true)).toBe('');
 });
 
 test('a waiver stands against a boot, never against a proof or an identity', () => {

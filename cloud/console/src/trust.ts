@@ -10,13 +10,18 @@ export const tiers: Record<string, { short: string; long: string }> = {
   D: { short: 'software key', long: 'A key in a file, which a copy of the disk holds, too; nothing of the boot is measured. Telemetry and updates only, no secrets.' },
 };
 
-export const meanings: Record<string, string> = {
-  attested: 'It has proven that it is the device that was enrolled, started as its release should.',
+const meanings: Record<string, string> = {
   pending: 'It has not proven itself yet, so only its proof is listened to.',
   degraded: 'It is who it says and works as usual, but proved less than it should.',
   quarantined: 'It is kept from the fleet. Diagnose, logs, a restart and a repairing update still reach it.',
   stale: 'Its last proof is too old. This heals by itself with its next proof.',
 };
+
+/** What a trust state means; a boot that no release was held against is not said to be good. */
+export function meaning(trust: string, judged: boolean): string {
+  if (trust !== 'attested') return meanings[trust] ?? '';
+  return `It has proven that it is the device that was enrolled${judged ? ', and that it started as its release should.' : '; how it started was not judged.'}`;
+}
 
 /** What a register measures [PC Client Platform Firmware Profile 1.06, 3.3.4]. */
 const registers: Record<string, string> = {

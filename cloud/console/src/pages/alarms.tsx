@@ -1,6 +1,7 @@
 import { useEffect, useState } from 'preact/hooks';
 import { type AuditEvent, type Device, id, type List } from '../api';
 import { alarms, concern, look, seen } from '../alarms';
+import { sentence } from '../format';
 import { useLive, useRows } from '../live';
 import { Badge, Empty, Listed, Page, Table, When } from '../parts/ui';
 import { type Group, grouped, why } from '../trust';
@@ -37,7 +38,7 @@ function About({ g, d, before }: { g: Group; d: Device | undefined; before: numb
         {g.kinds.map((k) => (
           <li key={k.alarm.title + k.last.seq}>
             <p><Badge state="alarm" text={k.alarm.title} />{k.n > 1 && ` ${k.n} times`} <span class="dim"><When at={k.last.at} /></span></p>
-            {why(k.last) && <p>{why(k.last)}</p>}
+            {why(k.last) && <p>{sentence(why(k.last))}</p>}
             <p class="todo">{k.alarm.todo}</p>
           </li>
         ))}

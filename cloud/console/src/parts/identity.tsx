@@ -1,7 +1,7 @@
 import type { Attestation, Device, Finding } from '../api';
-import { clock, day, expiry, span } from '../format';
+import { clock, day, expiry, sentence, span } from '../format';
 import { now } from '../live';
-import { meanings, register, tiers, todo } from '../trust';
+import { meaning, register, tiers, todo } from '../trust';
 import { Standing, Waived } from './standing';
 import { Badge, Card, When } from './ui';
 
@@ -16,14 +16,14 @@ export function Identity({ d, last, changed }: { d: Device; last: Attestation | 
   return (
     <Card title="Identity and attestation">
       {d.waiver && Date.parse(d.waiver.until) > now.value && <Waived d={d} w={d.waiver} changed={changed} />}
-      {d.revoked_at && <p class="finding Fault" data-testid="device-revoked"><strong>Revoked <When at={d.revoked_at} />:</strong> {d.revoked_why}</p>}
+      {d.revoked_at && <p class="finding Fault" data-testid="device-revoked"><strong>Revoked <When at={d.revoked_at} />:</strong> {sentence(d.revoked_why)}</p>}
       <div class={`verdict ${d.revoked_at ? 'quarantined' : d.trust}`}>
         <Badge state={d.trust} testid="device-trust" as={d.revoked_at ? 'bad' : undefined} text={d.revoked_at ? 'revoked' : undefined} />
         <div>
-          <p>{d.revoked_at ? 'An operator shut it out: its certificates open nothing until it is readmitted.' : meanings[d.trust] ?? ''}</p>
+          <p>{d.revoked_at ? 'An operator shut it out: its certificates open nothing until it is readmitted.' : meaning(d.trust, Boolean(last?.release))}</p>
           {findings.length > 0
             ? <ul class="findings">{findings.map((f) => <FindingItem f={f} key={f.check + f.pcr + f.event} />)}</ul>
-            : d.trust_reasons.length > 0 && <ul>{d.trust_reasons.map((r) => <li key={r}>{r}</li>)}</ul>}
+            : d.trust_reasons.length > 0 && <ul>{d.trust_reasons.map((r) => <li key={r}>{sentence(r)}</li>)}</ul>}
         </div>
       </div>
       <dl class="facts">
@@ -67,7 +67,7 @@ function next(d: Device, at: number): string {
 export function FindingItem({ f, short }: { f: Finding; short?: boolean }) {
   return (
     <li>
-      {f.text}
+      {sentence(f.text)}
       <small>
         {[f.pcr && register(f.pcr), f.event && `event ${f.event}`, f.release && `release ${f.release}`].filter(Boolean).map((t) => <span key={t}>{t}, </span>)}
         check <code>{f.check}</code>
