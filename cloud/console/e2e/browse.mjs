@@ -1,7 +1,7 @@
 // Walks through the console in a real browser, as an operator would, and fails
-// when something is not as it must be: it sends a command, verifies an audit
-// chain and rolls the newest release out to every device. Started by the
-// end-to-end test; the fleet needs an online device and a published release.
+// when something is not as it must be: it asks a device for proof, sends a
+// command, verifies an audit chain, rolls the newest release out to every device
+// and looks at whom the fleet trusts. Started by the end-to-end test; the fleet needs an online device and a published release.
 //
 //   TILLWARD_URL         the console
 //   TILLWARD_TOKEN_FILE  file with an operator token
@@ -64,6 +64,12 @@ async function look(name) {
   await page.setViewportSize({ width: 1280, height: 900 });
 }
 
+/** Waits until nothing is awaited, and holds it against the page if something could not be had. */
+async function loaded(name) {
+  await page.locator('.loading').first().waitFor({ state: 'detached' });
+  for (const text of await page.getByRole('alert').allTextContents()) faults.push(`${name}: ${text}`);
+}
+
 let error;
 try {
   await page.goto(url);
@@ -83,6 +89,9 @@ try {
   await tid('peripheral').first().waitFor();
   await page.locator('[data-testid=chart] canvas').waitFor();
   await tid('audit-row').first().waitFor();
+  await tid('appraisal-row').first().waitFor();
+  await tid('attest-now').click();
+  await page.getByText('Asked for proof').waitFor();
   await tid('command-verb').selectOption('identify');
   const [answer] = await Promise.all([
     page.waitForResponse((r) => r.request().method() === 'POST' && new URL(r.url()).pathname === '/v1/commands'),
@@ -111,6 +120,28 @@ try {
   await main.getByRole('link', { name: 'Audit' }).click();
   await tid('audit-row').first().waitFor();
   await look('audit');
+
+  await main.getByRole('link', { name: 'Waiting' }).click();
+  await loaded('waiting');
+  await tid('claim-code').fill('01234-56789-ABCDE-FGHJK-K');
+  await tid('claim-says').getByText('does not fit').waitFor();
+  if (await tid('claim-send').isEnabled()) faults.push('a claim code with a wrong check character may be sent');
+  await look('waiting');
+  await tid('claim-code').fill('01234-56789-abcde-fghjk-j');
+  await tid('claim-says').getByText('The code is whole').waitFor();
+  await main.getByRole('link', { name: 'Firmware' }).click();
+  await page.getByRole('heading', { name: 'Reference values' }).first().waitFor();
+  await loaded('firmware');
+  await look('firmware');
+  await main.getByRole('link', { name: 'Alarms' }).click();
+  await loaded('alarms');
+  await look('alarms');
+  await main.getByRole('link', { name: 'Settings' }).click();
+  await page.locator('[data-testid=issuing-row][data-current=true]').waitFor();
+  await loaded('settings');
+  await look('settings');
+  await main.getByRole('link', { name: 'Audit' }).click();
+  await tid('audit-row').first().waitFor();
 
   // Who has scrolled must still learn that what is shown may be old.
   cut = true;

@@ -20,7 +20,7 @@ test('an alarm is known by its check, then by its kind, and never without advice
   expect(alarm(event(1, 'enrol.refused', 'd', { check: 'enrol.activation' })).todo).toBe(todo('enrol.activation'));
   expect(alarm(event(1, 'device.revoked', 'd')).title).toBe('Revoked by an operator');
   expect(alarm(event(1, 'identity.revoked', 'd', { check: 'identity.revoked' })).title).toBe('Revoked, still trying');
-  expect(alarm(event(1, 'certificate.expiring', 'd')).title).toBe('Certificate about to expire');
+  expect(alarm(event(1, 'identity.expiring', 'd', { check: 'identity.expiring' })).title).toBe('Certificate about to expire');
   expect(alarm(event(1, 'audit.chain_broken', 'd')).title).toBe('Broken audit trail');
   expect(alarm(event(1, 'something.new', 'd'))).toEqual({ title: 'something.new', todo: 'Read the entry below and look at the device it names.' });
 });
@@ -32,6 +32,12 @@ test('alarms stand by whom they are about, each kind once', () => {
   ]);
   expect(groups.map((g) => [g.subject, g.events.length])).toEqual([['a', 3], ['b', 1]]);
   expect(groups[0]!.kinds.map((k) => [k.alarm.title, k.n, why(k.last)])).toEqual([['Two of one identity', 2, 'newest'], ['Broken audit trail', 1, 'gap']]);
+});
+
+test('an alarm says what its entry brings', () => {
+  expect(why(event(1, 'identity.expiring', 'd', { not_after: '2026-12-05T12:00:00Z' }))).toMatch(/^Its certificate ends on .*2026/);
+  expect(why(event(1, 'ownership.override', 'd', { to: 'Market', object_until: '2026-12-05T12:00:00Z' }))).toMatch(/^It goes to Market unless you object until .*2026/);
+  expect(why(event(1, 'x', 'd'))).toBe('');
 });
 
 test('a boot that was not judged is not said to be good', () => {

@@ -123,8 +123,13 @@ export function alarm(e: AuditEvent): Alarm {
   };
 }
 
-/** The sentence that an entry brings of its own. */
-export const why = (e: AuditEvent): string => e.detail?.reason || e.detail?.what || e.detail?.fault || e.detail?.text || '';
+/** What an entry says of its own. */
+export function why(e: AuditEvent): string {
+  const d = e.detail ?? {};
+  if (d.object_until) return `It goes to ${d.to ?? 'another owner'} unless you object until ${day(d.object_until)}`;
+  if (d.not_after) return `Its certificate ends on ${day(d.not_after)}`;
+  return d.reason || d.what || d.fault || d.text || '';
+}
 
 export interface Group { subject: string; events: AuditEvent[]; kinds: { alarm: Alarm; n: number; last: AuditEvent }[] }
 
