@@ -3,6 +3,7 @@ package store_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
@@ -74,6 +75,10 @@ func TestFirmware(t *testing.T) {
 		if d := byID(t, s, ds[i].ID); string(d.BootDigest) != want {
 			t.Errorf("%s after the rejection: got accepted boot %q, want %q", d.ID, d.BootDigest, want)
 		}
+	}
+	must(t, s.Appraised(ctx, good(ds[1].ID, "", "boot", noon.Add(time.Minute)), false)) // judged in full, to the same end
+	if d := byID(t, s, ds[1].ID); string(d.BootDigest) != "boot" {
+		t.Errorf("judged again: got accepted boot %q, want it at once", d.BootDigest)
 	}
 	must(t, s.DecideFirmware(ctx, "main", "vend-1", 7, "bb", fleet.ApprovalGranted, event("firmware.decide")))
 	if m, err := s.FirmwareDecisions(ctx, "main", "vend-1"); err != nil || len(m) != 2 || m["4:aa"] != fleet.ApprovalRejected || m["7:bb"] != fleet.ApprovalGranted {

@@ -119,8 +119,8 @@ func (w *writer) unlist(ctx context.Context, device fleet.DeviceID) (tenant flee
 	if err != nil {
 		return "", err
 	}
-	// The code on the label has done its work; the next owner comes by the voucher.
-	if err := w.exec(ctx, `UPDATE listing SET tenant = '', site = '', "group" = '', claim_hash = '', claimed_at = ? WHERE ek_hash = ? AND vendor <> ''`, ms(w.now), ek); err != nil {
+	// The code on the label has done its work before; the next owner comes by the voucher.
+	if err := w.exec(ctx, `UPDATE listing SET tenant = '', site = '', "group" = '', claimed_at = ? WHERE ek_hash = ? AND vendor <> ''`, ms(w.now), ek); err != nil {
 		return "", err
 	}
 	return tenant, w.exec(ctx, `DELETE FROM listing WHERE ek_hash = ? AND vendor = ''`, ek)

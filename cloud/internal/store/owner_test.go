@@ -114,7 +114,8 @@ func TestReset(t *testing.T) {
 	if l, _, err := s.Devices(ctx, "main", store.DeviceFilter{}, fleet.Page{}); err != nil || len(l) != 0 {
 		t.Errorf("devices: got %d, %v, want none", len(l), err)
 	}
-	if n, err := s.Enlist(ctx, "r1"); err != nil || n != 0 {
+	must(t, s.AddRollout(ctx, fleet.Rollout{ID: "r2", Tenant: "main", Release: "agent/1.0.0", State: fleet.RolloutRunning}, event("rollout.add")))
+	if n, err := s.Enlist(ctx, "r2"); err != nil || n != 0 {
 		t.Errorf("enlist: got %d, %v, want none", n, err)
 	}
 	_, err = s.AddCommand(ctx, fleet.Command{Device: was, Tenant: "main", Verb: "reboot"}, event("command.add"))
@@ -157,6 +158,12 @@ func TestReset(t *testing.T) {
 	}
 	if l, _, err := s.Devices(ctx, "main", store.DeviceFilter{Former: true}, fleet.Page{}); err != nil || len(l) != 1 {
 		t.Errorf("first former: got %d, %v", len(l), err)
+	}
+	next.Tenant = "third"
+	must(t, s.Enrol(ctx, next))
+	out, err = s.Commit(ctx, []store.Intake{{Device: id, Tenant: "third", At: noon, Samples: samples(1, 4), Audit: chain(t, 1, [32]byte{}, 2, "link.up")}})
+	if err != nil || out[0].NewSamples != 4 || out[0].NewAudit != 2 {
+		t.Errorf("third owner's first messages: got %+v, %v, want all new", out, err)
 	}
 	if rep, err := s.VerifyAudit(ctx, "main", ""); err != nil || !rep.OK {
 		t.Errorf("service trail: got %+v, %v", rep, err)

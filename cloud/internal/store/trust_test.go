@@ -182,6 +182,19 @@ func TestSteadyIsNews(t *testing.T) {
 	}
 }
 
+// TestSteadyCommits says of the same boot that the device has committed to it.
+func TestSteadyCommits(t *testing.T) {
+	s, ds := enrolled(t, 1)
+	must(t, s.Appraised(t.Context(), good(ds[0].ID, "agent/1.0.0", "old", noon), false))
+	for _, committed := range []bool{false, false, true, true} {
+		must(t, s.Appraised(t.Context(), good(ds[0].ID, "agent/1.1.0", "new", noon), committed))
+		want := map[bool]string{false: "agent/1.0.0", true: "agent/1.1.0"}[committed]
+		if d := byID(t, s, ds[0].ID); d.BootRelease != want {
+			t.Errorf("committed %t: got %s, want %s", committed, d.BootRelease, want)
+		}
+	}
+}
+
 // TestSteadyHeals brings a silent device back: it says nothing new, but its trust is.
 func TestSteadyHeals(t *testing.T) {
 	s, ds := enrolled(t, 1)
