@@ -51,7 +51,17 @@ type Authority struct {
 type issuer struct {
 	n    int
 	cert *x509.Certificate
+	up   []*x509.Certificate // what lies between it and the root, if anything does
 	key  crypto.Signer
+}
+
+// chain is what to send after a certificate that it signed.
+func (i issuer) chain() [][]byte {
+	der := [][]byte{i.cert.Raw}
+	for _, c := range i.up {
+		der = append(der, c.Raw)
+	}
+	return der
 }
 
 // Issued describes an issuing certificate that counts.
@@ -74,14 +84,15 @@ func (a *Authority) Root() *x509.Certificate {
 }
 
 // Chain is what whoever shows a certificate of this authority sends after it,
-// in DER: the issuing certificate, and not the root, which the other side has.
+// in DER: the issuing certificate, what lies between it and the root, if
+// anything does, and not the root, which the other side has.
 func (a *Authority) Chain() [][]byte {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	if len(a.issuing) == 0 {
 		return nil
 	}
-	return [][]byte{a.issuing[0].cert.Raw}
+	return a.issuing[0].chain()
 }
 
 // Pool holds the issuing certificates that count, each trusted for itself. It
@@ -152,28 +163,28 @@ func (a *Authority) IssueServer(names []string, life time.Duration) (tls.Certifi
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("sign server certificate: %w", err)
 	}
-	return tls.Certificate{Certificate: [][]byte{der, by.Raw}, PrivateKey: key}, nil
+	return tls.Certificate{Certificate: append([][]byte{der}, by.chain()...), PrivateKey: key}, nil
 }
 
-// issue signs what fill describes, and says which certificate vouches for it.
-func (a *Authority) issue(pub crypto.PublicKey, life time.Duration, fill func(*big.Int, time.Time, time.Duration) (*x509.Certificate, error)) ([]byte, *x509.Certificate, error) {
+// issue signs what fill describes, and says who did.
+func (a *Authority) issue(pub crypto.PublicKey, life time.Duration, fill func(*big.Int, time.Time, time.Duration) (*x509.Certificate, error)) ([]byte, issuer, error) {
 	serial, err := newSerial()
 	if err != nil {
-		return nil, nil, err
+		return nil, issuer{}, err
 	}
 	a.mu.RLock()
 	defer a.mu.RUnlock() // held while it signs: the key is let go only after that
 	now := time.Now()
 	if len(a.issuing) == 0 || !now.Before(a.issuing[0].cert.NotAfter) {
-		return nil, nil, ErrNotIssuing
+		return nil, issuer{}, ErrNotIssuing
 	}
 	by := a.issuing[0]
 	t, err := fill(serial, now, min(life, by.cert.NotAfter.Sub(now)))
 	if err != nil {
-		return nil, nil, err
+		return nil, issuer{}, err
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, by.cert, pub, by.key)
-	return der, by.cert, err
+	return der, by, err
 }
 
 // newSerial returns a random 127-bit serial number [RFC 5280, 4.1.2.2].

@@ -79,8 +79,8 @@ func (f folder) waiting() (int, error) {
 	return n, nil
 }
 
-// cert reads a certificate; nil when there is no such file.
-func (f folder) cert(path string) (*x509.Certificate, error) {
+// chain reads a certificate and those above it; nil when there is no such file.
+func (f folder) chain(path string) ([]*x509.Certificate, error) {
 	b, err := os.ReadFile(path) // #nosec G304 -- below the service's data folder
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -88,11 +88,11 @@ func (f folder) cert(path string) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := parseCert(b)
+	list, err := parseChain(b)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; restore it from a backup", path, err)
 	}
-	return c, nil
+	return list, nil
 }
 
 // finish gives a root that was being made when the power went its two files.
@@ -131,16 +131,32 @@ func (f folder) split() error {
 	return remove(f.path(bornFile))
 }
 
-func certPEM(c *x509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+func chainPEM(list ...*x509.Certificate) (b []byte) {
+	for _, c := range list {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return b
 }
 
-func parseCert(b []byte) (*x509.Certificate, error) {
-	block, _ := pem.Decode(b)
-	if block == nil || block.Type != "CERTIFICATE" {
+// maxChain is how many certificates are read; roots lie no further away.
+const maxChain = 8
+
+func parseChain(b []byte) ([]*x509.Certificate, error) {
+	var list []*x509.Certificate
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" || len(list) == maxChain {
+			return nil, fmt.Errorf("not one to %d certificates in PEM", maxChain)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, c)
+	}
+	if len(list) == 0 {
 		return nil, errors.New("not a certificate in PEM")
 	}
-	return x509.ParseCertificate(block.Bytes)
+	return list, nil
 }
 
 // step is called before each change of the disk; tests cut the power there.

@@ -103,18 +103,18 @@ func (f folder) issuing(root *x509.Certificate) ([]issuer, error) {
 	var list []issuer
 	for _, n := range ns {
 		path, by := f.numbered(n, certFile), root
-		cert, err := f.cert(path)
+		chain, err := f.chain(path)
 		if err != nil {
 			return nil, err
 		}
 		if n == 0 { // a root that issued by itself
-			by = cert
+			by = chain[0]
 		}
-		if err := cert.CheckSignatureFrom(by); err != nil {
+		if err := linked(by, chain); err != nil {
 			return nil, fmt.Errorf("%s is not signed by the root in %s: %w", path, f.path(certFile), err)
 		}
-		if len(list) == 0 || time.Now().Before(cert.NotAfter) {
-			list = append(list, issuer{n: n, cert: cert})
+		if len(list) == 0 || time.Now().Before(chain[0].NotAfter) {
+			list = append(list, issuer{n: n, cert: chain[0], up: chain[1:]})
 		}
 	}
 	if len(list) == 0 {
@@ -147,7 +147,7 @@ func (f folder) next(root *x509.Certificate, rootKey crypto.Signer) (issuer, err
 	if err != nil {
 		return issuer{}, err
 	}
-	return issuer{n: n, cert: cert, key: key}, write(f.numbered(n, certFile), certPEM(cert), 0o644)
+	return issuer{n: n, cert: cert, key: key}, write(f.numbered(n, certFile), chainPEM(cert), 0o644)
 }
 
 func (f folder) makeIssuing(n int) (crypto.Signer, error) {

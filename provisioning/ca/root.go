@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -89,7 +90,7 @@ func (r *Root) Sign(request []byte, life time.Duration) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return certPEM(cert), nil
+	return chainPEM(cert), nil
 }
 
 // Request returns a signing request, in PEM, for the next issuing key, which
@@ -125,9 +126,11 @@ func (r *Root) request() ([]byte, error) {
 var ErrCertificate = errors.New("not the issuing certificate that was requested")
 
 // Install puts the certificate in place that the root has signed for the key
-// that waits. A service that runs takes it with its next Rotate.
+// that waits; behind it, in PEM, come those between it and the root, where a
+// CA of the company's does not sign with its root. A service that runs takes
+// it with its next Rotate.
 func (r *Root) Install(certificate []byte) error {
-	cert, err := parseCert(certificate)
+	list, err := parseChain(certificate)
 	if err != nil {
 		return fmt.Errorf("install issuing certificate: %w: %w", err, ErrCertificate)
 	}
@@ -142,25 +145,50 @@ func (r *Root) Install(certificate []byte) error {
 	switch {
 	case key == nil:
 		return fmt.Errorf("install issuing certificate: no key waits for one, make a request first: %w", ErrCertificate)
-	case !belong(cert, key):
+	case !belong(list[0], key):
 		return fmt.Errorf("install issuing certificate: it is for another key than %s: %w", r.f.numbered(n, keyFile), ErrCertificate)
 	}
-	if err := checkIssuing(r.cert, cert, time.Now()); err != nil {
+	if list, err = checkIssuing(r.cert, list, time.Now()); err != nil {
 		return fmt.Errorf("install issuing certificate: %w: %w", err, ErrCertificate)
 	}
-	if err := write(r.f.numbered(n, certFile), certPEM(cert), 0o644); err != nil {
+	if err := write(r.f.numbered(n, certFile), chainPEM(list...), 0o644); err != nil {
 		return fmt.Errorf("install issuing certificate: %w", err)
 	}
 	return nil
 }
 
+// Retire takes an issuing certificate, by its serial number in hex, out of the
+// folder: what it signed counts no more. A service that runs has it in its pool
+// until it starts again; Authority.Retire is for one's own.
+func (r *Root) Retire(serial string) error {
+	ns, err := r.f.numbers(certFile)
+	if err != nil {
+		return fmt.Errorf("retire issuing certificate %s: %w", serial, err)
+	}
+	for i, n := range ns {
+		list, err := r.f.chain(r.f.numbered(n, certFile))
+		if err != nil {
+			return fmt.Errorf("retire issuing certificate %s: %w", serial, err)
+		}
+		switch {
+		case !strings.EqualFold(list[0].SerialNumber.Text(16), serial):
+		case i == 0:
+			return fmt.Errorf("retire issuing certificate %s: %w", serial, ErrCurrent)
+		default:
+			return remove(r.f.numbered(n, certFile))
+		}
+	}
+	return fmt.Errorf("retire issuing certificate %.40q: %w", serial, ErrUnknown)
+}
+
 // root reads the root's certificate; nil when there is none.
 func (f folder) root() (*x509.Certificate, error) {
-	cert, err := f.cert(f.path(certFile))
-	if cert == nil || err != nil {
+	list, err := f.chain(f.path(certFile))
+	if len(list) == 0 || err != nil {
 		return nil, err
 	}
-	if !authority(cert) || !bytes.Equal(cert.RawSubject, cert.RawIssuer) || cert.CheckSignatureFrom(cert) != nil {
+	cert := list[0]
+	if len(list) > 1 || !authority(cert) || !bytes.Equal(cert.RawSubject, cert.RawIssuer) || cert.CheckSignatureFrom(cert) != nil {
 		return nil, fmt.Errorf("%s is not the certificate of a root", f.path(certFile))
 	}
 	return cert, nil
@@ -231,22 +259,53 @@ func signIssuing(root *x509.Certificate, rootKey crypto.Signer, pub crypto.Publi
 	return x509.ParseCertificate(der)
 }
 
-// checkIssuing says what is wrong with an issuing certificate under a root.
-func checkIssuing(root, cert *x509.Certificate, now time.Time) error {
+// checkIssuing says what is wrong with an issuing certificate, the first of a
+// list, and returns it with those that lead from it to the root.
+func checkIssuing(root *x509.Certificate, list []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
+	cert := list[0]
 	switch {
 	case !authority(cert):
-		return errors.New("it is not that of an authority")
+		return nil, errors.New("it is not that of an authority")
 	case cert.MaxPathLen != 0:
-		return errors.New("it may make further authorities: path length 0 is wanted")
-	case cert.CheckSignatureFrom(root) != nil:
-		return fmt.Errorf("it is not signed by the root %q", root.Subject.CommonName)
+		return nil, errors.New("it may make further authorities: path length 0 is wanted")
 	case now.After(cert.NotAfter):
-		return fmt.Errorf("it ended on %s", cert.NotAfter.Format(time.DateOnly))
+		return nil, fmt.Errorf("it ended on %s", cert.NotAfter.Format(time.DateOnly))
 	}
-	roots := x509.NewCertPool()
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(root)
-	_, err := cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	return err
+	for _, c := range list[1:] {
+		between.AddCert(c)
+	}
+	chains, err := cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
+		if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+			return nil, fmt.Errorf("it is not signed by the root %q, nor by what comes with it", root.Subject.CommonName)
+		}
+		return nil, err
+	}
+	// Verify takes the issuing certificate for the end of the path, which it is
+	// not: those above must allow for what comes below it [RFC 5280, 4.2.1.9].
+	for below, c := range chains[0] {
+		if below > 0 && c.MaxPathLen >= 0 && c.MaxPathLen < below {
+			return nil, fmt.Errorf("%q may not have it below: its path length is %d", c.Subject.CommonName, c.MaxPathLen)
+		}
+	}
+	return chains[0][:len(chains[0])-1], nil
+}
+
+// linked reports whether each certificate is signed by the next, and the last
+// by the root.
+func linked(root *x509.Certificate, list []*x509.Certificate) error {
+	for i, c := range list {
+		by := root
+		if i+1 < len(list) {
+			by = list[i+1]
+		}
+		if err := c.CheckSignatureFrom(by); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func parseRequest(b []byte) (*x509.CertificateRequest, error) {

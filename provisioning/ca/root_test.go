@@ -229,6 +229,85 @@ func TestInstallRefuses(t *testing.T) {
 	issued(t, open(t, dir))
 }
 
+// A company's CA signs with an intermediate of its own; that comes along, and
+// the root alone is pinned.
+func TestInstallBelowACompanysCA(t *testing.T) {
+	rootKey, subKey := key(t, elliptic.P384()), key(t, elliptic.P384())
+	tmpl := func(name string, length int) *x509.Certificate {
+		return &x509.Certificate{
+			SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(year),
+			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, MaxPathLen: length, MaxPathLenZero: length == 0,
+		}
+	}
+	root := certificate(t, tmpl("Bank Root", -1), tmpl("Bank Root", -1), rootKey.Public(), rootKey)
+	sub := certificate(t, tmpl("Bank Devices", 1), root, subKey.Public(), rootKey)
+	short := certificate(t, tmpl("Bank Devices", 0), root, subKey.Public(), rootKey)
+	ended := tmpl("Bank Devices", 1)
+	ended.NotAfter = time.Now().Add(-time.Minute)
+	over := certificate(t, ended, root, subKey.Public(), rootKey)
+
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "tenant.pem"), toPEM(root))
+	here := openRoot(t, dir)
+	block, _ := pem.Decode(request(t, here))
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuing := certificate(t, tmpl("Tills", 0), sub, csr.PublicKey, subKey)
+	files := func(list ...*x509.Certificate) (b []byte) {
+		for _, c := range list {
+			b = append(b, toPEM(c)...)
+		}
+		return b
+	}
+	stranger := certificate(t, tmpl("Bank Devices", 1), tmpl("Bank Devices", 1), subKey.Public(), subKey)
+	for name, bad := range map[string][]byte{
+		"without the intermediate":                files(issuing),
+		"with one that may have nothing below it": files(issuing, short),
+		"with one that has ended":                 files(issuing, over),
+		"with one of another root":                files(issuing, stranger, root),
+		"in another order":                        files(sub, issuing),
+		"in a longer chain than anybody looks at": files(issuing, sub, sub, sub, sub, sub, sub, sub, sub),
+		"with a key":                              append(files(issuing, sub), keyPEM(t, subKey)...),
+	} {
+		if err := here.Install(bad); !errors.Is(err, ca.ErrCertificate) {
+			t.Errorf("%s: got %v, want ErrCertificate", name, err)
+		}
+	}
+	if err := here.Install(files(issuing, sub, root)); err != nil {
+		t.Fatal(err)
+	}
+	a := open(t, dir)
+	if chain := a.Chain(); len(chain) != 2 || !parse(t, chain[0]).Equal(issuing) || !parse(t, chain[1]).Equal(sub) {
+		t.Errorf("chain of %d certificates, want the issuing one and what is above it", len(chain))
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(root)
+	server, err := a.IssueServer([]string{"fleet.example"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, der := range server.Certificate[1:] {
+		between.AddCert(parse(t, der))
+	}
+	if _, err := parse(t, server.Certificate[0]).Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: "fleet.example"}); err != nil {
+		t.Errorf("for who pins the root: %v", err)
+	}
+	if err := counts(a, issued(t, a)); err != nil {
+		t.Error(err)
+	}
+	// What else the company's CA signs is nothing to us.
+	otherKey := key(t, elliptic.P256())
+	other := certificate(t, tmpl("Printers", 0), sub, otherKey.Public(), subKey)
+	leaf := tmpl("x", -1)
+	leaf.IsCA, leaf.ExtKeyUsage = false, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	if stray := certificate(t, leaf, other, csr.PublicKey, otherKey); counts(a, stray, other, sub, root) == nil {
+		t.Error("a certificate of the company's other issuers counts")
+	}
+}
+
 func critical() []pkix.Extension {
 	return []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 25, 1}, Critical: true, Value: []byte{5, 0}}}
 }

@@ -144,6 +144,31 @@ func TestRetire(t *testing.T) {
 	}
 }
 
+// The tool retires beside a service, which takes it when it starts.
+func TestRetireInTheFolder(t *testing.T) {
+	dir := t.TempDir()
+	a := open(t, dir)
+	before := issued(t, a)
+	old, here := a.Issuing()[0].Serial, openRoot(t, dir)
+	if err := here.Retire(old); !errors.Is(err, ca.ErrCurrent) {
+		t.Errorf("the certificate that signs: got %v, want ErrCurrent", err)
+	}
+	if err := here.Retire("abc"); !errors.Is(err, ca.ErrUnknown) {
+		t.Errorf("an unknown one: got %v, want ErrUnknown", err)
+	}
+	rotate(t, a)
+	after := issued(t, a)
+	if err := here.Retire(strings.ToUpper(old)); err != nil {
+		t.Fatal(err)
+	}
+	if a = open(t, dir); counts(a, before) == nil {
+		t.Error("what a retired certificate has signed counts")
+	}
+	if err := counts(a, after); err != nil {
+		t.Error(err)
+	}
+}
+
 // A certificate ends no later than the one that vouches for it, and one that
 // has ended signs nothing, and vouches for nothing.
 func TestIssuingCertificateEnds(t *testing.T) {
