@@ -23,6 +23,7 @@ type caCmd struct {
 	Request caRequest `cmd:"" help:"Make the next issuing key in the service's folder, and the request for its certificate."`
 	Sign    caSign    `cmd:"" help:"Sign a request, on the machine that keeps the root's key."`
 	Install caInstall `cmd:"" help:"Put the signed certificate into the service's folder. A service that runs takes it with: tillward ca rotate."`
+	Retire  caRetire  `cmd:"" help:"Make an issuing certificate count no more, from the service's next start."`
 	Show    caShow    `cmd:"" help:"Tell what certificates and requests say."`
 }
 
@@ -174,6 +175,25 @@ func (c *caInstall) Run(o *out) error {
 			return err
 		}
 		return o.documents(list)
+	})
+}
+
+type caRetire struct {
+	caFolder
+	Serial string `arg:"" help:"Serial number of the certificate." placeholder:"HEX"`
+}
+
+// Run implements the command.
+func (c *caRetire) Run(o *out) error {
+	return c.with(func(opt ca.Options) error {
+		r, err := ca.OpenRoot(c.Dir, c.Name, opt)
+		if err != nil {
+			return err
+		}
+		if err := r.Retire(c.Serial); err != nil {
+			return err
+		}
+		return o.print(map[string]string{"retired": c.Serial}, "%s retired; start the service again, so that nobody it let in before stays", c.Serial)
 	})
 }
 

@@ -48,12 +48,20 @@ func issues(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // keyOf NAME FILE sets a variable to the key of a certificate or request, as
-// --json show prints it.
+// --json show prints it; serialOf to the serial number.
 func keyOf(ts *testscript.TestScript, _ bool, args []string) {
-	ts.Check(ts.Exec("tillward-provision", "--json", "ca", "show", args[1]))
+	ts.Setenv(args[0], firstOf(ts, args[1]).Key)
+}
+
+func serialOf(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Setenv(args[0], firstOf(ts, args[1]).Serial)
+}
+
+func firstOf(ts *testscript.TestScript, file string) document {
+	ts.Check(ts.Exec("tillward-provision", "--json", "ca", "show", file))
 	var list []document
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &list))
-	ts.Setenv(args[0], list[0].Key)
+	return list[0]
 }
 
 // softToken makes a SoftHSM2 token called tillward with PIN 1234 and sets
