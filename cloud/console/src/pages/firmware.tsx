@@ -43,7 +43,7 @@ function Model({ model, state }: { model: string; state: string }) {
       <Outcome done={done} error={error} />
       <Listed rows={rows} empty={
         state === 'open'
-          ? <Empty title="Nothing waits for a decision.">All that devices of this model start is known to a release, or was decided.</Empty>
+          ? <Empty title="Nothing waits for a decision.">What a device of this model starts and its releases do not know shows here.</Empty>
           : <Empty title={state ? `No event of this model was ${state}.` : 'No device of this model showed anything unknown.'} />}>
         <ul class="cases">{rows.items.map((e) => <Case e={e} busy={busy} decide={(d, why) => void decide(e, d, why)} key={`${e.pcr}${e.digest}`} />)}</ul>
       </Listed>

@@ -22,7 +22,7 @@ function Authority() {
     if (await act(() => post('/v1/authority/rotate', { reason }), 'New certificates are signed with the new one from now on.')) { setOpen(false); reload(); }
   };
   return (
-    <Card title="Certificate authority" note="Its root is offline; an issuing certificate below signs for devices. The old one stays believed until the last certificate that it signed has ended.">
+    <Card title="Certificate authority" note="Issuing certificates sign for devices, the root signs only them. An old one stays believed until the last certificate that it signed has ended.">
       <Fault text={error} retry={reload} />
       {!data && !error && <Loading />}
       {data?.items.length === 0 && <Empty title="There is no issuing certificate.">The service makes one at its first start, or is given one with <code>tillward-provision ca sign</code>. Its log says why there is none.</Empty>}

@@ -25,7 +25,7 @@ export function WaitingPage() {
         <Listed rows={rows} empty={
           <Empty title="No device is waiting.">
             Switch a new device on with the network plugged in: it finds this service by a USB stick, by DHCP or by its image, and shows here within a minute.
-            If it does not, its TPM has no certificate of its maker: import the vendor's manifest below.
+            If it does not, its TPM may have no certificate of its maker: import the vendor's manifest below.
           </Empty>}>
           <Table label="Devices that wait" head={['Device', 'Model', 'Tier', 'Seen', 'From', 'Next']}>
             {rows.items.map((w) => (
