@@ -255,8 +255,7 @@ func (j *judge) cost(e Event, soft bool) int {
 	}
 }
 
-// align finds the differences that cost the least, from the end of both lists
-// to their start.
+// align finds the differences that cost the least.
 func (j *judge) align(known []Known, seen []Event, soft bool) []step {
 	digests := make([]string, len(seen))
 	for i, e := range seen {
@@ -265,45 +264,42 @@ func (j *judge) align(known []Known, seen []Event, soft bool) []step {
 	if slices.EqualFunc(known, digests, func(k Known, d string) bool { return k.Digest == d }) {
 		return nil
 	}
-	costs := make([]int, len(seen))
-	for i, e := range seen {
-		if slices.ContainsFunc(known, func(k Known) bool { return k.Digest == digests[i] }) {
-			costs[i] = -1 // asked for only when it is out of place
-			continue
+	// Numbers for digests: the table below compares them up to a quarter of a
+	// million times.
+	number := make(map[string]int)
+	want, have := make([]int, len(known)), make([]int, len(seen))
+	gone, spare := make([]int, len(known)), make([]int, len(seen)) // costs of an event that is missing, and of one too many
+	for a, k := range known {
+		if number[k.Digest] == 0 {
+			number[k.Digest] = len(number) + 1
 		}
-		costs[i] = j.cost(e, soft)
+		if want[a] = number[k.Digest]; !k.Optional {
+			gone[a] = costHard
+		}
 	}
-	spare := func(i int) int {
-		if costs[i] < 0 {
-			costs[i] = j.cost(seen[i], soft)
-		}
-		return costs[i]
-	}
-	missing := func(k Known) int {
-		if k.Optional {
-			return 0
-		}
-		return costHard
+	for b, e := range seen {
+		have[b], spare[b] = number[digests[b]], j.cost(e, soft)
 	}
 	// rest[a][b] is what known[a:] and seen[b:] differ by.
 	rest := make([][]int, len(known)+1)
+	cells := make([]int, (len(known)+1)*(len(seen)+1))
 	for a := range rest {
-		rest[a] = make([]int, len(seen)+1)
+		rest[a], cells = cells[:len(seen)+1], cells[len(seen)+1:]
 	}
 	for a := len(known); a >= 0; a-- {
 		for b := len(seen); b >= 0; b-- {
 			switch {
 			case a == len(known) && b == len(seen):
 			case a == len(known):
-				rest[a][b] = spare(b) + rest[a][b+1]
+				rest[a][b] = spare[b] + rest[a][b+1]
 			case b == len(seen):
-				rest[a][b] = missing(known[a]) + rest[a+1][b]
+				rest[a][b] = gone[a] + rest[a+1][b]
 			default:
-				best := min(missing(known[a])+rest[a+1][b], spare(b)+rest[a][b+1])
-				if known[a].Digest == digests[b] {
+				best := min(gone[a]+rest[a+1][b], spare[b]+rest[a][b+1])
+				if want[a] == have[b] {
 					best = min(best, rest[a+1][b+1])
-				} else if !known[a].Optional {
-					best = min(best, spare(b)+rest[a+1][b+1])
+				} else if gone[a] > 0 {
+					best = min(best, spare[b]+rest[a+1][b+1])
 				}
 				rest[a][b] = best
 			}
@@ -311,17 +307,18 @@ func (j *judge) align(known []Known, seen []Event, soft bool) []step {
 	}
 	var steps []step
 	for a, b := 0, 0; a < len(known) || b < len(seen); {
-		switch at := rest[a][b]; {
-		case a < len(known) && b < len(seen) && known[a].Digest == digests[b] && at == rest[a+1][b+1]:
+		at, both := rest[a][b], a < len(known) && b < len(seen)
+		switch {
+		case both && want[a] == have[b] && at == rest[a+1][b+1]:
 			a, b = a+1, b+1
-		case b < len(seen) && at == spare(b)+rest[a][b+1]:
+		case b < len(seen) && at == spare[b]+rest[a][b+1]:
 			steps = append(steps, step{nil, &seen[b]})
 			b++
-		case a < len(known) && b < len(seen) && known[a].Digest != digests[b] && !known[a].Optional && at == spare(b)+rest[a+1][b+1]:
+		case both && want[a] != have[b] && gone[a] > 0 && at == spare[b]+rest[a+1][b+1]:
 			steps = append(steps, step{&known[a], &seen[b]})
 			a, b = a+1, b+1
 		default:
-			if !known[a].Optional {
+			if gone[a] > 0 {
 				steps = append(steps, step{&known[a], nil})
 			}
 			a++

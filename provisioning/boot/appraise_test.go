@@ -332,11 +332,11 @@ func TestNothingToJudgeByIsNotTrust(t *testing.T) {
 // A device cannot drown an operator, nor the wire.
 func TestFindingsAreFew(t *testing.T) {
 	r, f := observed(t, running), tpmfarm.Default(running)
-	for i := range 1500 {
+	for i := range 900 {
 		f.Events = append(f.Events, tpmfarm.Measured{PCR: i % 10, Data: []byte(strconv.Itoa(i))})
 	}
 	got := boot.Appraise([]boot.Reference{r}, nil, f.Registers(), f.Log())
-	if got.Trust != boot.Quarantined || len(got.Findings) != 12 || !strings.Contains(got.Findings[11].Text, "739 findings more") || len(got.Unknown) != 32 {
+	if got.Trust != boot.Quarantined || len(got.Findings) != 12 || !strings.Contains(got.Findings[11].Text, "439 findings more") || len(got.Unknown) != 32 {
 		t.Errorf("got %s, %d unknown events and %d findings, the last %+v", got.Trust, len(got.Unknown), len(got.Findings), got.Findings[len(got.Findings)-1])
 	}
 	f = tpmfarm.Default(running)
@@ -379,15 +379,44 @@ func TestSequencesAreRegularExpressions(t *testing.T) {
 		if (got.Trust == boot.Attested) != want {
 			t.Fatalf("%s against %s: got %+v", seen, pattern, got)
 		}
-		// With everything approved only what is missing counts, and an event may
-		// stand in for another: there must be enough of them.
-		soft := r
-		soft.Soft = []int{4}
-		if got := boot.Appraise([]boot.Reference{soft}, nil, f.Registers(), f.Log()); got.Trust == boot.Quarantined {
-			if !slices.ContainsFunc(got.Findings, func(f boot.Finding) bool { return f.Check == "boot.missing-event" }) {
-				t.Fatalf("soft register quarantines without a missing event: %+v", got)
+		// What is approved may come beside what is expected, or in the place of one
+		// that may not be missing.
+		approved := rapid.StringMatching(`[a-c]{0,2}`).Draw(t, "approved")
+		decide := func(_ int, digest string) boot.Decision {
+			for _, s := range approved {
+				if m := (tpmfarm.Measured{Data: []byte(string(s))}); hexDigest(&m) == digest {
+					return boot.Approved
+				}
 			}
-		} else if want != (got.Trust == boot.Attested) {
+			return boot.Open
+		}
+		var fits func(k []boot.Known, s string) bool
+		fits = func(k []boot.Known, s string) bool {
+			if len(k) == 0 && s == "" {
+				return true
+			}
+			if len(k) > 0 && k[0].Optional && fits(k[1:], s) {
+				return true
+			}
+			if s == "" {
+				return false
+			}
+			m := tpmfarm.Measured{Data: []byte(s[:1])}
+			same := len(k) > 0 && k[0].Digest == hexDigest(&m)
+			if same && fits(k[1:], s[1:]) {
+				return true
+			}
+			return strings.Contains(approved, s[:1]) && (fits(k, s[1:]) || len(k) > 0 && !same && !k[0].Optional && fits(k[1:], s[1:]))
+		}
+		got = boot.Appraise([]boot.Reference{r}, decide, f.Registers(), f.Log())
+		if (got.Trust == boot.Attested) != fits(list, seen) {
+			t.Fatalf("%s against %s with %s approved: got %+v", seen, pattern, approved, got)
+		}
+		// In a soft register nothing but a missing event is hard.
+		r.Soft = []int{4}
+		got = boot.Appraise([]boot.Reference{r}, nil, f.Registers(), f.Log())
+		missing := slices.ContainsFunc(got.Findings, func(f boot.Finding) bool { return f.Check == "boot.missing-event" })
+		if (got.Trust == boot.Quarantined) != missing || (got.Trust == boot.Attested) != want {
 			t.Fatalf("soft: got %+v", got)
 		}
 	})

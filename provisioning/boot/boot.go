@@ -31,7 +31,7 @@ const (
 	MaxLog  = 56 << 10 // bytes packed, as a message takes it
 	maxRaw  = 1 << 20  // bytes unpacked
 	maxWhat = 128      // bytes
-	maxSeen = 2048     // events; firmware writes 80 to 300
+	maxSeen = 1024     // events; firmware writes 80 to 300
 )
 
 // Event is one measurement that a register's value proves. Type and What are

@@ -19,7 +19,7 @@ const MaxReference = 512 << 10
 const (
 	version      = 1
 	maxChains    = 8
-	maxKnown     = 512 // events of a register
+	maxKnown     = 256 // events of a register
 	maxApprovals = 32
 	maxRef       = 32 // bytes of an approval's ref
 	maxFloor     = 1 << 20
