@@ -3,8 +3,6 @@ package api
 import (
 	"context"
 	"encoding/pem"
-	"fmt"
-	"io"
 	"net/http"
 	"time"
 
@@ -109,23 +107,9 @@ type claimed struct {
 	Device string `json:"device"`
 }
 
-// file is an uploaded document, read in full.
+// file is an uploaded document.
 type file struct {
-	data []byte
-	err  error
-}
-
-// Resolve implements huma.Resolver.
-func (f *file) Resolve(ctx huma.Context) []error {
-	f.data, f.err = io.ReadAll(io.LimitReader(ctx.BodyReader(), maxFile+1))
-	if f.err == nil && len(f.data) > maxFile {
-		f.err = fmt.Errorf("a file has at most %d MiB: %w", maxFile>>20, fleet.ErrInvalid)
-	}
-	return nil
-}
-
-func binary(kind string) *huma.RequestBody {
-	return &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{kind: {Schema: &huma.Schema{Type: "string", Format: "binary"}}}}
+	RawBody []byte `contentType:"application/octet-stream"`
 }
 
 func (s *server) owners() {
@@ -138,12 +122,9 @@ func (s *server) owners() {
 	})
 	huma.Register(s.api, huma.Operation{
 		OperationID: "import-manifest", Method: http.MethodPost, Path: "/v1/manifests", Metadata: needs(fleet.Admin),
-		Summary: "Import a vendor's signed batch manifest", RequestBody: binary("application/json"),
+		Summary: "Import a vendor's signed batch manifest", MaxBodyBytes: maxFile,
 	}, func(ctx context.Context, in *file) (*body[batch], error) {
-		b, err := fleet.Batch{}, in.err
-		if err == nil {
-			b, err = s.Owners.ImportManifest(ctx, who(ctx).Tenant, in.data, who(ctx).Name)
-		}
+		b, err := s.Owners.ImportManifest(ctx, who(ctx).Tenant, in.RawBody, who(ctx).Name)
 		return &body[batch]{batch(b)}, s.fault(ctx, err)
 	})
 	for _, op := range []struct{ id, path, summary string }{
@@ -151,7 +132,7 @@ func (s *server) owners() {
 		{"import-vouchers", "/v1/vouchers", "Import vouchers: accept those offered to this tenant, let go of devices that the next owner accepted"},
 	} {
 		huma.Register(s.api, huma.Operation{
-			OperationID: op.id, Method: http.MethodPost, Path: op.path, Metadata: needs(fleet.Admin), Summary: op.summary, RequestBody: binary("application/x-pem-file"),
+			OperationID: op.id, Method: http.MethodPost, Path: op.path, Metadata: needs(fleet.Admin), Summary: op.summary, MaxBodyBytes: maxFile,
 		}, s.importVouchers)
 	}
 	s.claims()
@@ -159,11 +140,7 @@ func (s *server) owners() {
 }
 
 func (s *server) importVouchers(ctx context.Context, in *file) (*body[list[imported]], error) {
-	var all []fleet.Import
-	err := in.err
-	if err == nil {
-		all, err = s.Owners.ImportVouchers(ctx, who(ctx).Tenant, in.data, who(ctx).Name)
-	}
+	all, err := s.Owners.ImportVouchers(ctx, who(ctx).Tenant, in.RawBody, who(ctx).Name)
 	if err != nil {
 		return nil, s.fault(ctx, err)
 	}
