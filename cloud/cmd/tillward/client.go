@@ -65,11 +65,16 @@ func (c *client) get(ctx context.Context, path string, out any) error {
 
 // post sends in as JSON.
 func (c *client) post(ctx context.Context, path string, in, out any) error {
+	return c.send(ctx, http.MethodPost, path, in, out)
+}
+
+// send sends in as JSON by any method.
+func (c *client) send(ctx context.Context, method, path string, in, out any) error {
 	b, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
 	}
-	return c.do(ctx, http.MethodPost, path, "application/json", bytes.NewReader(b), out)
+	return c.do(ctx, method, path, "application/json", bytes.NewReader(b), out)
 }
 
 func (c *client) do(ctx context.Context, method, path, kind string, body io.Reader, out any) error {

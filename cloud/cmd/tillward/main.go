@@ -23,16 +23,25 @@ type cli struct {
 	JSON      bool   `help:"Print JSON, for machines."`
 	Server    string `env:"TILLWARD_SERVER" default:"https://localhost:8443" help:"Address of the fleet service." placeholder:"URL"`
 	TokenFile string `env:"TILLWARD_TOKEN_FILE" help:"File with your operator token. The first one is admin.token in the service's data folder." placeholder:"FILE"`
-	CA        string `env:"TILLWARD_CA" help:"PEM file with the authority of the service's certificate; service-roots.pem of its data folder." placeholder:"FILE"`
+	Roots     string `name:"ca" env:"TILLWARD_CA" help:"PEM file with the authority of the service's certificate; service-roots.pem of its data folder." placeholder:"FILE"`
 
-	Serve   serveCmd   `cmd:"" help:"Run the fleet service."`
-	Device  deviceCmd  `cmd:"" help:"Devices: list, show."`
-	Command commandCmd `cmd:"" help:"Commands: send, list."`
-	Release releaseCmd `cmd:"" help:"Releases: publish, list."`
-	Rollout rolloutCmd `cmd:"" help:"Rollouts: start, show, list, pause, resume, abort."`
-	Audit   auditCmd   `cmd:"" help:"Audit trails: list, verify."`
-	Token   tokenCmd   `cmd:"" help:"Operator tokens: create, list, revoke."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Serve     serveCmd     `cmd:"" help:"Run the fleet service."`
+	Device    deviceCmd    `cmd:"" help:"Devices: list, show, attest, attestations, waive, revoke, readmit, voucher, transfer, object."`
+	Command   commandCmd   `cmd:"" help:"Commands: send, list."`
+	Release   releaseCmd   `cmd:"" help:"Releases: publish, list."`
+	Rollout   rolloutCmd   `cmd:"" help:"Rollouts: start, show, list, pause, resume, abort."`
+	Firmware  firmwareCmd  `cmd:"" help:"Firmware events that no reference values know: list, approve, reject, reopen."`
+	Reference referenceCmd `cmd:"" help:"Reference values of releases: list."`
+	Waiting   waitingCmd   `cmd:"" help:"Devices that nobody owns yet: list."`
+	Claim     claimCmd     `cmd:"" help:"Claim devices: code, waiting, order."`
+	Manifest  manifestCmd  `cmd:"" help:"Batches that left a vendor's line: import."`
+	Order     orderCmd     `cmd:"" help:"Order files of vendors: import."`
+	Voucher   voucherCmd   `cmd:"" help:"Ownership vouchers: import."`
+	Tenant    tenantCmd    `cmd:"" help:"Who you are to other owners: show."`
+	CA        caCmd        `cmd:"" name:"ca" help:"The authority of device certificates: status, rotate."`
+	Audit     auditCmd     `cmd:"" help:"Audit trails: list, verify."`
+	Token     tokenCmd     `cmd:"" help:"Operator tokens: create, list, revoke."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
 }
 
 const description = `Tillward guards tills: the fleet service and its command line.
@@ -80,7 +89,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	verb := k.Selected().Name // pause, resume and abort share their code
-	err = k.Run(&out{w: stdout, err: stderr, json: c.JSON}, &client{server: c.Server, tokenFile: c.TokenFile, ca: c.CA}, verb)
+	err = k.Run(&out{w: stdout, err: stderr, json: c.JSON}, &client{server: c.Server, tokenFile: c.TokenFile, ca: c.Roots}, verb)
 	if err == nil {
 		return 0
 	}

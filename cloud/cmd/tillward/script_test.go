@@ -23,6 +23,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/dispatch"
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/live"
+	"github.com/tillward/tillward/cloud/internal/owner"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/trust"
@@ -37,6 +38,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata", Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"grab": grab, "release": addRelease, "end": end, "exits": exits, "tamper": tamper,
+			"manifest": addManifest, "order": addOrder, "label": label, "buyer": buyer, "asks": addWaiting, "firmware": addFirmware, "online": online,
 		},
 	})
 }
@@ -81,7 +83,16 @@ func setup(env *testscript.Env) error {
 	}
 	d := dispatch.New(dispatch.Options{Store: st, Signer: trust.NewOrderSigner(key), Sender: unplugged{}, Changed: func(fleet.Command) {}, Log: quiet})
 	hub := &live.Hub{}
+	owners := owner.New(owner.Options{
+		Store: st, Tenant: "main", Name: "Main GmbH", Key: keyOf('m'), Vendors: []owner.Vendor{{Name: "Vend", Key: publicOf('v')}}, Waiting: true,
+		Relinquish: d.Relinquish, Cut: func(fleet.DeviceID, string) {}, Changed: func(fleet.DeviceID) {}, Log: quiet,
+	})
 	srv := httptest.NewUnstartedServer(api.New(api.Deps{
+		Owners: owners, Challenge: func(fleet.DeviceID) error { return nil }, Reappraise: func(string) {}, Disconnect: func(fleet.DeviceID, string) {},
+		Authorities: func() []fleet.Authority {
+			return []fleet.Authority{{Serial: "0a", NotAfter: time.Now().Add(time.Hour), Current: true}, {Serial: "09"}}
+		},
+		Rotate: func(context.Context) error { return nil },
 		Tenant: "main", Store: st, Accounts: accounts, Send: d.Send, Publish: cat.Publish, Watch: hub.Subscribe, Changed: hub.Publish, Wake: func() {}, Version: "1", Log: quiet,
 	}))
 	srv.Config.ErrorLog = slog.NewLogLogger(quiet.Handler(), slog.LevelError)

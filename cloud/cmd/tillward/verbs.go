@@ -16,13 +16,23 @@ import (
 type deviceCmd struct {
 	List deviceList `cmd:"" help:"List devices."`
 	Show deviceShow `cmd:"" help:"Show a device and its peripherals."`
+
+	Attest       deviceAttest       `cmd:"" help:"Ask a device for fresh evidence now."`
+	Attestations deviceAttestations `cmd:"" help:"List what the verifier said about a device, newest first."`
+	Waive        deviceWaive        `cmd:"" help:"Let a quarantined device in for a while, on your word."`
+	Revoke       deviceRevoke       `cmd:"" help:"Shut a device out, now."`
+	Readmit      deviceReadmit      `cmd:"" help:"Let a revoked device come back."`
+	Voucher      deviceVoucher      `cmd:"" help:"Tell whose a device is; get the voucher that says so."`
+	Transfer     deviceTransfer     `cmd:"" help:"Offer a device to its next owner."`
+	Object       deviceObject       `cmd:"" help:"Void an open offer, or the vendor's override."`
 }
 
 type deviceList struct {
-	Site  string `help:"Only of this site."`
-	Group string `help:"Only of this group."`
-	Trust string `help:"Only pending, attested, degraded, quarantined or stale ones." enum:",pending,attested,degraded,quarantined,stale" default:""`
-	Query string `short:"q" help:"Part of id, label, serial, site or model."`
+	Site   string `help:"Only of this site."`
+	Group  string `help:"Only of this group."`
+	Former bool   `help:"What devices left behind that moved on, instead of devices."`
+	Trust  string `help:"Only pending, attested, degraded, quarantined or stale ones." enum:",pending,attested,degraded,quarantined,stale" default:""`
+	Query  string `short:"q" help:"Part of id, label, serial, site or model."`
 }
 
 type device struct {
@@ -42,8 +52,24 @@ type device struct {
 	Samples      uint64     `json:"samples"`
 	AuditHead    uint64     `json:"audit_head"`
 	AuditOK      bool       `json:"audit_ok"`
-	CertNotAfter *time.Time `json:"cert_not_after"`
-	Peripherals  []struct {
+	BootRelease  string     `json:"boot_release"`
+	Findings     []finding  `json:"findings"`
+	RevokedAt    *time.Time `json:"revoked_at"`
+	RevokedWhy   string     `json:"revoked_why"`
+	Certificate  struct {
+		Serial   string     `json:"serial"`
+		NotAfter *time.Time `json:"not_after"`
+	} `json:"certificate"`
+	Waiver *struct {
+		Until  *time.Time `json:"until"`
+		By     string     `json:"by"`
+		Reason string     `json:"reason"`
+	} `json:"waiver"`
+	Ownership *struct {
+		State string `json:"state"`
+		Owner string `json:"owner"`
+	} `json:"ownership"`
+	Peripherals []struct {
 		ID        string `json:"id"`
 		Category  string `json:"category"`
 		Model     string `json:"model"`
@@ -69,6 +95,9 @@ func (c *deviceList) Run(ctx context.Context, o *out, api *client) error {
 		if v != "" {
 			q.Set(k, v)
 		}
+	}
+	if c.Former {
+		q.Set("former", "true")
 	}
 	items, err := api.all(ctx, "/v1/devices", q, 0)
 	if err != nil {
@@ -100,6 +129,7 @@ func (c *deviceShow) Run(ctx context.Context, o *out, api *client) error {
 	tw := tabwriter.NewWriter(o.w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(tw, "device\t%s\nlabel\t%s\nserial\t%s\nsite, group\t%s, %s\ntrust\t%s, tier %s %s\nseen\t%s\nagent\t%s, slot %s\nsamples\t%d\naudit\t%d entries, chain ok: %v\n",
 		d.ID, d.Label, d.Serial, d.Site, d.Group, d.Trust, d.Tier, strings.Join(d.TrustReasons, "; "), d.seen(), d.AgentVersion, d.Slot, d.Samples, d.AuditHead, d.AuditOK)
+	d.trusted(tw)
 	for _, p := range d.Peripherals {
 		sim := ""
 		if p.Simulated {
@@ -117,7 +147,7 @@ type commandCmd struct {
 
 type commandSend struct {
 	Device  string        `arg:"" help:"Device id, or group:NAME for every device of a group."`
-	Verb    string        `arg:"" help:"identify, reboot, collect-logs, print-test or set-config."`
+	Verb    string        `arg:"" help:"identify, reboot, collect-logs, print-test, set-config or diagnose."`
 	Args    []string      `arg:"" optional:"" help:"NAME=VALUE, e.g. peripheral=receipt or label=\"Lane 3\"."`
 	Reason  string        `help:"Why; kept in the audit trail."`
 	Expires time.Duration `help:"How long it may wait for the device." default:"1h"`
@@ -236,8 +266,9 @@ func trail(device string) string {
 }
 
 type auditList struct {
-	Device string `arg:"" optional:"" help:"Device id; without it the service's own trail."`
-	Limit  int    `help:"At most so many." default:"100"`
+	Device   string `arg:"" optional:"" help:"Device id; without it the service's own trail."`
+	Severity string `help:"Only info, warn or alarm entries." enum:",info,warn,alarm" default:""`
+	Limit    int    `help:"At most so many." default:"100"`
 }
 
 type auditEvent struct {
@@ -252,7 +283,11 @@ type auditEvent struct {
 
 // Run implements the command.
 func (c *auditList) Run(ctx context.Context, o *out, api *client) error {
-	items, err := api.all(ctx, trail(c.Device), url.Values{}, c.Limit)
+	q := url.Values{}
+	if c.Severity != "" {
+		q.Set("severity", c.Severity)
+	}
+	items, err := api.all(ctx, trail(c.Device), q, c.Limit)
 	if err != nil {
 		return err
 	}
