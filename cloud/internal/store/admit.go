@@ -135,12 +135,18 @@ func (s *Store) PromoteAK(ctx context.Context, id fleet.DeviceID, ak []byte) err
 }
 
 // Expiring returns the devices whose certificate ends before then and that
-// have not been issued one that lasts longer, the soonest first; at most 1000.
+// have not been issued one that lasts longer, the soonest first, with what is
+// about their certificates and nothing else: of a large fleet it can be many.
 // It is for the service's own watch, which looks at every tenant.
 func (s *Store) Expiring(ctx context.Context, before time.Time) ([]fleet.Device, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT `+deviceColumns+` WHERE d.cert_not_after > 0 AND d.cert_not_after < ? AND d.next_not_after < ?
-		AND d.revoked_at = 0 AND d.former_of = '' ORDER BY d.cert_not_after LIMIT 1000`, ms(before), ms(before))
-	items, err := list(rows, err, scanDevice)
+	rows, err := s.read.QueryContext(ctx, `SELECT id, tenant, cert_serial, cert_not_after, next_serial, next_not_after FROM device
+		WHERE cert_not_after > 0 AND cert_not_after < ? AND next_not_after < ? AND revoked_at = 0 AND former_of = '' ORDER BY cert_not_after`, ms(before), ms(before))
+	items, err := list(rows, err, func(r scanner) (d fleet.Device, err error) {
+		var ends, next int64
+		err = r.Scan(&d.ID, &d.Tenant, &d.CertSerial, &ends, &d.Next.CertSerial, &next)
+		d.CertNotAfter, d.Next.NotAfter = at(ends), at(next)
+		return d, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list expiring certificates: %w", err)
 	}

@@ -78,3 +78,9 @@ func BenchmarkAppraisedAlone(b *testing.B) {
 		must(b, s.Appraised(b.Context(), good(ids[n%len(ids)], "agent/1.0.0", fmt.Sprint(n), time.Now()), false))
 	}
 }
+
+// BenchmarkDeviceByID is what the verifier looks at before it judges.
+func BenchmarkDeviceByID(b *testing.B) {
+	s, ids := bigFleet(b)
+	each(b, ids, func(id fleet.DeviceID) error { _, err := s.DeviceByID(b.Context(), id); return err })
+}

@@ -18,6 +18,8 @@ const deviceColumns = `d.id, d.tenant, d.tier, d.model, d.serial, d.site, d."gro
 	COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, tr.broken
 	FROM device d JOIN trail tr ON tr.device = d.id LEFT JOIN state st ON st.device = d.id`
 
+const deviceQuery = `SELECT ` + deviceColumns + ` WHERE d.id = ?`
+
 func scanDevice(r scanner) (fleet.Device, error) {
 	var d fleet.Device
 	var reasons, findings string
@@ -152,7 +154,7 @@ func (s *Store) Device(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 // DeviceByID returns a device of any tenant. It is for the broker and the
 // verifier, which know the device by its certificate; never for operators.
 func (s *Store) DeviceByID(ctx context.Context, id fleet.DeviceID) (fleet.Device, error) {
-	d, err := scanDevice(s.read.QueryRowContext(ctx, `SELECT `+deviceColumns+` WHERE d.id = ?`, id))
+	d, err := scanDevice(s.stmts.device.QueryRowContext(ctx, id))
 	if err != nil {
 		return d, fmt.Errorf("device %s: %w", id, err)
 	}

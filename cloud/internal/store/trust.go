@@ -260,19 +260,23 @@ func (w *writer) settleBoot(ctx context.Context, e fleet.Execution) error {
 }
 
 // prepared are the reads of the hot path.
-type prepared struct{ admit, lastBoot *sql.Stmt }
+type prepared struct{ admit, lastBoot, device *sql.Stmt }
 
 func (s *Store) prepare(ctx context.Context) (err error) {
-	if s.stmts.admit, err = s.read.PrepareContext(ctx, admitQuery); err != nil {
-		return err
+	for _, p := range []struct {
+		stmt  **sql.Stmt
+		query string
+	}{{&s.stmts.admit, admitQuery}, {&s.stmts.lastBoot, lastBootQuery}, {&s.stmts.device, deviceQuery}} {
+		if *p.stmt, err = s.read.PrepareContext(ctx, p.query); err != nil {
+			return err
+		}
 	}
-	s.stmts.lastBoot, err = s.read.PrepareContext(ctx, lastBootQuery)
-	return err
+	return nil
 }
 
 func (p prepared) close() error {
 	var errs []error
-	for _, stmt := range []*sql.Stmt{p.admit, p.lastBoot} {
+	for _, stmt := range []*sql.Stmt{p.admit, p.lastBoot, p.device} {
 		if stmt != nil {
 			errs = append(errs, stmt.Close())
 		}
