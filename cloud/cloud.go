@@ -177,7 +177,7 @@ func (s *Service) listen(ctx context.Context) error {
 
 // wire joins the rooms.
 func (s *Service) wire() (err error) {
-	s.ingest = ingest.New(ingest.Options{Store: s.store, Stored: s.stored, Log: s.log})
+	s.ingest = ingest.New(ingest.Options{Store: s.store, Stored: s.stored, Forked: s.forked, Log: s.log})
 	s.broker, err = broker.New(broker.Options{
 		Listener: s.mqtt, TLS: &tls.Config{GetCertificate: s.server.get, MinVersion: tls.VersionTLS13}, Clients: s.devices.Pool,
 		ExporterLabel: enrol.ConnExporterLabel, MaxClients: int64(s.cfg.Device.MaxClients),
@@ -267,6 +267,11 @@ func (s *Service) refused(device string, err error) {
 // cloned raises the alarm of two live connections of one identity.
 func (s *Service) cloned(device, what string) {
 	s.audit(context.Background(), "identity.clone", "alarm", device, map[string]string{"what": what})
+}
+
+// forked raises the alarm of an audit chain that goes on in two ways.
+func (s *Service) forked(device fleet.DeviceID, what string) {
+	s.cloned(string(device), what+": a copy of the device speaks, or it lost what it had said")
 }
 
 // submit routes an up message: evidence to the verifier, the rest to ingest.

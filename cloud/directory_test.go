@@ -59,8 +59,8 @@ func newService(t *testing.T) *Service {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	t.Cleanup(func() { _ = ln.Close() })
-	b, err := broker.New(broker.Options{Listener: ln, Log: quiet, TLS: &tls.Config{
-		MinVersion: tls.VersionTLS13, ClientCAs: x509.NewCertPool(), GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("none") },
+	b, err := broker.New(broker.Options{Listener: ln, Log: quiet, Clients: x509.NewCertPool, TLS: &tls.Config{
+		MinVersion: tls.VersionTLS13, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("none") },
 	}})
 	must(t, err)
 	s := &Service{store: st, broker: b, hub: &live.Hub{}, tenant: "main", cfg: Config{Tenant: "main"}, log: quiet}

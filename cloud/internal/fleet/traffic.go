@@ -33,6 +33,7 @@ type Report struct {
 type Outcome struct {
 	NewSamples, NewEvents, NewAudit int
 	Duplicates                      int
+	Forked                          uint64     // audit sequence that was stored before with other content; 0: none
 	Command                         *Command   // after it ended; nil when it had ended before
 	Execution                       *Execution // after it moved; nil when it did not
 }

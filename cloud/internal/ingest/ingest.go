@@ -5,7 +5,9 @@
 // acknowledges nothing. A message that does not decode is acknowledged, since
 // the device would send it for ever, stored nowhere, and noted in the
 // service's audit trail. A device's audit chain is checked link by link; a
-// break is an alarm, and what came is stored all the same. What is noted is
+// break is an alarm, and what came is stored all the same. A chain that goes on
+// in two ways is told apart from one that only broke: somebody else speaks as
+// this device, or it forgot what it said. What is noted is
 // noted once a minute for each kind and device, so that nobody can fill the
 // trail.
 //
@@ -54,6 +56,9 @@ type Options struct {
 	Store Store
 	// Stored is told what a commit changed, after it.
 	Stored func(in fleet.Intake, out fleet.Outcome)
+	// Forked is told, after the commit and at most once a minute for each device,
+	// that its audit chain goes on in two ways; nil: nobody listens.
+	Forked func(device fleet.DeviceID, what string)
 	Log    *slog.Logger
 }
 
@@ -65,6 +70,7 @@ type Ingest struct {
 	noted map[note]time.Time      // last entry in the trail
 
 	pending map[note]bool // entries of the group that is being made
+	forks   map[fleet.DeviceID]string
 }
 
 // note is one kind of entry about one device.
@@ -82,7 +88,7 @@ type head struct {
 func New(o Options) *Ingest {
 	return &Ingest{
 		o: o, queue: make(chan Message, queueLen),
-		heads: make(map[fleet.DeviceID]head), noted: make(map[note]time.Time), pending: make(map[note]bool),
+		heads: make(map[fleet.DeviceID]head), noted: make(map[note]time.Time), pending: make(map[note]bool), forks: make(map[fleet.DeviceID]string),
 	}
 }
 
@@ -137,6 +143,7 @@ func (i *Ingest) gather(ctx context.Context) ([]Message, bool) {
 // whole transaction impossible, each is tried alone.
 func (i *Ingest) commit(ctx context.Context, batch []Message) error {
 	clear(i.pending)
+	clear(i.forks)
 	var in []fleet.Intake
 	var kept []Message
 	for n, m := range batch {
@@ -161,6 +168,7 @@ func (i *Ingest) commit(ctx context.Context, batch []Message) error {
 			i.told(m, in[n].Service)
 			m.Ack(nil)
 			i.o.Stored(in[n], out[n])
+			i.forked(m, out[n])
 		}
 		return nil
 	case never(err) && len(kept) == 1:
@@ -236,6 +244,21 @@ func (i *Ingest) told(m Message, ev *fleet.AuditEvent) {
 	}
 	i.noted[note{m.Device, ev.Kind}] = m.At
 	i.o.Log.Warn("noted in the audit trail", slog.String("kind", ev.Kind), slog.String("device", ev.Subject), slog.Any("detail", ev.Detail))
+}
+
+// forked tells that a device's chain goes on in two ways.
+func (i *Ingest) forked(m Message, out fleet.Outcome) {
+	what := i.forks[m.Device]
+	if out.Forked != 0 {
+		what = fmt.Sprintf("entry %d came a second time with other content", out.Forked)
+	}
+	k := note{m.Device, "fork"}
+	last, told := i.noted[k]
+	if what == "" || i.o.Forked == nil || told && m.At.Sub(last) < noteEvery {
+		return
+	}
+	i.noted[k] = m.At
+	i.o.Forked(m.Device, what)
 }
 
 // decode turns a message into what is stored. Only a failing store is an
@@ -339,10 +362,12 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 				fault = cmp.Or(fault, fmt.Sprintf("entries %d to %d are missing", h.seq+1, r.Seq-1))
 			case r.Prev != h.hash:
 				fault = cmp.Or(fault, fmt.Sprintf("entry %d does not follow entry %d", r.Seq, h.seq))
+				i.forks[m.Device] = fault
 			}
 			h = head{seq: r.Seq, hash: e.Hash}
 		} else if r.Seq == h.seq && e.Hash != h.hash {
 			fault = cmp.Or(fault, fmt.Sprintf("entry %d came a second time with other content", r.Seq))
+			i.forks[m.Device] = fault
 		}
 		in.Audit = append(in.Audit, fleet.AuditEvent{
 			Device: m.Device, Seq: r.Seq, At: time.UnixMilli(r.At), Kind: r.Kind, Severity: r.Severity, Actor: string(m.Device),

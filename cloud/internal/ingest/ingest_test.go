@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -28,6 +29,7 @@ type site struct {
 	i *ingest.Ingest
 
 	stored chan fleet.Outcome
+	forks  chan string
 
 	mu     sync.Mutex
 	groups []int // sizes of the groups committed
@@ -61,8 +63,11 @@ func start(t testing.TB) *site {
 			t.Fatal(err)
 		}
 	}
-	x := &site{t: t, s: s, stored: make(chan fleet.Outcome, 4096)}
-	x.i = ingest.New(ingest.Options{Store: x, Log: quiet, Stored: func(_ fleet.Intake, out fleet.Outcome) { x.stored <- out }})
+	x := &site{t: t, s: s, stored: make(chan fleet.Outcome, 4096), forks: make(chan string, 64)}
+	x.i = ingest.New(ingest.Options{
+		Store: x, Log: quiet, Stored: func(_ fleet.Intake, out fleet.Outcome) { x.stored <- out },
+		Forked: func(id fleet.DeviceID, what string) { x.forks <- string(id) + ": " + what },
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- x.i.Run(ctx) }()
@@ -310,6 +315,59 @@ func TestChain(t *testing.T) {
 			t.Errorf("got head %d, broken %v", d.AuditHead, d.AuditBroken)
 		}
 	})
+}
+
+// TestFork lets a device's disk be copied: the original and the copy both go on from the same entry, and whichever
+// comes second is told apart; a gap, or the same entries again, is no fork.
+func TestFork(t *testing.T) {
+	common, hash := chain(t, 1, [32]byte{}, 2)
+	own, ownHash := chain(t, 3, hash, 4)
+	more, _ := chain(t, 7, ownHash, 2)
+	copied := func(prev [32]byte, seqs ...uint64) (out []wire.AuditEntry) {
+		for _, seq := range seqs {
+			e, err := wire.SealAudit(wire.AuditRecord{Seq: seq, At: 1, Boot: wire.Boot{2}, Kind: "agent.start", Severity: "info", Prev: prev})
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, prev = append(out, e), e.Hash
+		}
+		return out
+	}
+	for name, tt := range map[string]struct {
+		then []wire.AuditEntry
+		says string
+	}{
+		"goes on":              {more, ""},
+		"comes again":          {own, ""},
+		"comes again, longer":  {append(slices.Clone(own), more...), ""},
+		"a gap":                {more[1:], ""},
+		"copy, behind":         {copied(hash, 3, 4), "entry 4 came a second time with other content"},
+		"copy, one behind":     {copied(hash, 3), "entry 3 came a second time with other content"},
+		"copy, as far":         {copied(hash, 3, 4, 5, 6), "entry 6 came a second time with other content"},
+		"copy, further":        {copied(hash, 3, 4, 5, 6, 7), "a second time"},
+		"copy, the newest one": {copied([32]byte{7}, 7), "entry 7 does not follow entry 6"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := start(t)
+			x.ok(wire.Audit, &wire.AuditBatch{Head: head(1), Entries: append(slices.Clone(common), own...)})
+			x.ok(wire.Audit, &wire.AuditBatch{Head: head(2), Entries: tt.then})
+			x.ok(wire.Audit, &wire.AuditBatch{Head: head(3), Entries: tt.then}) // within the minute: told once
+			x.ok(wire.Telemetry, telemetry(4, 1))
+			for range 4 {
+				<-x.stored
+			}
+			var got []string
+			for len(x.forks) > 0 {
+				got = append(got, <-x.forks)
+			}
+			if tt.says == "" && len(got) != 0 || tt.says != "" && (len(got) != 1 || !strings.HasPrefix(got[0], "a: ") || !strings.Contains(got[0], tt.says)) {
+				t.Errorf("got %q, want %q", got, tt.says)
+			}
+			if d := x.device(); tt.says != "" && !d.AuditBroken {
+				t.Error("told, and not on file")
+			}
+		})
+	}
 }
 
 // TestFailedCommit: nothing is acknowledged, and the chain is judged by what is stored, not by what was tried.

@@ -221,7 +221,11 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 		if err := g.w.row(ctx, `SELECT hash FROM audit WHERE device = ? AND seq = ?`, in.Device, ev.Seq).Scan(&stored); err != nil {
 			return fmt.Errorf("audit entry: %w", err)
 		}
-		if bytes.Equal(stored, ev.Hash[:]) || t.broken {
+		if bytes.Equal(stored, ev.Hash[:]) {
+			continue
+		}
+		out.Forked = ev.Seq
+		if t.broken {
 			continue
 		}
 		t.broken = true
