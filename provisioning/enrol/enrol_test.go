@@ -459,8 +459,8 @@ func TestAnswerOverAnotherChannelIsRefused(t *testing.T) {
 	s := newSite(t, true)
 	one, _ := s.http(t)
 	two, _ := s.http(t)
-	if err := steps(t, s, s.till(t), one, script{two: two}); err == nil || !strings.Contains(err.Error(), "another TLS channel") {
-		t.Errorf("got %v, want a refusal that names the channel", err)
+	if err := steps(t, s, s.till(t), one, script{two: two}); Check(err) != "enrol.binding" || !strings.Contains(err.Error(), "another TLS channel") {
+		t.Errorf("got %v with check %q, want a refusal that names the channel", err, Check(err))
 	}
 	s.audited(t, "another TLS channel")
 }
@@ -484,8 +484,8 @@ func TestReplayedAnswerIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err := post[Result](t.Context(), hc, s.url+PathEvidence, tap.sent[PathEvidence])
-	if !errors.Is(err, ErrRefused) {
-		t.Errorf("got %v, want ErrRefused", err)
+	if !errors.Is(err, ErrRefused) || Check(err) != "enrol.challenge" {
+		t.Errorf("got %v with check %q, want ErrRefused", err, Check(err))
 	}
 	if len(s.dir.members) != 1 {
 		t.Errorf("%d members, want 1", len(s.dir.members))
@@ -495,13 +495,19 @@ func TestReplayedAnswerIsRefused(t *testing.T) {
 func TestChangedAnswerIsRefused(t *testing.T) {
 	s := newSite(t, true)
 	dev := s.till(t)
-	for name, change := range map[string]func(*evidence){
-		"proof":      func(e *evidence) { e.Proof[0] ^= 1 },
-		"quote":      func(e *evidence) { e.Quote[len(e.Quote)-1] ^= 1 },
-		"quote kind": func(e *evidence) { e.Quote, e.QuoteSig = e.Certify, e.CertifySig },
-		"certify":    func(e *evidence) { e.Certify, e.CertifySig = e.Quote, e.QuoteSig },
-		"registers":  func(e *evidence) { e.PCRs[0][0] ^= 1 },
-		"fewer":      func(e *evidence) { e.PCRs = e.PCRs[:9] },
+	for name, tt := range map[string]struct {
+		change func(*evidence)
+		check  string
+	}{
+		"proof":        {func(e *evidence) { e.Proof[0] ^= 1 }, "enrol.activation"},
+		"quote":        {func(e *evidence) { e.Quote[len(e.Quote)-1] ^= 1 }, "quote.signature"},
+		"quote kind":   {func(e *evidence) { e.Quote, e.QuoteSig = e.Certify, e.CertifySig }, "quote.malformed"},
+		"certify":      {func(e *evidence) { e.Certify, e.CertifySig = e.Quote, e.QuoteSig }, "enrol.certify"},
+		"registers":    {func(e *evidence) { e.PCRs[0][0] ^= 1 }, "quote.values"},
+		"fewer":        {func(e *evidence) { e.PCRs = e.PCRs[:9] }, "quote.values"},
+		"no signature": {func(e *evidence) { e.QuoteSig = nil }, "quote.malformed"},
+		"challenge":    {func(e *evidence) { e.ID[0] ^= 1 }, "enrol.challenge"},
+		"long log":     {func(e *evidence) { e.Log = make([]byte, maxLog+1) }, "enrol.malformed"},
 	} {
 		hc, tap := s.http(t)
 		tap.change = func(path string, body []byte) []byte {
@@ -512,15 +518,15 @@ func TestChangedAnswerIsRefused(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			change(&ev)
+			tt.change(&ev)
 			b, err := encMode.Marshal(ev)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return b
 		}
-		if err := steps(t, s, dev, hc, script{}); !errors.Is(err, ErrRefused) {
-			t.Errorf("%s: got %v, want ErrRefused", name, err)
+		if err := steps(t, s, dev, hc, script{}); err == nil || Check(err) != tt.check {
+			t.Errorf("%s: got %v with check %q, want %q", name, err, Check(err), tt.check)
 		}
 	}
 	if len(s.dir.members) != 0 {

@@ -69,6 +69,12 @@ type lie struct {
 	shown [][]byte // if other than pcrs
 }
 
+// quoteChecks are the names of what is said.
+var quoteChecks = map[string]string{
+	"not made by a TPM": "quote.malformed", "attestation of type": "quote.malformed", "another challenge or channel": "quote.binding",
+	"selection": "quote.selection", "not those that were quoted": "quote.values", "PCR values for 10 registers": "quote.values", "PCR value of": "quote.values",
+}
+
 func TestForgedQuotes(t *testing.T) {
 	f, other := newForger(t), newForger(t)
 	extra := sha256.Sum256([]byte("binding"))
@@ -125,13 +131,26 @@ func TestForgedQuotes(t *testing.T) {
 		switch {
 		case tt.want == "" && (err != nil || q.ResetCount != 7 || q.RestartCount != 8 || q.Firmware != 9 || q.Digest != digest):
 			t.Errorf("%s: got %+v and %v", name, q, err)
-		case tt.want != "" && (!errors.Is(err, ErrProof) || !strings.Contains(err.Error(), tt.want)):
-			t.Errorf("%s: got %v, want ErrProof with %q", name, err, tt.want)
+		case tt.want != "" && (!errors.Is(err, ErrProof) || Check(err) != quoteChecks[tt.want] || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: got %v with check %q, want ErrProof with %q", name, err, Check(err), tt.want)
 		case tt.want != "" && q != (Quoted{}):
 			t.Errorf("%s: got %+v with an error", name, q)
 		}
-		if _, err := VerifyQuote(f.ak, attest, other.sign(t, attest), l.shown, extra); !errors.Is(err, ErrProof) {
+		if _, err := VerifyQuote(f.ak, attest, other.sign(t, attest), l.shown, extra); !errors.Is(err, ErrProof) || Check(err) != "quote.signature" {
 			t.Errorf("%s, signed by another key: got %v, want ErrProof", name, err)
+		}
+		// r and s alone are the same signature.
+		r, sig, err := splitSignature(f.sign(t, attest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		short := append(r.FillBytes(make([]byte, 32)), sig.FillBytes(make([]byte, 32))...)
+		if _, err := VerifyQuote(f.ak, attest, short, l.shown, extra); (err == nil) != (tt.want == "") {
+			t.Errorf("%s, short signature: got %v", name, err)
+		}
+		short[0] ^= 1
+		if _, err := VerifyQuote(f.ak, attest, short, l.shown, extra); Check(err) != "quote.signature" {
+			t.Errorf("%s, short signature with a flipped bit: got %v", name, err)
 		}
 	}
 }

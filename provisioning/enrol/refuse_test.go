@@ -116,8 +116,8 @@ func TestFlippedNonceIsRefused(t *testing.T) {
 	s := newSite(t, true)
 	hc, _ := s.http(t)
 	err := steps(t, s, s.till(t), hc, script{challenge: func(c *challenge) { c.Nonce[0] ^= 1 }})
-	if !errors.Is(err, ErrRefused) {
-		t.Errorf("got %v, want ErrRefused", err)
+	if !errors.Is(err, ErrRefused) || Check(err) != "enrol.activation" {
+		t.Errorf("got %v with check %q, want ErrRefused", err, Check(err))
 	}
 }
 
@@ -140,8 +140,8 @@ func TestOldChallengeIsRefused(t *testing.T) {
 			at.expires = time.Now().Add(-time.Second)
 		}
 	}})
-	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "expired") {
-		t.Errorf("got %v, want ErrRefused", err)
+	if !errors.Is(err, ErrRefused) || Check(err) != "enrol.challenge" || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("got %v with check %q, want ErrRefused", err, Check(err))
 	}
 }
 
@@ -177,8 +177,12 @@ func TestDeviceKeyMustBeInTheTPM(t *testing.T) {
 	} {
 		hc, _ := s.http(t)
 		err := steps(t, s, dev, hc, script{request: func(r *request) { r.LDevID = respell(t, tt.change)(r.LDevID) }})
-		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("key that %s: got %v, want a refusal with %q", name, err, tt.want)
+		check := "enrol.key-attributes"
+		if strings.Contains(tt.want, "certified") {
+			check = "enrol.certify"
+		}
+		if !errors.Is(err, ErrRefused) || Check(err) != check || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("key that %s: got %v with check %q, want a refusal with %q", name, err, Check(err), tt.want)
 		}
 	}
 	hc, _ := s.http(t)
@@ -294,8 +298,8 @@ func TestEKCertificates(t *testing.T) {
 		switch {
 		case tt.want == "" && err != nil:
 			t.Errorf("%s: %v", name, err)
-		case tt.want != "" && (!errors.Is(err, ErrProof) || !strings.Contains(err.Error(), tt.want)):
-			t.Errorf("%s: got %v, want ErrProof with %q", name, err, tt.want)
+		case tt.want != "" && (!errors.Is(err, ErrProof) || Check(err) != "enrol.ek-certificate" || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: got %v with check %q, want ErrProof with %q", name, err, Check(err), tt.want)
 		}
 	}
 }
