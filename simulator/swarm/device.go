@@ -254,21 +254,49 @@ func qualified(name []byte) tpm2.TPM2BName {
 	return tpm2.TPM2BName{Buffer: append(binary.BigEndian.AppendUint16(nil, uint16(tpm2.TPMAlgSHA256)), sum[:]...)}
 }
 
-// Evidence is the encoded wire.EvidenceReport for a connection: exporter is the
+// Evidence is the encoded wire.EvidenceReport of a boot that the service does
+// not know yet: with register values, without an event log. exporter is the
 // connection's, seq counts its evidence from 1. sent is Unix milliseconds.
 func (d *Device) Evidence(exporter []byte, seq uint64, sent int64) ([]byte, error) {
+	m, pcrs, err := d.steady(exporter, seq, sent)
+	if err != nil {
+		return nil, err
+	}
+	m.PCRs, m.AgentVersion = pcrs, "swarm"
+	return wire.Encode(m)
+}
+
+// Steady is what Evidence is once the service has accepted the boot: the quote
+// alone, within wire.MaxSteadyEvidence bytes.
+func (d *Device) Steady(exporter []byte, seq uint64, sent int64) ([]byte, error) {
+	m, _, err := d.steady(exporter, seq, sent)
+	if err != nil {
+		return nil, err
+	}
+	return wire.Encode(m)
+}
+
+func (d *Device) steady(exporter []byte, seq uint64, sent int64) (*wire.EvidenceReport, [][]byte, error) {
 	id, err := d.ID()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	extra := enrol.ConnBinding(id, exporter, seq)
-	quoted, sig, pcrs, err := d.Quote(context.Background(), extra[:])
+	quoted, spelt, pcrs, err := d.Quote(context.Background(), extra[:])
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	sig, err := tpm2.Unmarshal[tpm2.TPMTSignature](spelt)
+	if err != nil {
+		return nil, nil, fmt.Errorf("signature: %w", err)
+	}
+	ec, err := sig.Signature.ECDSA()
+	if err != nil {
+		return nil, nil, fmt.Errorf("signature: %w", err)
 	}
 	boot := derive(d.seed[:], "boot", uint64(d.Reset)<<32|uint64(d.Restart))
-	return wire.Encode(&wire.EvidenceReport{
+	return &wire.EvidenceReport{
 		Head:   wire.Head{V: wire.Version, Boot: wire.Boot(boot[:16]), Seq: seq, Sent: sent},
-		Quoted: quoted, Signature: sig, PCRs: pcrs, Seq: seq, AgentVersion: "swarm",
-	})
+		Quoted: quoted, Signature: slices.Concat(ec.SignatureR.Buffer, ec.SignatureS.Buffer), Seq: seq,
+	}, pcrs, nil
 }

@@ -259,6 +259,15 @@ func TestEvidence(t *testing.T) {
 	if err != nil || q.ResetCount != 9 || q.RestartCount != 3 || q.Firmware != 77 || !bytes.Equal(m.PCRs[4], d.PCRs[4][:]) {
 		t.Errorf("got %+v and %v", q, err)
 	}
+	steady, err := d.Steady(exporter, 1<<16-1, time.Now().UnixMilli())
+	if err != nil || len(steady) > wire.MaxSteadyEvidence {
+		t.Errorf("steady evidence has %d bytes (%v), want at most %d", len(steady), err, wire.MaxSteadyEvidence)
+	}
+	if s, err := wire.Decode[wire.EvidenceReport](steady); err != nil || s.PCRs != nil || len(s.Signature) != 64 {
+		t.Errorf("steady evidence: got %+v and %v", s, err)
+	} else if _, err := enrol.VerifyQuote(ak, s.Quoted, s.Signature, m.PCRs, enrol.ConnBinding(id, exporter, 1<<16-1)); err != nil {
+		t.Error("steady evidence: ", err)
+	}
 	theirs, _, err := other.Keys(t.Context())
 	if err != nil {
 		t.Fatal(err)
