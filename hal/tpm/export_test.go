@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -33,6 +34,57 @@ func Below(t *TPM) *TPM {
 		return &TPM{dev: w.TPMCloser}
 	}
 	return t
+}
+
+// Unwrap takes away what Wrap put there.
+func Unwrap(t *TPM) {
+	if w, ok := t.dev.(*wrapped); ok {
+		t.dev = w.TPMCloser
+	}
+}
+
+// Busy lets the TPM answer every nth command with the codes, one at each try,
+// before it runs it. asked says how many there were.
+func Busy(t *TPM, every int, codes ...tpm2.TPMRC) (asked func() int) {
+	d, ok := t.dev.(*device)
+	if !ok {
+		return func() int { return 0 }
+	}
+	b := &busy{ReadWriteCloser: d.rw, every: every, codes: codes}
+	d.rw = b
+	return func() int { return b.asked }
+}
+
+type busy struct {
+	io.ReadWriteCloser
+	every, count, asked int
+	codes               []tpm2.TPMRC
+	left                int    // codes of the burst that are still to come
+	answer              []byte // to the command just written; nil: the TPM's
+}
+
+func (b *busy) Write(cmd []byte) (int, error) {
+	if b.left == 0 {
+		if b.count++; b.count%b.every != 0 {
+			return b.ReadWriteCloser.Write(cmd)
+		}
+		b.left = len(b.codes) + 1
+	}
+	if b.left--; b.left == 0 {
+		return b.ReadWriteCloser.Write(cmd)
+	}
+	b.asked++
+	b.answer = binary.BigEndian.AppendUint32([]byte{0x80, 1, 0, 0, 0, 10}, uint32(b.codes[len(b.codes)-b.left]))
+	return len(cmd), nil
+}
+
+func (b *busy) Read(p []byte) (int, error) {
+	if b.answer == nil {
+		return b.ReadWriteCloser.Read(p)
+	}
+	n := copy(p, b.answer)
+	b.answer = nil
+	return n, nil
 }
 
 type wrapped struct {
