@@ -31,10 +31,13 @@ func createSealing(private, public string) error {
 		return fmt.Errorf("write key: %w", err)
 	}
 	err = pem.Encode(f, &pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write key: %w", err)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = replace(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}))
 	}
-	return replace(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}))
+	if err != nil { // half a pair is of no use
+		return errors.Join(fmt.Errorf("write key: %w", err), os.Remove(private))
+	}
+	return nil
 }
 
 // readSealing reads what createSealing wrote, or the same from openssl.
