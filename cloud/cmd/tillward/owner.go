@@ -64,29 +64,27 @@ type party struct {
 }
 
 type title struct {
-	Device  string     `json:"device"`
-	Serial  string     `json:"serial"`
-	State   string     `json:"state"`
-	Owner   party      `json:"owner"`
-	Since   *time.Time `json:"since"`
-	Entries int        `json:"entries"`
-	Pending *struct {
-		To        party      `json:"to"`
-		Override  bool       `json:"override"`
-		NotBefore *time.Time `json:"not_before"`
-		Deadline  *time.Time `json:"deadline"`
-	} `json:"pending"`
-	Voucher string `json:"voucher"`
+	Device    string     `json:"device"`
+	Serial    string     `json:"serial"`
+	State     string     `json:"state"`
+	Owner     party      `json:"owner"`
+	Since     *time.Time `json:"since"`
+	Entries   int        `json:"entries"`
+	Next      *party     `json:"next"`
+	Override  bool       `json:"override"`
+	NotBefore *time.Time `json:"not_before"`
+	Deadline  *time.Time `json:"deadline"`
+	Voucher   string     `json:"voucher"`
 }
 
 func (t title) String() string {
 	s := fmt.Sprintf("%s  serial %s  owner %s since %s  %s, %d entries", t.Device, t.Serial, t.Owner.Name, stamp(t.Since), t.State, t.Entries)
-	switch p := t.Pending; {
-	case p == nil:
-	case p.Override:
-		s += fmt.Sprintf("\nthe vendor gives it to %s; object until %s with tillward device object", p.To.Name, stamp(p.Deadline))
+	switch {
+	case t.Next == nil:
+	case t.Override:
+		s += fmt.Sprintf("\nthe vendor gives it to %s; object until %s with tillward device object", t.Next.Name, stamp(t.Deadline))
 	default:
-		s += fmt.Sprintf("\noffered to %s from %s on", p.To.Name, stamp(p.NotBefore))
+		s += fmt.Sprintf("\noffered to %s from %s on", t.Next.Name, stamp(t.NotBefore))
 	}
 	return s
 }

@@ -64,26 +64,23 @@ type title struct {
 	Owner       party      `json:"owner"`
 	Since       *time.Time `json:"since"`
 	MayTransfer bool       `json:"may_transfer"`
-	Pending     *pending   `json:"pending" doc:"the open offer"`
+	Next        *party     `json:"next" doc:"whom it is offered to"`
+	Override    bool       `json:"override" doc:"the vendor offers it, for an owner who is lost"`
+	NotBefore   *time.Time `json:"not_before" doc:"nobody may accept earlier"`
+	Deadline    *time.Time `json:"deadline" doc:"until when the owner can object to the override"`
 	Entries     int        `json:"entries"`
 	Voucher     string     `json:"voucher" doc:"PEM; for the next owner, or back to the one before"`
-}
-
-type pending struct {
-	To        party      `json:"to"`
-	Override  bool       `json:"override" doc:"the vendor offers it, for an owner who is lost"`
-	NotBefore *time.Time `json:"not_before" doc:"nobody may accept earlier"`
-	Deadline  *time.Time `json:"deadline" doc:"until when the owner can object to the override"`
 }
 
 func viewTitle(t fleet.Title) title {
 	v := title{
 		Device: string(t.Device), Vendor: t.Vendor, Model: t.Model, Serial: t.Serial, Order: t.Order, State: string(t.State), Owner: viewParty(t.Holder),
-		Since: when(t.Since), MayTransfer: t.MayTransfer, Entries: t.Entries,
+		Since: when(t.Since), MayTransfer: t.MayTransfer, Override: t.Override, NotBefore: when(t.NotBefore), Deadline: when(t.Deadline), Entries: t.Entries,
 		Voucher: string(pem.EncodeToMemory(&pem.Block{Type: "TILLWARD VOUCHER", Bytes: t.Voucher})),
 	}
 	if t.Next != nil {
-		v.Pending = &pending{viewParty(*t.Next), t.Override, when(t.NotBefore), when(t.Deadline)}
+		next := viewParty(*t.Next)
+		v.Next = &next
 	}
 	return v
 }

@@ -142,21 +142,19 @@ func TestResale(t *testing.T) {
 	type title struct {
 		State, Voucher, Serial string
 		Owner                  struct{ Name string }
-		Pending                *struct {
-			To       struct{ Name, Tenant string }
-			Override bool
-		}
-		Entries int
+		Next                   *struct{ Name, Tenant string }
+		Override               bool
+		Entries                int
 	}
 	offered := into[title](t, s.as(t, fleet.Admin, "POST", path+"/transfer", object{"to": to, "may_transfer": true}))
-	if offered.State != "offered" || offered.Pending == nil || offered.Pending.To.Name != "Buyer AG" || offered.Pending.To.Tenant != "buyer" || offered.Entries != 3 {
+	if offered.State != "offered" || offered.Next == nil || offered.Next.Name != "Buyer AG" || offered.Next.Tenant != "buyer" || offered.Override || offered.Entries != 3 {
 		t.Errorf("got %+v", offered)
 	}
 	if ev := s.trail(t)["ownership.offered"]; ev.Actor != "admin" || ev.Detail["to"] != "Buyer AG" {
 		t.Errorf("audited as %+v", ev)
 	}
 	back := into[title](t, s.as(t, fleet.Admin, "POST", path+"/transfer/object", object{"reason": "not paid"}))
-	if back.State != "owned" || back.Pending != nil {
+	if back.State != "owned" || back.Next != nil {
 		t.Errorf("taken back: %+v", back)
 	}
 	if ev := s.trail(t)["ownership.objected"]; ev.Detail["reason"] != "not paid" {
