@@ -84,7 +84,9 @@ type Options struct {
 	// Presence tells of devices that come and go, one at a time. The last call
 	// for a device is always how it is.
 	Presence func(device fleet.DeviceID, online bool, at time.Time)
-	// Ready tells that an attested device has subscribed and can be sent to.
+	// Ready tells that a device can be sent to: one that is trusted when it has
+	// subscribed to the d door, one that is not (Restricted) by the q door after
+	// each verdict.
 	Ready func(device fleet.DeviceID)
 	// Violation tells of what a device tried and may not, at most once a minute
 	// for each device.
@@ -277,7 +279,13 @@ func (b *Broker) Verdict(device fleet.DeviceID, exporter []byte, trust fleet.Tru
 		return ErrOffline
 	}
 	s.setTrust(trust)
-	return s.send(wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: true, Channel: wire.DownChallenge}, payload)
+	if err := s.send(wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: true, Channel: wire.DownChallenge}, payload); err != nil {
+		return err
+	}
+	if trust != fleet.Pending && !open(s.Trust()) {
+		(&hook{b: b}).ready(s) // it stays at the q door, where help waits for it
+	}
+	return nil
 }
 
 // Disconnect ends the device's connection, also one that is just being made:

@@ -397,6 +397,14 @@ func TestDoors(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.delivery()
+	select {
+	case d := <-s.ready:
+		if d != id || !s.b.Restricted(id) {
+			t.Errorf("ready in quarantine: got %s, restricted %t", d, s.b.Restricted(id))
+		}
+	case <-time.After(wait):
+		t.Fatal("not told to be ready at the q door")
+	}
 	if err := command(); err != nil {
 		t.Error(err)
 	}
