@@ -217,32 +217,6 @@ func (s *Store) SetDevice(ctx context.Context, t fleet.TenantID, id fleet.Device
 	return nil
 }
 
-// SetTrust notes what the verifier says about a device. The reset count of an
-// accepted quote is kept and never grows smaller.
-func (s *Store) SetTrust(ctx context.Context, id fleet.DeviceID, trust fleet.Trust, reasons []string, when time.Time, resetCount uint32) error {
-	var accepted int64
-	if trust == fleet.Attested || trust == fleet.Degraded {
-		accepted = ms(when)
-	}
-	if reasons == nil {
-		reasons = []string{}
-	}
-	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
-		n, err := w.changed(ctx, `UPDATE device SET trust = ?, trust_reasons = ?, boot_digest = X'',
-			attested_at = CASE WHEN ? > 0 THEN ? ELSE attested_at END,
-			reset_count = CASE WHEN ? > reset_count THEN ? ELSE reset_count END WHERE id = ?`,
-			trust, toJSON(reasons), accepted, accepted, resetCount, resetCount, id)
-		if err == nil && n == 0 {
-			return fleet.ErrNotFound
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("set trust of device %s: %w", id, err)
-	}
-	return nil
-}
-
 // MarkStale withdraws trust from devices whose last accepted evidence is older
 // than before, and returns them as they are then. Silence is no failure: the
 // next good evidence restores them.

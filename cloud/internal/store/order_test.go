@@ -272,8 +272,10 @@ func TestListing(t *testing.T) {
 func TestStale(t *testing.T) {
 	s, ds := enrolled(t, 3)
 	ctx := t.Context()
-	must(t, s.SetTrust(ctx, ds[0].ID, fleet.Attested, nil, noon, 1))
-	must(t, s.SetTrust(ctx, ds[1].ID, fleet.Degraded, nil, noon.Add(time.Hour), 1))
+	must(t, s.Appraised(ctx, good(ds[0].ID, "", "boot", noon), false))
+	soft := good(ds[1].ID, "", "boot", noon.Add(time.Hour))
+	soft.Trust = fleet.Degraded
+	must(t, s.Appraised(ctx, soft, false))
 	for _, want := range []int{1, 0} {
 		got, err := s.MarkStale(ctx, noon.Add(time.Minute))
 		if err != nil || len(got) != want || (want == 1 && (got[0].ID != ds[0].ID || got[0].Trust != fleet.Stale || len(got[0].TrustReasons) != 1)) {
@@ -283,7 +285,7 @@ func TestStale(t *testing.T) {
 	if d, err := s.DeviceByID(ctx, ds[2].ID); err != nil || d.Trust != fleet.Pending {
 		t.Errorf("a device that never proved itself: got %s, %v, want pending", d.Trust, err)
 	}
-	must(t, s.SetTrust(ctx, ds[0].ID, fleet.Attested, nil, noon.Add(time.Hour), 1))
+	must(t, s.Appraised(ctx, good(ds[0].ID, "", "boot", noon.Add(time.Hour)), false))
 	if d, err := s.DeviceByID(ctx, ds[0].ID); err != nil || d.Trust != fleet.Attested {
 		t.Errorf("after new evidence: got %s, %v", d.Trust, err)
 	}

@@ -117,7 +117,7 @@ func TestEnrolAndRenew(t *testing.T) {
 	d := device("main", 1)
 	site, label := "site-9", "front"
 	must(t, s.SetDevice(t.Context(), "main", d.ID, store.DevicePatch{Site: &site, Label: &label}, event("device.set")))
-	must(t, s.SetTrust(t.Context(), d.ID, fleet.Attested, nil, noon, 9))
+	must(t, s.Appraised(t.Context(), good(d.ID, "", "boot", noon), false))
 
 	d.CertSerial, d.AKPublic, d.Site, d.Group, d.ResetCount = "cd", []byte{9}, "elsewhere", "elsewhere", 0
 	must(t, s.Enrol(t.Context(), d))
@@ -147,16 +147,9 @@ func TestEnrolAndRenew(t *testing.T) {
 	}
 }
 
-func TestTrustAndPresence(t *testing.T) {
+func TestPresence(t *testing.T) {
 	s, ds := enrolled(t, 2)
 	id := ds[0].ID
-	must(t, s.SetTrust(t.Context(), id, fleet.Attested, nil, noon, 12))
-	must(t, s.SetTrust(t.Context(), id, fleet.Quarantined, []string{"pcr"}, noon.Add(time.Hour), 3))
-	d, err := s.DeviceByID(t.Context(), id)
-	must(t, err)
-	if d.Trust != fleet.Quarantined || !slices.Equal(d.TrustReasons, []string{"pcr"}) || !d.AttestedAt.Equal(noon) || d.ResetCount != 12 {
-		t.Errorf("got %s %v attested at %s, reset count %d; want quarantined [pcr] %s 12", d.Trust, d.TrustReasons, d.AttestedAt, d.ResetCount, noon)
-	}
 	must(t, s.SetPresence(t.Context(), id, true, noon))
 	must(t, s.SetPresence(t.Context(), ds[1].ID, true, noon))
 	yes := true
@@ -169,7 +162,6 @@ func TestTrustAndPresence(t *testing.T) {
 	if on, _, err = s.Devices(t.Context(), "main", store.DeviceFilter{Online: &yes}, fleet.Page{}); err != nil || len(on) != 0 {
 		t.Errorf("after AllOffline: got %d, %v, want none", len(on), err)
 	}
-	wantErr(t, "trust of nobody", s.SetTrust(t.Context(), "nobody", fleet.Attested, nil, noon, 0), fleet.ErrNotFound)
 	wantErr(t, "presence of nobody", s.SetPresence(t.Context(), "nobody", true, noon), fleet.ErrNotFound)
 }
 

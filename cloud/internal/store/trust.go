@@ -60,9 +60,9 @@ func (b lastBoot) says(a fleet.Attestation, findings string) bool {
 //
 // The release of an accepted boot becomes the one the device has committed to
 // when there is none yet, or when committed says so; otherwise only an
-// execution that ends good moves it. A verdict that is no acceptance, or one
-// by a waiver, forgets the accepted boot, so that the next evidence is judged
-// in full. A revoked device is fleet.ErrRevoked, and nothing is noted.
+// execution that ends good moves it. A verdict that is no acceptance, one by a
+// waiver, and one for a release that is neither committed nor offered forget
+// the accepted boot, so that the next evidence is judged in full. A revoked device is fleet.ErrRevoked, and nothing is noted.
 //
 // What changes something is there when Appraised returns; many at one moment
 // share a commit. A steady verdict, which only says that nothing has changed,
@@ -122,11 +122,15 @@ func (w *writer) appraised(ctx context.Context, a fleet.Attestation, findings st
 	digest, release, reset := []byte{}, b.release, b.reset
 	if a.Accepted() {
 		accepted, reset = ms(a.At), max(reset, a.ResetCount)
-		if a.Until.IsZero() {
+		if a.Until.IsZero() && a.Release != "" && (release == "" || committed) {
+			release = a.Release
+		}
+		keep, err := w.keepsBoot(ctx, a, b, release)
+		if err != nil {
+			return err
+		}
+		if keep {
 			digest = blob(a.Digest)
-			if a.Release != "" && (release == "" || committed) {
-				release = a.Release
-			}
 		}
 	}
 	if err := w.exec(ctx, `UPDATE device SET trust = ?, trust_reasons = ?, findings = ?, boot_digest = ?, boot_release = ?,
@@ -142,6 +146,25 @@ func (w *writer) appraised(ctx context.Context, a fleet.Attestation, findings st
 		return err
 	}
 	return w.exec(ctx, `DELETE FROM attestation WHERE device = ? AND n <= ?`, a.Device, b.n+1-keptAppraisals)
+}
+
+// keepsBoot reports whether the boot that a accepts may be accepted again by its
+// digest alone, now that the device is committed to release. An update may have
+// ended, or a decision been taken back, since the verifier looked: steady
+// evidence brings nothing back that was forgotten, and a boot of a release that
+// is neither the committed nor an offered one is judged again.
+func (w *writer) keepsBoot(ctx context.Context, a fleet.Attestation, b lastBoot, release string) (bool, error) {
+	switch {
+	case !a.Until.IsZero():
+		return false, nil
+	case a.Release == "":
+		return release == "" || bytes.Equal(b.digest, a.Digest), nil
+	case a.Release == release:
+		return true, nil
+	}
+	var n int
+	err := w.row(ctx, offered+`SELECT COUNT(*) FROM offered WHERE "release" = ?`, a.Device, a.Release).Scan(&n)
+	return n > 0, err
 }
 
 // touch notes a steady verdict, to be written soon.
@@ -221,22 +244,25 @@ func (s *Store) Attestations(ctx context.Context, t fleet.TenantID, id fleet.Dev
 	return items, next, nil
 }
 
-// superseded is true of an execution e of rollout r when the device ran
-// something to a good end since, which the operator ordered later: what e still
-// says then is old news and brings no release back.
-const superseded = `EXISTS (SELECT 1 FROM execution e2 JOIN rollout r2 ON r2.id = e2.rollout
+// superseded is true of an execution e of rollout r when the device ran another
+// release with reference values to a good end, which the operator ordered
+// later: what e still says then is old news and brings no release back.
+const superseded = `EXISTS (SELECT 1 FROM execution e2 JOIN rollout r2 ON r2.id = e2.rollout JOIN device d2 ON d2.id = e2.device
+	JOIN boot_reference b2 ON b2.model = d2.model AND b2."release" = r2."release"
 	WHERE e2.device = e.device AND r2.n > r.n AND e2.state IN ('SUCCEEDED', 'ALREADY_INSTALLED'))`
 
+// offered are the releases that a device was offered and may be booting into.
+// One that ran out of time counts until another was installed: what a slow
+// device says later is the truth.
+const offered = `WITH offered AS (SELECT r.n, r."release" FROM execution e JOIN rollout r ON r.id = e.rollout
+	WHERE e.device = ? AND e.offered_at > 0 AND e.state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'CANCELED')
+	AND NOT ` + superseded + `) `
+
 // OfferedRelease returns the release that a device was offered last and may
-// be booting into. One that ran out of time counts until another was
-// installed: what a slow device says later is the truth. None is
-// fleet.ErrNotFound. It is for the verifier.
+// be booting into. None is fleet.ErrNotFound. It is for the verifier.
 func (s *Store) OfferedRelease(ctx context.Context, device fleet.DeviceID) (fleet.ReleaseID, error) {
 	var id fleet.ReleaseID
-	err := s.read.QueryRowContext(ctx, `SELECT r."release" FROM execution e JOIN rollout r ON r.id = e.rollout
-		WHERE e.device = ? AND e.offered_at > 0 AND e.state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'CANCELED')
-		AND NOT `+superseded+` ORDER BY r.n DESC LIMIT 1`, device).Scan(&id)
-	if err != nil {
+	if err := s.read.QueryRowContext(ctx, offered+`SELECT "release" FROM offered ORDER BY n DESC LIMIT 1`, device).Scan(&id); err != nil {
 		return "", fmt.Errorf("release offered to %s: %w", device, found(err))
 	}
 	return id, nil

@@ -93,25 +93,33 @@ func TestAppraisedRelease(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		have      string
+		offered   fleet.ReleaseID
 		a         fleet.Attestation
 		committed bool
 		want      string
 		digest    string
 	}{
-		{"first", "", good("main-d01", old, "x", noon), false, "agent/1.0.0", "x"},
-		{"first without reference values", "", good("main-d01", "", "x", noon), false, "", "x"},
-		{"first and refused", "", refused, false, "", ""},
-		{"first by a waiver", "", waived, false, "", ""},
-		{"offered and not committed", old, good("main-d01", now, "x", noon), false, "agent/1.0.0", "x"},
-		{"old one after the commit", now, good("main-d01", old, "x", noon), false, "agent/1.1.0", "x"},
-		{"committed", old, good("main-d01", now, "x", noon), true, "agent/1.1.0", "x"},
-		{"committed and refused", old, refused, true, "agent/1.0.0", ""},
-		{"committed by a waiver", old, waived, true, "agent/1.0.0", ""},
+		{"first", "", "", good("main-d01", old, "x", noon), false, "agent/1.0.0", "x"},
+		{"first without reference values", "", "", good("main-d01", "", "x", noon), false, "", "x"},
+		{"first and refused", "", "", refused, false, "", ""},
+		{"first by a waiver", "", "", waived, false, "", ""},
+		{"offered and not committed", old, "agent/1.1.0", good("main-d01", now, "x", noon), false, "agent/1.0.0", "x"},
+		{"not offered any more", old, "agent/1.2.0", good("main-d01", now, "x", noon), false, "agent/1.0.0", ""},
+		{"old one after the commit", now, "", good("main-d01", old, "x", noon), false, "agent/1.1.0", ""},
+		{"committed release by a waiver", now, "", waived, false, "agent/1.1.0", ""},
+		{"steady", old, "", good("main-d01", "", "before", noon), false, "agent/1.0.0", "before"},
+		{"steady, of a boot that was forgotten", old, "", good("main-d01", "", "x", noon), false, "agent/1.0.0", ""},
+		{"committed", old, "", good("main-d01", now, "x", noon), true, "agent/1.1.0", "x"},
+		{"committed and refused", old, "", refused, true, "agent/1.0.0", ""},
+		{"committed by a waiver", old, "", waived, true, "agent/1.0.0", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, ds := enrolled(t, 1)
 			if c.have != "" {
 				must(t, s.Appraised(t.Context(), good(ds[0].ID, c.have, "before", noon), true))
+			}
+			if c.offered != "" {
+				rolled(t, s, 1, c.offered, fleet.ExecRebooting)
 			}
 			must(t, s.Appraised(t.Context(), c.a, c.committed))
 			if d := byID(t, s, ds[0].ID); d.BootRelease != c.want || string(d.BootDigest) != c.digest {
@@ -166,7 +174,6 @@ func TestSteadyIsNews(t *testing.T) {
 		"trust":       func(a *fleet.Attestation) { a.Trust = fleet.Degraded },
 		"digest":      func(a *fleet.Attestation) { a.Digest = []byte("another") },
 		"reset count": func(a *fleet.Attestation) { a.ResetCount++ },
-		"release":     func(a *fleet.Attestation) { a.Release = "agent/1.1.0" },
 		"finding":     func(a *fleet.Attestation) { a.Findings = []fleet.Finding{unknown} },
 	} {
 		s, ds := enrolled(t, 1)
@@ -313,6 +320,9 @@ func TestOfferedRelease(t *testing.T) {
 	want("rebooting", "agent/1.0.0")
 	moved(t, s, x1, fleet.ExecTimedOut)
 	want("slow, as the service guesses", "agent/1.0.0")
+	must(t, s.PutReferences(t.Context(), []fleet.BootReference{{Model: "vend-1", Release: "agent/1.1.0", Body: []byte("b")}}))
+	rolled(t, s, 9, "app/3.0.0", fleet.ExecSucceeded)
+	want("slow, and something that is no boot succeeded", "agent/1.0.0")
 	x2 := rolled(t, s, 2, "agent/1.1.0", fleet.ExecOffered)
 	want("offered after", "agent/1.1.0")
 	moved(t, s, x2, fleet.ExecSucceeded)
