@@ -246,7 +246,7 @@ func (s *server) transfers() {
 		Summary: "Void the open offer, or the vendor's override",
 	}, func(ctx context.Context, in *struct {
 		DeviceID
-		Body Because
+		Body because
 	},
 	) (*body[title], error) {
 		t, err := s.Owners.Object(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID), who(ctx).Name, in.Body.Reason)

@@ -118,8 +118,8 @@ func deed(ctx context.Context, kind, severity, subject string, detail map[string
 	return fleet.AuditEvent{At: time.Now(), Kind: kind, Severity: severity, Actor: who(ctx).Name, Subject: subject, Detail: detail}
 }
 
-// Because is why an operator does what cannot be seen from the deed.
-type Because struct {
+// because is why an operator does what cannot be seen from the deed.
+type because struct {
 	Reason string `json:"reason" minLength:"1" maxLength:"512"`
 }
 
@@ -167,7 +167,7 @@ func (s *server) trust() {
 		Summary: "Shut a device out, now", Description: "Its connection is cut at once and none of its certificates opens anything, until it is readmitted.",
 	}, func(ctx context.Context, in *struct {
 		DeviceID
-		Body Because
+		Body because
 	},
 	) (*body[device], error) {
 		id := fleet.DeviceID(in.ID)
@@ -181,7 +181,7 @@ func (s *server) trust() {
 		OperationID: "readmit-device", Method: http.MethodPost, Path: "/v1/devices/{id}/readmit", Metadata: needs(fleet.Admin), Summary: "Let a revoked device enrol again",
 	}, func(ctx context.Context, in *struct {
 		DeviceID
-		Body Because
+		Body because
 	},
 	) (*body[device], error) {
 		ev := deed(ctx, "device.readmitted", "warn", in.ID, map[string]string{"reason": in.Body.Reason})
@@ -284,7 +284,7 @@ func (s *server) authority() {
 		OperationID: "rotate-authority", Method: http.MethodPost, Path: "/v1/authority/rotate", Metadata: needs(fleet.Admin),
 		Summary:     "Sign with a new issuing certificate from now on",
 		Description: "The old one is believed until the last certificate that it signed has ended; connected devices renew theirs without a break.",
-	}, func(ctx context.Context, in *struct{ Body Because }) (*body[list[issuing]], error) {
+	}, func(ctx context.Context, in *struct{ Body because }) (*body[list[issuing]], error) {
 		if err := s.Rotate(ctx); err != nil {
 			return nil, s.fault(ctx, err)
 		}

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -146,9 +147,7 @@ func TestFirmware(t *testing.T) {
 	}
 	for k, v := range map[string]any{"digest": "ab", "decision": "maybe", "pcr": 24, "reason": "", "model": ""} {
 		bad := object{}
-		for name, good := range decision {
-			bad[name] = good
-		}
+		maps.Copy(bad, decision)
 		bad[k] = v
 		problem(t, s.as(t, fleet.Admin, "POST", "/v1/firmware/decision", bad), http.StatusUnprocessableEntity)
 	}
