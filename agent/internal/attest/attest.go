@@ -112,7 +112,7 @@ func (a *Attester) Judged(ctx context.Context, verdict string) {
 		return
 	}
 	if err := a.Memory.Save(ctx, keyBoot, a.known.bytes(), "", nil); err != nil && ctx.Err() == nil {
-		a.warn("remember the accepted boot; the event log is sent again after the next start", err)
+		a.warn("remember the accepted boot", err)
 	}
 }
 
@@ -125,7 +125,7 @@ func (a *Attester) knows(ctx context.Context, b boot) bool {
 	if !a.loaded && a.Memory != nil {
 		v, err := a.Memory.Load(ctx, keyBoot)
 		if err != nil {
-			a.warn("recall the accepted boot; the event log is sent again", err)
+			a.warn("recall the accepted boot", err)
 			return false
 		}
 		a.known, a.loaded = bootFrom(v), true
@@ -141,7 +141,7 @@ func (a *Attester) log() []byte {
 	}
 	raw, err := a.EventLog()
 	if err != nil {
-		a.warn("read the event log of the firmware; evidence goes without it", err)
+		a.warn("read the event log of the firmware", err)
 		return nil
 	}
 	if len(raw) == 0 {
@@ -149,15 +149,15 @@ func (a *Attester) log() []byte {
 	}
 	gz, err := a.Pack(raw)
 	if err != nil {
-		a.warn("pack the event log of the firmware; evidence goes without it", err)
+		a.warn("pack the event log of the firmware", err)
 		return nil
 	}
 	return gz
 }
 
-func (a *Attester) warn(what string, err error) {
+func (a *Attester) warn(doing string, err error) {
 	if a.Log != nil {
-		a.Log.Warn(what, slog.Any("err", err))
+		a.Log.Warn("evidence is larger than it need be, or lacks the event log", slog.String("doing", doing), slog.Any("err", err))
 	}
 }
 

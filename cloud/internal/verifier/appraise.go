@@ -294,10 +294,10 @@ func (v *Verifier) tell(e Evidence, o outcome) error {
 
 // actions are what a device may do to be trusted again.
 func actions(a fleet.Attestation) []string {
-	switch {
-	case a.Trust == fleet.Attested:
+	switch a.Trust {
+	case fleet.Attested:
 		return nil
-	case a.Trust == fleet.Degraded:
+	case fleet.Degraded:
 		return []string{wire.ActionDiagnose, wire.ActionUpdate}
 	}
 	for _, f := range a.Findings {

@@ -67,7 +67,7 @@ type Options struct {
 	// says how it boots: attested, degraded or quarantined, which is also the
 	// default.
 	Unjudged fleet.Trust
-	Changed  func(d fleet.Device) // after each appraisal, and when silence made a device stale
+	Changed  func(d fleet.Device) // after each appraisal, many at once, and when silence made a device stale
 	Log      *slog.Logger
 }
 

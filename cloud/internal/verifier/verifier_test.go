@@ -197,7 +197,9 @@ func TestDay(t *testing.T) {
 				logs++
 			}
 			if v.Submit(verifier.Evidence{Device: "dev-1", Payload: encode(t, c.steady(last.Nonce, seq)), Exporter: here, At: time.Now()}, ack) {
-				<-acked
+				if err := <-acked; err != nil {
+					t.Fatal(err)
+				}
 			}
 			if k.d.Trust != fleet.Attested {
 				t.Fatalf("round %d: got %s %+v", rounds, k.d.Trust, k.d.Findings)
