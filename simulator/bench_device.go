@@ -78,7 +78,7 @@ func benchDevices(ctx context.Context, o BenchOptions) ([]Figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	verifier.Beside, enrolments.Beside = &limit, &limit
+	verifier[0].Beside, enrolments.Beside = &limit, &limit
 	plain, err := benchHandshakes(ctx)
 	if err != nil {
 		return nil, err
@@ -97,7 +97,7 @@ func benchDevices(ctx context.Context, o BenchOptions) ([]Figure, error) {
 		return nil, err
 	}
 	publishes.Beside = &disk
-	return []Figure{verifier, enrolments, connects, publishes}, nil
+	return append(verifier, enrolments, connects, publishes), nil
 }
 
 func (w *World) benchDevice(ctx context.Context, i int) (*benchDevice, error) {

@@ -72,6 +72,7 @@ type site struct {
 	farm   *tpmfarm.Farm
 	issuer *ca.Authority
 	server *Server
+	around func(serve func()) // of a benchmark
 
 	mu    sync.Mutex
 	audit []string
@@ -128,7 +129,13 @@ func newSite(t testing.TB, trustFarm bool) *site {
 		},
 		Log: slog.New(slog.DiscardHandler),
 	})
-	srv := httptest.NewUnstartedServer(s.server)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.around == nil {
+			s.server.ServeHTTP(w, r)
+			return
+		}
+		s.around(func() { s.server.ServeHTTP(w, r) })
+	}))
 	cert, err := issuer.IssueServer([]string{"127.0.0.1"}, time.Hour)
 	if err != nil {
 		t.Fatal(err)

@@ -48,9 +48,10 @@ type Device struct {
 
 // roles of the keys that follow from a seed.
 const (
-	roleEK     = "endorsement"
-	roleAK     = "attestation"
-	roleLDevID = "device"
+	roleEK       = "endorsement"
+	roleAK       = "attestation"
+	roleLDevID   = "device"
+	roleRecovery = "recovery"
 )
 
 // New returns device n of the fleet called seed. Its EK is P-256 (template
@@ -186,15 +187,7 @@ func (d *Device) Signer() (crypto.Signer, error) { return d.key(roleLDevID) }
 
 // Certify implements enrol.Prover.
 func (d *Device) Certify(_ context.Context, extra []byte) (attest, signature []byte, err error) {
-	pub, err := d.area(roleLDevID)
-	if err != nil {
-		return nil, nil, err
-	}
-	name, err := tpm2.ObjectName(&pub)
-	if err != nil {
-		return nil, nil, fmt.Errorf("certify: %w", err)
-	}
-	return d.attest(tpm2.TPMSTAttestCertify, extra, tpm2.NewTPMUAttest(tpm2.TPMSTAttestCertify, &tpm2.TPMSCertifyInfo{Name: *name}))
+	return d.certify(roleLDevID, extra)
 }
 
 // Quote implements enrol.Prover.

@@ -138,6 +138,17 @@ func TestEnrol(t *testing.T) {
 		if k, ok := cert.PublicKey.(interface{ Equal(x any) bool }); ok && !k.Equal(key.Public()) {
 			t.Errorf("%s: certificate is for another key than Signer's", name)
 		}
+		rescue, err := x509.ParseCertificate(res.Recovery[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		spare, err := d.SignerFor(t.Context(), res.RecoveryKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k, ok := rescue.PublicKey.(interface{ Equal(x any) bool }); ok && !k.Equal(spare.Public()) {
+			t.Errorf("%s: recovery certificate is for another key", name)
+		}
 		ak, _, _ := d.Keys(t.Context())
 		if !slices.ContainsFunc(s.dir.members, func(m enrol.Member) bool {
 			return m.Device == id && bytes.Equal(m.AK, ak) && m.ResetCount == d.Reset
