@@ -519,3 +519,117 @@ func TestRefusalsDoNotFillTheTrail(t *testing.T) {
 		t.Errorf("a minute later: refusal %d, listed %t", n, list)
 	}
 }
+
+// The recovery key is as good as the other one, or there is no certificate.
+func TestRecoveryKeyMustBeInTheTPM(t *testing.T) {
+	s := newSite(t, true)
+	dev, other := s.till(t), s.till(t)
+	recovery, err := dev.Recovery(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := other.Recovery(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, ldevid, err := dev.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ak, _, err := dev.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		public  []byte
+		change  func(*evidence)
+		check   string
+		members int
+	}{
+		"good":                    {recovery, func(*evidence) {}, "", 1},
+		"none":                    {nil, func(*evidence) {}, "", 1},
+		"certified as the other":  {recovery, func(e *evidence) { e.CertifyRec, e.CertifyRecSig = e.Certify, e.CertifySig }, "enrol.certify", 0},
+		"not certified":           {recovery, func(e *evidence) { e.CertifyRec, e.CertifyRecSig = nil, nil }, "enrol.certify", 0},
+		"certified by other bits": {recovery, func(e *evidence) { e.CertifyRec[len(e.CertifyRec)-1] ^= 1 }, "enrol.certify", 0},
+		"the LDevID key":          {ldevid, func(*evidence) {}, "enrol.key-attributes", 0},
+		"the AK":                  {ak, func(*evidence) {}, "enrol.key-attributes", 0},
+		"may leave its TPM":       {respell(t, func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedTPM = false })(recovery), func(*evidence) {}, "enrol.key-attributes", 0},
+	} {
+		s.dir.members = nil
+		hc, tap := s.http(t)
+		tap.change = func(path string, body []byte) []byte {
+			if path != PathEvidence {
+				return body
+			}
+			ev, err := decode[evidence](body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.change(&ev)
+			return must(encMode.Marshal(ev))
+		}
+		err := steps(t, s, dev, hc, script{request: func(r *request) { r.V, r.Recovery = 2, tt.public }})
+		if Check(err) != tt.check || (err == nil) != (tt.check == "") || len(s.dir.members) != tt.members {
+			t.Errorf("%s: got %v with check %q and %d members, want %q", name, err, Check(err), len(s.dir.members), tt.check)
+		}
+		if len(s.dir.members) == 1 && (s.dir.members[0].Recovery.Serial != "") != (tt.public != nil) {
+			t.Errorf("%s: the directory got %+v", name, s.dir.members[0])
+		}
+	}
+	// Another TPM's key is not certified here at all.
+	hc, _ := s.http(t)
+	if err := steps(t, s, dev, hc, script{request: func(r *request) { r.V, r.Recovery = 2, theirs }}); err == nil || !strings.Contains(err.Error(), "does not hold the key") {
+		t.Errorf("another TPM's recovery key: got %v", err)
+	}
+}
+
+// The event log goes along and is judged with the registers that were quoted.
+func TestBootIsJudgedAtEnrolment(t *testing.T) {
+	s := newSite(t, true)
+	dev := s.till(t)
+	c := s.client(dev)
+	log := []byte("what the firmware measured")
+	c.EventLog = func() []byte { return log }
+	var seen struct {
+		id   identity.Identity
+		pcrs int
+		log  []byte
+	}
+	accept, finding := true, error(nil)
+	s.judgeBy(func(id identity.Identity, pcrs [][]byte, l []byte) (bool, error) {
+		seen.id, seen.pcrs, seen.log = id, len(pcrs), l
+		return accept, finding
+	})
+	if _, err := c.Enrol(t.Context()); err != nil || !bytes.Equal(seen.log, log) || seen.pcrs != 10 || seen.id.Tenant != "demo" || seen.id.Model != "box-9" || seen.id.Role != identity.RoleMember {
+		t.Fatalf("judged %+v (%v)", seen, err)
+	}
+	finding = Refuse("boot.unknown-event", "an event that nobody knows")
+	if _, err := c.Enrol(t.Context()); err != nil {
+		t.Errorf("advice: got %v", err)
+	}
+	s.audited(t, "enrol.boot warn "+seen.id.Device+" boot.unknown-event")
+	n := len(s.dir.members)
+	accept = false
+	if _, err := c.Enrol(t.Context()); Check(err) != "boot.unknown-event" || !errors.Is(err, ErrRefused) || len(s.dir.members) != n {
+		t.Errorf("enforced: got %v with check %q", err, Check(err))
+	}
+	accept, finding, log = true, nil, make([]byte, maxLog+1)
+	if _, err := c.Enrol(t.Context()); err != nil || seen.log != nil {
+		t.Errorf("a log that does not fit: judged %d bytes (%v), want that it stays away", len(seen.log), err)
+	}
+}
+
+// Who waits is told by what name its owner finds it.
+func TestWaitNamesTheDevice(t *testing.T) {
+	s := newSite(t, true)
+	s.dir.wait = true
+	dev := s.till(t)
+	ek, _, _, err := dev.Endorsement(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.client(dev).Enrol(t.Context())
+	if w, ok := errors.AsType[Wait](err); !ok || w.Device != identity.DeviceID(ek) {
+		t.Errorf("got %+v", w)
+	}
+}

@@ -254,6 +254,9 @@ func (s *Server) judge(ctx context.Context, id identity.Identity, pcrs [][]byte,
 		finding = &failure{checkBoot, finding}
 	}
 	if !accept {
+		if errors.Is(finding, ErrRefused) {
+			return finding
+		}
 		return Refuse(Check(finding), "%w", finding)
 	}
 	s.o.Audit(ctx, "enrol.boot", "warn", id.Device, map[string]string{"check": Check(finding), "reason": clip(finding.Error())})
