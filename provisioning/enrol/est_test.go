@@ -198,24 +198,38 @@ func TestESTRefusals(t *testing.T) {
 		"signature":         {der: broken, check: "est.key", status: http.StatusForbidden},
 		"another key":       {der: csr(t, cert, software, nil), check: "est.key", status: http.StatusForbidden},
 		"another TPM's key": {der: csr(t, cert, theirs, nil), check: "est.key", status: http.StatusForbidden},
-		"another subject": {der: csr(t, cert, key, func(r *x509.CertificateRequest) { r.Subject.CommonName = td.saved.Device }),
-			check: "est.subject", status: http.StatusForbidden},
-		"another tenant": {der: csr(t, cert, key, func(r *x509.CertificateRequest) { r.Subject.Organization = []string{"other"} }),
-			check: "est.subject", status: http.StatusForbidden},
-		"one name more": {der: csr(t, cert, key, func(r *x509.CertificateRequest) { r.Subject.Country = []string{"CH"} }),
-			check: "est.subject", status: http.StatusForbidden},
-		"another alternative name": {der: csr(t, cert, key, func(r *x509.CertificateRequest) { r.URIs = []*url.URL{uri("urn:tillward:t:demo:d:" + td.saved.Device)} }),
-			check: "est.subject", status: http.StatusForbidden},
-		"one alternative name more": {der: csr(t, cert, key, func(r *x509.CertificateRequest) { r.DNSNames = []string{"service"} }),
-			check: "est.subject", status: http.StatusForbidden},
-		"no alternative name": {der: csr(t, cert, key, func(r *x509.CertificateRequest) { r.URIs = nil }),
-			check: "est.subject", status: http.StatusForbidden},
+		"another subject": {
+			der:   csr(t, cert, key, func(r *x509.CertificateRequest) { r.Subject.CommonName = td.saved.Device }),
+			check: "est.subject", status: http.StatusForbidden,
+		},
+		"another tenant": {
+			der:   csr(t, cert, key, func(r *x509.CertificateRequest) { r.Subject.Organization = []string{"other"} }),
+			check: "est.subject", status: http.StatusForbidden,
+		},
+		"one name more": {
+			der:   csr(t, cert, key, func(r *x509.CertificateRequest) { r.Subject.Country = []string{"CH"} }),
+			check: "est.subject", status: http.StatusForbidden,
+		},
+		"another alternative name": {
+			der:   csr(t, cert, key, func(r *x509.CertificateRequest) { r.URIs = []*url.URL{uri("urn:tillward:t:demo:d:" + td.saved.Device)} }),
+			check: "est.subject", status: http.StatusForbidden,
+		},
+		"one alternative name more": {
+			der:   csr(t, cert, key, func(r *x509.CertificateRequest) { r.DNSNames = []string{"service"} }),
+			check: "est.subject", status: http.StatusForbidden,
+		},
+		"no alternative name": {
+			der:   csr(t, cert, key, func(r *x509.CertificateRequest) { r.URIs = nil }),
+			check: "est.subject", status: http.StatusForbidden,
+		},
 		"the tier it likes": {der: csr(t, cert, key, func(r *x509.CertificateRequest) {
 			r.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 25, 1938417662, 1}, Value: []byte{0x30, 0}}}
 		}), check: "", status: http.StatusOK}, // what it asks for beside is not looked at
 		"without certificate": {der: plain, own: &tls.Certificate{}, check: "identity.certificate", status: http.StatusForbidden},
-		"another's certificate": {der: plain, own: &tls.Certificate{Certificate: td.saved.Chain, PrivateKey: theirs},
-			check: "est.key", status: http.StatusForbidden},
+		"another's certificate": {
+			der: plain, own: &tls.Certificate{Certificate: td.saved.Chain, PrivateKey: theirs},
+			check: "est.key", status: http.StatusForbidden,
+		},
 		"evidence not good": {der: plain, file: func() { f.Good = false }, check: "est.evidence", status: http.StatusForbidden},
 		"revoked":           {der: plain, file: func() { f.revoked = true }, check: "identity.revoked", status: http.StatusForbidden},
 		"no database":       {der: plain, file: func() { f.broken = errors.New("disk full") }, status: http.StatusServiceUnavailable},

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/tillward/tillward/provisioning/identity"
@@ -215,16 +216,10 @@ func (s *Server) renewedBy(ctx context.Context, kind string, r Renewal, detail m
 	if detail["check"] != "" {
 		severity = "warn"
 	}
-	for k, v := range map[string]string{
+	maps.Copy(detail, map[string]string{
 		"shown": r.Shown.Serial, "role": string(r.Shown.Role), "certificate": r.Certificate.Serial, "recovery": r.Recovery.Serial,
-	} {
-		detail[k] = v
-	}
-	for k, v := range detail {
-		if v == "" {
-			delete(detail, k)
-		}
-	}
+	})
+	maps.DeleteFunc(detail, func(_, v string) bool { return v == "" })
 	s.o.Audit(ctx, kind, severity, r.Shown.Device, detail)
 }
 

@@ -243,6 +243,7 @@ type fixed struct{ dev *tpm.TPM }
 func (f fixed) Endorsement(ctx context.Context) (public, cert []byte, chain [][]byte, err error) {
 	return f.dev.Endorsement(ctx)
 }
+
 func (f fixed) Activate(ctx context.Context, c, s []byte) ([]byte, error) {
 	return f.dev.Activate(ctx, c, s)
 }
@@ -250,6 +251,7 @@ func (f fixed) Keys(ctx context.Context) (ak, ldevid []byte, err error) { return
 func (f fixed) Certify(ctx context.Context, extra []byte) (attest, sig []byte, err error) {
 	return f.dev.Certify(ctx, extra)
 }
+
 func (f fixed) Quote(ctx context.Context, extra []byte) (attest, sig []byte, pcrs [][]byte, err error) {
 	return f.dev.Quote(ctx, extra)
 }

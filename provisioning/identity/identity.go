@@ -2,7 +2,9 @@
 // certificate, and how both are read back from a TLS connection.
 //
 // It parses and does not validate: an Identity that exists is well formed. It
-// knows no TPM and no certificate authority. [IEEE 802.1AR-2018, 6 and 8]
+// knows no TPM and no certificate authority. It exports one name more than
+// other rooms, because tier and role are what everybody asks an identity for.
+// [IEEE 802.1AR-2018, 6 and 8]
 package identity
 
 import (
