@@ -293,7 +293,7 @@ func (s *Store) prepare(ctx context.Context) (err error) {
 		stmt  **sql.Stmt
 		query string
 	}{{&s.stmts.admit, admitQuery}, {&s.stmts.lastBoot, lastBootQuery}, {&s.stmts.device, deviceQuery}} {
-		if *p.stmt, err = s.read.PrepareContext(ctx, p.query); err != nil {
+		if *p.stmt, err = s.read.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // Close closes it
 			return err
 		}
 	}
