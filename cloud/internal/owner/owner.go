@@ -175,8 +175,12 @@ func Mark(m deed.Mark) string { return fmt.Sprintf("%d:%s", m.Count, hex.EncodeT
 
 // Ready has a device that is connected give up this owner, when it has to.
 func (r *Registry) Ready(ctx context.Context, device fleet.DeviceID) error {
+	o, err := r.stands(ctx, device)
+	if err != nil || o.State != fleet.Releasing {
+		return err
+	}
 	h, err := r.held(ctx, device)
-	if err != nil || h == nil || h.State != fleet.Releasing {
+	if err != nil || h == nil {
 		return err
 	}
 	return r.relinquish(ctx, h)

@@ -1,6 +1,7 @@
 package owner
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -20,13 +21,19 @@ type holding struct {
 	state   deed.State
 }
 
-// held reads the voucher of a device; nil when there is none.
-func (r *Registry) held(ctx context.Context, device fleet.DeviceID) (*holding, error) {
+// stands says where a device stands, as it was noted; zero without a voucher.
+func (r *Registry) stands(ctx context.Context, device fleet.DeviceID) (fleet.Ownership, error) {
 	o, err := r.o.Store.Ownership(ctx, device)
 	if errors.Is(err, fleet.ErrNotFound) {
-		return nil, nil
+		err = nil
 	}
-	if err != nil {
+	return o, err
+}
+
+// held reads the voucher of a device; nil when there is none.
+func (r *Registry) held(ctx context.Context, device fleet.DeviceID) (*holding, error) {
+	o, err := r.stands(ctx, device)
+	if err != nil || o.State == "" {
 		return nil, err
 	}
 	v, err := deed.DecodeVoucher(o.Voucher)
@@ -34,7 +41,7 @@ func (r *Registry) held(ctx context.Context, device fleet.DeviceID) (*holding, e
 		return nil, fmt.Errorf("voucher on file of %s: %w", device, err)
 	}
 	h := &holding{Ownership: o, voucher: v}
-	h.vendor, h.state, err = r.verify(v, deed.Mark{})
+	h.vendor, h.state, err = r.check(v, latest(v, time.Now()), deed.Mark{}) // it was good then, whatever became of our clock
 	if err != nil {
 		return nil, fmt.Errorf("voucher on file: %w", err)
 	}
@@ -43,12 +50,16 @@ func (r *Registry) held(ctx context.Context, device fleet.DeviceID) (*holding, e
 
 // verify checks a chain from the key of its vendor on.
 func (r *Registry) verify(v deed.Voucher, seen deed.Mark) (vendor ed25519.PublicKey, s deed.State, err error) {
+	return r.check(v, r.now(v), seen)
+}
+
+func (r *Registry) check(v deed.Voucher, now time.Time, seen deed.Mark) (vendor ed25519.PublicKey, s deed.State, err error) {
 	err = fmt.Errorf("vendor %q is not known here; add his name and public key to enrol.vendors of the configuration: %w", v.Vendor, fleet.ErrForbidden)
 	for _, known := range r.o.Vendors {
 		if known.Name != v.Vendor {
 			continue
 		}
-		if s, err = v.Verify(known.Key, r.now(v), seen); err == nil {
+		if s, err = v.Verify(known.Key, now, seen); err == nil {
 			return known.Key, s, nil
 		}
 		err = fault(err)
@@ -59,16 +70,25 @@ func (r *Registry) verify(v deed.Voucher, seen deed.Mark) (vendor ed25519.Public
 	return nil, deed.State{}, err
 }
 
-// now is the time for a chain: ours, or that of its last statement when the
-// clock of who made it is a little ahead.
-func (r *Registry) now(v deed.Voucher) time.Time {
-	now := time.Now()
+// latest is now, or the time of the last statement of a chain when that is
+// later.
+func latest(v deed.Voucher, now time.Time) time.Time {
 	last := time.Unix(v.MadeAt, 0)
 	if n := len(v.Entries); n > 0 {
 		last = time.Unix(v.Entries[n-1].At, 0)
 	}
-	if d := last.Sub(now); d > 0 && d <= skew {
+	if last.After(now) {
 		return last
+	}
+	return now
+}
+
+// now is the time for a chain: ours, or that of its last statement when the
+// clock of who made it is a little ahead.
+func (r *Registry) now(v deed.Voucher) time.Time {
+	now := time.Now()
+	if t := latest(v, now); t.Sub(now) <= skew {
+		return t
 	}
 	return now
 }
@@ -132,6 +152,9 @@ func (r *Registry) take(ctx context.Context, v deed.Voucher, by string) (outcome
 		seen = h.state.Mark
 	}
 	vendor, s, err := r.verify(v, seen)
+	if errors.Is(err, deed.ErrStale) && r.taken(h, v) {
+		return "known", "accepted before", nil
+	}
 	if err != nil {
 		return "", "", err
 	}
@@ -145,6 +168,18 @@ func (r *Registry) take(ctx context.Context, v deed.Voucher, by string) (outcome
 		return "known", "nothing new", nil
 	}
 	return r.grow(ctx, h, v, by)
+}
+
+// taken reports whether v is the offer that the tenant has accepted, as when an
+// order file is imported once more.
+func (r *Registry) taken(h *holding, v deed.Voucher) bool {
+	n := len(v.Entries)
+	if n == 0 || len(h.voucher.Entries) <= n || h.voucher.Entries[n].Kind != deed.Accept {
+		return false
+	}
+	offer := h.voucher
+	offer.Entries = offer.Entries[:n]
+	return v.Entries[n-1].To != nil && r.mine(*v.Entries[n-1].To) && bytes.Equal(offer.Bytes(), v.Bytes())
 }
 
 // takeNew takes in the first voucher that is seen of a device.
@@ -343,7 +378,14 @@ func (h *holding) title() fleet.Title {
 // Voucher returns the voucher of a device that is the tenant's, for the device;
 // nil when there is none.
 func (r *Registry) Voucher(ctx context.Context, device fleet.DeviceID) ([]byte, error) {
-	h, err := r.held(ctx, device)
+	o, err := r.stands(ctx, device)
+	if err != nil || o.State == fleet.Owned {
+		return o.Voucher, err
+	}
+	if o.State != fleet.Offered { // not at all, or not any more
+		return nil, nil
+	}
+	h, err := r.held(ctx, device) // by the tenant, or by the vendor to the bearer of the label
 	if err != nil || h == nil || !r.mine(h.state.Owner) {
 		return nil, err
 	}
@@ -353,11 +395,11 @@ func (r *Registry) Voucher(ctx context.Context, device fleet.DeviceID) ([]byte, 
 // Left reports whether a device that was the tenant's is another owner's now,
 // and whose.
 func (r *Registry) Left(ctx context.Context, device fleet.DeviceID) (to string, left bool, err error) {
-	h, err := r.held(ctx, device)
-	if err != nil || h == nil || h.State != fleet.Releasing && h.State != fleet.Released {
+	o, err := r.stands(ctx, device)
+	if err != nil || o.State != fleet.Releasing && o.State != fleet.Released {
 		return "", false, err
 	}
-	return h.state.Owner.Name, true, nil
+	return o.Owner, true, nil
 }
 
 // Transfer offers a device to its next owner. Errors: fleet.ErrConflict when

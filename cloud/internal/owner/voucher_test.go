@@ -45,9 +45,15 @@ func TestOrder(t *testing.T) {
 	if _, err := s.Title(t.Context(), "b", one.id); !errors.Is(err, fleet.ErrNotFound) {
 		t.Errorf("to another tenant: got %v", err)
 	}
-	again, err := s.imports(t, one.offered(t, party('a')))
-	if !errors.Is(err, fleet.ErrConflict) { // a chain that goes back behind the acceptance
-		t.Errorf("the offer again: got %q, %v", again, err)
+	all, err = s.ImportVouchers(t.Context(), "a", file, "anna")
+	if err != nil || all[0].Outcome != "known" || all[1].Outcome != "refused" {
+		t.Errorf("the same file again: got %+v, %v", all, err)
+	}
+	older := time.Now().Add(-time.Hour)
+	other, err := one.voucher(t, older).Transfer(public('v'), key('v'), party('a'), deed.Terms{MayTransfer: true}, older)
+	must(t, err)
+	if got, err := s.imports(t, other); !errors.Is(err, deed.ErrStale) {
+		t.Errorf("another offer for the same device: got %q, %v", got, err)
 	}
 	if got, err := s.imports(t, s.voucher(t, one.id)); err != nil || got != "known" {
 		t.Errorf("what is on file: got %q, %v", got, err)
@@ -252,7 +258,7 @@ func TestSoldTwice(t *testing.T) {
 		t.Fatalf("got %q, %v", got, err)
 	}
 	shorter := own
-	shorter.Entries = own.Entries[:1]
+	shorter.Entries = nil
 	accepted, err := toC.Accept(public('v'), key('c'), time.Now())
 	must(t, err)
 	for name, v := range map[string]deed.Voucher{"shorter": own, "shorter still": shorter, "sold twice": toC, "sold twice and accepted": accepted} {
@@ -454,5 +460,25 @@ func TestVendorChangesKey(t *testing.T) {
 	})
 	if got, err := s.imports(t, newBox(1).offered(t, party('a'))); err != nil || got != "accepted" {
 		t.Errorf("by the older key: got %q, %v", got, err)
+	}
+}
+
+// TestClockSetBack reads what is on file although our clock says that it has
+// not been signed yet.
+func TestClockSetBack(t *testing.T) {
+	s := newSite(t, 'a')
+	b := newBox(1)
+	later := time.Now().Add(24 * time.Hour)
+	v, err := b.voucher(t, later).Transfer(public('v'), key('v'), party('a'), deed.Terms{MayTransfer: true}, later)
+	must(t, err)
+	if v, err = v.Accept(public('v'), key('a'), later); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.imports(t, v); !errors.Is(err, fleet.ErrConflict) {
+		t.Errorf("from tomorrow: got %q, %v", got, err)
+	}
+	must(t, s.store.PutOwnership(t.Context(), fleet.Ownership{Device: b.id, Voucher: v.Bytes(), Entries: 2, Owner: "Owner a", State: fleet.Owned}, fleet.AuditEvent{Kind: "test"}))
+	if title, err := s.Title(t.Context(), "a", b.id); err != nil || title.Owner != "Owner a" {
+		t.Errorf("got %+v, %v", title, err)
 	}
 }
