@@ -6,6 +6,7 @@ VERSION ?= $(or $(if $(findstring .,$(GIT)),$(GIT:v%=%),$(addprefix 0.1.0-g,$(GI
 NEXT    := $(shell echo $(VERSION) | awk -F '[.-]' '{ print $$1 "." $$2 "." $$3 + 1 }')
 TAGS    := sqlite_omit_load_extension netgo osusergo
 LINT    := .cache/bin/golangci-lint-2.15.0
+STEP_CA := .cache/bin/step-ca-0.30.2
 
 # One folder per machine type: bin/ for this one, bin/arm64/ and the like for the others.
 HOST    := $(or $(shell go env GOHOSTARCH),$(error Tillward is built with Go 1.26 or newer: https://go.dev/dl))
@@ -24,7 +25,7 @@ GO_BUILD := go build -trimpath -tags "$(TAGS)"
 SHRINK   := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: run test check lint build console bench help FORCE
+.PHONY: run test check lint build console bench step-ca help FORCE
 
 run: ## five tills, their fleet service and the console, on this machine
 	@.ci/deps $(NEED_RUN)
@@ -86,6 +87,14 @@ bench: ## the numbers that must not rot, as JSON lines
 	@.ci/deps $(NEED_RUN)
 	@$(MAKE) --no-print-directory build >&2
 	@bin/tillward-sim bench
+
+step-ca: $(STEP_CA) ## an authority below a real step-ca, which is built first and takes minutes: not part of `test`
+	STEP_CA=$(abspath $(STEP_CA)) go test $(RACE) -count=1 -tags "$(TAGS) stepca" ./provisioning/ca/step
+
+$(STEP_CA):
+	@echo "building step-ca, once" >&2
+	CGO_ENABLED=0 GOBIN=$(abspath .cache/bin) go install github.com/smallstep/certificates/cmd/step-ca@v$(lastword $(subst -, ,$@))
+	@mv .cache/bin/step-ca $@
 
 # Built once from source: the version is part of the name, so a new one is a new file.
 $(LINT):

@@ -83,6 +83,7 @@ var table = []row{
 	{"provisioning/boot", nil, []string{"github.com/google/go-attestation", "github.com/google/go-tpm"}},
 	{"provisioning/makers", nil, nil},
 	{"provisioning/ca/pkcs11", nil, []string{"github.com/ThalesGroup/crypto11", "github.com/miekg/pkcs11"}},
+	{"provisioning/ca/step", nil, nil},
 	{"provisioning/ca", []string{"provisioning/identity"}, []string{"golang.org/x/crypto"}},
 	{"provisioning/enrol", []string{"provisioning/identity"}, []string{anyone}},
 	{"provisioning/owner", []string{"provisioning/identity"}, []string{"github.com/fxamacker/cbor", "rsc.io/qr"}},
@@ -278,6 +279,7 @@ func badImports() []house {
 	add("provisioning/ca", theirs("github.com/fxamacker/cbor/v2"))
 	add("provisioning/ca/pkcs11", ours("provisioning/identity"))
 	add("provisioning/ca/pkcs11", theirs("golang.org/x/crypto/scrypt"))
+	add("provisioning/ca/step", theirs("go.step.sm/crypto/jose"))
 	add("provisioning/enrol", ours("hal/tpm"))
 	add("provisioning/enrol", ours("cloud/wire"))
 	add("provisioning/owner", ours("provisioning/trust"))

@@ -12,8 +12,8 @@
 // Keys lie in files or wherever Keys puts them; no caller ever holds one. The
 // package decides what is in a certificate, never who may have one.
 //
-// It exports one name more than other rooms because a root is also worked on
-// where no authority runs: in a safe.
+// It exports more names than other rooms because a root is also worked on where
+// no authority runs: in a safe.
 package ca
 
 import (

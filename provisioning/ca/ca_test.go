@@ -170,6 +170,20 @@ func TestHalfAnAuthorityIsNotReplaced(t *testing.T) {
 	}
 }
 
+// Where the root's key is at hand, a lost issuing certificate is made again,
+// and no device notices.
+func TestLostIssuingCertificate(t *testing.T) {
+	dir := t.TempDir()
+	before := issued(t, open(t, dir))
+	if err := removeFile(dir, "tenant.1.pem"); err != nil {
+		t.Fatal(err)
+	}
+	a := open(t, dir)
+	if err := errors.Join(counts(a, before), counts(a, issued(t, a))); err != nil {
+		t.Error(err)
+	}
+}
+
 // The power may go at any step of the first start; the next one must come up,
 // and with the same root once a root was ever readable.
 func TestPowerCutWhileItIsMade(t *testing.T) {

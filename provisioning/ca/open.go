@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
@@ -16,9 +17,22 @@ type Options struct {
 	Passphrase []byte
 	// Keys keeps new keys elsewhere than in files. Keys in files go on working.
 	Keys Keys
+	// Upstream signs requests where the root's key is not here, so that Rotate
+	// needs nobody to carry them, and Open not for the first.
+	Upstream Upstream
 	// Pinned: others pin the root, so Rotate never makes another one.
 	Pinned bool
 }
+
+// Upstream is a CA that signs requests for issuing keys by itself: package step
+// asks a step-ca.
+type Upstream interface {
+	// Sign returns the certificate and those between it and the root, in PEM.
+	Sign(ctx context.Context, request []byte) ([]byte, error)
+}
+
+// upstreamWait is how long Open waits for the first certificate.
+const upstreamWait = 30 * time.Second
 
 // Open reads the authority called name from dir, or makes it there when it has
 // no file at all: a root and an issuing certificate, P-256, keys readable by
@@ -52,25 +66,36 @@ func (a *Authority) read() error {
 	if err != nil {
 		return err
 	}
-	rootKey, err := a.f.rootKey(root)
-	switch {
-	case errors.Is(err, ErrOffline):
-		if len(list) == 0 {
-			return fmt.Errorf("%s is missing and so is an issuing certificate: restore them from a backup, or install one that the root has signed", a.f.path(keyFile))
-		}
-	case err != nil:
+	rootKey, err := a.f.rootKey(root) // read each time, so that a plain one is encrypted
+	if err != nil && !errors.Is(err, ErrOffline) {
 		return err
-	case len(list) == 0 && direct(root):
-		list = []issuer{{cert: root, key: rootKey}}
-	case len(list) == 0:
-		first, err := a.f.next(root, rootKey)
-		if err != nil {
+	}
+	if len(list) == 0 {
+		if list, err = a.f.first(root, rootKey); err != nil {
 			return err
 		}
-		list = []issuer{first}
 	}
 	a.take(root, list)
 	return a.f.tidy(list)
+}
+
+// first returns who issues where there is no issuing certificate yet.
+func (f folder) first(root *x509.Certificate, rootKey crypto.Signer) ([]issuer, error) {
+	switch {
+	case rootKey != nil && direct(root):
+		return []issuer{{cert: root, key: rootKey}}, nil
+	case rootKey != nil:
+		i, err := f.next(root, rootKey)
+		return []issuer{i}, err
+	case f.o.Upstream != nil:
+		ctx, cancel := context.WithTimeout(context.Background(), upstreamWait)
+		defer cancel()
+		if err := f.ask(ctx, root); err != nil {
+			return nil, err
+		}
+		return f.issuing(root)
+	}
+	return nil, fmt.Errorf("%s is missing and so is an issuing certificate: restore them from a backup, or install one that the root has signed", f.path(keyFile))
 }
 
 // fresh makes the root of an authority that has no file yet.
@@ -148,6 +173,20 @@ func (f folder) next(root *x509.Certificate, rootKey crypto.Signer) (issuer, err
 		return issuer{}, err
 	}
 	return issuer{n: n, cert: cert, key: key}, write(f.numbered(n, certFile), chainPEM(cert), 0o644)
+}
+
+// ask has the next issuing certificate signed by the CA upstream.
+func (f folder) ask(ctx context.Context, root *x509.Certificate) error {
+	r := &Root{f: f, cert: root}
+	request, err := r.Request()
+	if err != nil {
+		return err
+	}
+	list, err := f.o.Upstream.Sign(ctx, request)
+	if err != nil {
+		return fmt.Errorf("have issuing certificate signed: %w", err)
+	}
+	return r.Install(list)
 }
 
 func (f folder) makeIssuing(n int) (crypto.Signer, error) {

@@ -240,7 +240,11 @@ func (f folder) makeRoot() error {
 }
 
 // signIssuing makes the certificate of an issuing key. It may sign devices and
-// servers, and no further authority.
+// servers, and no further authority. All below one root have the same name: a
+// service names the issuers that it takes, and a device whose issuer was
+// retired must still show its certificate, to be told that it counts no more
+// and enrol again. Where only a certificate was lost, another for the same key
+// vouches for everything that the lost one did.
 func signIssuing(root *x509.Certificate, rootKey crypto.Signer, pub crypto.PublicKey, life time.Duration) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
@@ -248,7 +252,7 @@ func signIssuing(root *x509.Certificate, rootKey crypto.Signer, pub crypto.Publi
 	}
 	now := time.Now()
 	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: issuingName(root), SerialNumber: fmt.Sprintf("%032x", serial)[:8]},
+		SerialNumber: serial, Subject: pkix.Name{CommonName: issuingName(root), SerialNumber: root.Subject.SerialNumber},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(min(life, root.NotAfter.Sub(now))),
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
 	}

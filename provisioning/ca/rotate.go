@@ -22,8 +22,8 @@ var ErrUnknown = errors.New("no such issuing certificate")
 var errDirect = errors.New("its root was made by an older Tillward and may have no issuing certificate below it: rotate once where its key is, or, where devices pin it, give them another root first (docs/ca.md)")
 
 // Rotate puts the next issuing certificate to use: the one that Install has
-// left in the folder, or else one that it makes with the root's key. The one
-// before goes on vouching for what it signed until it ends or is retired, and
+// left in the folder, or else one that it makes with the root's key or has
+// made upstream. The one before goes on vouching for what it signed until it ends or is retired, and
 // its key is destroyed. A power cut at any step leaves an authority that
 // signs, and the next Rotate goes on from there.
 //
@@ -52,6 +52,12 @@ func (a *Authority) rotate(ctx context.Context) error {
 		return err
 	}
 	root, rootKey, err := a.f.rootAndKey()
+	if errors.Is(err, ErrOffline) && a.f.o.Upstream != nil {
+		if err := a.f.ask(ctx, root); err != nil {
+			return err
+		}
+		return a.read()
+	}
 	if err != nil {
 		return err
 	}

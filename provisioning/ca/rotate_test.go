@@ -1,6 +1,7 @@
 package ca_test
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -102,7 +103,11 @@ func TestRotate(t *testing.T) {
 			t.Errorf("%s: issuing certificates %+v", name, list)
 		}
 	}
-	if stranger := issued(t, open(t, t.TempDir())); counts(a, stranger) == nil {
+	// A device that is asked for a certificate of these issuers has one.
+	if name := parse(t, a.Chain()[0]).RawSubject; !bytes.Equal(name, before.RawIssuer) || !bytes.Equal(name, after.RawIssuer) {
+		t.Error("issuing certificates of one root have different names")
+	}
+	if stranger := issued(t, open(t, t.TempDir())); bytes.Equal(stranger.RawIssuer, after.RawIssuer) || counts(a, stranger) == nil {
 		t.Error("a certificate of another authority counts")
 	}
 }
