@@ -13,6 +13,9 @@
 // It stores nothing, appraises nothing and decodes no payload. Only devices
 // speak to it, so a down message is written to the one connection it is for;
 // mochi's routing, its retained messages and its sessions are not used.
+//
+// The package is larger than 600 lines: whoever keeps a device's connection must
+// also be who opens, closes and counts it.
 package broker
 
 import (

@@ -17,6 +17,7 @@ import (
 // Checks that are not about the quote; their names are stable.
 const (
 	checkReset      = "tpm.reset-count"
+	checkFirmware   = "tpm.firmware"
 	checkRevoked    = "identity.revoked"
 	checkRestricted = "identity.restricted"
 	checkNoLog      = "boot.no-log"
@@ -114,8 +115,8 @@ func (v *Verifier) judge(ctx context.Context, d fleet.Device, e Evidence) (outco
 	if q.reset < d.ResetCount {
 		return o.refuse(fault(checkReset, "the TPM's reset count fell from %d to %d: it was cleared, enrol the device again", d.ResetCount, q.reset)), nil
 	}
-	if v.backwards(d.ID, q) {
-		return o.refuse(fault(checkReset, "the TPM counts fewer resumes than before in the same boot: its state was copied or set back, enrol the device again")), nil
+	if f := v.sameBoot(d.ID, q); f != nil {
+		return o.refuse(f), nil
 	}
 	o.ResetCount, o.Digest = q.reset, q.digest
 	return o, v.weigh(ctx, d, m, asked, &o)
@@ -301,7 +302,7 @@ func actions(a fleet.Attestation) []string {
 		return []string{wire.ActionDiagnose, wire.ActionUpdate}
 	}
 	for _, f := range a.Findings {
-		if f.Check == checkReset || f.Check == checkSignature {
+		if f.Check == checkReset || f.Check == checkFirmware || f.Check == checkSignature {
 			return []string{wire.ActionDiagnose, wire.ActionEnrol}
 		}
 	}

@@ -237,6 +237,18 @@ func TestResetCount(t *testing.T) {
 	x.wantVerdict("enrolled again", x.show("dev-1", own.full(here, 7)), fleet.Attested, "boot.unjudged")
 }
 
+// TestFirmware: a TPM's own firmware cannot change without a reset.
+func TestFirmware(t *testing.T) {
+	x := newSite(t)
+	own := x.enrol(newChip(t, "dev-1", "os/1"))
+	own.version = 1
+	x.wantVerdict("first", x.show("dev-1", own.full(here, 1)), fleet.Attested, "boot.unjudged")
+	own.version = 2
+	x.wantVerdict("another one in the same boot", x.show("dev-1", own.full(here, 2)), fleet.Quarantined, "tpm.firmware")
+	own.reset++
+	x.wantVerdict("after a reset", x.show("dev-1", own.full(here, 3)), fleet.Attested, "boot.unjudged")
+}
+
 // TestNextAK: the key that follows is taken when it first signs, and then the old one is worth nothing.
 func TestNextAK(t *testing.T) {
 	x := newSite(t)
@@ -312,6 +324,35 @@ func FuzzAppraise(f *testing.F) {
 		}
 		if k.d.Trust != fleet.Quarantined || k.last().Verdict != "quarantined" {
 			t.Errorf("got %s, %+v", k.d.Trust, k.last())
+		}
+	})
+}
+
+// FuzzStatement has the attestation key sign anything, as a key in software could: nothing but a quote for this
+// connection over these registers is accepted, and nothing ends the process.
+func FuzzStatement(f *testing.F) {
+	c := newChip(f, "dev-1", "os/1")
+	good := tpm2.Marshal(c.statement(enrol.ConnBinding("dev-1", here, 1)))
+	f.Add(good)
+	f.Add(good[:len(good)-1])
+	f.Add(tpm2.Marshal(c.statement(enrol.ConnBinding("dev-1", there, 1))))
+	f.Fuzz(func(t *testing.T, quoted []byte) {
+		c.t = t
+		m := c.full(here, 1)
+		if len(quoted) == 0 || len(quoted) > 1024 {
+			return
+		}
+		m.Quoted, m.Signature = quoted, c.sign(quoted)
+		k := &desk{d: fleet.Device{ID: "dev-1", Trust: fleet.Pending, AKPublic: c.ak()}, exporter: here}
+		if err := k.verifier().Appraise(t.Context(), verifier.Evidence{Device: "dev-1", Payload: encode(t, m), Exporter: here}); err != nil {
+			t.Fatal(err)
+		}
+		binding := enrol.ConnBinding("dev-1", here, 1)
+		if k.d.Trust == fleet.Attested && !bytes.Contains(quoted, binding[:]) {
+			t.Errorf("accepted %x, which is bound to something else", quoted)
+		}
+		if bytes.Equal(quoted, good) != (k.d.Trust == fleet.Attested) && len(quoted) != len(good) {
+			t.Errorf("got %s %+v", k.d.Trust, k.d.Findings)
 		}
 	})
 }

@@ -41,6 +41,7 @@ type chip struct {
 	key     *ecdsa.PrivateKey
 	reset   uint32
 	restart uint32
+	version uint64 // of the TPM's own firmware
 	fw      tpmfarm.Firmware
 }
 
@@ -88,7 +89,7 @@ func (c *chip) statement(extra [32]byte) tpm2.TPMSAttest {
 	digest := sha256.Sum256(slices.Concat(c.fw.Registers()...))
 	return tpm2.TPMSAttest{
 		Magic: tpm2.TPMGeneratedValue, Type: tpm2.TPMSTAttestQuote, QualifiedSigner: tpm2.TPM2BName{Buffer: make([]byte, 34)},
-		ExtraData: tpm2.TPM2BData{Buffer: extra[:]}, ClockInfo: tpm2.TPMSClockInfo{ResetCount: c.reset, RestartCount: c.restart},
+		ExtraData: tpm2.TPM2BData{Buffer: extra[:]}, ClockInfo: tpm2.TPMSClockInfo{ResetCount: c.reset, RestartCount: c.restart}, FirmwareVersion: c.version,
 		Attested: tpm2.NewTPMUAttest(tpm2.TPMSTAttestQuote, &tpm2.TPMSQuoteInfo{
 			PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: []byte{0xff, 0x03, 0}}}},
 			PCRDigest: tpm2.TPM2BDigest{Buffer: digest[:]},

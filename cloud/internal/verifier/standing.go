@@ -36,9 +36,10 @@ type standing struct {
 	trust fleet.Trust // as said last
 	full  bool        // the next challenge asks for the log
 
-	booted  bool // reset and restart are known
-	reset   uint32
-	restart uint32
+	booted   bool // the next are known
+	reset    uint32
+	restart  uint32
+	firmware uint64
 
 	shown  int       // evidence
 	issued int       // challenges
@@ -103,17 +104,23 @@ func (v *Verifier) crowds(id fleet.DeviceID, at time.Time) bool {
 	return s.shown > s.issued+unaskedMax
 }
 
-// backwards reports whether a TPM counts fewer resumes than before in one boot.
-// The reset count itself is on file.
-func (v *Verifier) backwards(id fleet.DeviceID, q quote) bool {
+// sameBoot checks what cannot change while a TPM counts one boot: it never
+// counts fewer resumes than before, and its firmware stays, for a new one needs
+// a reset. The reset count itself is on file.
+func (v *Verifier) sameBoot(id fleet.DeviceID, q quote) *fleet.Finding {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s := v.of(id)
-	if s.booted && s.reset == q.reset && q.restart < s.restart {
-		return true
+	if s.booted && s.reset == q.reset {
+		if q.restart < s.restart {
+			return fault(checkReset, "the TPM counts fewer resumes than before in the same boot: its state was copied or set back, enrol the device again")
+		}
+		if q.firmware != s.firmware {
+			return fault(checkFirmware, "the TPM's firmware changed from %#x to %#x without a reset: another TPM answers for this one", s.firmware, q.firmware)
+		}
 	}
-	s.booted, s.reset, s.restart = true, q.reset, q.restart
-	return false
+	s.booted, s.reset, s.restart, s.firmware = true, q.reset, q.restart, q.firmware
+	return nil
 }
 
 // settle notes what was said and when the device is due again. again asks it
