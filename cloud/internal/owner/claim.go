@@ -17,9 +17,16 @@ func (r *Registry) ImportManifest(ctx context.Context, t fleet.TenantID, file []
 	if err := r.serves(t); err != nil {
 		return fleet.Batch{}, err
 	}
+	b, err := r.list(ctx, file, by)
+	if err != nil && refusal(err) {
+		r.note(ctx, r.event("manifest.refused", "alarm", by, "", map[string]string{"reason": fmt.Sprintf("%.300v", err)}))
+	}
+	return b, err
+}
+
+func (r *Registry) list(ctx context.Context, file []byte, by string) (fleet.Batch, error) {
 	m, err := r.open(file)
 	if err != nil {
-		r.note(ctx, r.event("manifest.refused", "alarm", by, "", map[string]string{"reason": fmt.Sprintf("%.300v", err)}))
 		return fleet.Batch{}, err
 	}
 	lines := make([]fleet.Listing, 0, len(m.Entries))
@@ -28,10 +35,13 @@ func (r *Registry) ImportManifest(ctx context.Context, t fleet.TenantID, file []
 			EKHash: e.EKHash, Device: fleet.DeviceID(e.Device), Model: e.Model, Serial: e.Serial, Vendor: m.Vendor, Batch: m.Batch, Order: m.Order, ClaimHash: e.ClaimHash,
 		})
 	}
-	added, err := r.o.Store.ImportManifest(ctx, lines, r.event("manifest.imported", "info", by, "", map[string]string{
-		"vendor": m.Vendor, "batch": m.Batch, "order": m.Order, "devices": fmt.Sprint(len(lines)),
-	}))
-	return fleet.Batch{Vendor: m.Vendor, Batch: m.Batch, Order: m.Order, Devices: len(lines), Added: added}, err
+	ev := r.event("manifest.imported", "info", by, "", map[string]string{"vendor": m.Vendor, "batch": m.Batch, "order": m.Order, "devices": fmt.Sprint(len(lines))})
+	ev.Subject = "batch " + m.Batch
+	added, err := r.o.Store.ImportManifest(ctx, lines, ev)
+	if err != nil {
+		return fleet.Batch{}, err
+	}
+	return fleet.Batch{Vendor: m.Vendor, Batch: m.Batch, Order: m.Order, Devices: len(lines), Added: added}, nil
 }
 
 // open finds the vendor whose key opens a manifest. Nobody signs for another.
@@ -228,7 +238,9 @@ func (r *Registry) ClaimOrder(ctx context.Context, t fleet.TenantID, vendor, ord
 	if err := r.serves(t); err != nil {
 		return 0, err
 	}
-	return r.o.Store.ClaimOrder(ctx, t, vendor, order, r.event("order.claimed", "info", by, "", map[string]string{"vendor": vendor, "order": order}))
+	ev := r.event("order.claimed", "info", by, "", map[string]string{"vendor": vendor, "order": order})
+	ev.Subject = "order " + order
+	return r.o.Store.ClaimOrder(ctx, t, vendor, order, ev)
 }
 
 // listing is the line of a device that a voucher makes the tenant's.

@@ -26,7 +26,7 @@ func TestManifest(t *testing.T) {
 	if err != nil || l.Tenant != "" || l.Device != one.id || l.Serial != "S-1" || l.Vendor != "Vend" || l.ClaimHash != one.claim.Hash() {
 		t.Errorf("listed as %+v, %v", l, err)
 	}
-	if s.severity(t, "manifest.imported", "") != "info" {
+	if s.severity(t, "manifest.imported", "batch B1") != "info" {
 		t.Error("not in the trail")
 	}
 	three := newBox(3)
@@ -35,6 +35,7 @@ func TestManifest(t *testing.T) {
 		file   []byte
 		err    error
 	}{
+		"with other codes":              {"a", manifest(t, "Vend", 'v', newBox(1)), fleet.ErrConflict},
 		"by a stranger":                 {"a", manifest(t, "Vend", 'x', three), fleet.ErrForbidden},
 		"for another vendor":            {"a", manifest(t, "Vend", 'w', three), fleet.ErrForbidden},
 		"changed":                       {"a", bytes.Replace(manifest(t, "Vend", 'v', three), []byte("S-3"), []byte("S-4"), 1), fleet.ErrForbidden},

@@ -191,7 +191,10 @@ func (r *Registry) takeNew(ctx context.Context, vendor ed25519.PublicKey, v deed
 		if s.Pending != nil {
 			o.State, o.Deadline = fleet.Offered, r.deadline(s)
 		}
-		return "accepted", "it is this tenant's", r.join(ctx, v, o, by)
+		if err := r.join(ctx, v, o, by); err != nil || s.Pending == nil || !s.Pending.Override {
+			return "accepted", "it is this tenant's", err
+		}
+		return r.overridden(ctx, o, s, by)
 	case s.Pending != nil && r.mine(s.Pending.To):
 		return r.accept(ctx, vendor, v, by)
 	case s.Pending != nil && s.Pending.To.Name == bearer && s.Pending.To.Tenant == "":

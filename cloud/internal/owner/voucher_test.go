@@ -413,6 +413,24 @@ func TestOverride(t *testing.T) {
 	}
 }
 
+// TestOverrideAtFirstSight takes in a voucher of its own, restored, that the
+// vendor has overridden meanwhile.
+func TestOverrideAtFirstSight(t *testing.T) {
+	a, before := newSite(t, 'a'), newSite(t, 'a')
+	dev := old(t, before)
+	issued, _ := overridden(t, before.voucher(t, dev.id))
+	if got, err := a.imports(t, issued); err != nil || got != "override" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	o, err := a.store.Ownership(t.Context(), dev.id)
+	if err != nil || o.State != fleet.Offered || time.Until(o.Deadline) < deed.MinWait-time.Minute || a.severity(t, "ownership.override", dev.id) != "alarm" {
+		t.Errorf("got %+v, %v", o, err)
+	}
+	if l, err := a.store.ListedEK(t.Context(), dev.hash()); err != nil || l.Tenant != "a" {
+		t.Errorf("listed as %+v, %v", l, err)
+	}
+}
+
 // TestResume starts the service after it stopped between what the device said
 // and what follows from it, at each of the points.
 func TestResume(t *testing.T) {
