@@ -39,6 +39,7 @@ type outcome struct {
 	fleet.Attestation
 	release string       // for the device; of steady evidence, what it was accepted for
 	needLog bool         // no verdict yet: the log is asked for
+	judged  bool         // by registers and log, and not by what was said before
 	unknown []boot.Event // firmware events that nobody has decided about
 	nextAK  []byte       // the key that signed, when it takes the place of the one on file
 }
@@ -75,7 +76,7 @@ func (v *Verifier) Appraise(ctx context.Context, e Evidence) error {
 	if err := v.record(ctx, d, &o); err != nil {
 		return fmt.Errorf("appraise %s: %w", e.Device, err)
 	}
-	v.settle(o.Attestation, d.Model, v.books.age(d.Model) != age)
+	v.settle(o, d.Model, v.books.age(d.Model) != age)
 	if err := v.tell(e, o); err != nil {
 		return fmt.Errorf("verdict for %s: %w", d.ID, err)
 	}
@@ -141,7 +142,7 @@ func (v *Verifier) weigh(ctx context.Context, d fleet.Device, m wire.EvidenceRep
 		return err
 	}
 	o.Trust, o.Findings, o.unknown = verdict.trust, verdict.findings, verdict.unknown
-	o.Release, o.release = verdict.release, verdict.release
+	o.Release, o.release, o.judged = verdict.release, verdict.release, true
 	return nil
 }
 

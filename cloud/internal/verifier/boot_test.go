@@ -353,6 +353,11 @@ func TestDecidedMeanwhile(t *testing.T) {
 	m.before = func() { x.v.Forget("another") }
 	x.wantVerdict("nothing in between", x.answer(own, 3, true), fleet.Attested, "")
 	x.wantVerdict("the quote alone", x.show("dev-1", own.steady(here, 4)), fleet.Attested, "")
+	m.before = func() { x.v.Reappraise(model) }
+	x.wantVerdict("looked at again meanwhile", x.show("dev-1", own.steady(here, 5)), fleet.Attested, "")
+	if got := x.show("dev-1", own.steady(here, 6)); got.Need != wire.NeedLog {
+		t.Errorf("got %+v, want it judged in full again", got)
+	}
 }
 
 // meddler does something while a verdict is noted.

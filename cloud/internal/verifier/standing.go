@@ -125,12 +125,13 @@ func (v *Verifier) sameBoot(id fleet.DeviceID, q quote) *fleet.Finding {
 
 // settle notes what was said and when the device is due again. again asks it
 // at once: what it was judged by has changed meanwhile.
-func (v *Verifier) settle(a fleet.Attestation, model string, again bool) {
+func (v *Verifier) settle(o outcome, model string, again bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	a := o.Attestation
 	s := v.of(a.Device)
 	s.model, s.trust = model, a.Trust
-	s.full = again
+	s.full = again || s.full && !o.judged
 	every := v.o.Every
 	if !a.Accepted() {
 		every /= nextAsked
