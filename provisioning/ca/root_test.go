@@ -152,6 +152,50 @@ func TestRootLeaves(t *testing.T) {
 	}
 }
 
+// An issuing key is lost, with its token or its disk: another takes over, and
+// the certificate of the lost one goes on vouching.
+func TestIssuingKeyIsLost(t *testing.T) {
+	dir := t.TempDir()
+	before := issued(t, open(t, dir))
+	if err := removeFile(dir, "tenant.1.key"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ca.Open(dir, "tenant", ca.Options{}); err == nil || !strings.Contains(err.Error(), "install another") {
+		t.Errorf("got %v, want what to do", err)
+	}
+	r := openRoot(t, dir)
+	if err := r.Install(sign(t, r, request(t, r))); err != nil {
+		t.Fatal(err)
+	}
+	a := open(t, dir)
+	if err := errors.Join(counts(a, before), counts(a, issued(t, a))); err != nil {
+		t.Error(err)
+	}
+}
+
+// Certificates and requests come from other machines.
+func FuzzCarried(f *testing.F) {
+	safe, dir := offline(f)
+	here := openRoot(f, dir)
+	csr := request(f, here) // of this process; others fuzz with a root of their own
+	f.Add(csr)
+	f.Add(toPEM(safe.Certificate()))
+	f.Add(append(toPEM(safe.Certificate()), csr...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := here.Install(b); !errors.Is(err, ca.ErrCertificate) {
+			t.Errorf("got %v, want ErrCertificate", err)
+		}
+		out, err := safe.Sign(b, year)
+		if err != nil {
+			return
+		}
+		block, _ := pem.Decode(out)
+		if c := parse(t, block.Bytes); string(c.RawSubjectPublicKeyInfo) != string(public(t, b)) || c.MaxPathLen != 0 || !c.IsCA {
+			t.Errorf("signed something else than was asked for:\n%s", out)
+		}
+	})
+}
+
 // Each refused certificate differs from a good one in one thing, and the good
 // one is installed last, after all of them.
 func TestInstallRefuses(t *testing.T) {

@@ -131,10 +131,15 @@ func (c *CA) sign(ctx context.Context, request []byte) ([]byte, error) {
 	}
 	defer res.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case len(b) > maxAnswer:
+	}
+	return answer(res.StatusCode, b)
+}
+
+// answer reads what the CA said: certificates in PEM, or why not.
+func answer(status int, b []byte) ([]byte, error) {
+	if len(b) > maxAnswer {
 		return nil, fmt.Errorf("answer of more than %d bytes", maxAnswer)
 	}
 	var a struct {
@@ -144,8 +149,8 @@ func (c *CA) sign(ctx context.Context, request []byte) ([]byte, error) {
 	}
 	wrong := json.Unmarshal(b, &a)
 	switch {
-	case res.StatusCode != http.StatusCreated && res.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("%s: %.200q", res.Status, a.Message)
+	case status != http.StatusCreated && status != http.StatusOK:
+		return nil, fmt.Errorf("%d %s: %.200q", status, http.StatusText(status), a.Message)
 	case wrong != nil:
 		return nil, fmt.Errorf("answer: %w", wrong)
 	case len(a.Chain) == 0:

@@ -455,3 +455,19 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 }
+
+func FuzzAnswer(f *testing.F) {
+	f.Add(201, []byte(`{"crt":"a","ca":"b","certChain":["a","b"]}`))
+	f.Add(200, []byte(`{"crt":"a"}`))
+	f.Add(401, []byte(`{"status":401,"message":"The request lacked necessary authorization."}`))
+	f.Add(201, []byte(`{"certChain":[1]}`))
+	f.Fuzz(func(t *testing.T, status int, b []byte) {
+		_, err := step.Answer(status, b)
+		if err == nil && status != http.StatusOK && status != http.StatusCreated {
+			t.Errorf("status %d is taken for a yes", status)
+		}
+		if err != nil && len(err.Error()) > 1500 {
+			t.Errorf("an error of %d bytes", len(err.Error()))
+		}
+	})
+}

@@ -1,0 +1,4 @@
+package step
+
+// Answer reads what a CA said.
+var Answer = answer
