@@ -107,12 +107,12 @@ func (k *Keeper) Run(ctx context.Context) error {
 		var err error
 		switch {
 		case !renew.at.After(now):
-			err = k.do(ctx, &renew, "identity.renew", k.Renewer.Renew)
+			err = k.do(ctx, &renew, "identity.renewed", k.Renewer.Renew)
 			if err == nil && renew.failures == 0 {
 				renew.at = k.id.due()
 			}
 		case !rotate.at.IsZero() && !rotate.at.After(now):
-			err = k.do(ctx, &rotate, "identity.rotate", k.Renewer.RotateAK)
+			err = k.do(ctx, &rotate, "identity.rotated", k.Renewer.RotateAK)
 			if err == nil && rotate.failures == 0 {
 				rotate.at = k.rotateAt()
 			}
@@ -146,7 +146,7 @@ func (k *Keeper) do(ctx context.Context, t *task, kind string, act func(context.
 	}
 	switch {
 	case err == nil && bad == nil:
-		k.Record(ctx, kind+"ed", "info", id.Device, map[string]string{
+		k.Record(ctx, kind, "info", id.Device, map[string]string{
 			"certificate": id.leaf.SerialNumber.Text(16), "until": id.leaf.NotAfter.UTC().Format(time.RFC3339),
 		})
 		*t = task{at: t.at}
@@ -162,7 +162,7 @@ func (k *Keeper) do(ctx context.Context, t *task, kind string, act func(context.
 	k.Log.Warn("identity could not be renewed; trying again", slog.String("what", kind), slog.Time("at", t.at), slog.Any("err", err))
 	if errors.Is(err, enrol.ErrRefused) && err.Error() != t.told {
 		t.told = err.Error()
-		k.Record(ctx, kind+"-refused", "warn", was.Device, map[string]string{"check": enrol.Check(err), "reason": err.Error()})
+		k.Record(ctx, "identity.refused", "warn", was.Device, map[string]string{"what": kind, "check": enrol.Check(err), "reason": err.Error()})
 	}
 	return nil
 }
