@@ -73,7 +73,8 @@ type Agent struct {
 
 	ownership member.Ownership
 	left      member.Leaving
-	leaving   atomic.Bool   // the owner has given the box up: nothing is recorded any more
+	quiet     atomic.Bool   // the trail has ended: nothing is recorded any more
+	leaving   atomic.Bool   // the owner has given the box up, and it has said so
 	gone      atomic.Bool   // and the service takes nothing more
 	parting   chan struct{} // leaving became true
 
@@ -307,7 +308,7 @@ func (a *Agent) record(ctx context.Context, kind, severity, subject string, deta
 // note is record for who must know whether it worked. When the box has been
 // given up, the trail has ended: nobody would get what is added.
 func (a *Agent) note(ctx context.Context, kind, severity, subject string, detail map[string]string) error {
-	if a.leaving.Load() {
+	if a.quiet.Load() {
 		return nil
 	}
 	return a.journal.Record(ctx, kind, severity, subject, detail)

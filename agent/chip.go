@@ -18,6 +18,8 @@ type TPM interface {
 	enrol.Renewer
 	enrol.Rotator
 	vault.TPM
+	// Floor returns the rollback floor, and makes it on first use.
+	Floor(ctx context.Context) (uint64, error)
 	// RaiseFloor brings the rollback floor to the given number; there is no way back.
 	RaiseFloor(ctx context.Context, to uint64) error
 	Health(ctx context.Context) (TPMHealth, error)

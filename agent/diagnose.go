@@ -63,6 +63,13 @@ func (a *Agent) diagnoseTPM(ctx context.Context, line func(string, ...any), dev 
 		line("TPM %s firmware %x, lockout count %d of %d, locked %v, room for %d keys",
 			h.Manufacturer, h.Firmware, h.LockoutCounter, h.MaxAuthFail, h.InLockout, h.PersistentAvail)
 	}
+	if a.vault != nil {
+		if floor, err := dev.Floor(ctx); err != nil {
+			line("rollback floor: %v", err)
+		} else {
+			line("rollback floor %d", floor)
+		}
+	}
 	_, _, pcrs, err := dev.Quote(ctx, make([]byte, 32))
 	if err != nil {
 		line("registers: %v", err)

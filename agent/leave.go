@@ -34,8 +34,9 @@ var errLeft = errors.New("the box is given up by its owner")
 
 var trail = []string{string(wire.Audit), string(wire.Result)}
 
-// relinquish waits until the service has the trail. From its result on nothing
-// is recorded any more.
+// relinquish waits until the service has the trail. From there on nothing is
+// recorded any more: a service that has the success may cut the device off
+// before anything else gets through.
 func (a *Agent) relinquish(ctx context.Context, m *membership, args map[string]string) ([]byte, error) {
 	if _, err := a.ownership.Fits(args["mark"]); err != nil {
 		return nil, err
@@ -57,6 +58,12 @@ func (a *Agent) relinquish(ctx context.Context, m *membership, args map[string]s
 			return nil, err
 		}
 		if n == 0 {
+			a.quiet.Store(true)
+			if n, err = a.spool.Waiting(ctx, string(wire.Audit)); n > 0 || err != nil { // it came a moment before
+				a.quiet.Store(false)
+			}
+		}
+		if n == 0 && err == nil {
 			seq, _ := a.journal.Head()
 			return fmt.Appendf(nil, "%d audit entries are stored; everything of tenant %s goes now\n", seq, m.Tenant), nil
 		}
@@ -89,6 +96,7 @@ func (a *Agent) lockedTrail(ctx context.Context) error {
 
 // leave runs when the result is queued.
 func (a *Agent) leave() {
+	a.quiet.Store(true)
 	a.leaving.Store(true)
 	poke(a.parting)
 }

@@ -33,7 +33,7 @@ type Verb struct {
 	Timeout    time.Duration             // 1 min when zero
 	Idempotent bool                      // may run again when a crash left open whether it ran
 	Risky      bool                      // must not run when it cannot be audited
-	Final      bool                      // its result is the last that is heard of this device: what is audited goes before it
+	Final      bool                      // its success is the last that is heard of this device, and on record by then: nothing is audited after it
 	After      func(ctx context.Context) // runs when the result is stored: reboot, restart
 }
 

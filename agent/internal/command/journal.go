@@ -103,9 +103,6 @@ func (r *Runner) close(ctx context.Context, rec record, out outcome) error {
 	if err != nil {
 		return err
 	}
-	if r.o.Verbs[rec.Order.Verb].Final {
-		r.audit(ctx, rec, out)
-	}
 	if err := r.o.Journal.Save(ctx, key(rec.Order.Counter), b, string(wire.Result), r.compose(result)); err != nil {
 		r.o.Log.Error("result not queued", "command", rec.Order.ID, "error", err)
 		rec.Unsent = true
@@ -113,7 +110,7 @@ func (r *Runner) close(ctx context.Context, rec record, out outcome) error {
 			return err
 		}
 	}
-	if !r.o.Verbs[rec.Order.Verb].Final {
+	if !r.o.Verbs[rec.Order.Verb].Final || out.state != succeeded {
 		r.audit(ctx, rec, out)
 	}
 	return r.prune(ctx)

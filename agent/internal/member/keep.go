@@ -60,8 +60,12 @@ func (k *Keeper) Renew() {
 // up to a thirtieth later, so that a fleet which enrolled in one night does not
 // come in one night.
 func (id Identity) due() time.Time {
-	life := id.leaf.NotAfter.Sub(id.leaf.NotBefore)
-	return id.leaf.NotBefore.Add(life/3 + rand.N(life/30+1)) //nolint:gosec // spreads load, guards nothing
+	from := id.leaf.NotBefore // as an older agent kept it
+	if id.Since.After(from) {
+		from = id.Since
+	}
+	life := id.leaf.NotAfter.Sub(from)
+	return from.Add(life/3 + rand.N(max(life/30, 1))) //nolint:gosec // spreads load, guards nothing
 }
 
 // task is one of the two things that are done from time to time.
@@ -170,21 +174,27 @@ func (k *Keeper) do(ctx context.Context, t *task, kind string, act func(context.
 // next is the identity with what was renewed.
 func (k *Keeper) next(res enrol.Result) Identity { return k.id.With(res) }
 
-// With returns the identity with a new result; the age of the AK follows it.
+// With returns the identity with a new result; the ages of certificate and AK
+// follow it.
 func (id Identity) With(res enrol.Result) Identity {
+	now := time.Now().UTC().Truncate(time.Millisecond)
 	if string(res.AK) != string(id.AK) || id.AKSince.IsZero() {
-		id.AKSince = time.Now().UTC().Truncate(time.Second)
+		id.AKSince = now
+	}
+	if first(res.Chain) != first(id.Chain) {
+		id.Since = now
 	}
 	id.Result = res
 	return id
 }
 
 func changed(was, is enrol.Result) bool {
-	first := func(chain [][]byte) string {
-		if len(chain) == 0 {
-			return ""
-		}
-		return string(chain[0])
-	}
 	return first(was.Chain) != first(is.Chain) || first(was.Recovery) != first(is.Recovery) || string(was.AK) != string(is.AK)
+}
+
+func first(chain [][]byte) string {
+	if len(chain) == 0 {
+		return ""
+	}
+	return string(chain[0])
 }

@@ -8,6 +8,9 @@
 // shrinks, and that a wipe which has begun ends, whatever happens meanwhile. The
 // protocols are provisioning/enrol's, the statements provisioning/owner's; it
 // opens no TPM and no connection itself.
+//
+// It exports more names than other rooms because joining, staying and leaving
+// are three lives of one identity, and each has its thing and its step.
 package member
 
 import (
@@ -28,6 +31,7 @@ type Identity struct {
 	enrol.Result
 	URL        string    `json:"url,omitempty"`         // where it enrolled: the stick that said so may be gone
 	ServerName string    `json:"server_name,omitempty"` // name in the service's certificate
+	Since      time.Time `json:"since"`                 // when the certificate came; it begins a little before
 	AKSince    time.Time `json:"ak_since"`              // when the AK in use was made
 
 	leaf, rescue *x509.Certificate

@@ -1,0 +1,176 @@
+package agent_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/simulator/tpmfarm"
+)
+
+const release = "agent/1.0.0"
+
+// readable returns the books in which something of the owner's can be read.
+func (b *box) readable() (names []string) {
+	b.f.t.Helper()
+	files, err := filepath.Glob(filepath.Join(b.cfg.StateDir, "spool*"))
+	must(b.f.t, err)
+	for _, name := range files {
+		content, err := os.ReadFile(name)
+		must(b.f.t, err)
+		// The kinds of the trail are in no plain value.
+		if bytes.Contains(content, []byte("enrol.done")) || bytes.Contains(content, []byte("link.up")) {
+			names = append(names, filepath.Base(name))
+		}
+	}
+	return names
+}
+
+// has reports whether the trail holds so many entries of a kind; the caller
+// holds the lock.
+func (f *fleet) has(kind string, n int) bool {
+	for _, r := range f.audit {
+		if r.Kind == kind {
+			n--
+		}
+	}
+	return n <= 0
+}
+
+// TestBooksAreLocked is the way of the books: plain until a release approves
+// the boot, then locked; closed in another boot, with quarantine and repair
+// going on beside them; open again after the repair, and nothing lost.
+func TestBooksAreLocked(t *testing.T) {
+	f := newFleet(t)
+	good, evil := tpmfarm.Default(release), tpmfarm.Default(release)
+	evil.Event("kernel").Image = []byte("another kernel")
+	f.reference(release, good, 0)
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(good)
+	f.until("not sealed and started again", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	f.command(f.device(), "collect-logs", nil)
+	b.stop()
+	if names := b.readable(); names != nil {
+		t.Errorf("readable in %q", names)
+	}
+
+	// What was recorded last has not been handed over: it stays in the books.
+	f.set(func() { f.deaf[wire.Audit] = true })
+	b.boot(good)
+	f.until("not connected", func() bool { return len(f.evidence) > 3 })
+	b.stop()
+	f.set(func() { f.deaf[wire.Audit] = false })
+
+	f.set(func() { f.verdict.Verdict = "quarantined" })
+	b.boot(evil)
+	f.until("the alarm is not on record", func() bool { return f.audited("vault.closed") })
+	if r := f.command(f.device(), "diagnose", nil); r.State != "SUCCEEDED" || !strings.Contains(string(r.Output), "books locked") {
+		t.Errorf("diagnose: got %s %q", r.State, r.Output)
+	}
+	b.stop()
+
+	f.set(func() { f.verdict.Verdict = "attested" })
+	b.boot(good)
+	f.until("the books did not open", func() bool { return f.audited("vault.opened") })
+	b.stop()
+	f.chained()
+	if names := b.readable(); names != nil {
+		t.Errorf("after the repair: readable in %q", names)
+	}
+	if _, err := os.Stat(filepath.Join(b.cfg.StateDir, "spool.beside.db")); err == nil {
+		t.Error("the plain books are still there")
+	}
+	if f.has("enrol.done", 2) {
+		t.Error("the device enrolled again: its identity was lost on the way")
+	}
+}
+
+// TestApprovalComesLater has a device whose boot nobody approved yet: it sells
+// on in plain books beside the locked ones, and opens them as soon as a release
+// approves the state.
+func TestApprovalComesLater(t *testing.T) {
+	f := newFleet(t)
+	one, two := tpmfarm.Default(release), tpmfarm.Default("os/2.0.0")
+	f.reference(release, one, 0)
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(one)
+	f.until("not sealed", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	b.boot(two) // a system update that the release did not know
+	f.until("the alarm is not on record", func() bool { return f.audited("vault.closed") })
+	b.boot(one)
+	f.until("the books did not open", func() bool { return f.audited("vault.opened") })
+	f.chained()
+}
+
+// TestLostBooks: a TPM that was changed, or cleared, opens nothing; the device
+// begins anew and says so.
+func TestLostBooks(t *testing.T) {
+	f := newFleet(t)
+	good := tpmfarm.Default(release)
+	f.reference(release, good, 0)
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(good)
+	f.until("not sealed", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	b.stop()
+	var err error
+	b.chip, err = f.farm.Start(t.Context(), t.TempDir())
+	must(t, err)
+	b.cfg.TPM.Device = "unix:" + b.chip.Socket()
+	f.set(func() { clear(f.audit) }) // another device: its trail begins anew
+	b.boot(good)
+	f.until("the loss is not on record", func() bool { return f.audited("vault.lost") && f.audited("vault.sealed") && f.has("link.up", 2) })
+	b.stop()
+	f.chained()
+	lost, err := filepath.Glob(filepath.Join(b.cfg.StateDir, "spool.db.lost-*"))
+	must(t, err)
+	if len(lost) == 0 {
+		t.Error("the lost books were not kept")
+	}
+	if names := b.readable(); names != nil {
+		t.Errorf("readable in %q", names)
+	}
+}
+
+// TestNoReference: a release without boot reference for this model locks
+// nothing; that is today's device.
+func TestNoReference(t *testing.T) {
+	f := newFleet(t)
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(tpmfarm.Default(release))
+	f.attested("not attested")
+	b.stop()
+	if b.readable() == nil {
+		t.Error("nothing can be read: the tests above look in the wrong place")
+	}
+	f.chained()
+}
+
+// TestFloorRises after the release is committed, when the box has booted into
+// what allows it.
+func TestFloorRises(t *testing.T) {
+	f := newFleet(t)
+	good := tpmfarm.Default(release)
+	f.reference(release, good, 3)
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(good)
+	f.until("not sealed", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	for range 100 { // it rises when the reference has been fetched
+		if r := f.command(f.device(), "diagnose", nil); strings.Contains(string(r.Output), "rollback floor 3") {
+			b.boot(good)
+			f.until("the books do not open above the floor", func() bool { return f.has("link.up", 3) })
+			if f.audited("vault.closed") {
+				t.Error("the books stay locked")
+			}
+			return
+		}
+	}
+	t.Error("the floor does not rise")
+}
