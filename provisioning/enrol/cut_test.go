@@ -72,7 +72,9 @@ func (b *box) carry(host net.Conn) {
 	defer chip.Close()
 	b.mu.Lock()
 	dead := b.dead
-	b.conns[host], b.conns[chip] = true, true
+	if !dead {
+		b.conns[host], b.conns[chip] = true, true
+	}
 	b.mu.Unlock()
 	if dead {
 		return
@@ -135,16 +137,17 @@ func (b *box) spend(cmd []byte) (cut, late bool) {
 	return b.left == 0, b.late
 }
 
-// off is the power cut.
+// off is the power cut. The device learns of it when the TPM is gone, and what
+// comes after the next start is not touched.
 func (b *box) off() {
 	b.mu.Lock()
-	b.dead = true
-	for c := range b.conns {
-		_ = c.Close()
-	}
-	clear(b.conns)
+	open := b.conns
+	b.dead, b.conns = true, make(map[net.Conn]bool)
 	b.mu.Unlock()
 	b.chip.Stop()
+	for c := range open {
+		_ = c.Close()
+	}
 }
 
 // arm lets the power go at the nth command from now, or, late, after the nth
