@@ -24,19 +24,26 @@ type operation struct {
 	name  string
 	ready func(t *testing.T, dev *tpm.TPM) // what was there before the first fault
 	run   func(t *testing.T, dev *tpm.TPM) error
-	most  int    // commands; at 300 ms each
-	gone  string // what it says after TPM2_Clear; empty: it succeeds
-	cuts  func(n int) bool
+	most  int              // commands; at 300 ms each
+	gone  string           // what it says after TPM2_Clear; empty: it succeeds
+	kind  string           // of the EK; empty: P-256
+	cuts  func(n int) bool // which commands are cut; nil: all
 }
 
 var operations = []operation{
 	{name: "enrol", run: enrolOnce, most: 60},
+	// What differs by the kind of EK is where its certificate is, and how it is
+	// made and opens a credential.
+	{name: "enrol P-384", kind: "P-384", run: enrolOnce, most: 60, cuts: func(n int) bool { return n%3 == 0 }},
+	{name: "enrol RSA-2048", kind: "RSA-2048", run: enrolOnce, most: 60, cuts: func(n int) bool { return n%12 == 0 }},
 	{name: "rotate LDevID", ready: haveKeys, run: rotateLDevID, most: 40},
 	{name: "rotate AK", ready: haveKeys, run: rotateAK, most: 60},
 	{name: "seal", run: sealOnce, most: 40},
-	// Its commands are the same one two hundred times over.
-	{name: "floor", run: raiseFloor, most: 300, gone: "the floor counter was removed", cuts: func(n int) bool { return n <= 6 || n%128 == 0 }},
+	{name: "floor", run: raiseFloor, most: 300, gone: "the floor counter was removed", cuts: sparse},
 }
+
+// sparse cuts an operation that is the same command two hundred times over.
+func sparse(n int) bool { return n <= 6 || n%128 == 0 }
 
 func haveKeys(t *testing.T, dev *tpm.TPM) { _, _ = keysOf(t, dev) }
 
@@ -204,7 +211,11 @@ func TestFaults(t *testing.T) {
 // begin starts a TPM that is ready for an operation.
 func begin(t *testing.T, op operation) (*tpmfarm.TPM, *tpm.TPM) {
 	t.Helper()
-	chip := start(t)
+	kind := op.kind
+	if kind == "" {
+		kind = "P-256"
+	}
+	chip := startKind(t, kind)
 	dev := open(t, chip)
 	if op.ready != nil {
 		op.ready(t, dev)
@@ -302,8 +313,12 @@ var changing = []tpm2.TPMCC{
 // changes the TPM, for every n. Each time the TPM is a fresh one: what the first
 // run makes is not there.
 func powerCutAt(t *testing.T, op operation, late bool) {
+	cuts := op.cuts
+	if late { // few commands are
+		cuts = sparse
+	}
 	for n := 1; ; n++ {
-		if op.cuts != nil && !op.cuts(n) {
+		if cuts != nil && !cuts(n) {
 			if n > op.most {
 				return
 			}
@@ -399,7 +414,7 @@ func clearedTPM(t *testing.T, op operation) {
 	must(t, op.run(t, dev))
 	wipe(t, dev)
 	again(dev, "after TPM2_Clear", true)
-	for n := 1; n <= op.most; n += 1 + op.most/8 {
+	for n := 1; n <= op.most; n += 1 + op.most/6 {
 		chip, dev := begin(t, op)
 		count := 0
 		tpm.Wrap(dev, func(cmd []byte, next func([]byte) ([]byte, error)) ([]byte, error) {
