@@ -28,11 +28,11 @@ const (
 
 	checkIdentity = "identity.certificate"
 	checkRecovery = "identity.recovery"
+	checkGood     = "identity.evidence"
 	checkEK       = "rotate.ek"
 	checkCSR      = "est.request"
 	checkSubject  = "est.subject"
 	checkCSRKey   = "est.key"
-	checkGood     = "est.evidence"
 )
 
 // failure is an error that names the check that failed.

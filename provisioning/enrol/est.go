@@ -68,7 +68,7 @@ func (s *Server) reenroll(ctx context.Context, c call) ([]byte, error) {
 		return nil, err
 	}
 	if c.id.Role == identity.RoleMember && !st.Good {
-		return nil, Refuse(checkGood, "the newest evidence of the device was not good: let it attest first, or renew by %s", PathRenew)
+		return nil, Refuse(checkGood, "the newest evidence of the device was not good; let it attest first, or renew by %s", PathRenew)
 	}
 	id := c.id
 	id.Tier, id.Model = st.Tier, st.Model

@@ -230,7 +230,7 @@ func TestESTRefusals(t *testing.T) {
 			der: plain, own: &tls.Certificate{Certificate: td.saved.Chain, PrivateKey: theirs},
 			check: "est.key", status: http.StatusForbidden,
 		},
-		"evidence not good": {der: plain, file: func() { f.Good = false }, check: "est.evidence", status: http.StatusForbidden},
+		"evidence not good": {der: plain, file: func() { f.Good = false }, check: "identity.evidence", status: http.StatusForbidden},
 		"revoked":           {der: plain, file: func() { f.revoked = true }, check: "identity.revoked", status: http.StatusForbidden},
 		"no database":       {der: plain, file: func() { f.broken = errors.New("disk full") }, status: http.StatusServiceUnavailable},
 		"too long":          {der: make([]byte, maxCSR), check: "enrol.malformed", status: http.StatusRequestEntityTooLarge},

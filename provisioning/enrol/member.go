@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/tillward/tillward/provisioning/identity"
 )
 
 // ErrKeys means that the TPM answers and does not hold the keys of the identity:
@@ -206,7 +208,7 @@ func (c *Client) renewal(ctx context.Context, dev keys, ch *channel, cert *tls.C
 func (c *Client) renewed(ctx context.Context, dev keys, have Result, next []byte, out renewed) (Result, error) {
 	now := have
 	if len(out.Chain) > 0 {
-		if err := certifies(out.Chain, next); err != nil {
+		if err := certifies(out.Chain, next, have, identity.RoleMember); err != nil {
 			return have, err
 		}
 		now.Chain, now.LDevID = out.Chain, next
@@ -216,7 +218,7 @@ func (c *Client) renewed(ctx context.Context, dev keys, have Result, next []byte
 		if err != nil {
 			return have, err
 		}
-		if err := certifies(out.Recovery, public); err != nil {
+		if err := certifies(out.Recovery, public, have, identity.RoleRecovery); err != nil {
 			return have, err
 		}
 		now.Recovery, now.RecoveryKey = out.Recovery, public
@@ -233,8 +235,9 @@ func (c *Client) renewed(ctx context.Context, dev keys, have Result, next []byte
 	return now, nil
 }
 
-// certifies checks that a chain begins with the certificate of a key.
-func certifies(chain [][]byte, public []byte) error {
+// certifies checks that a chain begins with a certificate of a key, for the same
+// device as before.
+func certifies(chain [][]byte, public []byte, have Result, role identity.Role) error {
 	cert, err := leaf(chain)
 	if err != nil {
 		return fmt.Errorf("the service's answer: %w", err)
@@ -245,6 +248,13 @@ func certifies(chain [][]byte, public []byte) error {
 	}
 	if !samePublic(key, cert.PublicKey) {
 		return errors.New("the service's answer: certificate is for another key")
+	}
+	id, err := identity.FromCertificate(cert)
+	if err != nil {
+		return fmt.Errorf("the service's answer: %w", err)
+	}
+	if id.Device != have.Device || id.Tenant != have.Tenant || id.Role != role {
+		return fmt.Errorf("the service's answer: certificate is for device %s of %s in role %q", id.Device, id.Tenant, id.Role)
 	}
 	return nil
 }

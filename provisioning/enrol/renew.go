@@ -177,7 +177,7 @@ func (s *Server) renew(ctx context.Context, c call, st Standing) (any, error) {
 	}
 	id := identity.Identity{Tenant: c.id.Tenant, Device: c.id.Device, Tier: st.Tier, Model: st.Model}
 	out, done := renewed{}, Renewal{Shown: c.id, AK: ak, ResetCount: q.ResetCount}
-	bad := s.rise(ctx, c.id, id, req)
+	bad := s.rise(ctx, c.id, id, req, st)
 	switch {
 	case bad == nil:
 		if out.Chain, done.Certificate, err = s.issue(id, pub); err != nil {
@@ -201,13 +201,19 @@ func (s *Server) renew(ctx context.Context, c call, st Standing) (any, error) {
 	return out, nil
 }
 
-// rise says why no member's certificate may leave, or nothing. Who comes with a
-// recovery certificate gets one only when somebody judged how it booted.
-func (s *Server) rise(ctx context.Context, shown, id identity.Identity, req renewal) error {
-	if shown.Role == identity.RoleRecovery && s.o.Boot == nil {
+// rise says why no member's certificate may leave, or nothing. Where nobody
+// judges how a device boots, what was made of its newest evidence counts, and a
+// recovery certificate opens no more.
+func (s *Server) rise(ctx context.Context, shown, id identity.Identity, req renewal, st Standing) error {
+	switch {
+	case s.o.Boot != nil:
+		return s.judge(ctx, id, req.PCRs, req.Log)
+	case shown.Role == identity.RoleRecovery:
 		return Refuse(checkRecovery, "a recovery certificate opens no more where nothing judges the boot; enrol again")
+	case !st.Good:
+		return Refuse(checkGood, "the newest evidence of the device was not good; let it attest first")
 	}
-	return s.judge(ctx, id, req.PCRs, req.Log)
+	return nil
 }
 
 // renewedBy writes a renewal down.

@@ -312,6 +312,7 @@ func TestOnlyGoodEvidenceEarnsAMembersCertificate(t *testing.T) {
 		ended   bool // the member's certificate: it comes with the recovery certificate
 		boot    func(identity.Identity, [][]byte, []byte) (bool, error)
 		nobody  bool // judges boots
+		doubt   bool // the newest evidence was not good
 		half    bool // of the recovery certificate's life is over
 		member  bool // gets a member's certificate
 		rescued bool // gets a recovery certificate
@@ -321,6 +322,9 @@ func TestOnlyGoodEvidenceEarnsAMembersCertificate(t *testing.T) {
 		"member, both":                      {half: true, member: true, rescued: true},
 		"member, finding":                   {boot: noted, member: true},
 		"member, nobody judges":             {nobody: true, member: true},
+		"member, nobody judges, in doubt":   {nobody: true, doubt: true, check: "identity.evidence"},
+		"member, in doubt, good boot":       {doubt: true, member: true},
+		"member, in doubt, both":            {nobody: true, doubt: true, half: true, rescued: true, check: "identity.evidence"},
 		"member, bad boot":                  {boot: bad, check: "boot.unknown-event"},
 		"member, bad boot, both":            {boot: bad, half: true, rescued: true, check: "boot.unknown-event"},
 		"recovery, good boot":               {ended: true, member: true},
@@ -333,6 +337,7 @@ func TestOnlyGoodEvidenceEarnsAMembersCertificate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d.saved = start
+			s.dir.reg.of(start.Device).Good = !tt.doubt
 			s.judgeBy(tt.boot)
 			s.server.o.Boot = s.judge
 			if tt.nobody {
@@ -606,5 +611,51 @@ func TestCertificatesThatDoNotRenew(t *testing.T) {
 	d.saved.Recovery = nil
 	if _, err := c.Renew(t.Context(), d.saved); err == nil || !strings.Contains(err.Error(), "enrol again") {
 		t.Errorf("nothing to come with: got %v", err)
+	}
+}
+
+// A device keeps no certificate that is not its own.
+func TestAnswersThatAreNotTheDevices(t *testing.T) {
+	s := newSite(t, true)
+	c, d := s.join(t, s.till(t))
+	_, td := s.join(t, s.till(t))
+	have := d.saved
+	dev, err := c.keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := dev.NextLDevID(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, out := range map[string]renewed{
+		"another key's":      {Chain: have.Chain},
+		"another device's":   {Chain: td.saved.Chain},
+		"no certificate":     {Chain: [][]byte{[]byte("rubbish")}},
+		"recovery as member": {Chain: have.Recovery},
+		"member as recovery": {Recovery: have.Chain},
+		"rubbish":            {Recovery: [][]byte{{}}},
+	} {
+		got, err := c.renewed(t.Context(), dev, have, next, out)
+		if err == nil || !bytes.Equal(got.Chain[0], have.Chain[0]) || !bytes.Equal(d.saved.Chain[0], have.Chain[0]) {
+			t.Errorf("%s: got %v, and it was kept: %t", name, err, !bytes.Equal(d.saved.Chain[0], have.Chain[0]))
+		}
+	}
+	for name, chain := range map[string][][]byte{"member": have.Chain, "recovery": have.Recovery} {
+		public, role := have.LDevID, identity.RoleMember
+		if name == "recovery" {
+			public, role = have.RecoveryKey, identity.RoleRecovery
+		}
+		if err := certifies(chain, public, have, role); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		other := have
+		other.Tenant = "other"
+		if err := certifies(chain, public, other, role); err == nil {
+			t.Errorf("%s: another tenant's was taken", name)
+		}
+		if err := certifies(chain, public, td.saved, role); err == nil {
+			t.Errorf("%s: another device's was taken", name)
+		}
 	}
 }

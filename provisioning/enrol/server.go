@@ -202,6 +202,8 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, device string, err
 	switch {
 	case errors.Is(err, ErrMessage):
 		return s.refused(r, http.StatusBadRequest, "warn", device, err)
+	case Check(err) == checkIdentity && device == "": // anybody may knock without a certificate
+		return s.refused(r, http.StatusForbidden, "warn", device, err)
 	case errors.Is(err, ErrProof), errors.Is(err, ErrRefused):
 		return s.refused(r, http.StatusForbidden, "alarm", device, err)
 	case errors.Is(err, errBusy):
