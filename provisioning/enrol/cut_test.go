@@ -209,7 +209,11 @@ func (s *site) goesOn(t *testing.T, b *box, d *disk, what string, at int) {
 type change func(c *Client, t *testing.T, have Result) (Result, error)
 
 var changes = map[string]change{
-	"renewal":  func(c *Client, t *testing.T, have Result) (Result, error) { return c.Renew(t.Context(), have) },
+	"renewal": func(c *Client, t *testing.T, have Result) (Result, error) { return c.Renew(t.Context(), have) },
+	"renewal-of-both": func(c *Client, t *testing.T, have Result) (Result, error) {
+		have.Recovery = nil // as if its time had come
+		return c.Renew(t.Context(), have)
+	},
 	"rotation": func(c *Client, t *testing.T, have Result) (Result, error) { return c.RotateAK(t.Context(), have) },
 }
 
