@@ -308,7 +308,7 @@ func (s *Service) stored(in fleet.Intake, out fleet.Outcome) {
 func (s *Service) presence(device fleet.DeviceID, online bool, at time.Time) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if err := s.store.SetPresence(ctx, device, online, at); err != nil {
+	if err := s.store.SetPresence(ctx, device, online, at); err != nil && !errors.Is(err, fleet.ErrNotFound) { // it has left the tenant
 		s.log.Error("presence", slog.String("device", string(device)), slog.Any("err", err))
 	}
 	s.hub.Publish(fleet.Change{Kind: fleet.ChangedDevice, ID: string(device), Tenant: s.tenant})
