@@ -343,7 +343,7 @@ func (a *Agent) newMachine() (*update.Machine, error) {
 		Report: a.reportUpdate, Record: a.note, Gate: a.gate, Ready: a.sealable,
 		Checks: []update.Check{
 			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
-			{Name: "what is sealed can be opened", Run: func(context.Context) error { return a.closed }},
+			{Name: "what is sealed can be opened", Run: func(context.Context) error { return a.opensAsBefore() }},
 			{Name: "the broker is reached and the device attested", Run: func(context.Context) error {
 				if !a.isOnline() {
 					return errors.New("not attested yet")

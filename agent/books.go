@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tillward/tillward/agent/internal/member"
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/vault"
 	"github.com/tillward/tillward/cloud/wire"
@@ -43,6 +45,10 @@ const (
 
 // plainValues hold no secret and are needed while the books are locked.
 var plainValues = []string{keyAuditHead, keyIdentityCopy, keySettings}
+
+// errAbsorb means that the locked books are fit, and have no room for what the
+// plain ones hold.
+var errAbsorb = errors.New("the plain books could not be taken over")
 
 func (a *Agent) bookOptions() spool.Options {
 	return spool.Options{MaxBytes: int64(a.cfg.Spool.MaxMiB) << 20, Log: a.log, Plain: plainValues}
@@ -100,8 +106,14 @@ func (a *Agent) openBooks(ctx context.Context) error {
 	if errors.Is(err, spool.ErrKey) {
 		return a.loseBooks(err)
 	}
-	if err != nil {
-		return err
+	if err != nil { // perhaps no space to lock plain ones: they serve as they are
+		plain, e := spool.Open(a.file(lockedBooks), a.bookOptions())
+		if e != nil {
+			return err
+		}
+		a.log.Error("the books stay plain", slog.Any("err", err))
+		a.spool = plain
+		return nil
 	}
 	beside := a.file(plainBooks)
 	if _, err := os.Stat(beside); err == nil {
@@ -110,7 +122,8 @@ func (a *Agent) openBooks(ctx context.Context) error {
 	// Only what must go on: who wrote on the disk meanwhile is not known.
 	take := func(key string) bool { return key == keyAuditHead || strings.HasPrefix(key, keyCommand) }
 	if err := a.spool.Absorb(ctx, beside, take); err != nil {
-		return errors.Join(err, a.spool.Close())
+		a.closed, a.reopened = fmt.Errorf("%w: %w", errAbsorb, err), false // the plain ones serve until they can be taken over
+		return cmp.Or(a.spool.Close(), a.openBeside(ctx, a.bookOptions()))
 	}
 	return nil
 }
@@ -169,16 +182,16 @@ func carry(ctx context.Context, locked *spool.Spool) (map[string][]byte, error) 
 // for whoever comes looking.
 func (a *Agent) loseBooks(why error) error {
 	a.lost = why
-	to := fmt.Sprintf("%s%s%d", a.file(lockedBooks), lostBooks, time.Now().Unix())
-	old, _ := filepath.Glob(a.file(lockedBooks) + lostBooks + "*") // the pattern is well formed
-	for _, name := range old {
-		if err := os.Remove(name); err != nil {
+	when := time.Now().Unix()
+	for _, books := range []string{plainBooks, lockedBooks} {
+		if err := member.Remove(a.cfg.StateDir, books+lostBooks); err != nil {
 			return fmt.Errorf("remove lost books: %w", err)
 		}
-	}
-	for _, part := range []string{"-wal", ""} {
-		if err := os.Rename(a.file(lockedBooks)+part, to+part); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("set lost books aside: %w", err)
+		for _, part := range []string{"-wal", ""} {
+			to := fmt.Sprintf("%s%s%d%s", a.file(books), lostBooks, when, part)
+			if err := os.Rename(a.file(books)+part, to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("set lost books aside: %w", err)
+			}
 		}
 	}
 	if err := a.vault.Forget(); err != nil {

@@ -174,3 +174,30 @@ func TestFloorRises(t *testing.T) {
 	}
 	t.Error("the floor does not rise")
 }
+
+// TestUpdateKeepsTheKey refuses a release that brings no approval for this box,
+// with what to do, and takes one that does.
+func TestUpdateKeepsTheKey(t *testing.T) {
+	f := newFleet(t)
+	good := tpmfarm.Default(release)
+	f.reference(release, good, 0)
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(good)
+	f.until("not sealed", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	f.program("1.1.0")
+	if r := f.offer("1.1.0"); r.State != "REJECTED" || r.Reason != "unsealable" || !strings.Contains(r.Text, "boot reference") {
+		t.Errorf("without a reference: got %s (%s) %q", r.State, r.Reason, r.Text)
+	}
+	f.program("1.2.0")
+	f.reference("agent/1.2.0", tpmfarm.Default("agent/1.2.0"), 0)
+	// The program is none: the way ends at its self-check, past what is tested.
+	if r := f.offer("1.2.0"); r.State != "FAILED" || r.Reason != "selfcheck" {
+		t.Errorf("with an approval: got %s (%s) %q", r.State, r.Reason, r.Text)
+	}
+	b.boot(tpmfarm.Default("agent/1.2.0")) // no network is needed for its approval: it is on file
+	f.until("not started again", func() bool { return f.has("link.up", 3) })
+	if f.audited("vault.closed") {
+		t.Error("the books stay locked after the update")
+	}
+}

@@ -18,6 +18,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -72,6 +73,7 @@ type fleet struct {
 	evidence []wire.EvidenceReport
 	audit    map[uint64]wire.AuditRecord // of the device, by sequence
 	results  []wire.ResultReport
+	samples  map[string]float64 // the newest of the box itself
 	taken    int
 	deaf     map[wire.Channel]bool // is stored and not acknowledged: the line is cut instead
 	counter  uint64
@@ -89,7 +91,7 @@ func newFleet(t *testing.T) *fleet {
 	f := &fleet{
 		t: t, dir: t.TempDir(), changed: make(chan struct{}), members: map[string]enrol.Member{}, nextAK: map[string][]byte{}, life: time.Hour,
 		verdict: wire.Challenge{Verdict: "attested"}, locked: map[string]bool{}, audit: map[uint64]wire.AuditRecord{}, deaf: map[wire.Channel]bool{},
-		keys: trust.Keys{},
+		keys: trust.Keys{}, samples: map[string]float64{},
 	}
 	var err error
 	f.farm, err = tpmfarm.Open(t.Context(), t.TempDir())
@@ -373,6 +375,14 @@ func (f *fleet) store(topic wire.Topic, payload []byte) {
 			}
 			f.audit[r.Seq] = r
 		}
+	case wire.Telemetry:
+		b, err := wire.Decode[wire.TelemetryBatch](payload)
+		must(f.t, err)
+		for _, s := range b.Samples {
+			if s.Peripheral == "" {
+				f.samples[s.Name] = s.Value
+			}
+		}
 	case wire.Result:
 		r, err := wire.Decode[wire.ResultReport](payload)
 		must(f.t, err)
@@ -416,13 +426,55 @@ func (f *fleet) order(device, verb string, args map[string]string) (id string) {
 		NotAfter: time.Now().Add(time.Hour).UnixMilli(), Verb: verb, Args: args, By: "test",
 	})
 	must(f.t, err)
-	o := wire.Order{Kind: wire.OrderCommand, Payload: payload}
-	o.KeyID, o.Signature, err = f.orders.SignOrder(o.Kind, payload)
+	f.send(device, wire.DownCommand, wire.OrderCommand, payload)
+	return id
+}
+
+// program publishes an agent that is none.
+func (f *fleet) program(version string) {
+	f.t.Helper()
+	name := "tillward-agent-" + runtime.GOOS + "-" + runtime.GOARCH
+	file := filepath.Join(f.t.TempDir(), name)
+	must(f.t, os.WriteFile(file, []byte("no program of version "+version), 0o600))
+	must(f.t, f.repo.Add([]trust.NewTarget{{
+		Path: "agent/" + version + "/" + name, File: file,
+		Custom: trust.Custom{Class: "agent", Version: version, OS: runtime.GOOS, Arch: runtime.GOARCH},
+	}}, f.keys))
+}
+
+// offer offers a version and waits for the end of it.
+func (f *fleet) offer(version string) wire.ResultReport {
+	f.t.Helper()
+	device := f.device()
+	payload, err := wire.Encode(&wire.OfferOrder{
+		V: wire.Version, Execution: "x-" + version, Tenant: tenant, Device: device, Class: "agent", Version: version, Target: "agent/" + version,
+		IssuedAt: time.Now().UnixMilli(), NotAfter: time.Now().Add(time.Hour).UnixMilli(),
+	})
+	must(f.t, err)
+	f.send(device, wire.DownOffer, wire.OrderOffer, payload)
+	var got wire.ResultReport
+	f.until("the offer of "+version+" does not end", func() bool {
+		for _, r := range f.results {
+			if r.ID == "x-"+version && (r.State == "REJECTED" || r.State == "FAILED" || r.State == "SUCCEEDED") {
+				got = r
+				return true
+			}
+		}
+		return false
+	})
+	return got
+}
+
+// send signs an order and sends it.
+func (f *fleet) send(device string, c wire.Channel, kind string, payload []byte) {
+	f.t.Helper()
+	o := wire.Order{Kind: kind, Payload: payload}
+	var err error
+	o.KeyID, o.Signature, err = f.orders.SignOrder(kind, payload)
 	must(f.t, err)
 	b, err := wire.Encode(&o)
 	must(f.t, err)
-	must(f.t, f.mqtt.Publish(wire.Topic{Tenant: tenant, Device: device, Quarantine: true, Channel: wire.DownCommand}.String(), b, false, 1))
-	return id
+	must(f.t, f.mqtt.Publish(wire.Topic{Tenant: tenant, Device: device, Quarantine: true, Channel: c}.String(), b, false, 1))
 }
 
 // reference publishes what a release makes a firmware boot into, approved.

@@ -73,6 +73,26 @@ func TestRenewalKeepsTheConnection(t *testing.T) {
 	f.chained()
 }
 
+// TestAKRotation changes the attestation key beside the connection; evidence by
+// the new one is taken, and a restart finds the new one in use.
+func TestAKRotation(t *testing.T) {
+	f := newFleet(t)
+	b := f.box()
+	b.cfg.TPM.AKRotate.Duration = time.Second
+	b.start()
+	f.until("not changed", func() bool { return f.audited("identity.rotated") })
+	b.cfg.TPM.AKRotate.Duration = 0
+	b.stop()
+	n := len(f.evidence)
+	b.start()
+	f.until("no evidence by the new key", func() bool { return len(f.evidence) > n })
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.nextAK) != 1 || f.has("enrol.done", 2) {
+		t.Errorf("%d next keys on file; enrolled twice %v", len(f.nextAK), f.has("enrol.done", 2))
+	}
+}
+
 // TestShortLife lets certificates live for seconds: the device renews in time
 // and never enrols again.
 func TestShortLife(t *testing.T) {
@@ -153,8 +173,10 @@ func (b *box) said() string {
 func TestDiagnose(t *testing.T) {
 	f := newFleet(t)
 	b := f.box()
+	b.cfg.Telemetry.Stats.Duration, b.cfg.Telemetry.Batch.Duration = 100*time.Millisecond, 100*time.Millisecond
 	b.boot(tpmfarm.Default("agent/1.0.0"))
 	f.attested("not attested")
+	f.until("the TPM's count of attacks is not told", func() bool { n, ok := f.samples["tpm_lockout_count"]; return ok && n == 0 })
 	r := f.command(f.device(), "diagnose", nil)
 	if r.State != "SUCCEEDED" || len(r.Output) > wire.MaxOutput {
 		t.Fatalf("got %s (%s), %d bytes", r.State, r.Text, len(r.Output))

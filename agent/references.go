@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"github.com/tillward/tillward/agent/internal/update"
@@ -24,6 +25,9 @@ import (
 const (
 	lookAgain = 6 * time.Hour
 	lookRetry = time.Minute
+	// lookSpread is over how long the first look of a start is spread when it
+	// can wait.
+	lookSpread = 10 * time.Minute
 )
 
 func releaseOf(version string) string { return "agent/" + version }
@@ -59,26 +63,45 @@ func (a *Agent) reference(ctx context.Context, m *membership, version string) (b
 // follow keeps what the running release says of this boot in force: approvals
 // on file, books locked, floor raised. ErrRestart: the books can be opened now.
 func (a *Agent) follow(ctx context.Context, m *membership, dev TPM) error {
+	due := time.Now()
+	if !a.urgent() {
+		due = due.Add(rand.N(lookSpread)) //nolint:gosec // spreads load, guards nothing
+	}
 	for {
-		wait := lookRetry
+		if time.Now().Before(due) {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(time.Until(due)):
+			}
+		}
+		due = time.Now().Add(lookRetry)
 		if a.isOnline() || a.closed != nil {
 			err := a.settle(ctx, m, dev)
 			switch {
 			case errors.Is(err, update.ErrRestart):
 				return err
 			case err == nil, errors.Is(err, trust.ErrNoTarget):
-				wait = lookAgain
+				due = time.Now().Add(lookAgain)
 			case ctx.Err() == nil:
 				a.log.Warn("boot reference of the running release", slog.Any("err", err))
 			}
+			continue
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-a.opened:
-		case <-time.After(wait):
+		case <-a.opened: // what waited for the link need not wait longer
+			due = time.Now()
+		case <-time.After(time.Until(due)):
 		}
 	}
+}
+
+// urgent reports whether the reference decides something now; a fleet that
+// comes back at one moment must not ask for the same file at one moment.
+func (a *Agent) urgent() bool {
+	return a.vault != nil && (!a.vault.Begun() || a.closed != nil)
 }
 
 // settle does one round of follow.
@@ -87,21 +110,23 @@ func (a *Agent) settle(ctx context.Context, m *membership, dev TPM) error {
 	if err != nil {
 		return err
 	}
+	var again error // ErrRestart, once everything is done
 	if a.vault != nil {
 		if _, err := a.vault.Keep(r); err != nil {
 			return err
 		}
-		if err := a.lock(ctx, dev); err != nil {
+		if again = a.lock(ctx, dev); again != nil && !errors.Is(again, update.ErrRestart) {
+			return again
+		}
+	}
+	// Once the release is committed there is no way back, unless the box booted
+	// before it came: then after the next boot.
+	if r.Floor > 0 && !a.machine.OnTrial() && (a.vault == nil || a.vault.Outlives(ctx, dev, r)) {
+		if err := dev.RaiseFloor(ctx, r.Floor); err != nil {
 			return err
 		}
 	}
-	if r.Floor == 0 || a.machine.OnTrial() {
-		return nil
-	}
-	if a.vault != nil && !a.vault.Outlives(ctx, dev, r) {
-		return nil // the box booted before this release came: after the next boot, then
-	}
-	return dev.RaiseFloor(ctx, r.Floor) // the release is committed: there is no way back any more
+	return again
 }
 
 // lock seals a key when there is none, and opens one that stayed closed at the
@@ -118,6 +143,8 @@ func (a *Agent) lock(ctx context.Context, dev TPM) error {
 			return err
 		}
 		a.record(ctx, "vault.sealed", "info", "", map[string]string{"release": releaseOf(a.o.Version)})
+	case errors.Is(a.closed, errAbsorb): // at the next start
+		return nil
 	case a.closed != nil:
 		if _, err := a.vault.Open(ctx, dev); err != nil {
 			return nil //nolint:nilerr // still not approved; that is on record
@@ -126,6 +153,16 @@ func (a *Agent) lock(ctx context.Context, dev TPM) error {
 		return nil
 	}
 	return update.ErrRestart
+}
+
+// opensAsBefore fails a new agent on trial that does not open what the one
+// before it did. Books that were closed before are no reason: it may have come
+// to repair that.
+func (a *Agent) opensAsBefore() error {
+	if a.closed == nil || a.vault == nil || a.vault.OpenBefore(releaseOf(a.o.Version)) {
+		return a.closed
+	}
+	return nil
 }
 
 // sealable says why an update to version would leave the books locked; no error
@@ -139,7 +176,19 @@ func (a *Agent) sealable(ctx context.Context, version string) (reason string, er
 	if m == nil {
 		return "", errNoMember
 	}
+	if err := a.vault.Baseline(releaseOf(version), a.closed == nil); err != nil {
+		return "", err
+	}
 	r, err := a.reference(ctx, m, version)
+	if a.closed != nil { // it cannot get worse
+		if err == nil {
+			_, err = a.vault.Keep(r)
+		}
+		if err != nil {
+			a.log.Warn("boot reference of the offered release", slog.Any("err", err))
+		}
+		return "", nil
+	}
 	if errors.Is(err, trust.ErrNoTarget) {
 		return fmt.Sprintf("release %s has no boot reference for model %s: what is sealed on this box would stay closed; "+
 			"publish one with approvals (tillward-provision boot)", version, a.cfg.Model), nil

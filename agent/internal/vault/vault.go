@@ -53,6 +53,7 @@ const (
 	keyLen   = 32
 	kept     = 16 // releases whose approvals are on file
 	keyFile  = "key.json"
+	baseFile = "baseline.json"
 	approved = ".approved.json"
 )
 
@@ -191,6 +192,24 @@ func same(a, b boot.Approval) bool { return bytes.Equal(a.Signature, b.Signature
 func (v *Vault) Has(release string) bool {
 	_, err := os.Stat(filepath.Join(v.Dir, fileOf(release)))
 	return err == nil
+}
+
+// baseline is baseline.json: how it was when an update was offered.
+type baseline struct {
+	Release string `json:"release"` // offered
+	Open    bool   `json:"open"`
+}
+
+// Baseline keeps whether the key was open when a release was offered.
+func (v *Vault) Baseline(release string, open bool) error {
+	return v.write(baseFile, baseline{release, open})
+}
+
+// OpenBefore reports whether the key was open when the release was offered;
+// yes, unless it is known that it was not.
+func (v *Vault) OpenBefore(release string) bool {
+	var b baseline
+	return !v.read(baseFile, &b) || b.Release != release || b.Open
 }
 
 // Forget removes the sealed key: what it encrypts cannot be read any more.

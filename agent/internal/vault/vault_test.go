@@ -273,3 +273,19 @@ func TestOldReleasesGo(t *testing.T) {
 		}
 	}
 }
+
+// TestBaseline: a new agent has to open what was open when it was offered.
+func TestBaseline(t *testing.T) {
+	v := &vault.Vault{Dir: t.TempDir()}
+	if !v.OpenBefore("agent/2.0.0") {
+		t.Error("nothing known: want the strict answer")
+	}
+	must(t, v.Baseline("agent/2.0.0", false))
+	if v.OpenBefore("agent/2.0.0") || !v.OpenBefore("agent/3.0.0") {
+		t.Error("closed before 2.0.0: want no demand on it, and on others as ever")
+	}
+	must(t, v.Baseline("agent/2.0.0", true))
+	if !v.OpenBefore("agent/2.0.0") {
+		t.Error("open before 2.0.0: want it to open too")
+	}
+}
