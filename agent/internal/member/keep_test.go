@@ -58,7 +58,7 @@ type service struct {
 	shown   []string // serial number and AK of each identity in use
 	audit   []string
 	fail    func(n int) error // of the n-th renewal
-	keep    *member.Keeper
+	wish    time.Duration     // when another certificate is asked for; 0: never
 }
 
 func (s *service) Renew(_ context.Context, have enrol.Result) (enrol.Result, error) {
@@ -82,7 +82,7 @@ func (s *service) RotateAK(_ context.Context, have enrol.Result) (enrol.Result, 
 func keep(t *testing.T, s *service, rotate, how time.Duration) error {
 	t.Helper()
 	s.t, s.began = t, time.Now()
-	s.keep = (&member.Keeper{
+	k := (&member.Keeper{
 		Renewer: s, Rotate: rotate, Log: slog.New(slog.DiscardHandler),
 		Changed: func(id member.Identity) {
 			s.shown = append(s.shown, fmt.Sprintf("%s %s", id.Leaf().SerialNumber, id.AK))
@@ -93,7 +93,13 @@ func keep(t *testing.T, s *service, rotate, how time.Duration) error {
 	}).Keep(identityOf(t))
 	ctx, cancel := context.WithTimeout(t.Context(), how)
 	defer cancel()
-	return s.keep.Run(ctx)
+	if s.wish > 0 {
+		time.AfterFunc(s.wish, func() {
+			k.Renew()
+			k.Renew() // one wish
+		})
+	}
+	return k.Run(ctx)
 }
 
 // TestRenewsAfterAThird follows a device for three months.
@@ -169,12 +175,7 @@ func TestKeysGone(t *testing.T) {
 // TestRenewNow is the service's wish, whatever the age.
 func TestRenewNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &service{}
-		go func() {
-			time.Sleep(time.Hour) // of the bubble
-			s.keep.Renew()
-			s.keep.Renew() // one wish
-		}()
+		s := &service{wish: time.Hour}
 		if err := keep(t, s, 0, life/6); err != nil {
 			t.Fatal(err)
 		}
