@@ -204,6 +204,7 @@ type rolloutStart struct {
 	Group     string        `help:"Group of devices; all by default."`
 	Deadline  time.Duration `help:"For one device, from its offer." default:"1h"`
 	MaxFailed int           `help:"Pause when more devices than this end badly." default:"1"`
+	Repair    bool          `help:"Offer it to quarantined devices, too."`
 	Watch     bool          `help:"Stay and show the progress."`
 }
 
@@ -214,7 +215,7 @@ func (c *rolloutStart) Run(ctx context.Context, o *out, api *client) error {
 		return err
 	}
 	var raw json.RawMessage
-	in := map[string]any{"release": c.Release, "group": c.Group, "deadline_s": deadline, "max_failed": c.MaxFailed}
+	in := map[string]any{"release": c.Release, "group": c.Group, "deadline_s": deadline, "max_failed": c.MaxFailed, "repair": c.Repair}
 	if err := api.post(ctx, "/v1/rollouts", in, &raw); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -22,6 +23,7 @@ type rollout struct {
 	EndedAt   *time.Time     `json:"ended_at"`
 	DeadlineS int            `json:"deadline_s" doc:"for one device, from its offer"`
 	MaxFailed int            `json:"max_failed" doc:"pauses by itself when more end badly"`
+	Repair    bool           `json:"repair" doc:"quarantined devices are offered the release, too"`
 	Counts    map[string]int `json:"counts" doc:"devices by state of their execution"`
 	Total     int            `json:"total"`
 }
@@ -51,7 +53,7 @@ func (s *server) view(ctx context.Context, r fleet.Rollout) (rollout, error) {
 	counts, err := s.Store.Counts(ctx, r.ID)
 	v := rollout{
 		ID: string(r.ID), Release: string(r.Release), Group: r.Group, State: string(r.State), Reason: r.Reason, CreatedAt: when(r.CreatedAt),
-		CreatedBy: r.CreatedBy, EndedAt: when(r.EndedAt), DeadlineS: int(r.Deadline / time.Second), MaxFailed: r.MaxFailed, Counts: map[string]int{},
+		CreatedBy: r.CreatedBy, EndedAt: when(r.EndedAt), DeadlineS: int(r.Deadline / time.Second), MaxFailed: r.MaxFailed, Repair: r.Repair, Counts: map[string]int{},
 	}
 	for k, n := range counts {
 		v.Counts[string(k)] = n
@@ -148,6 +150,7 @@ func (s *server) startRollout(ctx context.Context, in *struct {
 		Group     string `json:"group,omitempty" maxLength:"64" doc:"empty: every device"`
 		DeadlineS int    `json:"deadline_s,omitempty" minimum:"0" maximum:"2592000" doc:"seconds for one device, from its offer; 0: an hour"`
 		MaxFailed int    `json:"max_failed,omitempty" minimum:"0" doc:"pauses by itself when more end badly; 0: 1"`
+		Repair    bool   `json:"repair,omitempty" doc:"offer it to quarantined devices, too"`
 	}
 },
 ) (*body[rollout], error) {
@@ -157,14 +160,14 @@ func (s *server) startRollout(ctx context.Context, in *struct {
 	}
 	r := fleet.Rollout{
 		ID: fleet.RolloutID(newID("ro_")), Tenant: p.Tenant, Release: fleet.ReleaseID(in.Body.Release), Group: in.Body.Group, State: fleet.RolloutRunning,
-		CreatedAt: time.Now(), CreatedBy: p.Name, Deadline: time.Duration(in.Body.DeadlineS) * time.Second, MaxFailed: max(in.Body.MaxFailed, 1),
+		CreatedAt: time.Now(), CreatedBy: p.Name, Deadline: time.Duration(in.Body.DeadlineS) * time.Second, MaxFailed: max(in.Body.MaxFailed, 1), Repair: in.Body.Repair,
 	}
 	if r.Deadline == 0 {
 		r.Deadline = time.Hour
 	}
 	ev := fleet.AuditEvent{
 		At: r.CreatedAt, Kind: "rollout.started", Severity: "info", Actor: p.Name, Subject: string(r.ID),
-		Detail: map[string]string{"release": in.Body.Release, "group": in.Body.Group},
+		Detail: map[string]string{"release": in.Body.Release, "group": in.Body.Group, "repair": strconv.FormatBool(r.Repair)},
 	}
 	if err := s.Store.AddRollout(ctx, r, ev); err != nil {
 		return nil, s.fault(ctx, err)

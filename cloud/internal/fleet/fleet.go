@@ -225,6 +225,7 @@ type Rollout struct {
 	EndedAt   time.Time
 	Deadline  time.Duration // for one execution, from its offer
 	MaxFailed int           // pauses by itself when more executions than this end badly; 0 means 1
+	Repair    bool          // quarantined devices are offered the release, too
 }
 
 // ExecutionState is where one device's part in a rollout stands.

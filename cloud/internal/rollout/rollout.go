@@ -172,13 +172,13 @@ func (r *Runner) round(ctx context.Context) error {
 		return nil
 	}
 	connected := r.o.Link.Connected()
-	online := func(d fleet.DeviceID) bool { t := connected[d]; return t == fleet.Attested || t == fleet.Degraded }
 	ran := make(map[fleet.RolloutID]bool, len(running))
 	defer func() { r.ran = ran }()
 	var errs []error
 	for _, ro := range running {
 		// While a rollout is paused nobody is offered anything, not even who comes back then.
 		again := func(d fleet.DeviceID) bool { return r.back[d] || !r.ran[ro.ID] }
+		online := func(d fleet.DeviceID) bool { return eligible(ro, connected[d]) }
 		if _, err := r.o.Store.Enlist(ctx, ro.ID); err != nil {
 			errs = append(errs, err)
 			continue
@@ -193,6 +193,11 @@ func (r *Runner) round(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// eligible says whether a connected device of this trust is offered something.
+func eligible(ro fleet.Rollout, t fleet.Trust) bool {
+	return t == fleet.Attested || t == fleet.Degraded || ro.Repair && t == fleet.Quarantined
 }
 
 func (r *Runner) executions(ctx context.Context, ro fleet.Rollout) ([]fleet.Execution, error) {

@@ -73,13 +73,13 @@ func (s *Store) Releases(ctx context.Context, p fleet.Page) (items []fleet.Relea
 	return items, next, nil
 }
 
-const rolloutColumns = `n, id, tenant, "release", "group", state, reason, created_at, created_by, ended_at, deadline, max_failed`
+const rolloutColumns = `n, id, tenant, "release", "group", state, reason, created_at, created_by, ended_at, deadline, max_failed, repair`
 
 func scanRollout(row scanner) (numbered[fleet.Rollout], error) {
 	var n int64
 	var r fleet.Rollout
 	var created, ended, deadline int64
-	if err := row.Scan(&n, &r.ID, &r.Tenant, &r.Release, &r.Group, &r.State, &r.Reason, &created, &r.CreatedBy, &ended, &deadline, &r.MaxFailed); err != nil {
+	if err := row.Scan(&n, &r.ID, &r.Tenant, &r.Release, &r.Group, &r.State, &r.Reason, &created, &r.CreatedBy, &ended, &deadline, &r.MaxFailed, &r.Repair); err != nil {
 		return numbered[fleet.Rollout]{}, found(err)
 	}
 	r.CreatedAt, r.EndedAt, r.Deadline = at(created), at(ended), time.Duration(deadline)*time.Millisecond
@@ -94,9 +94,9 @@ func (s *Store) AddRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditE
 		if err := w.row(ctx, `SELECT 1 FROM "release" WHERE id = ?`, r.Release).Scan(&one); err != nil {
 			return fmt.Errorf("release %s: %w", r.Release, found(err))
 		}
-		n, err := w.changed(ctx, `INSERT INTO rollout (id, tenant, "release", "group", state, reason, created_at, created_by, ended_at, deadline, max_failed)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`,
-			r.ID, r.Tenant, r.Release, r.Group, r.State, r.Reason, ms(r.CreatedAt), r.CreatedBy, ms(r.EndedAt), r.Deadline.Milliseconds(), r.MaxFailed)
+		n, err := w.changed(ctx, `INSERT INTO rollout (id, tenant, "release", "group", state, reason, created_at, created_by, ended_at, deadline, max_failed, repair)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`,
+			r.ID, r.Tenant, r.Release, r.Group, r.State, r.Reason, ms(r.CreatedAt), r.CreatedBy, ms(r.EndedAt), r.Deadline.Milliseconds(), r.MaxFailed, r.Repair)
 		if err != nil {
 			return err
 		}
