@@ -30,6 +30,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/verifier"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/ca"
+	"github.com/tillward/tillward/provisioning/ca/pkcs11"
 	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/provisioning/identity"
 	"github.com/tillward/tillward/provisioning/trust"
@@ -55,6 +56,7 @@ type Service struct {
 	devices  *ca.Authority // issues LDevID certificates
 	root     *ca.Authority // issues what the service itself shows
 	signer   *trust.OrderSigner
+	token    *pkcs11.Token // that the device authority's keys are in; nil: in files
 	owners   *owner.Registry
 	server   *serverCert
 
@@ -65,6 +67,9 @@ type Service struct {
 	rollout  *rollout.Runner
 
 	mqtt, https, operator, metrics net.Listener
+
+	rotated   chan struct{} // the authority of devices signs with another key
+	overtaken sync.Map      // devices that came with a certificate of an older one
 }
 
 // Addrs are the addresses the listeners are bound to.
@@ -76,7 +81,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, log: log, tenant: fleet.TenantID(cfg.Tenant), hub: &live.Hub{}}
+	s := &Service{cfg: cfg, log: log, tenant: fleet.TenantID(cfg.Tenant), hub: &live.Hub{}, rotated: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -104,16 +109,16 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 	if err := s.listen(ctx); err != nil {
 		return nil, err
 	}
-	return s, s.wire()
+	if err := s.wire(); err != nil {
+		return nil, err
+	}
+	return s, s.learnBoots(ctx)
 }
 
 // keys opens or makes the authorities and the key that signs orders.
 func (s *Service) keys() (err error) {
 	dir := s.cfg.DataDir
-	if s.devices, err = ca.Open(dir, "tenant-ca", ca.Options{}); err != nil {
-		return err
-	}
-	if s.root, err = ca.Open(dir, "service-ca", ca.Options{Pinned: true}); err != nil {
+	if err := s.openAuthorities(); err != nil {
 		return err
 	}
 	pemRoot := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.root.Root().Raw})
@@ -191,7 +196,7 @@ func (s *Service) wire() (err error) {
 	}
 	device, command, roll := changed(fleet.ChangedDevice), changed(fleet.ChangedCommand), changed(fleet.ChangedRollout)
 	s.verifier = verifier.New(verifier.Options{
-		Devices: s.store, Firmware: s.store, Link: s.broker, Every: s.cfg.Attest.Every.Duration, Unjudged: fleet.Attested,
+		Devices: s.store, Firmware: s.store, Link: s.broker, Every: s.cfg.Attest.Every.Duration, Unjudged: fleet.Trust(s.cfg.Attest.Unjudged),
 		Changed: func(d fleet.Device) { device(d.Tenant, string(d.ID)) }, Log: s.log,
 	})
 	s.dispatch = dispatch.New(dispatch.Options{
@@ -221,7 +226,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.close()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.owners.Run, s.watchCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
+		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.owners.Run, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
@@ -236,6 +241,11 @@ func (s *Service) close() {
 			_ = l.Close()
 		}
 	}
+	if s.token != nil {
+		if err := s.token.Close(); err != nil {
+			s.log.Error("close the token", slog.Any("err", err))
+		}
+	}
 	if s.store != nil {
 		if err := s.store.Close(); err != nil {
 			s.log.Error("close the store", slog.Any("err", err))
@@ -246,7 +256,12 @@ func (s *Service) close() {
 // admit says what a member's certificate opens: the newest one, a recovery
 // certificate, and nothing else.
 func (s *Service) admit(ctx context.Context, id identity.Identity) (fleet.Admission, error) {
-	return s.store.Admit(ctx, fleet.DeviceID(id.Device), fleet.TenantID(id.Tenant), id.Serial)
+	device := fleet.DeviceID(id.Device)
+	a, err := s.store.Admit(ctx, device, fleet.TenantID(id.Tenant), id.Serial)
+	if err == nil && a == fleet.AdmitMember && id.Issuer != s.issuer() {
+		s.overtaken.Store(device, struct{}{})
+	}
+	return a, err
 }
 
 // refused raises the alarm of a certificate that is worth nothing any more and
@@ -325,6 +340,9 @@ func (s *Service) ready(device fleet.DeviceID) {
 		s.log.Error("deliver commands", slog.String("device", string(device)), slog.Any("err", err))
 	}
 	s.rollout.Deliver(device)
+	if _, old := s.overtaken.LoadAndDelete(device); old {
+		s.renew(device)
+	}
 }
 
 func (s *Service) violation(device, what string) {

@@ -30,11 +30,12 @@ type Config struct {
 	OwnerName string `toml:"owner_name" comment:"what ownership vouchers call this tenant; empty: the tenant"`
 	LogLevel  string `toml:"log_level" comment:"debug, info, warn or error"`
 
-	Device   DeviceConfig   `toml:"device"`
-	Operator OperatorConfig `toml:"operator"`
-	Metrics  MetricsConfig  `toml:"metrics"`
-	Enrol    EnrolConfig    `toml:"enrol"`
-	Attest   AttestConfig   `toml:"attest"`
+	Device    DeviceConfig    `toml:"device"`
+	Operator  OperatorConfig  `toml:"operator"`
+	Metrics   MetricsConfig   `toml:"metrics"`
+	Enrol     EnrolConfig     `toml:"enrol"`
+	Attest    AttestConfig    `toml:"attest"`
+	Authority AuthorityConfig `toml:"authority"`
 }
 
 // DeviceConfig holds the listeners devices speak to.
@@ -76,6 +77,18 @@ type EnrolConfig struct {
 type VendorConfig struct {
 	Name string `toml:"name" comment:"as in his manifests"`
 	Key  string `toml:"key" comment:"file with his public key: PEM, or a party file"`
+}
+
+// AuthorityConfig says where the keys of the authorities lie, and who signs
+// the issuing certificates of devices.
+type AuthorityConfig struct {
+	PassphraseFile  string `toml:"passphrase_file" comment:"file, or name of a systemd credential, with what key files are encrypted by; empty: plain files"`
+	Module          string `toml:"module" comment:"PKCS#11 library of the token with the key that signs device certificates; empty: in a file"`
+	Token           string `toml:"token" comment:"label of that token"`
+	PINFile         string `toml:"pin_file" comment:"file, or name of a systemd credential, with its PIN"`
+	StepURL         string `toml:"step_url" comment:"step-ca that signs issuing certificates, https://host:port; empty: the root in the data folder, or offline"`
+	StepProvisioner string `toml:"step_provisioner" comment:"name of its JWK provisioner"`
+	StepKey         string `toml:"step_key" comment:"file with the provisioner's key"`
 }
 
 // AttestConfig sets how often devices prove themselves.
@@ -164,6 +177,14 @@ func (c Config) Validate() error {
 		return errors.New("enrol.vendors: give each vendor's name and the file with his public key")
 	case len(c.OwnerName) > 64 || strings.ContainsFunc(c.OwnerName, unicode.IsControl):
 		return fmt.Errorf("owner_name %q: use at most 64 bytes of printable text", c.OwnerName)
+	case c.Authority.Module != "" && (c.Authority.Token == "" || c.Authority.PINFile == ""):
+		return errors.New("authority.module: give the label of the token in authority.token and a file with its PIN in authority.pin_file")
+	case c.Authority.Module == "" && (c.Authority.Token != "" || c.Authority.PINFile != ""):
+		return errors.New("authority.token and authority.pin_file: name the PKCS#11 library in authority.module")
+	case c.Authority.StepURL != "" && (c.Authority.StepProvisioner == "" || c.Authority.StepKey == ""):
+		return errors.New("authority.step_url: give authority.step_provisioner and authority.step_key")
+	case c.Authority.StepURL == "" && (c.Authority.StepProvisioner != "" || c.Authority.StepKey != ""):
+		return errors.New("authority.step_provisioner and authority.step_key: name the step-ca in authority.step_url")
 	case (c.Operator.Cert == "") != (c.Operator.Key == ""):
 		return errors.New("operator.cert and operator.key: give both or neither")
 	}

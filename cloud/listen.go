@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -21,7 +20,6 @@ import (
 
 	"github.com/tillward/tillward/cloud/console"
 	"github.com/tillward/tillward/cloud/internal/api"
-	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/provisioning/identity"
 	"github.com/tillward/tillward/provisioning/makers"
@@ -70,7 +68,7 @@ func (s *Service) serveDevices(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	join := enrol.NewServer(enrol.Options{
-		EKRoots: tpmMakers, VirtualRoots: virtual, Directory: &directory{s}, Registry: &directory{s}, Issuer: s.devices,
+		EKRoots: tpmMakers, VirtualRoots: virtual, Directory: &directory{s}, Registry: &directory{s}, Issuer: s.devices, Boot: s.booted,
 		Life: time.Duration(s.cfg.Enrol.CertDays) * 24 * time.Hour, Welcome: s.welcome, Audit: s.audit, Log: s.log,
 	})
 	for _, path := range []string{
@@ -91,8 +89,13 @@ func (s *Service) serveDevices(ctx context.Context) error {
 		artifacts.ServeHTTP(w, r)
 	})
 	return s.serve(ctx, s.https, &tls.Config{
-		GetCertificate: s.server.get, ClientCAs: s.devices.Pool(), ClientAuth: tls.VerifyClientCertIfGiven,
-		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { // authorities come and go while we run
+			return &tls.Config{
+				GetCertificate: s.server.get, ClientCAs: s.devices.Pool(), ClientAuth: tls.VerifyClientCertIfGiven,
+				MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
+			}, nil
+		},
+		MinVersion: tls.VersionTLS13,
 	}, mux)
 }
 
@@ -101,9 +104,9 @@ func (s *Service) serveOperators(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", api.New(api.Deps{
 		Tenant: s.tenant, Store: s.store, Accounts: s.accounts, Send: s.dispatch.Send,
-		Publish: func(ctx context.Context, r io.Reader) ([]fleet.Release, error) { return s.catalog.Publish(ctx, r) },
+		Publish: s.publish,
 		Watch:   s.hub.Subscribe, Changed: s.hub.Publish, Wake: s.rollout.Wake, Version: Version, Log: s.log,
-		Owners: s.owners, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: s.reappraise,
+		Owners: s.owners, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate,
 	}))
 	app := console.Handler()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

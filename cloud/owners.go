@@ -6,11 +6,8 @@ import (
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"log/slog"
 	"os"
-	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/owner"
@@ -89,25 +86,6 @@ func (s *Service) authorities() []fleet.Authority {
 		out = append(out, fleet.Authority{Serial: i.Serial, NotBefore: i.NotBefore, NotAfter: i.NotAfter, Current: i.Current})
 	}
 	return out
-}
-
-// reappraise asks the connected devices of a model that are not trusted for
-// fresh evidence: what counts for their boot has changed.
-func (s *Service) reappraise(model string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	for id, trust := range s.broker.Connected() {
-		if trust == fleet.Attested {
-			continue
-		}
-		d, err := s.store.DeviceByID(ctx, id)
-		if err == nil && d.Model == model {
-			err = s.verifier.Challenge(id)
-		}
-		if err != nil && !errors.Is(err, fleet.ErrNotFound) {
-			s.log.Info("appraise again", slog.String("device", string(id)), slog.Any("err", err))
-		}
-	}
 }
 
 // voucher is what a member is given to know whose it is; nil when there is none.

@@ -79,7 +79,7 @@ type site struct {
 	boot  func(id identity.Identity, pcrs [][]byte, log []byte) (bool, error) // nil: all boots are good
 }
 
-func (s *site) judge(_ context.Context, id identity.Identity, pcrs [][]byte, log []byte) (bool, error) {
+func (s *site) judge(_ context.Context, _ bool, id identity.Identity, pcrs [][]byte, log []byte) (bool, error) {
 	s.mu.Lock()
 	f := s.boot
 	s.mu.Unlock()

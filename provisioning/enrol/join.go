@@ -174,7 +174,7 @@ func (s *Server) finish(ctx context.Context, c call) (any, string, error) {
 		return nil, device, fmt.Errorf("quote: %w", err)
 	}
 	id := identity.Identity{Tenant: at.tenant, Device: device, Tier: at.tier, Model: at.applicant.Model}
-	if err := s.judge(ctx, id, ev.PCRs, ev.Log); err != nil {
+	if err := s.judge(ctx, true, id, ev.PCRs, ev.Log); err != nil {
 		return nil, device, err
 	}
 	res, err := s.admit(ctx, at, id, pub, recovery, q)

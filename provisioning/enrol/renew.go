@@ -207,7 +207,7 @@ func (s *Server) renew(ctx context.Context, c call, st Standing) (any, error) {
 func (s *Server) rise(ctx context.Context, shown, id identity.Identity, req renewal, st Standing) error {
 	switch {
 	case s.o.Boot != nil:
-		return s.judge(ctx, id, req.PCRs, req.Log)
+		return s.judge(ctx, false, id, req.PCRs, req.Log)
 	case shown.Role == identity.RoleRecovery:
 		return Refuse(checkRecovery, "a recovery certificate opens no more where nothing judges the boot; enrol again")
 	case !st.Good:

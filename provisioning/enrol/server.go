@@ -81,9 +81,10 @@ type Options struct {
 	Issuer       Issuer
 	Life         time.Duration // of a certificate; 0 is 30 days
 	// Boot judges how a device booted by its quoted registers and its event log
-	// (gzip, may be nil). A finding is audited under its Check; without accept
-	// no member's certificate leaves the service.
-	Boot func(ctx context.Context, id identity.Identity, pcrs [][]byte, log []byte) (accept bool, finding error)
+	// (gzip, may be nil). joins tells an enrolment from a renewal. A finding is
+	// audited under its Check; without accept no member's certificate leaves the
+	// service.
+	Boot func(ctx context.Context, joins bool, id identity.Identity, pcrs [][]byte, log []byte) (accept bool, finding error)
 	// Welcome is what a new member is told: brokers, artifacts, keys, voucher.
 	Welcome func(ctx context.Context, m Member) (Result, error)
 	// Audit takes every enrolment and every refusal (severity info, warn or
@@ -241,11 +242,11 @@ func (s *Server) answer(w http.ResponseWriter, status int, v any) {
 
 // judge asks how a device booted. What is found is written down; the error
 // says why no member's certificate may leave.
-func (s *Server) judge(ctx context.Context, id identity.Identity, pcrs [][]byte, log []byte) error {
+func (s *Server) judge(ctx context.Context, joins bool, id identity.Identity, pcrs [][]byte, log []byte) error {
 	if s.o.Boot == nil {
 		return nil
 	}
-	accept, finding := s.o.Boot(ctx, id, pcrs, log)
+	accept, finding := s.o.Boot(ctx, joins, id, pcrs, log)
 	if finding == nil && accept {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base32"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
@@ -53,8 +54,8 @@ const idLen = 24
 var ErrIdentity = errors.New("not a device certificate")
 
 // oidTillward is the extension that carries tier and model, as a SEQUENCE of
-// two UTF8Strings, and a third with the role unless it is a member's. The arc is a UUID-based one [ITU-T X.667, 7] and needs no
-// registration.
+// two UTF8Strings, and a third with the role unless it is a member's. The arc is
+// a UUID-based one [ITU-T X.667, 7] and needs no registration.
 var oidTillward = asn1.ObjectIdentifier{2, 25, 1938417662, 1}
 
 // Identity is a device as its certificate names it.
@@ -65,6 +66,7 @@ type Identity struct {
 	Model    string
 	Role     Role
 	Serial   string // hex serial number of the certificate
+	Issuer   string // hex key identifier of who signed it
 	NotAfter time.Time
 }
 
@@ -120,7 +122,7 @@ func FromCertificate(c *x509.Certificate) (Identity, error) {
 	if len(p) != 5 || p[0] != "tillward" || p[1] != "t" || p[3] != "d" {
 		return Identity{}, fmt.Errorf("name %.80q: %w", c.URIs[0].Opaque, ErrIdentity)
 	}
-	id := Identity{Tenant: p[2], Device: p[4], Serial: c.SerialNumber.Text(16), NotAfter: c.NotAfter}
+	id := Identity{Tenant: p[2], Device: p[4], Serial: c.SerialNumber.Text(16), Issuer: hex.EncodeToString(c.AuthorityKeyId), NotAfter: c.NotAfter}
 	for _, e := range c.Extensions {
 		if !e.Id.Equal(oidTillward) {
 			continue

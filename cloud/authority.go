@@ -1,0 +1,119 @@
+package cloud
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/ca"
+	"github.com/tillward/tillward/provisioning/ca/pkcs11"
+	"github.com/tillward/tillward/provisioning/ca/step"
+)
+
+// renewPace is how many connected devices a second are told to renew after the
+// authority was rotated: a certificate costs the service a few milliseconds.
+const renewPace = 50
+
+// openAuthorities opens who signs device certificates and who signs what the
+// service shows.
+func (s *Service) openAuthorities() (err error) {
+	dir, c := s.cfg.DataDir, s.cfg.Authority
+	var o ca.Options
+	if c.PassphraseFile != "" {
+		if o.Passphrase, err = ca.Passphrase(c.PassphraseFile); err != nil {
+			return fmt.Errorf("authority.passphrase_file: %w", err)
+		}
+	}
+	pinned := o
+	pinned.Pinned = true
+	if s.root, err = ca.Open(dir, "service-ca", pinned); err != nil {
+		return err
+	}
+	if c.Module != "" {
+		pin, err := ca.Passphrase(c.PINFile)
+		if err != nil {
+			return fmt.Errorf("authority.pin_file: %w", err)
+		}
+		if s.token, err = pkcs11.Open(pkcs11.Config{Module: c.Module, Token: c.Token, PIN: pin}); err != nil {
+			return err
+		}
+		o.Keys = s.token
+	}
+	if c.StepURL != "" {
+		o.Upstream, err = step.Open(step.Config{
+			URL: c.StepURL, Root: filepath.Join(dir, "tenant-ca.pem"), Provisioner: c.StepProvisioner, Key: c.StepKey,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	s.devices, err = ca.Open(dir, "tenant-ca", o)
+	return err
+}
+
+// rotate signs with a new issuing certificate from now on and has the fleet
+// renew, the connected devices at a measured pace, the others when they come.
+func (s *Service) rotate(ctx context.Context) error {
+	if _, err := s.devices.Rotate(ctx); errors.Is(err, ca.ErrOffline) {
+		return fmt.Errorf("%w: %w", fleet.ErrConflict, err)
+	} else if err != nil {
+		return err
+	}
+	select {
+	case s.rotated <- struct{}{}:
+	default: // the round that is to come covers it
+	}
+	return nil
+}
+
+// rollCertificates tells connected devices to renew after each rotation.
+func (s *Service) rollCertificates(ctx context.Context) error {
+	tick := time.NewTicker(time.Second / renewPace)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.rotated:
+		}
+		for device := range s.broker.Connected() {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+			s.renew(device)
+		}
+	}
+}
+
+// renew tells a device to renew its certificate now.
+func (s *Service) renew(device fleet.DeviceID) {
+	b, err := wire.Encode(&wire.Challenge{V: wire.Version, Need: wire.NeedRenew})
+	if err == nil {
+		err = s.broker.Send(device, wire.DownChallenge, b)
+	}
+	if err != nil {
+		s.log.Debug("not told to renew", slog.String("device", string(device)), slog.Any("err", err))
+	}
+}
+
+// issuer is the key identifier of who signs device certificates now.
+func (s *Service) issuer() string {
+	chain := s.devices.Chain()
+	if len(chain) == 0 {
+		return ""
+	}
+	cert, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return ""
+	}
+	return hex.EncodeToString(cert.SubjectKeyId)
+}
