@@ -27,6 +27,11 @@ func (o *Operator) Post(ctx context.Context, path string, in, out any) error {
 	return o.do(ctx, http.MethodPost, path, in, out)
 }
 
+// Patch sends in as JSON to path.
+func (o *Operator) Patch(ctx context.Context, path string, in any) error {
+	return o.do(ctx, http.MethodPatch, path, in, nil)
+}
+
 func (o *Operator) do(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {

@@ -31,7 +31,10 @@ type Till struct {
 	log     *os.File
 	service *service
 	rootTUF string
+	sealKey string
 	pace    Pace
+
+	firmware tpmfarm.Firmware // what it boots
 
 	firstVersion string
 }
@@ -52,7 +55,7 @@ type status struct {
 
 var agentFile = template.Must(template.New("agent.toml").Parse(`# written by the simulator
 state_dir = "{{.State}}"
-model = "tillward-sim-1"
+model = "{{.Model}}"
 serial = "{{.Name}}"
 reboot = []
 
@@ -65,9 +68,11 @@ artifacts = "https://{{.HTTPS}}"
 
 [tpm]
 device = "unix:{{.TPM}}"
+event_log = "{{.BootLog}}"
 
 [update]
 root = "{{.RootTUF}}"
+seal_key = "{{.SealKey}}"
 check_for = "30s"
 min_free_mib = 1
 
@@ -94,9 +99,9 @@ driver = "board"
 func (t *Till) configure() error {
 	var b bytes.Buffer
 	err := agentFile.Execute(&b, map[string]any{
-		"State": filepath.Join(t.dir, "state"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
-		"Roots": t.service.roots(), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "Printer": t.printer.Addr(),
-		"Reader": t.reader.file, "Pace": t.pace,
+		"Model": simModel, "State": filepath.Join(t.dir, "state"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
+		"Roots": t.service.roots(), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
+		"Reader": t.reader.file, "Pace": t.pace, "BootLog": t.bootLog(),
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.Name, err)
@@ -107,6 +112,9 @@ func (t *Till) configure() error {
 	return nil
 }
 
+// bootLog is where the firmware leaves its event log.
+func (t *Till) bootLog() string { return filepath.Join(t.dir, "binary_bios_measurements") }
+
 func (t *Till) file() string { return filepath.Join(t.dir, "agent.toml") }
 
 // Boot starts the agent. The TPM, the printer and the reader already run.
@@ -116,7 +124,12 @@ func (t *Till) Boot(ctx context.Context) {
 }
 
 // powerCycle restarts the TPM as a reboot of the box would.
-func (t *Till) powerCycle(ctx context.Context) error { return t.tpm.Restart(ctx) }
+func (t *Till) powerCycle(ctx context.Context) error {
+	if err := t.tpm.Restart(ctx); err != nil {
+		return err
+	}
+	return t.firmware.Boot(t.tpm, t.bootLog())
+}
 
 // Kill is kill -9 at the agent; its supervisor starts it again.
 func (t *Till) Kill() error { return t.proc.kill() }

@@ -11,6 +11,7 @@ package simulator
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ type Options struct {
 	Tills    int
 	Seed     uint64
 	PortBase int           // first of the service's ports; 0: free ones
+	EKRoots  []string      // PEM files of authorities whose TPMs are of tier A
 	Day      time.Duration // how long the scripted day lasts
 	Pace     Pace
 	Out      io.Writer // what a person reads
@@ -51,7 +53,8 @@ type World struct {
 	farm    *tpmfarm.Farm
 	pcscd   *emulator.PCSCD
 	service *service
-	root    string // TUF root of the image
+	root    string             // TUF root of the image
+	vendor  ed25519.PrivateKey // signs manifests
 }
 
 // Open starts the service and makes the tills, without booting them. When it
@@ -72,7 +75,13 @@ func Open(ctx context.Context, opt Options) (_ *World, err error) {
 	if err = w.makeRelease(ctx); err != nil {
 		return nil, err
 	}
+	if err = w.foundVendor(); err != nil {
+		return nil, err
+	}
 	if err = w.openService(ctx); err != nil {
+		return nil, err
+	}
+	if err = w.publishBoot(ctx); err != nil {
 		return nil, err
 	}
 	if w.pcscd, err = emulator.StartPCSCD(ctx, filepath.Join(opt.Dir, "pcscd"), opt.Tills); err != nil {
@@ -100,9 +109,10 @@ func (w *World) openService(ctx context.Context) error {
 	cfg.Tenant = "demo"
 	cfg.Device.Names = []string{"localhost", "127.0.0.1"}
 	cfg.Operator.Plain = true
-	cfg.Enrol.VirtualEKRoots = []string{w.farm.CA()}
+	cfg.Enrol.VirtualEKRoots, cfg.Enrol.EKRoots = []string{w.farm.CA()}, w.opt.EKRoots
 	cfg.Enrol.AutoClaim = true
-	cfg.Attest.Every = cloud.Duration{Duration: 30 * time.Second}
+	cfg.Attest.Every, cfg.Attest.Unjudged = cloud.Duration{Duration: 30 * time.Second}, "quarantined"
+	cfg.Enrol.Vendors = []cloud.VendorConfig{{Name: simVendor, Key: w.vendorKey()}}
 	port := func(i int) string {
 		if w.opt.PortBase == 0 {
 			return "127.0.0.1:0"
@@ -123,7 +133,7 @@ func (w *World) openService(ctx context.Context) error {
 func (w *World) makeTill(ctx context.Context, i int) (*Till, error) {
 	t := &Till{
 		Name: fmt.Sprintf("till-%d", i+1), agent: filepath.Join(w.opt.Bin, "tillward-agent"), service: w.service,
-		rootTUF: w.root, pace: w.opt.Pace,
+		rootTUF: w.root, sealKey: w.sealPublic(), pace: w.opt.Pace, firmware: tpmfarm.Default(FirstOS),
 	}
 	t.dir = filepath.Join(w.opt.Dir, t.Name)
 	if err := os.MkdirAll(filepath.Join(t.dir, "state"), 0o700); err != nil {
@@ -134,6 +144,9 @@ func (w *World) makeTill(ctx context.Context, i int) (*Till, error) {
 		return t, err
 	}
 	if t.tpm, err = w.farm.Start(ctx, filepath.Join(t.dir, "tpm")); err != nil {
+		return t, fmt.Errorf("%s: %w", t.Name, err)
+	}
+	if err = t.firmware.Boot(t.tpm, t.bootLog()); err != nil {
 		return t, fmt.Errorf("%s: %w", t.Name, err)
 	}
 	if t.printer, err = emulator.NewPrinter("127.0.0.1:0"); err != nil {

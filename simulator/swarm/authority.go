@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -12,6 +13,8 @@ import (
 	"fmt"
 	"math/big"
 	"time"
+
+	"github.com/google/go-tpm/tpm2"
 )
 
 // Authority plays the maker of virtual TPMs: it certifies the EKs of devices.
@@ -63,6 +66,20 @@ func (a *Authority) Certificate() *x509.Certificate { return a.cert }
 // PEM is the root, for a file the service reads.
 func (a *Authority) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+// Endorse certifies an EK by its TPMT_PUBLIC, as a second maker might.
+func (a *Authority) Endorse(ek []byte) ([]byte, error) {
+	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek)
+	if err != nil {
+		return nil, fmt.Errorf("endorse: %w", err)
+	}
+	key, err := tpm2.Pub(*area)
+	if err != nil {
+		return nil, fmt.Errorf("endorse: %w", err)
+	}
+	sum := sha256.Sum256(ek)
+	return a.endorse(key, sum[:16])
 }
 
 // endorse certifies an EK as a maker does: no subject, a critical SAN with a

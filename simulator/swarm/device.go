@@ -9,6 +9,9 @@
 // that is why a service must never trust an Authority of this package outside
 // of tests. It is no fallback for a device without TPM, and runs nothing an
 // agent runs.
+//
+// It exports more than eight names because load, attacks and captures of what
+// passes each need another end of such a device.
 package swarm
 
 import (
@@ -40,6 +43,10 @@ type Device struct {
 	Restart  uint32       // resumes since the last boot
 	Firmware uint64       // of the TPM
 	PCRs     [10][32]byte // PCR 0 to 9 of the SHA-256 bank
+
+	// Selection is what its quotes claim to cover; nil: PCR 0 to 9. Anything
+	// else is an attack.
+	Selection []byte
 
 	seed  [32]byte
 	maker *Authority      // nil: no EK certificate
@@ -190,6 +197,14 @@ func (d *Device) Certify(_ context.Context, extra []byte) (attest, signature []b
 	return d.certify(roleLDevID, extra)
 }
 
+// selection is what the TPM says was quoted.
+func (d *Device) selection() []byte {
+	if d.Selection != nil {
+		return d.Selection
+	}
+	return []byte{0xff, 0x03, 0}
+}
+
 // Quote implements enrol.Prover.
 func (d *Device) Quote(_ context.Context, extra []byte) (attest, signature []byte, pcrs [][]byte, err error) {
 	for i := range d.PCRs {
@@ -197,7 +212,7 @@ func (d *Device) Quote(_ context.Context, extra []byte) (attest, signature []byt
 	}
 	digest := sha256.Sum256(slices.Concat(pcrs...))
 	attest, signature, err = d.attest(tpm2.TPMSTAttestQuote, extra, tpm2.NewTPMUAttest(tpm2.TPMSTAttestQuote, &tpm2.TPMSQuoteInfo{
-		PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: []byte{0xff, 0x03, 0}}}},
+		PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: d.selection()}}},
 		PCRDigest: tpm2.TPM2BDigest{Buffer: digest[:]},
 	}))
 	return attest, signature, pcrs, err

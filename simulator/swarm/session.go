@@ -79,20 +79,54 @@ func (s *Session) open(ctx context.Context) error {
 	if a, ok := p.(*packets.ConnackPacket); !ok || a.ReturnCode != packets.Accepted {
 		return fmt.Errorf("the broker answered CONNECT with %v", p)
 	}
+	return s.subscribe(true)
+}
+
+// Listen subscribes to what only a trusted device is sent.
+func (s *Session) Listen(ctx context.Context) error {
+	defer s.until(ctx)()
+	return s.subscribe(false)
+}
+
+func (s *Session) subscribe(quarantine bool) error {
 	sub := &packets.SubscribePacket{
 		FixedHeader: packets.FixedHeader{MessageType: packets.Subscribe, Qos: 1}, MessageID: s.next(),
-		Topics: []string{wire.Down(s.tenant, s.device, true)}, Qoss: []byte{1},
+		Topics: []string{wire.Down(s.tenant, s.device, quarantine)}, Qoss: []byte{1},
 	}
 	if err := sub.Write(s.conn); err != nil {
 		return err
 	}
-	if p, err = packets.ReadPacket(s.conn); err != nil {
-		return err
+	for {
+		p, err := s.read()
+		if err != nil {
+			return err
+		}
+		switch a := p.(type) {
+		case *packets.PublishPacket: // what has waited comes at once
+		case *packets.SubackPacket:
+			if len(a.ReturnCodes) == 1 && a.ReturnCodes[0] <= 1 {
+				return nil
+			}
+			return fmt.Errorf("the broker answered SUBSCRIBE with %v", a.ReturnCodes)
+		default:
+			return fmt.Errorf("the broker answered SUBSCRIBE with %T", p)
+		}
 	}
-	if a, ok := p.(*packets.SubackPacket); !ok || len(a.ReturnCodes) != 1 || a.ReturnCodes[0] > 1 {
-		return fmt.Errorf("the broker answered SUBSCRIBE with %v", p)
+}
+
+// read takes the next packet and acknowledges it, when it is to be.
+func (s *Session) read() (packets.ControlPacket, error) {
+	p, err := packets.ReadPacket(s.conn)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if m, ok := p.(*packets.PublishPacket); ok && m.Qos == 1 {
+		ack := &packets.PubackPacket{FixedHeader: packets.FixedHeader{MessageType: packets.Puback}, MessageID: m.MessageID}
+		if err := ack.Write(s.conn); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
 }
 
 // until ends what blocks on the connection when ctx does.
@@ -126,7 +160,7 @@ func (s *Session) prove(ctx context.Context, evidence []byte) (verdict wire.Chal
 		return verdict, err
 	}
 	for acked := false; !acked || verdict.Verdict == ""; {
-		got, err := packets.ReadPacket(s.conn)
+		got, err := s.read()
 		if err != nil {
 			return verdict, err
 		}
@@ -134,18 +168,34 @@ func (s *Session) prove(ctx context.Context, evidence []byte) (verdict wire.Chal
 		case *packets.PubackPacket:
 			acked = acked || m.MessageID == p.MessageID
 		case *packets.PublishPacket:
-			if m.Qos == 1 {
-				ack := &packets.PubackPacket{FixedHeader: packets.FixedHeader{MessageType: packets.Puback}, MessageID: m.MessageID}
-				if err := ack.Write(s.conn); err != nil {
-					return verdict, err
-				}
-			}
 			if c, err := wire.Decode[wire.Challenge](m.Payload); err == nil && c.Verdict != "" {
 				verdict = c
 			}
 		}
 	}
 	return verdict, nil
+}
+
+// Publish sends a message by the door that its channel has for a trusted
+// device, and waits until it is acknowledged.
+func (s *Session) Publish(ctx context.Context, c wire.Channel, payload []byte) error {
+	defer s.until(ctx)()
+	topic := wire.Topic{Tenant: s.tenant, Device: s.device, Channel: c}
+	p := &packets.PublishPacket{
+		FixedHeader: packets.FixedHeader{MessageType: packets.Publish, Qos: 1}, TopicName: topic.String(), MessageID: s.next(), Payload: payload,
+	}
+	if err := p.Write(s.conn); err != nil {
+		return fmt.Errorf("publish: %w", err)
+	}
+	for {
+		got, err := s.read()
+		if err != nil {
+			return fmt.Errorf("publish: %w", err)
+		}
+		if a, ok := got.(*packets.PubackPacket); ok && a.MessageID == p.MessageID {
+			return nil
+		}
+	}
 }
 
 // Close says DISCONNECT and hangs up.
