@@ -22,6 +22,7 @@ import (
 
 	"github.com/tillward/tillward/cloud"
 	"github.com/tillward/tillward/simulator"
+	"github.com/tillward/tillward/simulator/attack"
 )
 
 // version is set by the build.
@@ -41,6 +42,8 @@ type runCmd struct {
 	Dir       string        `help:"Folder for everything; one that is removed at the end by default." placeholder:"DIR"`
 	Bin       string        `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
 	Verbose   bool          `short:"v" help:"Show the service's log."`
+	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks," default:""`
+	Only      []string      `help:"Of a scenario, these parts alone." placeholder:"NAME"`
 }
 
 // Run implements the command.
@@ -69,14 +72,15 @@ func (c *runCmd) Run(ctx context.Context) error {
 		level = slog.LevelInfo
 	}
 	cloud.Version = version
-	return simulator.Run(ctx, simulator.RunOptions{
-		Options: simulator.Options{
-			Dir: dir, Bin: bin, Next: next, UpdateTo: strings.TrimSpace(string(out)), Tills: c.Tills, Seed: c.Seed, PortBase: c.PortBase,
-			Day: 45 * time.Second, Pace: simulator.DeskPace, Out: os.Stdout,
-			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
-		},
-		ExitAfter: c.ExitAfter, Report: c.Report,
-	})
+	o := simulator.Options{
+		Dir: dir, Bin: bin, Next: next, UpdateTo: strings.TrimSpace(string(out)), Tills: c.Tills, Seed: c.Seed, PortBase: c.PortBase,
+		Day: 45 * time.Second, Pace: simulator.DeskPace, Out: os.Stdout,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+	}
+	if c.Scenario == "attest-attacks" {
+		return attack.Run(ctx, attack.Options{Options: o, Report: c.Report, Only: c.Only})
+	}
+	return simulator.Run(ctx, simulator.RunOptions{Options: o, ExitAfter: c.ExitAfter, Report: c.Report})
 }
 
 // binaries is the folder with the other programs.
