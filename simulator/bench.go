@@ -27,6 +27,9 @@ type BenchOptions struct {
 	Dir string    // scratch
 	Out io.Writer // JSON lines
 	Say io.Writer // progress, for a person
+
+	Storm int    // devices of the reconnect storm; 0: none
+	Only  string // name of the one step to run; empty: all
 }
 
 // Figure is one line of a benchmark.
@@ -38,6 +41,9 @@ type Figure struct {
 	CPU    float64   `json:"cpu_s,omitempty"` // seconds of all runs
 	Limit  float64   `json:"limit,omitempty"` // what it must not exceed
 	Beside *Figure   `json:"beside,omitempty"`
+
+	Devices int     `json:"devices,omitempty"`
+	Wall    float64 `json:"wall_s,omitempty"`
 }
 
 // figure sums up runs.
@@ -58,13 +64,17 @@ func Bench(ctx context.Context, o BenchOptions) error {
 	say := func(format string, args ...any) { fmt.Fprintf(o.Say, format+"\n", args...) }
 	line := func(f Figure) error { return json.NewEncoder(o.Out).Encode(f) }
 	for _, step := range []struct {
-		what string
-		run  func(context.Context, BenchOptions) ([]Figure, error)
+		name, what string
+		run        func(context.Context, BenchOptions) ([]Figure, error)
 	}{
-		{"size of the binaries", benchSize},
-		{"enrolment and connections", benchDevices},
-		{"the agent, idle at its default pace (takes a minute)", benchAgent},
+		{"size", "size of the binaries", benchSize},
+		{"devices", "enrolment and connections", benchDevices},
+		{"storm", fmt.Sprintf("a reconnect storm of %d devices", o.Storm), benchStorm},
+		{"agent", "the agent, idle at its default pace (takes a minute)", benchAgent},
 	} {
+		if o.Only != "" && o.Only != step.name {
+			continue
+		}
 		say("measuring %s", step.what)
 		figures, err := step.run(ctx, o)
 		if err != nil {
