@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tillward/tillward/agent"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/simulator/tpmfarm"
 )
@@ -57,6 +58,10 @@ func TestBooksAreLocked(t *testing.T) {
 	if names := b.readable(); names != nil {
 		t.Errorf("readable in %q", names)
 	}
+	st, err := agent.ReadStatus(t.Context(), b.cfg, agent.Options{Version: "1.0.0"})
+	if seq := uint64(len(f.kinds())); err != nil || st.AuditRecorded < seq || st.SpoolDepth > 10 {
+		t.Errorf("status without the key: got %+v, %v, want %d entries and more", st, err, seq)
+	}
 
 	// What was recorded last has not been handed over: it stays in the books.
 	f.set(func() { f.deaf[wire.Audit] = true })
@@ -70,6 +75,10 @@ func TestBooksAreLocked(t *testing.T) {
 	f.until("the alarm is not on record", func() bool { return f.audited("vault.closed") })
 	if r := f.command(f.device(), "diagnose", nil); r.State != "SUCCEEDED" || !strings.Contains(string(r.Output), "books locked") {
 		t.Errorf("diagnose: got %s %q", r.State, r.Output)
+	}
+	args := map[string]string{"mark": "1:0123456789abcdef"}
+	if r := f.command(f.device(), "relinquish", args); r.State != "FAILED" || !strings.Contains(r.Text, "cannot be opened") {
+		t.Errorf("relinquish while a part of the trail is locked: got %s %q", r.State, r.Text)
 	}
 	b.stop()
 

@@ -67,6 +67,7 @@ type fleet struct {
 	voucher  []byte
 	unowned  bool  // nobody owns the devices yet
 	refuse   error // enrolment
+	frozen   bool  // nothing is renewed
 	verdict  wire.Challenge
 	locked   map[string]bool // serial numbers that the broker turns away
 	shown    []identity.Identity
@@ -148,6 +149,7 @@ func (f *fleet) serve() {
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", enrol.NewServer(enrol.Options{
 		EKRoots: makers, Directory: f, Registry: f, Issuer: f, Life: time.Hour, Welcome: f.welcome,
+		Boot:  func(context.Context, bool, identity.Identity, [][]byte, []byte) (bool, error) { return true, nil },
 		Audit: func(context.Context, string, string, string, map[string]string) {}, Log: slog.New(slog.DiscardHandler),
 	}))
 	mux.Handle("/tuf/", http.StripPrefix("/tuf/", http.FileServer(http.Dir(f.repo.Dir))))
@@ -203,7 +205,7 @@ func (f *fleet) Standing(_ context.Context, id identity.Identity) (enrol.Standin
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m, ok := f.members[id.Device]
-	if !ok || f.locked[id.Serial] {
+	if !ok || f.locked[id.Serial] || f.frozen {
 		return enrol.Standing{}, enrol.Refuse("identity.revoked", "not a member")
 	}
 	return enrol.Standing{AK: m.AK, NextAK: f.nextAK[id.Device], EKHash: m.EKHash, Tier: m.Tier, Model: m.Model, Good: true}, nil

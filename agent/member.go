@@ -125,6 +125,13 @@ func (a *Agent) once(ctx context.Context) error {
 		case id == nil:
 			return err
 		case (id.Ended(time.Now()) || a.unusable) && id.Rescuable(time.Now()):
+			if errors.Is(err, enrol.ErrRefused) {
+				e := a.renewByRecovery(ctx, dev, *id)
+				if errors.Is(e, errRecovered) {
+					return errReidentify
+				}
+				a.log.Warn("renewal by the recovery certificate", slog.Any("err", e))
+			}
 			return a.rescue(ctx, dev, *id, err)
 		case id.Ended(time.Now()):
 			return err
@@ -339,6 +346,7 @@ func (a *Agent) renewByRecovery(ctx context.Context, dev TPM, id member.Identity
 	if _, err := c.Renew(ctx, id.Result); err != nil {
 		return err
 	}
+	a.record(ctx, "identity.renewed", "warn", id.Device, map[string]string{"by": "the recovery certificate"})
 	return errRecovered
 }
 

@@ -133,7 +133,11 @@ func TestRecovery(t *testing.T) {
 	b.start()
 	f.attested("not attested")
 	b.stop()
-	f.set(func() { f.refuse = enrol.Refuse("enrol.owner", "blocked by the operator"); f.life = time.Hour })
+	f.set(func() {
+		f.refuse = enrol.Refuse("enrol.owner", "blocked by the operator")
+		f.frozen = true
+		f.life = time.Hour
+	})
 	<-time.After(2 * time.Second) // the certificate has ended
 	n := len(f.shown)
 	b.start()
@@ -148,6 +152,27 @@ func TestRecovery(t *testing.T) {
 	n = len(f.shown)
 	b.start()
 	f.until("not a member again", func() bool { return len(f.shown) > n && f.shown[len(f.shown)-1].Role == "" })
+	f.chained()
+}
+
+// TestRenewedByRecovery has a device whose certificate ended while it was off
+// and that nobody enrols anew: by its recovery certificate it gets another.
+func TestRenewedByRecovery(t *testing.T) {
+	f := newFleet(t)
+	f.life = 2 * time.Second
+	b := f.box()
+	b.start()
+	f.attested("not attested")
+	b.stop()
+	f.set(func() { f.refuse = enrol.Refuse("enrol.owner", "the list is gone"); f.life = time.Hour })
+	<-time.After(2 * time.Second) // the certificate has ended
+	n := len(f.shown)
+	b.start()
+	f.until("not a member again", func() bool { return len(f.shown) > n })
+	if id := f.shown[n]; id.Role != "" || id.Serial == f.shown[0].Serial {
+		t.Errorf("shown: %+v, want another certificate of a member", id)
+	}
+	f.until("not on record", func() bool { return f.audited("identity.renewed") })
 	f.chained()
 }
 

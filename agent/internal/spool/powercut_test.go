@@ -3,6 +3,7 @@ package spool_test
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -16,12 +17,24 @@ import (
 	"github.com/tillward/tillward/agent/internal/spool"
 )
 
-const childOf = "TILLWARD_TEST_SPOOL"
+const (
+	childOf  = "TILLWARD_TEST_SPOOL"
+	childKey = "TILLWARD_TEST_SPOOL_KEY"
+)
+
+// keyOf makes a key of a word; without one the spool is plain.
+func keyOf(word string) spool.Options {
+	if word == "" {
+		return spool.Options{}
+	}
+	sum := sha256.Sum256([]byte(word))
+	return spool.Options{Key: sum[:], Plain: []string{"chain"}}
+}
 
 // TestMain lets the test binary be the child that is killed.
 func TestMain(m *testing.M) {
 	if path := os.Getenv(childOf); path != "" {
-		if err := write(path); err != nil {
+		if err := write(path, keyOf(os.Getenv(childKey))); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -40,8 +53,8 @@ func grow(head []byte) (payload, next []byte, err error) {
 }
 
 // write puts for ever and says after each acknowledgement what was acknowledged.
-func write(path string) error {
-	s, err := spool.Open(path, spool.Options{})
+func write(path string, o spool.Options) error {
+	s, err := spool.Open(path, o)
 	if err != nil {
 		return err
 	}
@@ -82,14 +95,20 @@ func write(path string) error {
 // TestPowerCut kills a writing process again and again, at a random line of
 // what it has acknowledged, on the same file.
 func TestPowerCut(t *testing.T) {
-	path := file(t)
+	for name, word := range map[string]string{"plain": "", "locked": "word"} {
+		t.Run(name, func(t *testing.T) { cutPower(t, word) })
+	}
+}
+
+func cutPower(t *testing.T, word string) {
+	path, o := file(t), keyOf(word)
 	r := rand.New(rand.NewPCG(1, 2))
 	sent := map[string]bool{} // samples that were acknowledged and not handed to Done
 	gone := map[string]bool{} // samples that Done may have removed
 	var last uint64
 	for range 12 {
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childOf+"="+path)
+		cmd.Env = append(os.Environ(), childOf+"="+path, childKey+"="+word)
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -121,19 +140,19 @@ func TestPowerCut(t *testing.T) {
 		if err := cmd.Wait(); err == nil {
 			t.Fatal("the child ended by itself")
 		}
-		head := checkChain(t, path)
+		head := checkChain(t, path, o)
 		if head != last && head != last+1 {
 			t.Fatalf("the chain ends at %d, acknowledged was %d", head, last)
 		}
-		checkSamples(t, path, sent, gone)
+		checkSamples(t, path, o, sent, gone)
 	}
 }
 
 // checkChain opens the spool and holds that entries are consecutive and that
 // the head is the last of them.
-func checkChain(t *testing.T, path string) uint64 {
+func checkChain(t *testing.T, path string, o spool.Options) uint64 {
 	t.Helper()
-	s, err := spool.Open(path, spool.Options{})
+	s, err := spool.Open(path, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,9 +181,9 @@ func checkChain(t *testing.T, path string) uint64 {
 	return head
 }
 
-func checkSamples(t *testing.T, path string, sent, gone map[string]bool) {
+func checkSamples(t *testing.T, path string, o spool.Options, sent, gone map[string]bool) {
 	t.Helper()
-	s, err := spool.Open(path, spool.Options{})
+	s, err := spool.Open(path, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +243,7 @@ func TestTornLog(t *testing.T) {
 		if err := os.WriteFile(copied+"-wal", torn, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		heads[checkChain(t, copied)] = true
+		heads[checkChain(t, copied, spool.Options{})] = true
 	}
 	if len(heads) < 5 {
 		t.Errorf("30 cuts gave %d different states: the test cuts nothing", len(heads))
