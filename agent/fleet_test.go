@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,6 +69,7 @@ type fleet struct {
 	unowned  bool  // nobody owns the devices yet
 	refuse   error // enrolment
 	frozen   bool  // nothing is renewed
+	renewals int
 	verdict  wire.Challenge
 	locked   map[string]bool // serial numbers that the broker turns away
 	shown    []identity.Identity
@@ -213,6 +215,7 @@ func (f *fleet) Standing(_ context.Context, id identity.Identity) (enrol.Standin
 
 func (f *fleet) Renewed(_ context.Context, r enrol.Renewal) error {
 	f.set(func() {
+		f.renewals++
 		if r.NextAK != nil {
 			f.nextAK[r.Shown.Device] = r.NextAK
 		}
@@ -503,6 +506,7 @@ type box struct {
 	f    *fleet
 	cfg  agent.Config
 	chip *tpmfarm.TPM
+	cut  atomic.Bool // the power goes when a new key is to be the only one
 	log  *lines
 
 	cancel context.CancelFunc
@@ -563,7 +567,7 @@ func (b *box) start() {
 			if err != nil {
 				return nil, err
 			}
-			return chip{dev}, nil
+			return clumsy{chip{dev}, &b.cut}, nil
 		},
 	}
 	go func() {
@@ -601,6 +605,26 @@ func (f *fleet) device() string {
 
 // chip fits hal/tpm to the agent, as main does.
 type chip struct{ *tpm.TPM }
+
+// clumsy is a TPM that may lose its power at one step.
+type clumsy struct {
+	chip
+	cut *atomic.Bool
+}
+
+func (c clumsy) KeepLDevID(ctx context.Context, public []byte) error {
+	if c.cut.Load() {
+		return errors.New("power cut")
+	}
+	return c.chip.KeepLDevID(ctx, public)
+}
+
+func (c clumsy) KeepAK(ctx context.Context, public []byte) error {
+	if c.cut.Load() {
+		return errors.New("power cut")
+	}
+	return c.chip.KeepAK(ctx, public)
+}
 
 func (c chip) Seal(ctx context.Context, release *ecdsa.PublicKey, ref, secret []byte) ([]byte, error) {
 	key, err := tpm.ReleaseKey(release)

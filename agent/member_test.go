@@ -73,6 +73,46 @@ func TestRenewalKeepsTheConnection(t *testing.T) {
 	f.chained()
 }
 
+// TestCutWhileRenewing cuts the power when the new identity is saved and the TPM
+// still holds both keys, and again when it holds two attestation keys: the new
+// ones are in use from the next start on, and the old ones gone.
+func TestCutWhileRenewing(t *testing.T) {
+	f := newFleet(t)
+	b := f.box()
+	b.start()
+	f.attested("not attested")
+	b.cut.Store(true)
+	f.say(f.device(), wire.Challenge{Need: wire.NeedRenew})
+	f.until("not renewed", func() bool { return f.renewals == 1 })
+	b.until("the cut did not come", "power cut")
+	b.stop()
+	b.cut.Store(false)
+	b.cfg.TPM.AKRotate.Duration = time.Millisecond
+	b.start()
+	f.until("not connected again", func() bool { return len(f.shown) > 1 && len(f.evidence) > 1 && f.audited("identity.rotated") })
+	if f.shown[0].Serial == f.shown[1].Serial {
+		t.Error("the old certificate was shown again")
+	}
+	b.cut.Store(true)
+	f.mu.Lock()
+	n := f.renewals
+	f.mu.Unlock()
+	f.until("no more keys", func() bool { return f.renewals > n })
+	b.stop()
+	b.cut.Store(false)
+	b.cfg.TPM.AKRotate.Duration = 0
+	f.mu.Lock()
+	n = len(f.evidence)
+	f.mu.Unlock()
+	b.start()
+	f.until("no evidence after the cut", func() bool { return len(f.evidence) > n })
+	b.stop()
+	if f.has("enrol.done", 2) {
+		t.Error("the device enrolled again")
+	}
+	f.chained()
+}
+
 // TestAKRotation changes the attestation key beside the connection; evidence by
 // the new one is taken, and a restart finds the new one in use.
 func TestAKRotation(t *testing.T) {

@@ -18,6 +18,7 @@ var ErrEnded = errors.New("the certificate has ended")
 const (
 	retryMin = time.Minute
 	retryMax = 6 * time.Hour
+	hurry    = time.Second // the least between two renewals
 )
 
 // Renewer changes the keys of an identity; enrol.Client does. What it returns
@@ -113,7 +114,10 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case !renew.at.After(now):
 			err = k.do(ctx, &renew, "identity.renewed", k.Renewer.Renew)
 			if err == nil && renew.failures == 0 {
-				renew.at = k.id.due()
+				// A clock that runs ahead makes every certificate an old one.
+				if renew.at = k.id.due(); renew.at.Before(now.Add(hurry)) {
+					renew.at = now.Add(hurry)
+				}
 			}
 		case !rotate.at.IsZero() && !rotate.at.After(now):
 			err = k.do(ctx, &rotate, "identity.rotated", k.Renewer.RotateAK)

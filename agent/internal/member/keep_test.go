@@ -274,3 +274,33 @@ func TestIdentity(t *testing.T) {
 		t.Error("a recovery certificate that is not there can be shown")
 	}
 }
+
+// TestClockAhead: certificates that have ended by the clock of the box when they
+// come are no reason to ask for one after the other without a pause.
+func TestClockAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &service{t: t, began: time.Now()}
+		k := (&member.Keeper{
+			Renewer: stale{s}, Log: slog.New(slog.DiscardHandler), Changed: func(member.Identity) {},
+			Record: func(context.Context, string, string, string, map[string]string) {},
+		}).Keep(identityOf(t))
+		k.Renew()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := k.Run(ctx); err != nil && !errors.Is(err, member.ErrEnded) {
+			t.Fatal(err)
+		}
+		if len(s.renewed) > 11 {
+			t.Errorf("asked %d times in 10 s", len(s.renewed))
+		}
+	})
+}
+
+// stale issues certificates that have ended.
+type stale struct{ *service }
+
+func (s stale) Renew(_ context.Context, have enrol.Result) (enrol.Result, error) {
+	s.renewed = append(s.renewed, time.Since(s.began))
+	have.Chain = chain(s.t, int64(1+len(s.renewed)), -time.Hour)
+	return have, nil
+}
