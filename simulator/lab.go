@@ -8,7 +8,9 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/tillward/tillward/hal/tpm"
@@ -18,7 +20,7 @@ import (
 	"github.com/tillward/tillward/simulator/tpmfarm"
 )
 
-// FirstOS is the release whose boot every till of a World begins with.
+// FirstOS is the image that every till of a World boots first.
 const FirstOS = "os/1.0.0"
 
 const (
@@ -54,11 +56,12 @@ func (w *World) publishBoot(ctx context.Context) error {
 	if err := w.provision(ctx, "key", "create", w.sealKey(), "--sealing", w.sealPublic()); err != nil {
 		return err
 	}
-	log := filepath.Join(w.opt.Dir, "release", "first-boot.log")
-	if err := os.WriteFile(log, tpmfarm.Default(FirstOS).Log(), 0o600); err != nil {
-		return fmt.Errorf("reference values: %w", err)
+	agent := filepath.Join(w.opt.Bin, "tillward-agent")
+	version, err := exec.CommandContext(ctx, agent, "-version").Output() // #nosec G204 -- our own binary
+	if err != nil {
+		return fmt.Errorf("%s: %w; make build makes it", agent, err)
 	}
-	file, err := w.observe(ctx, FirstOS, log)
+	file, err := w.firstBoot(ctx, "agent/"+strings.TrimSpace(string(version)))
 	if err != nil {
 		return err
 	}
@@ -66,6 +69,16 @@ func (w *World) publishBoot(ctx context.Context) error {
 		return err
 	}
 	return w.cli(ctx, nil, "release", "publish", "--repo", w.repo())
+}
+
+// firstBoot is the reference of a release that boots as every till first does:
+// a new agent changes nothing that the firmware measures.
+func (w *World) firstBoot(ctx context.Context, release string) (string, error) {
+	log := filepath.Join(w.opt.Dir, "release", strings.ReplaceAll(release, "/", "-")+".log")
+	if err := os.WriteFile(log, tpmfarm.Default(FirstOS).Log(), 0o600); err != nil {
+		return "", fmt.Errorf("reference values: %w", err)
+	}
+	return w.observe(ctx, release, log)
 }
 
 // observe makes the reference of a release out of the log of a good boot, and

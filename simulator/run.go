@@ -194,7 +194,11 @@ func (w *World) makeRelease(ctx context.Context) error {
 
 // Release signs binary as agent/version and publishes it.
 func (w *World) Release(ctx context.Context, version, binary string) error {
-	if err := w.provision(ctx, "release", "add", "--repo", w.repo(), "--keys", w.keys(), "--binary", binary, "--version", version); err != nil {
+	boot, err := w.firstBoot(ctx, "agent/"+version)
+	if err != nil {
+		return err
+	}
+	if err := w.provision(ctx, "release", "add", "--repo", w.repo(), "--keys", w.keys(), "--binary", binary, "--version", version, "--boot", boot); err != nil {
 		return err
 	}
 	return w.cli(ctx, nil, "release", "publish", "--repo", w.repo())
