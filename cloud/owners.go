@@ -30,7 +30,11 @@ func (s *Service) wireOwners() error {
 	}
 	s.owners = owner.New(owner.Options{
 		Store: s.store, Tenant: s.tenant, Name: name, Key: key, Vendors: vendors, Waiting: s.cfg.Enrol.ClaimWaiting,
-		Relinquish: s.dispatch.Relinquish, Cut: s.broker.Disconnect, Log: s.log,
+		Relinquish: s.dispatch.Relinquish, Log: s.log,
+		Cut: func(d fleet.DeviceID, why string) {
+			s.broker.Disconnect(d, why)
+			s.ingest.Forget(d)
+		},
 		Changed: func(d fleet.DeviceID) {
 			s.hub.Publish(fleet.Change{Kind: fleet.ChangedDevice, ID: string(d), Tenant: s.tenant})
 		},

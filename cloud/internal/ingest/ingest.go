@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -71,6 +72,9 @@ type Ingest struct {
 
 	pending map[note]bool // entries of the group that is being made
 	forks   map[fleet.DeviceID]string
+
+	mu   sync.Mutex
+	gone []fleet.DeviceID // whose heads are to be dropped
 }
 
 // note is one kind of entry about one device.
@@ -90,6 +94,24 @@ func New(o Options) *Ingest {
 		o: o, queue: make(chan Message, queueLen),
 		heads: make(map[fleet.DeviceID]head), noted: make(map[note]time.Time), pending: make(map[note]bool), forks: make(map[fleet.DeviceID]string),
 	}
+}
+
+// Forget drops what is remembered of a device whose rows changed behind our
+// back: it left its tenant, and what it says from now on begins anew.
+func (i *Ingest) Forget(device fleet.DeviceID) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.gone = append(i.gone, device)
+}
+
+// drop carries out what Forget was asked.
+func (i *Ingest) drop() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, d := range i.gone {
+		delete(i.heads, d)
+	}
+	i.gone = nil
 }
 
 // Submit queues m; false when there is no room.
@@ -142,6 +164,7 @@ func (i *Ingest) gather(ctx context.Context) ([]Message, bool) {
 // commit decodes, stores and acknowledges a batch. When one message makes the
 // whole transaction impossible, each is tried alone.
 func (i *Ingest) commit(ctx context.Context, batch []Message) error {
+	i.drop()
 	clear(i.pending)
 	clear(i.forks)
 	var in []fleet.Intake

@@ -317,6 +317,41 @@ func TestChain(t *testing.T) {
 	})
 }
 
+// TestForget lets a device go and come back: its new trail begins at 1 and is whole.
+func TestForget(t *testing.T) {
+	for forget, broken := range map[bool]bool{true: false, false: true} {
+		x := start(t)
+		before, _ := chain(t, 1, [32]byte{}, 3)
+		x.ok(wire.Audit, &wire.AuditBatch{Head: head(1), Entries: before})
+		d := x.device()
+		if err := x.s.PutOwnership(t.Context(), fleet.Ownership{Device: "a", Voucher: []byte("v"), Entries: 1, State: fleet.Released}, fleet.AuditEvent{Kind: "test", Severity: "info", Actor: "ingest", Subject: "a"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := x.s.Reset(t.Context(), "a", fleet.AuditEvent{Kind: "test", Severity: "info", Actor: "ingest", Subject: "a"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := x.s.Enrol(t.Context(), fleet.Device{ID: "a", Tenant: "main", Tier: fleet.TierC, EKHash: d.EKHash, EnrolledAt: noon}); err != nil {
+			t.Fatal(err)
+		}
+		if forget {
+			x.i.Forget("a")
+		}
+		var prev [32]byte
+		for seq := range uint64(4) { // one longer than what is remembered
+			e, err := wire.SealAudit(wire.AuditRecord{Seq: seq + 1, At: 7, Boot: wire.Boot{2}, Kind: "agent.start", Severity: "info", Prev: prev})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := head(seq + 1)
+			h.Boot, prev = wire.Boot{2}, e.Hash
+			x.ok(wire.Audit, &wire.AuditBatch{Head: h, Entries: []wire.AuditEntry{e}})
+		}
+		if d := x.device(); d.AuditBroken != broken || d.AuditHead != 4 {
+			t.Errorf("forgotten %v: got head %d, broken %v", forget, d.AuditHead, d.AuditBroken)
+		}
+	}
+}
+
 // TestFork lets a device's disk be copied: the original and the copy both go on from the same entry, and whichever
 // comes second is told apart; a gap, or the same entries again, is no fork.
 func TestFork(t *testing.T) {
