@@ -88,6 +88,7 @@ type Agent struct {
 	member  *membership // nil until enrolled
 	dev     TPM         // nil while it is closed
 	online  bool        // connected and attested
+	held    bool        // connected, and kept in quarantine
 	reboot  chan struct{}
 }
 
@@ -344,16 +345,48 @@ func (a *Agent) newMachine() (*update.Machine, error) {
 		Checks: []update.Check{
 			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
 			{Name: "what is sealed can be opened", Run: func(context.Context) error { return a.opensAsBefore() }},
-			{Name: "the broker is reached and the device attested", Run: func(context.Context) error {
-				if !a.isOnline() {
-					return errors.New("not attested yet")
-				}
-				return nil
-			}},
+			{Name: "the broker is reached and the device trusted as before", Run: a.trustedAsBefore},
 			{Name: "release metadata is refreshed", Run: func(ctx context.Context) error { return releases{a}.refresh(ctx) }},
 		},
 		CheckFor: a.cfg.Update.CheckFor.Duration, Log: a.log,
 	})
+}
+
+// keyRepair holds the execution that came while the box was in quarantine.
+const keyRepair = "update.repair"
+
+// trustedAsBefore wants an agent on trial attested, unless it came to a box
+// that was in quarantine: there it is enough to be heard.
+func (a *Agent) trustedAsBefore(ctx context.Context) error {
+	if a.isOnline() {
+		return nil
+	}
+	b, err := a.spool.Load(ctx, keyRepair)
+	if err != nil {
+		return err
+	}
+	if len(b) > 0 && a.isHeld() {
+		return nil
+	}
+	return errors.New("not attested yet")
+}
+
+// noteRepair remembers whether an offer came to a box in quarantine.
+func (a *Agent) noteRepair(ctx context.Context, execution string) error {
+	if !a.isHeld() {
+		execution = ""
+	}
+	b, err := a.spool.Load(ctx, keyRepair)
+	if err != nil || string(b) == execution {
+		return err
+	}
+	return a.spool.Save(ctx, keyRepair, []byte(execution), "", nil)
+}
+
+func (a *Agent) isHeld() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.held
 }
 
 // driversLoaded compares with the configuration: whether a device is there is

@@ -210,3 +210,22 @@ func TestUpdateKeepsTheKey(t *testing.T) {
 		t.Error("the books stay locked after the update")
 	}
 }
+
+// TestForeignDisk puts the disk of one box, whose books are plain, into
+// another: what it holds of the first is set aside, and said.
+func TestForeignDisk(t *testing.T) {
+	f := newFleet(t)
+	b := f.box()
+	b.boot(tpmfarm.Default(release))
+	f.until("not attested", func() bool { return f.has("link.up", 1) })
+	b.stop()
+	var err error
+	b.chip, err = f.farm.Start(t.Context(), t.TempDir())
+	must(t, err)
+	b.cfg.TPM.Device = "unix:" + b.chip.Socket()
+	f.set(func() { clear(f.audit) }) // another device: its trail begins anew
+	b.boot(tpmfarm.Default(release))
+	f.until("the other box's disk is not on record", func() bool { return f.audited("identity.foreign") && f.has("link.up", 1) })
+	b.stop()
+	f.chained()
+}

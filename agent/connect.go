@@ -236,7 +236,7 @@ func (w *watch) changed(ctx context.Context, is link.Status) {
 	a, was := w.a, w.last
 	w.last = is
 	a.mu.Lock()
-	a.online = is.Open()
+	a.online, a.held = is.Open(), is.Online && is.Verdict == "quarantined"
 	a.mu.Unlock()
 	if ctx.Err() != nil { // we are leaving ourselves
 		return
@@ -338,6 +338,10 @@ func (a *Agent) offered(ctx context.Context, m *membership, payload []byte) bool
 		a.log.Error("offer refused", slog.Any("err", err))
 		a.record(ctx, "update.offer-refused", "alarm", "", map[string]string{"reason": cut(err.Error(), wire.MaxText)})
 		return true
+	}
+	if err := a.noteRepair(ctx, offer.Execution); err != nil {
+		a.log.Error("offer not taken", slog.Any("err", err))
+		return false // it is sent again
 	}
 	return a.machine.Submit(update.Offer{
 		Execution: offer.Execution, Version: offer.Version, Target: offer.Target, NotAfter: time.UnixMilli(offer.NotAfter),
