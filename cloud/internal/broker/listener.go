@@ -111,6 +111,9 @@ func (l *listener) serve(c *tls.Conn, establish listeners.EstablishFn) {
 	if err := establish(l.ID(), c); err != nil {
 		l.log.Debug("connection ended", slog.String("remote", c.RemoteAddr().String()), slog.Any("err", err))
 	}
+	if d, ok := c.NetConn().(*deadlined); ok {
+		d.hear()
+	}
 }
 
 // handshake returns nil when the peer is not let in.
@@ -192,6 +195,18 @@ func (d *deadlined) part() {
 		}
 	}
 	d.parting.Store(true)
+}
+
+// hear reads on when the reader was not reading while the connection was taken
+// over: it had something in hand, or had not begun. Without it the peer's last
+// word would go unheard.
+func (d *deadlined) hear() {
+	var buf [1024]byte
+	for d.parting.Load() && !d.alive.Load() {
+		if _, err := d.Read(buf[:]); err != nil {
+			return
+		}
+	}
 }
 
 // Close implements net.Conn. When parting, the reader ends by the peer's last

@@ -272,6 +272,39 @@ func TestClone(t *testing.T) {
 	}
 }
 
+// TestCloneAtWork: a connection that is taken over while the service has a message of it in hand is alive, too.
+func TestCloneAtWork(t *testing.T) {
+	taken, leave := make(chan struct{}), make(chan struct{})
+	s := start(t, func(o *broker.Options) {
+		o.Submit = func(m broker.Message) bool {
+			taken <- struct{}{}
+			<-leave
+			m.Ack(nil)
+			return true
+		}
+	})
+	var last *conn
+	for _, host := range []string{"127.0.0.1", "127.0.0.2", "127.0.0.1"} {
+		c := s.from(host) // takes over; who is taken over has a message in hand
+		if last != nil {
+			leave <- struct{}{}
+			last.living()
+		}
+		c.send(publish(2, up(c.id, true, wire.Audit), 1, []byte("entry")))
+		<-taken
+		last = c
+	}
+	close(leave)
+	select {
+	case got := <-s.clones:
+		if !strings.Contains(got, "take turns") {
+			t.Errorf("got %q", got)
+		}
+	case <-time.After(wait):
+		t.Fatal("not told")
+	}
+}
+
 // TestNoClone: one device that loses its link, changes it, or is started again is no copy, however often.
 func TestNoClone(t *testing.T) {
 	for what, leave := range map[string]func(c *conn){
