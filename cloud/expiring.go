@@ -45,7 +45,7 @@ func (s *Service) watchCertificates(ctx context.Context) error {
 func (s *Service) toldExpiring(ctx context.Context, since time.Time) (map[string]time.Time, error) {
 	told := map[string]time.Time{}
 	for p := (fleet.Page{Limit: 1000}); ; {
-		all, next, err := s.store.AuditTrail(ctx, s.tenant, "", true, p)
+		all, next, err := s.store.AuditTrailOf(ctx, s.tenant, "", "alarm", true, p)
 		if err != nil {
 			return nil, err
 		}

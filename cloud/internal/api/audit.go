@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -43,7 +42,7 @@ func (s *server) audit(prefix, path, summary string) {
 		Severity string `query:"severity" enum:"info,warn,alarm" doc:"only entries of this severity"`
 	}
 	read := func(ctx context.Context, id string, in Trail) (*body[list[auditEvent]], error) {
-		items, next, err := s.trail(ctx, fleet.DeviceID(id), in.Order != "asc", in.Severity, in.page())
+		items, next, err := s.Store.AuditTrailOf(ctx, who(ctx).Tenant, fleet.DeviceID(id), in.Severity, in.Order != "asc", in.page())
 		return pageOf(items, next, func(e fleet.AuditEvent) auditEvent {
 			return auditEvent{
 				e.Seq, when(e.At), when(e.StoredAt), e.Kind, e.Severity, e.Actor, e.Subject, e.Detail, hex.EncodeToString(e.Hash[:]), hex.EncodeToString(e.Prev[:]),
@@ -72,37 +71,4 @@ func (s *server) audit(prefix, path, summary string) {
 		return read(ctx, in.ID, in.Trail)
 	})
 	huma.Register(s.api, verifyOp, func(ctx context.Context, in *DeviceID) (*body[chain], error) { return verify(ctx, in.ID) })
-}
-
-// looked is how many pages of a trail one request reads for entries of the
-// severity that it asks for.
-const looked = 20
-
-// trail reads a page of a trail. Of one severity it may be short, or empty, and
-// still have a next: what was looked at is not looked at again.
-func (s *server) trail(ctx context.Context, id fleet.DeviceID, newestFirst bool, severity string, p fleet.Page) ([]fleet.AuditEvent, string, error) {
-	t := who(ctx).Tenant
-	if severity == "" {
-		return s.Store.AuditTrail(ctx, t, id, newestFirst, p)
-	}
-	var out []fleet.AuditEvent
-	limit, next := p.Bounded(), p.After
-	for range looked {
-		items, more, err := s.Store.AuditTrail(ctx, t, id, newestFirst, fleet.Page{After: next, Limit: 1000})
-		if err != nil {
-			return nil, "", err
-		}
-		for i, ev := range items {
-			if ev.Severity != severity {
-				continue
-			}
-			if out = append(out, ev); len(out) == limit && (i < len(items)-1 || more != "") {
-				return out, strconv.FormatUint(ev.Seq, 10), nil
-			}
-		}
-		if next = more; next == "" {
-			break
-		}
-	}
-	return out, next, nil
 }

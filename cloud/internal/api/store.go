@@ -26,7 +26,7 @@ type deviceStore interface {
 	Series(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) ([]fleet.SeriesInfo, error)
 	Points(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, peripheral, name string, from, to time.Time, limit int) ([]fleet.Point, error)
 	Events(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p fleet.Page) ([]fleet.PeripheralEvent, string, error)
-	AuditTrail(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, newestFirst bool, p fleet.Page) ([]fleet.AuditEvent, string, error)
+	AuditTrailOf(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, severity string, newestFirst bool, p fleet.Page) ([]fleet.AuditEvent, string, error)
 	VerifyAudit(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) (fleet.ChainReport, error)
 }
 

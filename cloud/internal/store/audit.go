@@ -117,20 +117,33 @@ func scanAudit(r scanner) (fleet.AuditEvent, error) {
 // AuditTrail lists the trail of a device of tenant t by sequence, or with an
 // empty id what tenant t may see of the service's own trail.
 func (s *Store) AuditTrail(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, newestFirst bool, p fleet.Page) (items []fleet.AuditEvent, next string, err error) {
+	return s.AuditTrailOf(ctx, t, id, "", newestFirst, p)
+}
+
+// AuditTrailOf is AuditTrail for the entries of one severity; empty is all.
+func (s *Store) AuditTrailOf(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, severity string, newestFirst bool, p fleet.Page) (items []fleet.AuditEvent, next string, err error) {
 	if id != "" {
 		if err := s.owns(ctx, t, id); err != nil {
 			return nil, "", fmt.Errorf("audit trail: %w", err)
 		}
 	}
-	start, query := int64(0), `SELECT `+auditColumns+` FROM audit WHERE device = ? AND tenant IN (?, '') AND seq > ? ORDER BY seq LIMIT ?`
+	where, order, start := ` AND seq > ?`, ` ORDER BY seq LIMIT ?`, int64(0)
 	if newestFirst {
-		start, query = newest, `SELECT `+auditColumns+` FROM audit WHERE device = ? AND tenant IN (?, '') AND seq < ? ORDER BY seq DESC LIMIT ?`
+		where, order, start = ` AND seq < ?`, ` ORDER BY seq DESC LIMIT ?`, newest
 	}
 	if start, err = after(p, start); err != nil {
 		return nil, "", err
 	}
 	limit := p.Bounded()
-	rows, err := s.read.QueryContext(ctx, query, id, t, start, limit+1)
+	args := []any{id, t, start}
+	switch severity {
+	case "":
+	case "info": // nearly all of them
+		where += ` AND severity = 'info'`
+	default: // as the index audit_severe has it
+		where, args = where+` AND severity <> 'info' AND severity = ?`, append(args, severity)
+	}
+	rows, err := s.read.QueryContext(ctx, `SELECT `+auditColumns+` FROM audit WHERE device = ? AND tenant IN (?, '')`+where+order, append(args, limit+1)...) //nolint:gosec // joins the constants above
 	if items, err = list(rows, err, scanAudit); err != nil {
 		return nil, "", fmt.Errorf("audit trail: %w", err)
 	}

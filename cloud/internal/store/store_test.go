@@ -235,6 +235,10 @@ func TestTenants(t *testing.T) {
 		},
 		"Events":     func(x fleet.TenantID) error { _, _, err := s.Events(ctx, x, id, fleet.Page{}); return err },
 		"AuditTrail": func(x fleet.TenantID) error { _, _, err := s.AuditTrail(ctx, x, id, true, fleet.Page{}); return err },
+		"AuditTrailOf": func(x fleet.TenantID) error {
+			_, _, err := s.AuditTrailOf(ctx, x, id, "alarm", true, fleet.Page{})
+			return err
+		},
 		"VerifyAudit": func(x fleet.TenantID) error {
 			_, err := s.VerifyAudit(ctx, x, id)
 			return err
@@ -351,6 +355,7 @@ func TestMigrates(t *testing.T) {
 				t.Fatalf("each version needs its data: %v", err)
 			}
 			sql1(t, dir, string(data))
+			sql1(t, dir, `UPDATE audit SET severity = 'alarm'`)
 
 			s := open(t, dir)
 			ctx := t.Context()
@@ -385,6 +390,9 @@ func TestMigrates(t *testing.T) {
 			}
 			if l, err := s.ListedEK(ctx, "ek1"); err != nil || l.Tenant != "main" || l.Site != "berlin" {
 				t.Errorf("listing: got %+v, %v", l, err)
+			}
+			if l, _, err := s.AuditTrailOf(ctx, "main", "d1", "alarm", true, fleet.Page{}); err != nil || len(l) != 1 || l[0].Kind != "enrol.done" {
+				t.Errorf("alarms: got %+v, %v", l, err)
 			}
 			// And it is written to as if it had always been new.
 			out, err := s.Commit(ctx, []store.Intake{{Device: "d1", Tenant: "main", At: noon, Samples: []fleet.Sample{
