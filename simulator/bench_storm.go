@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/cloud"
+	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/simulator/swarm"
 )
@@ -84,10 +85,55 @@ func benchStorm(ctx context.Context, o BenchOptions) (figures []Figure, err erro
 		used := processCPU(s.pid) - service
 		f := figure(part.name+"_service_cpu_ms", "ms of CPU a device", []float64{used * 1000 / float64(o.Storm)})
 		f.CPU, f.Devices, f.Wall = used, o.Storm, time.Since(began).Seconds()
-		f.Beside = &Figure{Name: "devices_own_cpu_ms", Unit: "ms of CPU a device", Median: (cpu(syscall.RUSAGE_SELF) - own) * 1000 / float64(o.Storm)}
+		beside := figure("devices_own_cpu_ms", "ms of CPU a device", []float64{(cpu(syscall.RUSAGE_SELF) - own) * 1000 / float64(o.Storm)})
+		f.Beside = &beside
 		figures = append(figures, f)
 	}
-	return figures, nil
+	bytes, err := s.capture(ctx)
+	return append(figures, bytes...), err
+}
+
+// capture counts what one steady reconnect puts on the wire, from the first
+// byte of TLS to the verdict: payload of TCP, without its headers.
+func (s *storm) capture(ctx context.Context) ([]Figure, error) {
+	addr, counts, end, err := swarm.Tap(ctx, s.broker)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	c, err := s.devices[0].Connect(ctx, addr, s.conf, s.members[0])
+	if err != nil {
+		return nil, err
+	}
+	open := counts()
+	e, err := s.devices[0].Steady(c.Exporter, 1, time.Now().UnixMilli())
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	v, err := c.Prove(ctx, e)
+	if err == nil && v.Verdict != "attested" {
+		err = fmt.Errorf("verdict %q", v.Verdict)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	all := counts()
+	var out []Figure
+	for _, part := range []struct {
+		name  string
+		bytes int64
+	}{
+		{"reconnect_evidence_message_bytes", int64(len(e))},
+		{"reconnect_tls_connect_subscribe_up_bytes", open.Up},
+		{"reconnect_tls_connect_subscribe_down_bytes", open.Down},
+		{"reconnect_evidence_up_bytes", all.Up - open.Up},
+		{"reconnect_verdict_down_bytes", all.Down - open.Down},
+		{"reconnect_bytes", all.Up + all.Down},
+	} {
+		out = append(out, figure(part.name, "bytes", []float64{float64(part.bytes)}))
+	}
+	out[0].Limit = wire.MaxSteadyEvidence
+	return out, c.Close()
 }
 
 // serve starts the service that ships, with what it needs for this fleet.
