@@ -2,8 +2,6 @@ package cloud
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -73,6 +71,26 @@ func (s *Service) rotate(ctx context.Context) error {
 	return nil
 }
 
+// retire believes an issuing certificate no more and cuts whoever came by it.
+func (s *Service) retire(serial string) error {
+	var issuer string
+	for _, i := range s.devices.Issuing() {
+		if i.Serial == serial {
+			issuer = i.KeyID
+		}
+	}
+	switch err := s.devices.Retire(serial); {
+	case errors.Is(err, ca.ErrUnknown):
+		return fmt.Errorf("%w: %w", fleet.ErrNotFound, err)
+	case errors.Is(err, ca.ErrCurrent):
+		return fmt.Errorf("%w: %w", fleet.ErrConflict, err)
+	case err != nil:
+		return err
+	}
+	s.broker.DisconnectAll(issuer, "its issuing certificate was retired")
+	return nil
+}
+
 // rollCertificates tells connected devices to renew after each rotation.
 func (s *Service) rollCertificates(ctx context.Context) error {
 	tick := time.NewTicker(time.Second / renewPace)
@@ -107,13 +125,10 @@ func (s *Service) renew(device fleet.DeviceID) {
 
 // issuer is the key identifier of who signs device certificates now.
 func (s *Service) issuer() string {
-	chain := s.devices.Chain()
-	if len(chain) == 0 {
-		return ""
+	for _, i := range s.devices.Issuing() {
+		if i.Current {
+			return i.KeyID
+		}
 	}
-	cert, err := x509.ParseCertificate(chain[0])
-	if err != nil {
-		return ""
-	}
-	return hex.EncodeToString(cert.SubjectKeyId)
+	return ""
 }

@@ -106,7 +106,7 @@ func (s *Service) serveOperators(ctx context.Context) error {
 		Tenant: s.tenant, Store: s.store, Accounts: s.accounts, Send: s.dispatch.Send,
 		Publish: s.publish,
 		Watch:   s.hub.Subscribe, Changed: s.hub.Publish, Wake: s.rollout.Wake, Version: Version, Log: s.log,
-		Owners: s.owners, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate,
+		Owners: s.owners, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate, Retire: s.retire,
 	}))
 	app := console.Handler()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -24,6 +24,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
@@ -67,6 +68,7 @@ func (i issuer) chain() [][]byte {
 // Issued describes an issuing certificate that counts.
 type Issued struct {
 	Serial    string // hex, as in the certificates' other mentions
+	KeyID     string // hex identifier of its key, as the certificates it signed name it
 	NotBefore time.Time
 	NotAfter  time.Time
 	Current   bool // signs; the others only vouch for what they signed
@@ -115,7 +117,7 @@ func (a *Authority) Issuing() []Issued {
 		if i > 0 && now.After(c.cert.NotAfter) {
 			continue
 		}
-		list = append(list, Issued{Serial: c.cert.SerialNumber.Text(16), NotBefore: c.cert.NotBefore, NotAfter: c.cert.NotAfter, Current: i == 0})
+		list = append(list, Issued{Serial: c.cert.SerialNumber.Text(16), KeyID: hex.EncodeToString(c.cert.SubjectKeyId), NotBefore: c.cert.NotBefore, NotAfter: c.cert.NotAfter, Current: i == 0})
 	}
 	return list
 }

@@ -38,7 +38,7 @@ type cli struct {
 	Order     orderCmd     `cmd:"" help:"Order files of vendors: import."`
 	Voucher   voucherCmd   `cmd:"" help:"Ownership vouchers: import."`
 	Tenant    tenantCmd    `cmd:"" help:"Who you are to other owners: show."`
-	CA        caCmd        `cmd:"" name:"ca" help:"The authority of device certificates: status, rotate."`
+	CA        caCmd        `cmd:"" name:"ca" help:"The authority of device certificates: status, rotate, retire."`
 	Audit     auditCmd     `cmd:"" help:"Audit trails: list, verify."`
 	Token     tokenCmd     `cmd:"" help:"Operator tokens: create, list, revoke."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`

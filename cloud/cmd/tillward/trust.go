@@ -238,6 +238,7 @@ func (c *referenceList) Run(ctx context.Context, o *out, api *client) error {
 type caCmd struct {
 	Status caStatus `cmd:"" help:"List the certificates that sign, or signed, device certificates."`
 	Rotate caRotate `cmd:"" help:"Sign with a new issuing certificate from now on; no device is cut off."`
+	Retire caRetire `cmd:"" help:"Believe an older issuing certificate no more; devices that have not renewed enrol anew."`
 }
 
 type caStatus struct{}
@@ -275,6 +276,20 @@ type caRotate struct {
 func (c *caRotate) Run(ctx context.Context, o *out, api *client) error {
 	var p page
 	if err := api.post(ctx, "/v1/authority/rotate", map[string]string{"reason": c.Reason}, &p); err != nil {
+		return err
+	}
+	return issuing(o, p.Items)
+}
+
+type caRetire struct {
+	Serial string `arg:"" help:"As ca status lists it."`
+	because
+}
+
+// Run implements the command.
+func (c *caRetire) Run(ctx context.Context, o *out, api *client) error {
+	var p page
+	if err := api.post(ctx, "/v1/authority/retire", map[string]string{"serial": c.Serial, "reason": c.Reason}, &p); err != nil {
 		return err
 	}
 	return issuing(o, p.Items)

@@ -56,6 +56,7 @@ func TestRoles(t *testing.T) {
 		{"GET", "/v1/references?model=m", nil, fleet.Viewer},
 		{"GET", "/v1/authority", nil, fleet.Viewer},
 		{"POST", "/v1/authority/rotate", object{"reason": "r"}, fleet.Admin},
+		{"POST", "/v1/authority/retire", object{"serial": "aa", "reason": "r"}, fleet.Admin},
 		{"GET", "/v1/tenant", nil, fleet.Viewer},
 		{"GET", "/v1/waiting", nil, fleet.Viewer},
 		{"POST", "/v1/manifests", strings.NewReader("{}"), fleet.Admin},

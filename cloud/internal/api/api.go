@@ -51,6 +51,7 @@ type Deps struct {
 	Disconnect  func(device fleet.DeviceID, why string)
 	Authorities func() []fleet.Authority
 	Rotate      func(ctx context.Context) error // signs with a new issuing certificate
+	Retire      func(serial string) error       // believes an older one no more
 }
 
 // server holds the handlers.

@@ -123,6 +123,12 @@ func newSite(t *testing.T) *site {
 		Authorities: func() []fleet.Authority {
 			return []fleet.Authority{{Serial: "0a", NotAfter: time.Now().Add(time.Hour), Current: true}, {Serial: "09", NotAfter: time.Now().Add(time.Minute)}}
 		},
+		Retire: func(serial string) error {
+			if serial != "aa" {
+				return fleet.ErrNotFound
+			}
+			return nil
+		},
 		Rotate: func(context.Context) error {
 			s.act("rotate")
 			return nil

@@ -298,4 +298,21 @@ func (s *server) authority() {
 		s.note(ctx, deed(ctx, "authority.rotated", "warn", serial, map[string]string{"reason": in.Body.Reason}))
 		return pageOf(all, "", viewIssuing), nil
 	})
+	huma.Register(s.api, huma.Operation{
+		OperationID: "retire-authority", Method: http.MethodPost, Path: "/v1/authority/retire", Metadata: needs(fleet.Admin),
+		Summary:     "Believe an older issuing certificate no more",
+		Description: "Nothing it signed counts from then on: devices that have not renewed are cut off and enrol anew. For a stolen key, after a rotation.",
+	}, func(ctx context.Context, in *struct {
+		Body struct {
+			Serial string `json:"serial" minLength:"1" maxLength:"64" doc:"as GET /v1/authority gives it"`
+			Reason string `json:"reason" minLength:"1" maxLength:"512"`
+		}
+	},
+	) (*body[list[issuing]], error) {
+		if err := s.Retire(in.Body.Serial); err != nil {
+			return nil, s.fault(ctx, err)
+		}
+		s.note(ctx, deed(ctx, "authority.retired", "alarm", in.Body.Serial, map[string]string{"reason": in.Body.Reason}))
+		return pageOf(s.Authorities(), "", viewIssuing), nil
+	})
 }

@@ -170,6 +170,8 @@ func TestAuthority(t *testing.T) {
 		t.Errorf("got %v", all)
 	}
 	problem(t, s.as(t, fleet.Admin, "POST", "/v1/authority/rotate", object{}), http.StatusUnprocessableEntity)
+	problem(t, s.as(t, fleet.Admin, "POST", "/v1/authority/retire", object{"serial": "aa"}), http.StatusUnprocessableEntity)
+	problem(t, s.as(t, fleet.Admin, "POST", "/v1/authority/retire", object{"serial": "none", "reason": "stolen"}), http.StatusNotFound)
 	if got := s.acted(); got != "" {
 		t.Errorf("without a reason it did %q", got)
 	}

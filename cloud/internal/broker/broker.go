@@ -309,6 +309,28 @@ func (b *Broker) Disconnect(device fleet.DeviceID, why string) {
 	}
 }
 
+// DisconnectAll ends every connection whose certificate is of that issuer, by
+// the hex identifier of its key.
+func (b *Broker) DisconnectAll(issuer, why string) {
+	b.mu.Lock()
+	var cut []*session
+	for _, s := range b.sessions {
+		if s.id.Issuer == issuer {
+			cut = append(cut, s)
+		}
+	}
+	for e := range b.entering {
+		if e.id.Issuer == issuer {
+			b.entering[e] = true
+		}
+	}
+	b.mu.Unlock()
+	b.o.Log.Info("disconnect devices", slog.Int("devices", len(cut)), slog.String("reason", why))
+	for _, s := range cut {
+		s.cut(errors.New(why))
+	}
+}
+
 // enter notes a connection that waits to be admitted.
 func (b *Broker) enter(s *session) {
 	b.mu.Lock()
