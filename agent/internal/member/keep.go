@@ -19,6 +19,10 @@ const (
 	retryMin = time.Minute
 	retryMax = 6 * time.Hour
 	hurry    = time.Second // the least between two renewals
+	// clockLook is how long a sleep may take the clock at its word. A till that
+	// starts in 1970 for want of a battery gets the time later, and a sleep until
+	// 2026 would outlast the certificate.
+	clockLook = time.Hour
 )
 
 // Renewer changes the keys of an identity; enrol.Client does. What it returns
@@ -98,7 +102,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if k.id.leaf.NotAfter.Before(next) {
 			next = k.id.leaf.NotAfter
 		}
-		timer := time.NewTimer(time.Until(next))
+		timer := time.NewTimer(sleep(next))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -135,6 +139,9 @@ func (k *Keeper) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// sleep is for how long, before next is looked at again.
+func sleep(next time.Time) time.Duration { return min(time.Until(next), clockLook) }
 
 func (k *Keeper) rotateAt() time.Time {
 	if k.Rotate <= 0 || k.id.AKSince.IsZero() {

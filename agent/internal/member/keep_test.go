@@ -102,6 +102,17 @@ func keep(t *testing.T, s *service, rotate, how time.Duration) error {
 	return k.Run(ctx)
 }
 
+// TestClockIsSetLater: a till that started in 1970 has its clock put right while
+// it runs. It must not sleep through the life of its certificate.
+func TestClockIsSetLater(t *testing.T) {
+	if got := member.Sleep(time.Now().AddDate(56, 0, 0)); got > time.Hour {
+		t.Errorf("sleeps for %s, want it to look at the clock again within an hour", got)
+	}
+	if got := member.Sleep(time.Now().Add(time.Minute)); got > time.Minute {
+		t.Errorf("sleeps for %s, want a minute", got)
+	}
+}
+
 // TestRenewsAfterAThird follows a device for three months.
 func TestRenewsAfterAThird(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
