@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tillward/tillward/provisioning/identity"
 )
 
 // Endorser is the part of a TPM that shows it is genuine; hal/tpm fits.
@@ -120,6 +122,11 @@ func (c *Client) Enrol(ctx context.Context) (Result, error) {
 	res, _, err := post[Result](ctx, ch.http, c.URL+PathEvidence, body)
 	if err != nil {
 		return Result{}, err
+	}
+	// A box knows itself which it is. A service that may call it another could
+	// hand it the other one's ownership voucher.
+	if own := identity.DeviceID(ek); res.Device != own {
+		return Result{}, fmt.Errorf("the service's answer: it is for device %.40q, this is %s", res.Device, own)
 	}
 	res.AK, res.LDevID, res.RecoveryKey = ak, ldevid, r.Recovery
 	return res, nil

@@ -73,6 +73,7 @@ type site struct {
 	issuer *ca.Authority
 	server *Server
 	around func(serve func()) // of a benchmark
+	lie    func(path string, body []byte) []byte
 
 	mu    sync.Mutex
 	audit []string
@@ -130,6 +131,13 @@ func newSite(t testing.TB, trustFarm bool) *site {
 		Log: slog.New(slog.DiscardHandler),
 	})
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.lie != nil {
+			rec := httptest.NewRecorder()
+			s.server.ServeHTTP(rec, r)
+			w.WriteHeader(rec.Code)
+			_, _ = w.Write(s.lie(r.URL.Path, rec.Body.Bytes()))
+			return
+		}
 		if s.around == nil {
 			s.server.ServeHTTP(w, r)
 			return
@@ -168,6 +176,31 @@ func (s *site) till(t testing.TB) *tpm.TPM {
 
 func (s *site) client(dev *tpm.TPM) *Client {
 	return &Client{URL: s.url, Roots: s.roots, Serial: "till-1", Model: "box-9", TPM: dev}
+}
+
+// TestServiceKnowsNoOtherDevice: which box it is, a box is not told. By another
+// name it would believe another box's ownership voucher.
+func TestServiceKnowsNoOtherDevice(t *testing.T) {
+	s := newSite(t, true)
+	dev := s.till(t)
+	s.lie = func(path string, body []byte) []byte {
+		if path != PathEvidence {
+			return body
+		}
+		res, err := decode[Result](body)
+		if err != nil {
+			t.Errorf("the service's answer: %v", err)
+		}
+		res.Device = identity.DeviceID([]byte("another"))
+		body, err = encMode.Marshal(res)
+		if err != nil {
+			t.Error(err)
+		}
+		return body
+	}
+	if _, err := s.client(dev).Enrol(t.Context()); err == nil || !strings.Contains(err.Error(), "it is for device") {
+		t.Errorf("got %v, want a refusal", err)
+	}
 }
 
 func (s *site) audited(t *testing.T, want string) {
