@@ -31,9 +31,10 @@ type Ownership struct {
 
 // seen is the file.
 type seen struct {
-	Count int    `json:"count"`
-	Head  []byte `json:"head,omitempty"`
-	Owner string `json:"owner,omitempty"`
+	Device string `json:"device,omitempty"` // whose mark it is; a disk may come into another box
+	Count  int    `json:"count"`
+	Head   []byte `json:"head,omitempty"`
+	Owner  string `json:"owner,omitempty"`
 	// Given is how long the chain must be after the box was given up: the owner
 	// before cannot take it back by the chain he had.
 	Given int `json:"given,omitempty"`
@@ -63,8 +64,9 @@ func (o *Ownership) save(s seen) error {
 }
 
 // Check verifies the voucher of an enrolment with a service that acts for
-// tenant, and keeps how far the chain was seen. It returns who owns the box by
-// it, empty when nothing could be checked. Errors: ErrOwner.
+// tenant, and keeps how far the chain was seen. device is the box's own word, not
+// the service's. It returns who owns the box by the voucher, empty when nothing
+// could be checked. Errors: ErrOwner.
 func (o *Ownership) Check(device, tenant string, voucher []byte) (name string, err error) {
 	if o.Vendor == nil {
 		return "", nil
@@ -73,11 +75,17 @@ func (o *Ownership) Check(device, tenant string, voucher []byte) (name string, e
 	if err != nil {
 		return "", err
 	}
+	if s.Device != "" && s.Device != device {
+		s = seen{} // the disk was another box's: its chain is not ours to go on with
+	}
 	if len(voucher) == 0 {
 		if s.Count > 0 || s.Given > 0 {
 			return "", fmt.Errorf("%w: the service shows no voucher, and this box has seen one of %d entries", ErrOwner, max(s.Count, s.Given))
 		}
-		return "", nil // listed by its vendor without one
+		if s.Device == device {
+			return "", nil // listed by its vendor without one
+		}
+		return "", o.save(seen{Device: device})
 	}
 	v, err := owner.DecodeVoucher(voucher)
 	if err != nil {
@@ -95,7 +103,7 @@ func (o *Ownership) Check(device, tenant string, voucher []byte) (name string, e
 	case state.Owner.Tenant != tenant:
 		return "", fmt.Errorf("%w: it is %s's (tenant %q), not tenant %q's", ErrOwner, state.Owner.Name, state.Owner.Tenant, tenant)
 	}
-	next := seen{Count: state.Mark.Count, Head: state.Mark.Head, Owner: state.Owner.Name, Given: s.Given}
+	next := seen{Device: device, Count: state.Mark.Count, Head: state.Mark.Head, Owner: state.Owner.Name, Given: s.Given}
 	if next.Count == s.Count && string(next.Head) == string(s.Head) {
 		return state.Owner.Name, nil
 	}

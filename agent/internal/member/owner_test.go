@@ -117,6 +117,34 @@ func TestOwnership(t *testing.T) {
 	}
 }
 
+// TestDiskOfAnotherBox: what was seen of one box's voucher does not keep another
+// from being enrolled, and counts again in the first.
+func TestDiskOfAnotherBox(t *testing.T) {
+	d, other := newDeal(t), newDeal(t)
+	other.keys = d.keys
+	var err error
+	other.voucher, err = owner.NewVoucher(d.keys["vendor"], owner.Product{Vendor: "V", EKHash: sha256.Sum256([]byte("another ek")), Model: "m", Serial: "s2"}, d.at)
+	d.must(err)
+	o := &member.Ownership{File: filepath.Join(t.TempDir(), "owner.json"), Vendor: d.vendor()}
+	d.sell("vendor", "one")
+	if _, err := o.Check(d.voucher.Device, "two", d.sell("one", "two")); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := o.Check(other.voucher.Device, "one", other.sell("vendor", "one")); err != nil || name != "one" {
+		t.Errorf("in another box: got %q, %v", name, err)
+	}
+	if _, err := o.Check(other.voucher.Device, "one", nil); !errors.Is(err, member.ErrOwner) {
+		t.Errorf("in another box, without its voucher: got %v, want ErrOwner", err)
+	}
+	// A box listed without vouchers is told apart too.
+	if _, err := o.Check("listed", "one", nil); err != nil {
+		t.Errorf("listed without a voucher: %v", err)
+	}
+	if _, err := o.Check("listed", "one", nil); err != nil {
+		t.Errorf("listed without a voucher, again: %v", err)
+	}
+}
+
 // TestUnchecked is a box whose image knows no vendor.
 func TestUnchecked(t *testing.T) {
 	o := &member.Ownership{File: filepath.Join(t.TempDir(), "owner.json")}
