@@ -69,10 +69,10 @@ type sealed struct {
 	Blob []byte `json:"blob"` // opens in this TPM alone
 }
 
-// Begun reports whether a key has been sealed.
+// Begun reports whether a key has been sealed. One that cannot be read has.
 func (v *Vault) Begun() bool {
 	_, err := os.Stat(filepath.Join(v.Dir, keyFile))
-	return err == nil
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Open returns the key. Errors: ErrNone, ErrClosed, ErrLost; or the TPM's.
@@ -81,11 +81,11 @@ func (v *Vault) Open(ctx context.Context, t TPM) ([]byte, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNone
 	}
-	var s sealed
-	if err == nil {
-		err = json.Unmarshal(b, &s)
+	if err != nil { // the medium fails now; what is lost is given up for ever
+		return nil, fmt.Errorf("sealed key: %w", err)
 	}
-	if err != nil {
+	var s sealed
+	if err := json.Unmarshal(b, &s); err != nil {
 		return nil, fmt.Errorf("sealed key: %w: %w", ErrLost, err)
 	}
 	return v.unseal(ctx, t, s)
@@ -178,7 +178,8 @@ func (v *Vault) Keep(r boot.Reference) (bool, error) {
 	if err := v.write(name, mine); err != nil {
 		return false, err
 	}
-	for _, old := range v.files()[min(kept, len(v.files())):] {
+	others := slices.DeleteFunc(v.files(), func(f string) bool { return f == name }) // whatever its date: the clock may be wrong
+	for _, old := range others[min(kept-1, len(others)):] {
 		if err := os.Remove(filepath.Join(v.Dir, old)); err != nil {
 			return true, fmt.Errorf("drop the approvals of an old release: %w", err)
 		}

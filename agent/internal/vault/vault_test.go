@@ -240,6 +240,12 @@ func TestDamagedFiles(t *testing.T) {
 	must(t, err)
 	must(t, os.WriteFile(key, good[:len(good)/2], 0o600))
 	b.closed("a torn key file", vault.ErrLost)
+	must(t, os.Remove(key))
+	must(t, os.Mkdir(key, 0o700)) // as a medium that fails: there, and not readable now
+	if _, err := b.vault.Open(t.Context(), b.dev); err == nil || errors.Is(err, vault.ErrLost) || !b.vault.Begun() {
+		t.Errorf("a key file that cannot be read now: got %v, begun %v, want an error that gives nothing up", err, b.vault.Begun())
+	}
+	must(t, os.Remove(key))
 	must(t, os.WriteFile(key, good, 0o600))
 	names, err := filepath.Glob(filepath.Join(b.vault.Dir, "*.approved.json"))
 	must(t, err)
@@ -270,6 +276,26 @@ func TestOldReleasesGo(t *testing.T) {
 	for i, want := range map[int]bool{0: false, 3: false, 4: true, 19: true} {
 		if got := v.Has(fmt.Sprintf("agent/1.%d.0", i)); got != want {
 			t.Errorf("release %d of 20 on file: got %v, want %v", i+1, got, want)
+		}
+	}
+}
+
+// TestDeadBattery: a clock that is years behind makes the newest file look old.
+func TestDeadBattery(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	v := &vault.Vault{Dir: t.TempDir(), Release: &key.PublicKey}
+	for i := range 20 {
+		name := fmt.Sprintf("agent/1.%d.0", i)
+		_, err := v.Keep(release(t, key, name, tpmfarm.Default("x"), 0))
+		must(t, err)
+		if !v.Has(name) {
+			t.Errorf("the approvals of %s were dropped at once", name)
+		}
+		files, err := filepath.Glob(filepath.Join(v.Dir, "*.approved.json"))
+		must(t, err)
+		for _, f := range files {
+			must(t, os.Chtimes(f, time.Time{}, time.Now().AddDate(50, 0, 0)))
 		}
 	}
 }
