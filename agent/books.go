@@ -91,6 +91,9 @@ func (a *Agent) openBooks(ctx context.Context) error {
 	if a.vault == nil || !a.vault.Begun() {
 		var err error
 		a.spool, err = spool.Open(a.file(lockedBooks), o)
+		if errors.Is(err, spool.ErrKey) {
+			return a.openKeyless(ctx, o, err)
+		}
 		return err
 	}
 	key, err := a.unseal(ctx)
@@ -126,6 +129,17 @@ func (a *Agent) openBooks(ctx context.Context) error {
 		return cmp.Or(a.spool.Close(), a.openBeside(ctx, a.bookOptions()))
 	}
 	return nil
+}
+
+// openKeyless goes on where the books are locked and there is no key to ask the
+// TPM for. With an image that knows no release key, e.g. an older one, they wait
+// for one that does; without the sealed key nobody opens them any more.
+func (a *Agent) openKeyless(ctx context.Context, o spool.Options, why error) error {
+	if a.vault != nil {
+		return a.loseBooks(fmt.Errorf("the sealed key is gone: %w", why))
+	}
+	a.closed = fmt.Errorf("the image has no release key, set update.seal_key: %w", why)
+	return a.openBeside(ctx, o)
 }
 
 // unseal asks the TPM for the key of the books.
@@ -184,6 +198,9 @@ func (a *Agent) loseBooks(why error) error {
 	a.lost = why
 	when := time.Now().Unix()
 	for _, books := range []string{plainBooks, lockedBooks} {
+		if _, err := os.Lstat(a.file(books)); errors.Is(err, fs.ErrNotExist) {
+			continue // set aside before the power was cut, perhaps
+		}
 		if err := member.Remove(a.cfg.StateDir, books+lostBooks); err != nil {
 			return fmt.Errorf("remove lost books: %w", err)
 		}

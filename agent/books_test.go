@@ -2,8 +2,10 @@ package agent_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -143,6 +145,72 @@ func TestLostBooks(t *testing.T) {
 	}
 	if names := b.readable(); names != nil {
 		t.Errorf("readable in %q", names)
+	}
+}
+
+// TestSealedKeyIsGone: books that are locked with a key nobody has do not keep
+// the agent from starting. A second loss, or a power cut in the middle of the
+// first, does not throw away what was set aside.
+func TestSealedKeyIsGone(t *testing.T) {
+	f := newFleet(t)
+	good := tpmfarm.Default(release)
+	f.reference(release, good, 0)
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(good)
+	f.until("not sealed", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	b.stop()
+	key := filepath.Join(b.cfg.StateDir, "vault", "key.json")
+	sealed, err := os.ReadFile(key)
+	must(t, err)
+	must(t, os.Remove(key))
+	f.set(func() { clear(f.audit) })
+	b.start()
+	f.until("the loss is not on record", func() bool { return f.audited("vault.lost") && f.audited("vault.sealed") && f.has("link.up", 2) })
+	b.stop()
+	f.chained()
+	lost := func() (names []string) {
+		names, err := filepath.Glob(filepath.Join(b.cfg.StateDir, "spool.db.lost-*"))
+		must(t, err)
+		return names
+	}
+	kept := lost()
+	if len(kept) == 0 {
+		t.Fatal("the lost books were not kept")
+	}
+	// The power is cut when they are set aside and the key is not yet forgotten.
+	must(t, errors.Join(os.Remove(filepath.Join(b.cfg.StateDir, "spool.db")), os.WriteFile(key, sealed[:len(sealed)/2], 0o600)))
+	f.set(func() { clear(f.audit) })
+	b.start()
+	f.until("not started again", func() bool { return f.audited("vault.lost") && f.has("link.up", 1) })
+	b.stop()
+	if now := lost(); !slices.Equal(now, kept) {
+		t.Errorf("kept %q, now %q", kept, now)
+	}
+}
+
+// TestImageWithoutReleaseKey: an image that knows no release key, an older one
+// perhaps, goes on beside the locked books; the next one opens them again.
+func TestImageWithoutReleaseKey(t *testing.T) {
+	f := newFleet(t)
+	good := tpmfarm.Default(release)
+	f.reference(release, good, 3)
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(good)
+	f.until("not sealed", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	b.stop()
+	b.cfg.Update.SealKey = ""
+	b.start()
+	f.until("the alarm is not on record", func() bool { return f.audited("vault.closed") && f.has("link.up", 3) })
+	b.stop()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.start()
+	f.until("the books did not open", func() bool { return f.audited("vault.opened") })
+	b.stop()
+	f.chained()
+	if f.has("enrol.done", 2) {
+		t.Error("the device enrolled again: its identity was lost on the way")
 	}
 }
 

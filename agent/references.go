@@ -121,12 +121,20 @@ func (a *Agent) settle(ctx context.Context, m *membership, dev TPM) error {
 	}
 	// Once the release is committed there is no way back, unless the box booted
 	// before it came: then after the next boot.
-	if r.Floor > 0 && !a.machine.OnTrial() && (a.vault == nil || a.vault.Outlives(ctx, dev, r)) {
+	if r.Floor > 0 && !a.machine.OnTrial() && a.outlives(ctx, dev, r) {
 		if err := dev.RaiseFloor(ctx, r.Floor); err != nil {
 			return err
 		}
 	}
 	return again
+}
+
+// outlives reports whether what is sealed would open above the floor of r.
+func (a *Agent) outlives(ctx context.Context, dev TPM, r boot.Reference) bool {
+	if a.vault == nil {
+		return a.closed == nil // else something is sealed, for an image that knows the release key
+	}
+	return a.vault.Outlives(ctx, dev, r)
 }
 
 // lock seals a key when there is none, and opens one that stayed closed at the
