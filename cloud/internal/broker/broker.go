@@ -261,15 +261,26 @@ var errStopping = errors.New("the service stops")
 // ErrOffline when it is not there, does not listen or reads too slowly; nil
 // does not mean that the device has it.
 func (b *Broker) Send(device fleet.DeviceID, channel wire.Channel, payload []byte) error {
+	_, err := b.sendTo(device, channel, payload)
+	return err
+}
+
+// Challenge is Send for a challenge, which only the connection that it went by
+// may answer; it is named by its exporter.
+func (b *Broker) Challenge(device fleet.DeviceID, payload []byte) (exporter []byte, err error) {
+	return b.sendTo(device, wire.DownChallenge, payload)
+}
+
+func (b *Broker) sendTo(device fleet.DeviceID, channel wire.Channel, payload []byte) (exporter []byte, err error) {
 	s := b.session(string(device))
 	if s == nil {
-		return ErrOffline
+		return nil, ErrOffline
 	}
 	q := !open(s.Trust())
 	if _, ok := s.client.State.Subscriptions.Get(wire.Down(s.id.Tenant, s.id.Device, q)); !ok {
-		return ErrOffline
+		return nil, ErrOffline
 	}
-	return s.send(wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: q, Channel: channel}, payload)
+	return s.exporter, s.send(wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: q, Channel: channel}, payload)
 }
 
 // Verdict sets what one connection of the device may do and tells it so on the

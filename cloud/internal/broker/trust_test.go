@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -231,6 +232,24 @@ func (s *site) from(host string) *conn {
 		s.t.Fatalf("got packet %d %x, want CONNACK 0", typ, body)
 	}
 	return c
+}
+
+// TestChallengeNamesItsConnection: a challenge is answered on the connection that it went by, and that one alone.
+func TestChallengeNamesItsConnection(t *testing.T) {
+	s := start(t)
+	for range 2 { // the second takes over
+		c := s.attested(1)
+		exporter, err := s.b.Challenge(fleet.DeviceID(c.id), []byte("show"))
+		if err != nil || !bytes.Equal(exporter, c.exporter()) {
+			t.Errorf("got connection %x, %v, want %x", exporter, err, c.exporter())
+		}
+		if topic, payload := c.delivery(); payload != "show" || !strings.HasSuffix(topic, "/down/challenge") {
+			t.Errorf("got %q on %s", payload, topic)
+		}
+	}
+	if _, err := s.b.Challenge(fleet.DeviceID(name(2)), nil); !errors.Is(err, broker.ErrOffline) {
+		t.Errorf("nobody there: got %v", err)
+	}
 }
 
 // TestClone: two that live and take turns are told as copies, from two addresses at once, from one when it goes on.

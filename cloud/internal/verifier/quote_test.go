@@ -192,10 +192,25 @@ func TestNoEvidenceCountsTwice(t *testing.T) {
 	// A challenge on request crosses one by the clock: both may be answered, a third replaces the oldest.
 	nonces := [][]byte{challenged(), challenged(), challenged()}
 	for i, want := range []fleet.Trust{fleet.Quarantined, fleet.Attested, fleet.Attested} {
-		if got := x.showOn("dev-1", own.full(nonces[i], uint64(10+i)), there, false); got.Verdict != string(want) {
+		if got := x.showOn("dev-1", own.full(nonces[i], uint64(10+i)), here, false); got.Verdict != string(want) {
 			t.Errorf("challenge %d: got %+v, want %s", i, got, want)
 		}
 	}
+}
+
+// TestAnswerKeptBack: a device is challenged in a good boot, keeps its answer back, and shows it from the bad boot after
+// that, on a connection of its own. The quote is genuine, of the right TPM, and its challenge was never answered.
+func TestAnswerKeptBack(t *testing.T) {
+	x := newSite(t)
+	own := x.enrol(newChip(t, "dev-1", "os/1"))
+	x.publish("os/1", own.fw)
+	x.wantVerdict("good boot", x.show("dev-1", own.full(here, 1)), fleet.Attested, "")
+	if err := x.v.Challenge("dev-1"); err != nil {
+		t.Fatal(err)
+	}
+	kept := own.full(x.last("dev-1").Nonce, 2)
+	own.reboot(tpmfarm.Default("os/1, changed by night"))
+	x.wantVerdict("of the boot before", x.showOn("dev-1", kept, there, false), fleet.Quarantined, "quote.binding")
 }
 
 // TestVerdictIsForItsConnection: the device reconnected while its evidence was appraised.

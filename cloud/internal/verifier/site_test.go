@@ -192,8 +192,11 @@ func (x *site) publish(release string, fw tpmfarm.Firmware, change ...func(*boot
 	x.v.Forget(model)
 }
 
-func (x *site) Send(id fleet.DeviceID, _ wire.Channel, payload []byte) error {
-	return x.take(id, payload)
+func (x *site) Challenge(id fleet.DeviceID, payload []byte) ([]byte, error) {
+	x.mu.Lock()
+	present := x.exporter[id]
+	x.mu.Unlock()
+	return present, x.take(id, payload)
 }
 
 func (x *site) Verdict(id fleet.DeviceID, exporter []byte, trust fleet.Trust, payload []byte) error {

@@ -18,10 +18,12 @@ const (
 	unaskedEvery = time.Minute
 )
 
-// challenge is one that waits for its answer.
+// challenge is one that waits for its answer, on the connection that it went by:
+// a quote that was made before a reboot must not answer for the boot after it.
 type challenge struct {
-	nonce []byte
-	log   bool // asked for register values and event log
+	nonce    []byte
+	exporter []byte // of the connection
+	log      bool   // asked for register values and event log
 }
 
 // standing is what is known of a device while it is connected. The lock of the
@@ -66,8 +68,9 @@ func (v *Verifier) of(id fleet.DeviceID) *standing {
 	return s
 }
 
-// fresh checks that a quote was made for the connection it came by or for an
-// open challenge, which it closes, and that it is the first of its number.
+// fresh checks that a quote was made for the connection it came by or for a
+// challenge that went by it, which it closes, and that it is the first of its
+// number.
 // log says that the challenge asked for the log.
 func (v *Verifier) fresh(e Evidence, extra []byte, seq uint64) (log bool, f *fleet.Finding) {
 	v.mu.Lock()
@@ -80,7 +83,7 @@ func (v *Verifier) fresh(e Evidence, extra []byte, seq uint64) (log bool, f *fle
 		b := enrol.ConnBinding(string(e.Device), secret, seq)
 		return len(secret) == secretLen && bytes.Equal(b[:], extra)
 	}
-	answered := slices.IndexFunc(s.asked, func(c challenge) bool { return is(c.nonce) })
+	answered := slices.IndexFunc(s.asked, func(c challenge) bool { return is(c.nonce) && bytes.Equal(c.exporter, e.Exporter) })
 	if answered >= 0 {
 		log = s.asked[answered].log
 		s.asked = slices.Delete(s.asked, answered, answered+1)

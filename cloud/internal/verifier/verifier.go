@@ -3,8 +3,8 @@
 // [RFC 9334].
 //
 // It promises that a device is attested only by evidence it made for the
-// connection it came by, or for a challenge of ours that nothing else has
-// answered, and that no evidence counts twice. A boot counts when each register
+// connection it came by, or for a challenge that went by it and that nothing
+// else has answered, and that no evidence counts twice. A boot counts when each register
 // of the policy is quoted and covered by the event log, and holds what the
 // release says that the device runs or was offered. The quote alone is enough
 // while the boot is the one that was accepted last; for any other the log is
@@ -53,9 +53,10 @@ type Firmware interface {
 	SeeFirmware(ctx context.Context, t fleet.TenantID, model string, device fleet.DeviceID, events []fleet.FirmwareEvent) error
 }
 
-// Link reaches devices; cloud/internal/broker fits.
+// Link reaches devices, and does not block; cloud/internal/broker fits.
 type Link interface {
-	Send(device fleet.DeviceID, channel wire.Channel, payload []byte) error
+	// Challenge sends one and names the connection that it went by.
+	Challenge(device fleet.DeviceID, payload []byte) (exporter []byte, err error)
 	Verdict(device fleet.DeviceID, exporter []byte, trust fleet.Trust, payload []byte) error
 	Connected() map[fleet.DeviceID]fleet.Trust
 }
@@ -179,12 +180,13 @@ func (v *Verifier) ask(id fleet.DeviceID, full bool) error {
 	if err != nil {
 		return fmt.Errorf("challenge %s: %w", id, err)
 	}
-	v.mu.Lock()
-	v.of(id).open(challenge{nonce: nonce, log: full})
-	v.mu.Unlock()
-	if err := v.o.Link.Send(id, wire.DownChallenge, b); err != nil {
+	v.mu.Lock() // its answer has to wait until it is open
+	defer v.mu.Unlock()
+	exporter, err := v.o.Link.Challenge(id, b)
+	if err != nil {
 		return fmt.Errorf("challenge %s: %w", id, err)
 	}
+	v.of(id).open(challenge{nonce: nonce, exporter: exporter, log: full})
 	return nil
 }
 

@@ -82,7 +82,9 @@ func (k *desk) SeeFirmware(context.Context, fleet.TenantID, string, fleet.Device
 	return nil
 }
 
-func (k *desk) Send(_ fleet.DeviceID, _ wire.Channel, payload []byte) error { return k.take(payload) }
+func (k *desk) Challenge(_ fleet.DeviceID, payload []byte) ([]byte, error) {
+	return k.exporter, k.take(payload)
+}
 
 func (k *desk) Verdict(_ fleet.DeviceID, exporter []byte, _ fleet.Trust, payload []byte) error {
 	if !bytes.Equal(exporter, k.exporter) {
