@@ -158,7 +158,7 @@ func (s *server) trust() {
 		id := fleet.DeviceID(in.ID)
 		err := s.Store.Waive(ctx, who(ctx).Tenant, id, fleet.Waiver{}, deed(ctx, "device.waiver-ended", "info", in.ID, nil))
 		if err == nil {
-			_ = s.Challenge(id) // who is away shows evidence when it is back
+			s.Disconnect(id, "its waiver was taken back") // a challenge it could leave unanswered
 		}
 		return s.changed(ctx, in.ID, err)
 	})
@@ -220,10 +220,17 @@ func (s *server) waive(ctx context.Context, in *struct {
 	if left := time.Until(w.Until); left <= 0 || left > maxWaiver {
 		return nil, huma.Error422UnprocessableEntity("a waiver ends within the next 30 days; give until accordingly")
 	}
-	err := s.Store.Waive(ctx, who(ctx).Tenant, id, w, deed(ctx, "device.waived", "warn", in.ID, map[string]string{
-		"until": w.Until.UTC().Format(time.RFC3339), "reason": w.Reason,
-	}))
+	had, err := s.Store.Device(ctx, who(ctx).Tenant, id)
 	if err == nil {
+		err = s.Store.Waive(ctx, who(ctx).Tenant, id, w, deed(ctx, "device.waived", "warn", in.ID, map[string]string{
+			"until": w.Until.UTC().Format(time.RFC3339), "reason": w.Reason,
+		}))
+	}
+	switch {
+	case err != nil:
+	case had.Waiver.Until.After(w.Until):
+		s.Disconnect(id, "its waiver ends sooner") // a challenge it could leave unanswered
+	default:
 		_ = s.Challenge(id) // who is away shows evidence when it is back
 	}
 	return s.changed(ctx, in.ID, err)

@@ -75,8 +75,14 @@ func TestWaiver(t *testing.T) {
 	if got := into[object](t, s.as(t, fleet.Admin, "DELETE", "/v1/devices/d1/waiver", nil)); got["waiver"] != nil {
 		t.Errorf("taken back, and %v", got["waiver"])
 	}
-	if got := s.acted(); got != "challenge d1, challenge d1" {
-		t.Errorf("asked for %q, want evidence to be appraised anew each time", got)
+	if got := s.acted(); got != "challenge d1, disconnect d1: its waiver was taken back" {
+		t.Errorf("did %q, want evidence to be appraised anew, and nothing to stay open by silence", got)
+	}
+	for _, hours := range []time.Duration{2, 3, 1} {
+		s.as(t, fleet.Admin, "PUT", "/v1/devices/d1/waiver", object{"until": time.Now().Add(hours * time.Hour), "reason": "r"})
+	}
+	if got := s.acted(); got != "challenge d1, challenge d1, disconnect d1: its waiver ends sooner" {
+		t.Errorf("did %q", got)
 	}
 	before := s.entries(t)
 	for _, bad := range []object{

@@ -213,6 +213,12 @@ func (x *site) Verdict(id fleet.DeviceID, exporter []byte, trust fleet.Trust, pa
 	return x.take(id, payload)
 }
 
+func (x *site) Disconnect(id fleet.DeviceID, _ string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.exporter, id)
+}
+
 func (x *site) take(id fleet.DeviceID, payload []byte) error {
 	m, err := wire.Decode[wire.Challenge](payload)
 	if err != nil {

@@ -37,6 +37,7 @@ type standing struct {
 	model string
 	trust fleet.Trust // as said last
 	full  bool        // the next challenge asks for the log
+	ends  time.Time   // of the connection, unless evidence says something else; zero: never
 
 	booted   bool // the next are known
 	reset    uint32
@@ -139,7 +140,10 @@ func (v *Verifier) settle(o outcome, model string, again bool) {
 	if !a.Accepted() {
 		every /= nextAsked
 	}
-	s.due = a.At.Add(jitter(every))
+	s.due, s.ends = a.At.Add(jitter(every)), time.Time{}
+	if !a.Until.IsZero() {
+		s.ends = a.Until.Add(answering)
+	}
 	if again {
 		s.due = a.At
 	} else if !a.Until.IsZero() && a.Until.Before(s.due) {
@@ -147,8 +151,9 @@ func (v *Verifier) settle(o outcome, model string, again bool) {
 	}
 }
 
-// due returns whom to challenge and forgets who has gone.
-func (v *Verifier) due(now time.Time) (due []fleet.DeviceID) {
+// due returns whom to challenge and whose connection is over, and forgets who
+// has gone.
+func (v *Verifier) due(now time.Time) (due, over []fleet.DeviceID) {
 	connected := v.o.Link.Connected()
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -159,6 +164,10 @@ func (v *Verifier) due(now time.Time) (due []fleet.DeviceID) {
 	}
 	for id := range connected {
 		s := v.of(id)
+		if !s.ends.IsZero() && now.After(s.ends) {
+			s.ends, over = time.Time{}, append(over, id)
+			continue
+		}
 		if s.due.IsZero() { // has shown nothing yet
 			s.due = now.Add(jitter(v.o.Every / nextAsked))
 		}
@@ -167,5 +176,5 @@ func (v *Verifier) due(now time.Time) (due []fleet.DeviceID) {
 			due = append(due, id)
 		}
 	}
-	return due
+	return due, over
 }

@@ -59,6 +59,7 @@ type Link interface {
 	Challenge(device fleet.DeviceID, payload []byte) (exporter []byte, err error)
 	Verdict(device fleet.DeviceID, exporter []byte, trust fleet.Trust, payload []byte) error
 	Connected() map[fleet.DeviceID]fleet.Trust
+	Disconnect(device fleet.DeviceID, why string)
 }
 
 // Options of a Verifier.
@@ -88,6 +89,7 @@ type Verifier struct {
 const (
 	nextAsked  = 4                // a device that is not trusted is asked this many times as often
 	appraising = 20 * time.Second // at most, the store included
+	answering  = 2 * time.Minute  // after a waiver has ended, until the connection does
 )
 
 // New returns a Verifier; Run serves its queue and issues its challenges.
@@ -102,8 +104,9 @@ func New(o Options) *Verifier {
 }
 
 // Run appraises what is submitted, challenges connected devices when they are
-// due, and marks as stale every device without good evidence for twice the
-// interval. What waits when ctx ends is not acknowledged: the devices show it
+// due, marks as stale every device without good evidence for twice the
+// interval, and ends the connection of one that was let in by a waiver, which is
+// over, and says nothing. What waits when ctx ends is not acknowledged: the devices show it
 // again.
 func (v *Verifier) Run(ctx context.Context) error {
 	var g errgroup.Group
@@ -144,7 +147,11 @@ func (v *Verifier) serve() {
 
 // round looks at every device once.
 func (v *Verifier) round(ctx context.Context, now time.Time) {
-	for _, id := range v.due(now) {
+	due, over := v.due(now)
+	for _, id := range over {
+		v.o.Link.Disconnect(id, "its waiver has ended, and it shows no evidence")
+	}
+	for _, id := range due {
 		if err := v.Challenge(id); err != nil {
 			v.o.Log.Debug("challenge not sent", slog.String("device", string(id)), slog.Any("err", err))
 		}

@@ -22,6 +22,7 @@ type desk struct {
 	broken   error
 	sent     []wire.Challenge
 	exporter []byte // of the connection that is there
+	cut      []string
 	offline  bool
 	changed  int
 }
@@ -112,6 +113,12 @@ func (k *desk) Connected() map[fleet.DeviceID]fleet.Trust {
 		return nil
 	}
 	return map[fleet.DeviceID]fleet.Trust{"dev-1": fleet.Pending}
+}
+
+func (k *desk) Disconnect(id fleet.DeviceID, why string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.cut = append(k.cut, string(id)+": "+why)
 }
 
 // last is the newest message to the device.
@@ -214,6 +221,54 @@ func TestDay(t *testing.T) {
 			t.Errorf("asked %d times in a day, %d times for the log", rounds, logs)
 		}
 	})
+}
+
+// TestWaiverEnds: a waiver is not made longer by silence. Who shows evidence after its end stays connected, in
+// quarantine; who says nothing is cut off.
+func TestWaiverEnds(t *testing.T) {
+	for _, answers := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newChip(t, "dev-1", "os/1")
+			until := time.Now().Add(40 * time.Minute)
+			k := &desk{d: fleet.Device{ID: "dev-1", Trust: fleet.Pending, AKPublic: c.ak(), Waiver: fleet.Waiver{Until: until, By: "ann"}}, exporter: here}
+			v := verifier.New(verifier.Options{
+				Devices: k, Firmware: k, Link: k, Every: time.Hour, Unjudged: fleet.Quarantined, Changed: func(fleet.Device) {}, Log: quiet,
+			})
+			show := func(secret []byte, seq uint64) {
+				if err := v.Appraise(t.Context(), verifier.Evidence{Device: "dev-1", Payload: encode(t, c.full(secret, seq)), Exporter: here, At: time.Now()}); err != nil {
+					t.Error(err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Minute)
+			defer cancel()
+			done := make(chan error, 1)
+			go func() { done <- v.Run(ctx) }()
+			show(here, 1)
+			if k.last().Verdict != string(fleet.Degraded) {
+				t.Fatalf("got %+v, want the waiver to cover it", k.last())
+			}
+			for seq := uint64(2); ctx.Err() == nil; seq++ {
+				time.Sleep(10 * time.Second)
+				if nonce := k.last().Nonce; len(nonce) > 0 && answers {
+					show(nonce, seq)
+				}
+				k.mu.Lock()
+				if len(k.cut) > 0 && time.Now().Before(until) {
+					t.Error("cut off before the waiver ended")
+				}
+				k.mu.Unlock()
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if answers && (len(k.cut) != 0 || k.d.Trust != fleet.Quarantined) {
+				t.Errorf("who answers: got %s, cut off %q", k.d.Trust, k.cut)
+			}
+			if !answers && len(k.cut) != 1 {
+				t.Errorf("who is silent: cut off %q, want once", k.cut)
+			}
+		})
+	}
 }
 
 // TestCrowd: who shows evidence without end is hung up on, and others are not.
