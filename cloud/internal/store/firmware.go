@@ -60,13 +60,18 @@ func (s *Store) PutReferences(ctx context.Context, refs []fleet.BootReference) e
 	return nil
 }
 
-// maxUndecided bounds what devices can put before the people of one tenant for
-// one model: nobody decides more, and a till gone mad shall not fill the disk.
-const maxUndecided = 1000
+// What devices can put before the people of one tenant for one model is
+// bounded: nobody decides more, a till gone mad shall not fill the disk, nor one
+// alone keep what the others show from being noted. One appraisal tells of 32.
+const (
+	maxUndecided = 1000
+	maxOfOne     = 100
+)
 
 // SeeFirmware notes that a device of tenant t has shown firmware events that no
 // reference values know. An event waits for a decision from the first time it
-// is seen. When 1000 of a model wait, further ones are not noted.
+// is seen. When 1000 of a model wait, or 100 that this device was the first to
+// show, further ones are not noted.
 func (s *Store) SeeFirmware(ctx context.Context, t fleet.TenantID, model string, device fleet.DeviceID, events []fleet.FirmwareEvent) error {
 	if len(events) == 0 {
 		return nil
@@ -94,11 +99,12 @@ func (w *writer) seeFirmware(ctx context.Context, t fleet.TenantID, model string
 	var n int64
 	err := found(w.row(ctx, `SELECT n`+which, t, model, e.PCR, e.Digest).Scan(&n))
 	if errors.Is(err, fleet.ErrNotFound) {
-		var undecided int
-		if err := w.row(ctx, `SELECT COUNT(*) FROM firmware_event WHERE tenant = ? AND model = ? AND state = 'open'`, t, model).Scan(&undecided); err != nil {
+		var undecided, ofOne int
+		if err := w.row(ctx, `SELECT COUNT(*), COUNT(CASE WHEN first_device = ? THEN 1 END) FROM firmware_event WHERE tenant = ? AND model = ? AND state = 'open'`,
+			device, t, model).Scan(&undecided, &ofOne); err != nil {
 			return err
 		}
-		if undecided >= maxUndecided {
+		if undecided >= maxUndecided || ofOne >= maxOfOne {
 			return nil
 		}
 		err = w.row(ctx, `INSERT INTO firmware_event (tenant, model, pcr, digest, what, first_device, first_at, state) VALUES (?, ?, ?, ?, ?, ?, ?, 'open') RETURNING n`,
@@ -184,7 +190,8 @@ func (s *Store) DecideFirmware(ctx context.Context, t fleet.TenantID, model stri
 			WHERE tenant = ? AND model = ? AND pcr = ? AND digest = ? RETURNING n`, to, by, ms(when), t, model, pcr, digest).Scan(&n); err != nil {
 			return found(err)
 		}
-		if err := w.exec(ctx, `UPDATE device SET boot_digest = X'' WHERE id IN (SELECT device FROM firmware_sighting WHERE event = ?)`, n); err != nil {
+		if err := w.exec(ctx, `UPDATE device SET boot_digest = X'' WHERE id IN (SELECT device FROM firmware_sighting WHERE event = ?)
+			OR ? AND tenant = ? AND model = ?`, n, to != fleet.ApprovalGranted, t, model); err != nil {
 			return err
 		}
 		return w.audit(ctx, t, ev)
