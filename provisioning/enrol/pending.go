@@ -12,7 +12,8 @@ import (
 const (
 	maxPending = 4096
 	maxPerKey  = 8  // open challenges of one EK; the oldest makes room
-	maxListed  = 60 // refusals a minute that are audited one by one
+	maxListed  = 60 // refusals of a kind in a minute that are audited one by one
+	maxKinds   = 4096
 )
 
 // errBusy means that there is no room for another challenge.
@@ -77,6 +78,31 @@ func (p *pending) take(id [16]byte) *attempt {
 	at := p.open[id]
 	delete(p.open, id)
 	return at
+}
+
+// kind is what refusals are counted by: whoever knocks a thousand times must
+// not hide what another check, or a member, is refused for meanwhile.
+type kind struct{ check, member string }
+
+// tallies counts refusals by their kind.
+type tallies struct {
+	mu sync.Mutex
+	of map[kind]*tally
+}
+
+// next counts one refusal.
+func (t *tallies) next(k kind, now time.Time) (int, bool) {
+	t.mu.Lock()
+	c := t.of[k]
+	if c == nil {
+		if t.of == nil || len(t.of) >= maxKinds { // some are listed again, the memory is bounded
+			t.of = make(map[kind]*tally)
+		}
+		c = &tally{}
+		t.of[k] = c
+	}
+	t.mu.Unlock()
+	return c.next(now)
 }
 
 // tally counts refusals, so that nobody fills the audit trail by knocking.

@@ -520,6 +520,38 @@ func TestRefusalsDoNotFillTheTrail(t *testing.T) {
 	}
 }
 
+// Whoever knocks with rubbish all day does not keep out of the trail what else is refused meanwhile.
+func TestKnockingHidesNoAlarm(t *testing.T) {
+	s := newSite(t, true)
+	hc, _ := s.http(t)
+	for range 2*maxListed + 10 {
+		r, err := hc.Post(s.url+PathEnrol, "application/cbor", strings.NewReader("rubbish"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = r.Body.Close()
+	}
+	s.dir.taken = true
+	if _, err := s.client(s.till(t)).Enrol(t.Context()); !errors.Is(err, ErrRefused) {
+		t.Errorf("got %v, want ErrRefused", err)
+	}
+	s.audited(t, "enrol.refused alarm")
+	var c tallies
+	now := time.Now()
+	for range 100 {
+		c.next(kind{"identity.revoked", "one"}, now)
+	}
+	if n, listed := c.next(kind{"identity.revoked", "two"}, now); n != 1 || !listed {
+		t.Errorf("another member: refusal %d, listed %t", n, listed)
+	}
+	for i := range 2 * maxKinds {
+		c.next(kind{"identity.revoked", fmt.Sprint(i)}, now)
+	}
+	if len(c.of) > maxKinds {
+		t.Errorf("%d kinds are remembered, want at most %d", len(c.of), maxKinds)
+	}
+}
+
 // The recovery key is as good as the other one, or there is no certificate.
 func TestRecoveryKeyMustBeInTheTPM(t *testing.T) {
 	s := newSite(t, true)

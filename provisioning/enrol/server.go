@@ -88,8 +88,9 @@ type Options struct {
 	// Welcome is what a new member is told: brokers, artifacts, keys, voucher.
 	Welcome func(ctx context.Context, m Member) (Result, error)
 	// Audit takes every enrolment and every refusal (severity info, warn or
-	// alarm). Beyond 60 refusals a minute only each power of two is listed;
-	// detail "this_minute" says how many there were, "check" what failed.
+	// alarm). Beyond 60 refusals a minute by one check, of one member or of all
+	// that have no certificate, only each power of two is listed; detail
+	// "this_minute" says how many there were, "check" what failed.
 	Audit func(ctx context.Context, kind, severity, device string, detail map[string]string)
 	Log   *slog.Logger
 }
@@ -103,7 +104,7 @@ type Server struct {
 	bodyTime  time.Duration
 	pending   pending // enrolments
 	rotations pending
-	refusals  tally
+	refusals  tallies
 }
 
 // call is one message of a device and the channel it came by.
@@ -218,7 +219,13 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, device string, err
 // refused writes down what was refused and why.
 func (s *Server) refused(r *http.Request, status int, severity, device string, err error) (int, problem) {
 	p := problem{Code: codes[status], Text: clip(err.Error()), Check: Check(err)}
-	if n, listed := s.refusals.next(time.Now()); listed {
+	k := kind{check: p.Check}
+	if r.TLS != nil {
+		if id, err := identity.FromTLS(*r.TLS); err == nil {
+			k.member = id.Device
+		}
+	}
+	if n, listed := s.refusals.next(k, time.Now()); listed {
 		s.o.Audit(r.Context(), "enrol.refused", severity, device, map[string]string{
 			"code": p.Code, "check": p.Check, "reason": p.Text, "from": r.RemoteAddr, "path": r.URL.Path, "this_minute": strconv.Itoa(n),
 		})
