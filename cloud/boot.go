@@ -2,7 +2,7 @@ package cloud
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"io"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -45,38 +45,18 @@ func (s *Service) learnBoots(ctx context.Context) error {
 // whatever he booted - the broker keeps him in quarantine, where he can be
 // helped; who renews gets one only for a boot that may be trusted now.
 func (s *Service) booted(ctx context.Context, joins bool, id identity.Identity, pcrs [][]byte, log []byte) (accept bool, finding error) {
-	res, err := s.verifier.AppraiseBoot(ctx, id.Model, id.Tenant, pcrs, log)
-	if err != nil {
-		return false, err
-	}
-	if res.Trust != boot.Quarantined && !joins {
-		if res, err = s.current(ctx, id, res); err != nil {
-			return false, err
+	appraise := func() (boot.Result, error) { return s.verifier.AppraiseBoot(ctx, id.Model, id.Tenant, pcrs, log) }
+	if !joins {
+		appraise = func() (boot.Result, error) {
+			return s.verifier.AppraiseMember(ctx, fleet.DeviceID(id.Device), pcrs, log)
 		}
+	}
+	res, err := appraise()
+	if err != nil {
+		return false, fmt.Errorf("%w: %w", enrol.ErrUnavailable, err)
 	}
 	if len(res.Findings) > 0 {
 		finding = enrol.Refuse(res.Findings[0].Check, "%s", res.Findings[0].Text)
 	}
 	return joins || res.Trust != boot.Quarantined, finding
-}
-
-// current refuses the boot of a release that the device has left behind.
-func (s *Service) current(ctx context.Context, id identity.Identity, res boot.Result) (boot.Result, error) {
-	d, err := s.store.DeviceByID(ctx, fleet.DeviceID(id.Device))
-	if err != nil {
-		return res, err
-	}
-	if d.BootRelease == "" || res.Release == "" || res.Release == d.BootRelease {
-		return res, nil
-	}
-	offered, err := s.store.OfferedRelease(ctx, d.ID)
-	if err != nil && !errors.Is(err, fleet.ErrNotFound) {
-		return res, err
-	}
-	if err == nil && string(offered) == res.Release {
-		return res, nil
-	}
-	return boot.Result{Trust: boot.Quarantined, Release: res.Release, Findings: []boot.Finding{{
-		Check: "boot.old-release", Release: res.Release, Text: "the device booted " + res.Release + " after it had committed to " + d.BootRelease + "; bring it forward with a rollout",
-	}}}, nil
 }

@@ -53,6 +53,10 @@ const (
 	maxChain = 8
 )
 
+// ErrUnavailable is no refusal: the service could not find out. The device
+// tries again later.
+var ErrUnavailable = errors.New("the service could not find out")
+
 // Errors a device acts on.
 var (
 	ErrUnclaimed = errors.New("nobody owns this device yet")

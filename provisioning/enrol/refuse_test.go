@@ -645,6 +645,21 @@ func TestBootIsJudgedAtEnrolment(t *testing.T) {
 	if _, err := c.Enrol(t.Context()); Check(err) != "boot.unknown-event" || !errors.Is(err, ErrRefused) || len(s.dir.members) != n {
 		t.Errorf("enforced: got %v with check %q", err, Check(err))
 	}
+	finding = fmt.Errorf("database is locked: %w", ErrUnavailable)
+	s.mu.Lock()
+	audited := len(s.audit)
+	s.mu.Unlock()
+	for _, accept = range []bool{false, true} {
+		_, err := c.Enrol(t.Context())
+		if err == nil || errors.Is(err, ErrRefused) || strings.Contains(err.Error(), "database") || len(s.dir.members) != n {
+			t.Errorf("nobody could find out: got %v, want the device to try again, and to learn nothing of the inside", err)
+		}
+	}
+	s.mu.Lock()
+	if len(s.audit) != audited {
+		t.Errorf("nobody could find out: audited as %q", s.audit[audited:])
+	}
+	s.mu.Unlock()
 	accept, finding, log = true, nil, make([]byte, maxLog+1)
 	if _, err := c.Enrol(t.Context()); err != nil || seen.log != nil {
 		t.Errorf("a log that does not fit: judged %d bytes (%v), want that it stays away", len(seen.log), err)

@@ -83,7 +83,8 @@ type Options struct {
 	// Boot judges how a device booted by its quoted registers and its event log
 	// (gzip, may be nil). joins tells an enrolment from a renewal. A finding is
 	// audited under its Check; without accept no member's certificate leaves the
-	// service.
+	// service. ErrUnavailable is no finding: nothing is issued, and nothing held
+	// against the device.
 	Boot func(ctx context.Context, joins bool, id identity.Identity, pcrs [][]byte, log []byte) (accept bool, finding error)
 	// Welcome is what a new member is told: brokers, artifacts, keys, voucher.
 	Welcome func(ctx context.Context, m Member) (Result, error)
@@ -254,8 +255,11 @@ func (s *Server) judge(ctx context.Context, joins bool, id identity.Identity, pc
 		return nil
 	}
 	accept, finding := s.o.Boot(ctx, joins, id, pcrs, log)
-	if finding == nil && accept {
+	switch {
+	case finding == nil && accept:
 		return nil
+	case errors.Is(finding, ErrUnavailable):
+		return finding
 	}
 	if finding == nil {
 		finding = errors.New("the device did not boot as it should")

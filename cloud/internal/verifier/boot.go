@@ -102,9 +102,23 @@ func (v *Verifier) unjudged(model string) verdict {
 // hold. The quote over pcrs has been verified; log is packed. An error is one
 // of the store.
 func (v *Verifier) AppraiseBoot(ctx context.Context, model, tenant string, pcrs [][]byte, log []byte) (boot.Result, error) {
-	out, err := v.judgeBoot(ctx, fleet.Device{Model: model, Tenant: fleet.TenantID(tenant)}, pcrs, log)
+	return v.appraiseBoot(ctx, fleet.Device{Model: model, Tenant: fleet.TenantID(tenant)}, pcrs, log)
+}
+
+// AppraiseMember measures the boot of a device as Appraise does: against the
+// release that it runs and the one it was offered.
+func (v *Verifier) AppraiseMember(ctx context.Context, id fleet.DeviceID, pcrs [][]byte, log []byte) (boot.Result, error) {
+	d, err := v.o.Devices.DeviceByID(ctx, id)
 	if err != nil {
-		return boot.Result{}, fmt.Errorf("appraise the boot of a %.64q: %w", model, err)
+		return boot.Result{}, fmt.Errorf("appraise the boot of %s: %w", id, err)
+	}
+	return v.appraiseBoot(ctx, d, pcrs, log)
+}
+
+func (v *Verifier) appraiseBoot(ctx context.Context, d fleet.Device, pcrs [][]byte, log []byte) (boot.Result, error) {
+	out, err := v.judgeBoot(ctx, d, pcrs, log)
+	if err != nil {
+		return boot.Result{}, fmt.Errorf("appraise the boot of a %.64q: %w", d.Model, err)
 	}
 	res := boot.Result{Trust: string(out.trust), Release: out.release, Unknown: out.unknown}
 	for _, f := range out.findings {

@@ -477,3 +477,34 @@ func TestApplicant(t *testing.T) {
 		t.Errorf("without a store: got %+v", res)
 	}
 }
+
+// TestMember: a device that renews is measured as its evidence is: by what it runs and was offered, and not by another
+// release that boots alike, nor by one that it has left behind.
+func TestMember(t *testing.T) {
+	x := newSite(t)
+	one, two := tpmfarm.Default("os/1"), tpmfarm.Default("os/2")
+	x.publish("os/1", one)
+	x.publish("os/2", two)
+	x.publish("agent/2", two) // touches nothing that is measured
+	own := x.enrol(newChip(t, "dev-1", "os/2"))
+	renews := func(fw tpmfarm.Firmware) boot.Result {
+		t.Helper()
+		res, err := x.v.AppraiseMember(t.Context(), "dev-1", fw.Registers(), pack(own, fw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	if err := x.s.Appraised(t.Context(), fleet.Attestation{Device: "dev-1", At: time.Now(), Trust: fleet.Attested, Release: "agent/2"}, true); err != nil {
+		t.Fatal(err)
+	}
+	if res := renews(two); res.Trust != "attested" || res.Release != "agent/2" {
+		t.Errorf("what it runs: got %+v", res)
+	}
+	if res := renews(one); res.Trust != "quarantined" || res.Findings[0].Check != "boot.old-release" {
+		t.Errorf("what it left: got %+v", res)
+	}
+	if res, err := x.v.AppraiseMember(t.Context(), "nobody", one.Registers(), pack(own, one)); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("nobody: got %+v, %v", res, err)
+	}
+}

@@ -1,0 +1,24 @@
+package cloud
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/internal/verifier"
+	"github.com/tillward/tillward/provisioning/enrol"
+	"github.com/tillward/tillward/provisioning/identity"
+)
+
+// TestBootUnknown: what cannot be looked up is no finding against the device, and no certificate for it.
+func TestBootUnknown(t *testing.T) {
+	s := newService(t)
+	s.verifier = verifier.New(verifier.Options{Devices: s.store, Firmware: s.store, Link: s.broker, Every: 1, Changed: func(fleet.Device) {}, Log: s.log})
+	must(t, s.store.Close())
+	for _, joins := range []bool{true, false} {
+		accept, finding := s.booted(t.Context(), joins, identity.Identity{Tenant: "main", Device: "d1", Model: "vend-1"}, nil, nil)
+		if accept || !errors.Is(finding, enrol.ErrUnavailable) || errors.Is(finding, enrol.ErrRefused) || enrol.Check(finding) != "" {
+			t.Errorf("joins %v: got %v, %v", joins, accept, finding)
+		}
+	}
+}
