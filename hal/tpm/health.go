@@ -22,29 +22,23 @@ type Health struct {
 // inLockout is the bit of TPMA_PERMANENT.
 const inLockout = 1 << 9
 
-// Health reads the TPM's properties; none of them costs the TPM much.
+// Health reads the TPM's properties in two commands; a till asks every minute.
 func (t *TPM) Health(ctx context.Context) (h Health, err error) {
 	err = t.locked(ctx, func() error {
-		var fw1, fw2, maker, permanent uint32
-		for _, p := range []struct {
-			id  tpm2.TPMPT
-			out *uint32
-		}{
-			{tpm2.TPMPTManufacturer, &maker},
-			{tpm2.TPMPTFirmwareVersion1, &fw1},
-			{tpm2.TPMPTFirmwareVersion2, &fw2},
-			{tpm2.TPMPTPermanent, &permanent},
-			{tpm2.TPMPTLockoutCounter, &h.LockoutCounter},
-			{tpm2.TPMPTMaxAuthFail, &h.MaxAuthFail},
-			{tpm2.TPMPTHRPersistentAvail, &h.PersistentAvail},
-		} {
-			if *p.out, err = t.property(p.id); err != nil {
-				return err
-			}
+		fixed, err := t.properties(tpm2.TPMPTManufacturer, tpm2.TPMPTFirmwareVersion2)
+		if err != nil {
+			return err
 		}
-		h.Manufacturer = strings.TrimRight(string(binary.BigEndian.AppendUint32(nil, maker)), " \x00")
-		h.Firmware = uint64(fw1)<<32 | uint64(fw2)
-		h.InLockout = permanent&inLockout != 0
+		now, err := t.properties(tpm2.TPMPTPermanent, tpm2.TPMPTMaxAuthFail)
+		if err != nil {
+			return err
+		}
+		h = Health{
+			Manufacturer:   strings.TrimRight(string(binary.BigEndian.AppendUint32(nil, fixed[tpm2.TPMPTManufacturer])), " \x00"),
+			Firmware:       uint64(fixed[tpm2.TPMPTFirmwareVersion1])<<32 | uint64(fixed[tpm2.TPMPTFirmwareVersion2]),
+			LockoutCounter: now[tpm2.TPMPTLockoutCounter], MaxAuthFail: now[tpm2.TPMPTMaxAuthFail],
+			InLockout: now[tpm2.TPMPTPermanent]&inLockout != 0, PersistentAvail: now[tpm2.TPMPTHRPersistentAvail],
+		}
 		return nil
 	})
 	return h, err
@@ -52,19 +46,39 @@ func (t *TPM) Health(ctx context.Context) (h Health, err error) {
 
 // property reads one property; 0 when the TPM does not have it.
 func (t *TPM) property(id tpm2.TPMPT) (uint32, error) {
-	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(id), PropertyCount: 1}.Execute(t.dev)
-	if err != nil {
-		return 0, fmt.Errorf("read TPM property %#x: %w", uint32(id), err)
+	props, err := t.properties(id, id)
+	return props[id], err
+}
+
+// properties reads those from one to another of a group; one that the TPM does
+// not have is missing.
+func (t *TPM) properties(from, to tpm2.TPMPT) (map[tpm2.TPMPT]uint32, error) {
+	props := make(map[tpm2.TPMPT]uint32)
+	for from <= to {
+		rsp, err := tpm2.GetCapability{
+			Capability: tpm2.TPMCapTPMProperties, Property: uint32(from), PropertyCount: uint32(to - from + 1),
+		}.Execute(t.dev)
+		if err != nil {
+			return nil, fmt.Errorf("read TPM property %#x: %w", uint32(from), err)
+		}
+		list, err := rsp.CapabilityData.Data.TPMProperties()
+		if err != nil {
+			return nil, fmt.Errorf("read TPM property %#x: %w", uint32(from), err)
+		}
+		// A TPM goes on with the next property it has, and may return fewer than
+		// were asked for.
+		for _, p := range list.TPMProperty {
+			if p.Property <= to {
+				props[p.Property] = p.Value
+			}
+		}
+		n := len(list.TPMProperty)
+		if n == 0 || !rsp.MoreData || list.TPMProperty[n-1].Property < from {
+			break
+		}
+		from = list.TPMProperty[n-1].Property + 1
 	}
-	props, err := rsp.CapabilityData.Data.TPMProperties()
-	if err != nil {
-		return 0, fmt.Errorf("read TPM property %#x: %w", uint32(id), err)
-	}
-	// A TPM answers with the next property when it does not have this one.
-	if len(props.TPMProperty) == 0 || props.TPMProperty[0].Property != id {
-		return 0, nil
-	}
-	return props.TPMProperty[0].Value, nil
+	return props, nil
 }
 
 // Shutdown tells the TPM that the power may go: an orderly stop costs no count
