@@ -69,6 +69,9 @@ func (t *TPM) RaiseFloor(ctx context.Context, to uint64) error {
 
 // floor returns the counter's name and the floor.
 func (t *TPM) floor(ctx context.Context) (tpm2.TPM2BName, uint64, error) {
+	if t.noFloor != nil {
+		return tpm2.TPM2BName{}, 0, t.noFloor
+	}
 	name, written, err := t.floorName()
 	if err != nil {
 		return name, 0, err
@@ -154,14 +157,16 @@ func (t *TPM) readFloor(name tpm2.TPM2BName) (uint64, error) {
 }
 
 // dropFloor gives up on a TPM whose counters are past the start, be it that
-// other software counted or that somebody removed our counter.
+// other software counted or that somebody removed our counter. To find it out
+// costs flash writes, so that it is found out once.
 func (t *TPM) dropFloor(name tpm2.TPM2BName, at uint64) error {
 	_, err := tpm2.NVUndefineSpace{
 		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
 		NVIndex:    tpm2.NamedHandle{Handle: floorIndex, Name: name},
 	}.Execute(t.dev)
-	return errors.Join(fmt.Errorf("a new counter of this TPM begins at %d, above %d: other software counted, or the floor counter was removed; "+
+	t.noFloor = errors.Join(fmt.Errorf("a new counter of this TPM begins at %d, above %d: other software counted, or the floor counter was removed; "+
 		"this device can open only what a release approves without a floor", at, floorBase), err)
+	return t.noFloor
 }
 
 // PolicyDigest is the policy digest (SHA-256, 32 bytes) of a booted state: the

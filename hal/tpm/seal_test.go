@@ -197,6 +197,36 @@ func TestRaisedFloorRefusesOldApprovals(t *testing.T) {
 	must(t, opens(release.approve(t, state, 0)))
 }
 
+// To find out that a TPM cannot have a floor costs flash writes; a fleet asks
+// for years.
+func TestNoFloorIsFoundOutOnce(t *testing.T) {
+	dev, release := open(t, start(t)), newRelease(t)
+	blob, err := dev.Seal(t.Context(), release.public, sealRef, []byte("secret"))
+	must(t, err)
+	a := release.approve(t, booted(t, dev, 7), 1)
+	must(t, dev.RaiseFloor(t.Context(), 1))
+	undefine(t, dev, 0x01800F01)
+	writes := 0
+	tpm.Wrap(dev, func(cmd []byte, next func([]byte) ([]byte, error)) ([]byte, error) {
+		switch command(cmd) {
+		case tpm2.TPMCCNVDefineSpace, tpm2.TPMCCNVUndefineSpace, tpm2.TPMCCNVIncrement:
+			writes++
+		}
+		return next(cmd)
+	})
+	for range 5 {
+		if err := dev.RaiseFloor(t.Context(), 1); err == nil || !strings.Contains(err.Error(), "the floor counter was removed") {
+			t.Errorf("raised: %v", err)
+		}
+		if _, err := dev.Unseal(t.Context(), release.public, blob, a); err == nil {
+			t.Error("opened without a floor")
+		}
+	}
+	if writes > 3 {
+		t.Errorf("%d writes to the TPM's memory, want one try", writes)
+	}
+}
+
 // A probe on the wires between processor and TPM sees no secret.
 func TestSecretDoesNotCrossTheBus(t *testing.T) {
 	dev, release := open(t, start(t)), newRelease(t)

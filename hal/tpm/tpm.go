@@ -57,6 +57,7 @@ type TPM struct {
 
 	ak, ldevid pair
 	held       map[tpm2.TPMHandle][]byte // name of the key last seen at a handle
+	noFloor    error                     // this TPM cannot have a rollback floor
 }
 
 // Open opens the TPM at path: a device node such as /dev/tpmrm0, or unix:PATH
