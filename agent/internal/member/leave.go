@@ -48,18 +48,23 @@ func (l *Leaving) Begin(entries int) error {
 	return nil
 }
 
-// Wipe carries out all steps in order, and the journal goes last. After an error
-// or a power cut it is called again.
+// Wipe carries out all steps in order, and when each has worked the journal goes
+// last. One that fails, a folder that cannot be emptied or a full disk, does not
+// spare the others. After an error or a power cut Wipe is called again.
 func (l *Leaving) Wipe(steps []Step) error {
 	var p parting
 	if b, err := os.ReadFile(l.File); err == nil {
 		_ = json.Unmarshal(b, &p) // torn: it is not known how long the chain was
 	}
 	all := append([]Step{{"mark", func() error { return l.Ownership.give(p.Entries) }}}, steps...)
+	var failed []error
 	for _, s := range all {
 		if err := s.Run(); err != nil {
-			return fmt.Errorf("wipe %s: %w", s.Name, err)
+			failed = append(failed, fmt.Errorf("wipe %s: %w", s.Name, err))
 		}
+	}
+	if len(failed) > 0 {
+		return errors.Join(failed...)
 	}
 	if err := os.Remove(l.File); err != nil {
 		return fmt.Errorf("end the wipe: %w", err)

@@ -47,18 +47,17 @@ func TestWipeEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := 0
+		power := func() { // the process is gone: nothing runs after it
+			if n++; n == cut {
+				panic("cut")
+			}
+		}
 		step := func(run func() error) func() error {
 			return func() error {
-				if n++; n == cut {
-					return errors.New("cut before")
-				}
-				if err := run(); err != nil {
-					return err
-				}
-				if n++; n == cut {
-					return errors.New("cut after")
-				}
-				return nil
+				power()
+				err := run()
+				power()
+				return err
 			}
 		}
 		steps := []member.Step{
@@ -71,7 +70,15 @@ func TestWipeEnds(t *testing.T) {
 			if starts++; starts > 2 {
 				t.Fatalf("cut %d: the wipe does not end", cut)
 			}
-			err := l.Wipe(steps)
+			var err error
+			func() {
+				defer func() {
+					if recover() != nil {
+						err = errors.New("cut")
+					}
+				}()
+				err = l.Wipe(steps)
+			}()
 			if wantErr := cut >= 1 && cut <= 6 && starts == 1; (err != nil) != wantErr {
 				t.Errorf("cut %d, start %d: %v", cut, starts, err)
 			}
@@ -84,6 +91,27 @@ func TestWipeEnds(t *testing.T) {
 				t.Errorf("cut %d: %s there %v, want %v", cut, path, got, want)
 			}
 		}
+	}
+}
+
+// TestWipeSparesNothing: what cannot be removed now, or a disk too full for the
+// mark, does not spare the rest; and the wipe has not ended.
+func TestWipeSparesNothing(t *testing.T) {
+	state := t.TempDir()
+	l := &member.Leaving{File: filepath.Join(state, "leaving.json"), Ownership: &member.Ownership{File: filepath.Join(state, "owner.json")}}
+	if err := errors.Join(l.Begin(4), os.Mkdir(l.Ownership.File+".new", 0o700)); err != nil { // the mark cannot be written
+		t.Fatal(err)
+	}
+	put(t, filepath.Join(state, "spool.db"))
+	steps := []member.Step{
+		{Name: "pos", Run: func() error { return errors.New("device or resource busy") }},
+		{Name: "books", Run: func() error { return member.Remove(state, "spool.db") }},
+	}
+	if err := l.Wipe(steps); err == nil || !l.Begun() || there(filepath.Join(state, "spool.db")) {
+		t.Errorf("got %v, begun %v, books there %v", err, l.Begun(), there(filepath.Join(state, "spool.db")))
+	}
+	if err := errors.Join(os.Remove(l.Ownership.File+".new"), l.Wipe(steps[1:])); err != nil || l.Begun() || !there(l.Ownership.File) {
+		t.Errorf("got %v, begun %v", err, l.Begun())
 	}
 }
 
