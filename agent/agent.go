@@ -116,7 +116,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return cmp.Or(a.setAside(f), ErrRestart)
 	}
 	if errors.Is(err, errLeft) {
-		return cmp.Or(a.wipe(ctx), ErrRestart)
+		return a.wipeAll(ctx)
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/tillward/tillward/agent/internal/command"
@@ -27,6 +28,8 @@ const (
 	verbRelinquish = "relinquish"
 	handOver       = 10 * time.Minute // for the trail, before the service has to ask again
 	lookLeaving    = 200 * time.Millisecond
+	wipeMin        = time.Second // between two tries to wipe
+	wipeMax        = 5 * time.Minute
 )
 
 // errLeft ends a life of the agent: the owner's things go next.
@@ -127,6 +130,7 @@ func (a *Agent) part(ctx context.Context) error {
 	a.log.Warn("the box is given up by its owner; handing over the trail")
 	tick := time.NewTicker(lookLeaving)
 	defer tick.Stop()
+	told := ""
 	for {
 		done, err := a.handedOver(ctx)
 		if err == nil && done {
@@ -135,7 +139,8 @@ func (a *Agent) part(ctx context.Context) error {
 				return errLeft
 			}
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil && err.Error() != told {
+			told = err.Error()
 			a.log.Error("hand over the trail", slog.Any("err", err))
 		}
 		select {
@@ -180,10 +185,28 @@ func (a *Agent) beginWipe(ctx context.Context) error {
 	return a.left.Begin(entries)
 }
 
+// wipeAll wipes until all is gone: a folder that is in use, or a disk that is
+// full, may not be so for ever.
+func (a *Agent) wipeAll(ctx context.Context) error {
+	a.log.Warn("wiping what is the owner's")
+	keys := sync.OnceFunc(func() { a.renewKeys(ctx) }) // each time costs the TPM flash writes
+	for pause := wipeMin; ; pause = min(2*pause, wipeMax) {
+		err := a.wipe(keys)
+		if err == nil {
+			return ErrRestart
+		}
+		a.log.Error("not everything of the owner's could be wiped; trying again", slog.Duration("in", pause), slog.Any("err", err))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
 // wipe removes what is the owner's. The books are closed. It does what is left
 // to do when it is called again.
-func (a *Agent) wipe(ctx context.Context) error {
-	a.log.Warn("wiping what is the owner's")
+func (a *Agent) wipe(keys func()) error {
 	if err := a.openVault(); err != nil {
 		a.log.Error("wipe", slog.Any("err", err)) // then nothing was locked either
 	}
@@ -192,7 +215,7 @@ func (a *Agent) wipe(ctx context.Context) error {
 		steps = append(steps, member.Step{Name: dir, Run: func() error { return member.Empty(dir) }})
 	}
 	steps = append(steps,
-		member.Step{Name: "keys", Run: func() error { a.renewKeys(ctx); return nil }},
+		member.Step{Name: "keys", Run: func() error { keys(); return nil }},
 		member.Step{Name: "release metadata", Run: func() error { return os.RemoveAll(a.file("tuf")) }},
 		member.Step{Name: "update journal", Run: func() error { return member.Remove(filepath.Join(a.cfg.StateDir, "agent"), "journal.json") }},
 		member.Step{Name: "sealed key", Run: func() error {

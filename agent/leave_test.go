@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
@@ -221,6 +222,40 @@ func TestWipeGoesOn(t *testing.T) {
 	if err != nil || !strings.Contains(string(mark), `"given":4`) {
 		t.Errorf("the mark of the voucher: %s, %v, want it kept", mark, err)
 	}
+}
+
+// TestWipeTriesAgain: a disk that is full for a while holds up the end of the
+// wipe, not the rest of it, and costs the TPM one key.
+func TestWipeTriesAgain(t *testing.T) {
+	f, b, _ := sold(t)
+	b.stop()
+	f.set(func() { f.unowned = true })
+	full := filepath.Join(b.cfg.StateDir, "owner.json.new") // the mark cannot be written
+	must(t, errors.Join(os.Mkdir(full, 0o700), os.WriteFile(filepath.Join(b.cfg.StateDir, "leaving.json"), []byte(`{"entries":4}`), 0o600)))
+	b.start()
+	b.until("it does not try again", "trying again")
+	if names := b.left(); len(names) != 1 || filepath.Base(names[0]) != "leaving.json" {
+		t.Errorf("left on the box: %q, want the journal of the wipe alone", names)
+	}
+	key := b.ldevid()
+	must(t, os.Remove(full))
+	b.until("the box does not ask for an owner", "nobody owns this device yet")
+	if !bytes.Equal(b.ldevid(), key) {
+		t.Error("each try made another key")
+	}
+	if names := b.left(); names != nil {
+		t.Errorf("left on the box: %q", names)
+	}
+}
+
+// ldevid is the device key that the TPM holds.
+func (b *box) ldevid() []byte {
+	b.f.t.Helper()
+	dev, err := tpm.Open(b.cfg.TPM.Device)
+	must(b.f.t, err)
+	_, public, err := dev.Keys(b.f.t.Context())
+	must(b.f.t, errors.Join(err, dev.Close()))
+	return public
 }
 
 // until waits for a line in the log.
