@@ -17,7 +17,7 @@ export function DevicePage({ device }: { device: string }) {
   if (!d) return <Page title="Device" up={['/', 'Fleet']}>{error ? <Fault text={error} retry={reload} /> : <Loading />}</Page>;
   const online = d.former_of ? <Badge state="" text="moved on" /> : d.online ? <Badge state="online" /> : <Badge state="Offline" text="offline" />;
   return (
-    <Page title={d.label || d.serial || d.id} up={['/', 'Fleet']} aside={<span class="badges"><Health health={d.health} online={d.online} />{online}</span>}
+    <Page title={d.label || d.serial || d.id} up={['/', 'Fleet']} aside={<span class="badges">{!d.former_of && d.trust !== 'attested' && <Badge state={d.trust} />}<Health health={d.health} online={d.online} />{online}</span>}
       lead={d.former_of ? <>It went to another owner <When at={d.left_at} />; what it left here is kept. The device itself was <code>{d.former_of}</code>.</> : d.online ? [d.site, d.group].filter(Boolean).join(' · ') : <>Last seen <When at={d.last_seen} />. Commands wait for its return.</>}>
       <Fault text={error} retry={reload} />
       <Identity d={d} last={appraisals.items[0]} changed={reload} />

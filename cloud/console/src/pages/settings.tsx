@@ -16,10 +16,13 @@ export function Settings() {
 /** Who signs device certificates. */
 function Authority() {
   const { data, error, reload } = useLive<List<Issuing>>('/v1/authority', (c) => c.kind === 'audit', 5000);
-  const [open, setOpen] = useState(false);
+  const [open, setOpen] = useState(''); // 'rotate', or the serial number to retire
   const { busy, error: fault, done, act } = useAct();
   const rotate = async (reason: string) => {
-    if (await act(() => post('/v1/authority/rotate', { reason }), 'New certificates are signed with the new one from now on.')) { setOpen(false); reload(); }
+    if (await act(() => post('/v1/authority/rotate', { reason }), 'New certificates are signed with the new one from now on.')) { setOpen(''); reload(); }
+  };
+  const retire = async (serial: string, reason: string) => {
+    if (await act(() => post('/v1/authority/retire', { serial, reason }), 'What it signed counts no more.')) { setOpen(''); reload(); }
   };
   return (
     <Card title="Certificate authority" note="Issuing certificates sign for devices, the root signs only them. An old one stays believed until the last certificate that it signed has ended.">
@@ -42,9 +45,19 @@ function Authority() {
         </Table>
       )}
       <Admins what="rotating the authority">
-        <div class="row acts"><button type="button" aria-expanded={open} data-testid="rotate-open" onClick={() => setOpen(!open)}>Rotate…</button></div>
-        {open && (
-          <Reasoned verb="Rotate" busy={busy} close={() => setOpen(false)} send={(reason) => void rotate(reason)}>
+        <div class="row acts">
+          <button type="button" aria-expanded={open === 'rotate'} data-testid="rotate-open" onClick={() => setOpen(open === 'rotate' ? '' : 'rotate')}>Rotate…</button>
+          {data?.items.filter((c) => !c.current).map((c) => (
+            <button type="button" key={c.serial} aria-expanded={open === c.serial} data-testid="retire-open" onClick={() => setOpen(open === c.serial ? '' : c.serial)}>Retire {c.serial.slice(0, 8)}…</button>
+          ))}
+        </div>
+        {open !== '' && open !== 'rotate' && (
+          <Reasoned verb="Retire" busy={busy} close={() => setOpen('')} send={(reason) => void retire(open, reason)}>
+            For a stolen key. Nothing that {open.slice(0, 8)}… signed counts from then on: devices that have not renewed since the rotation are cut off and enrol again, proven by their TPM.
+          </Reasoned>
+        )}
+        {open === 'rotate' && (
+          <Reasoned verb="Rotate" busy={busy} close={() => setOpen('')} send={(reason) => void rotate(reason)}>
             Makes a new issuing certificate under the same root. No device loses its connection: each renews its own certificate in its own time, and the old issuer is believed meanwhile.
           </Reasoned>
         )}

@@ -28,7 +28,7 @@ export function Identity({ d, last, changed }: { d: Device; last: Attestation | 
       </div>
       <dl class="facts">
         <div><dt>Judged by</dt><dd>
-          {last?.release ? <>the reference values of <strong>{last.release}</strong></> : last ? 'no reference values: its boot was not judged' : 'nothing yet'}
+          {judged(last)}
           {d.boot_release && d.boot_release !== last?.release && <small>The release that it committed to last is {d.boot_release}.</small>}
         </dd></div>
         <div><dt>Attested</dt><dd>{d.attested_at ? <>last <When at={d.attested_at} /></> : 'never'}; {next(d, now.value)}</dd></div>
@@ -52,6 +52,15 @@ export function Identity({ d, last, changed }: { d: Device; last: Attestation | 
       {!d.former_of && <Standing d={d} changed={changed} />}
     </Card>
   );
+}
+
+/** Which release the newest proof was held against. */
+function judged(last: Attestation | undefined) {
+  if (!last) return 'nothing yet';
+  if (last.release) return <>the reference values of <strong>{last.release}</strong></>;
+  const against = last.findings.find((f) => f.release)?.release;
+  if (against) return <>the reference values of <strong>{against}</strong>, which it does not meet</>;
+  return last.findings.some((f) => f.check === 'boot.unjudged') ? 'no reference values: its boot was not judged' : 'nothing: its proof did not hold';
 }
 
 /** When the next proof is due. */
