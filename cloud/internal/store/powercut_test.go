@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -174,7 +175,9 @@ func appraiseForever(dir string) {
 		if n%3 == 0 {
 			a.Trust, a.Findings = fleet.Quarantined, []fleet.Finding{unknown}
 		}
-		must(t, s.Appraised(ctx, a, false))
+		ev := event("attest." + string(a.Trust))
+		ev.Tenant, ev.Subject, ev.Detail = "main", string(id), map[string]string{"n": string(a.Digest)}
+		must(t, s.Appraised(ctx, a, false, ev))
 	}
 	go func() {
 		for n := first + 1; ; n++ {
@@ -188,7 +191,7 @@ func appraiseForever(dir string) {
 }
 
 // TestKilledAppraising kills it: a verdict that Appraised returned is there, on the device and among those that
-// are kept.
+// are kept; and what the trail says of a verdict is there when the verdict is, and not without it.
 func TestKilledAppraising(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
@@ -213,6 +216,12 @@ func TestKilledAppraising(t *testing.T) {
 			}
 			if d.Trust != want || l[0].Trust != want || string(d.BootDigest) != string(digest) {
 				t.Errorf("round %d: verdict %d on %s: got %s, kept as %s, accepted boot %q", round, n, id, d.Trust, l[0].Trust, d.BootDigest)
+			}
+			trail, _, err := s.AuditTrail(t.Context(), "main", "", true, fleet.Page{Limit: 1000})
+			must(t, err)
+			i := slices.IndexFunc(trail, func(ev fleet.AuditEvent) bool { return ev.Subject == string(id) })
+			if i < 0 || trail[i].Detail["n"] != string(l[0].Digest) || trail[i].Kind != "attest."+string(want) {
+				t.Errorf("round %d: verdict %d on %s: the trail ends with %+v", round, n, id, trail[max(i, 0)])
 			}
 		}
 		must(t, s.Close())

@@ -70,7 +70,7 @@ func (b lastBoot) says(a fleet.Attestation, findings string) bool {
 // harmless: the device then looks as if it had last shown evidence a second or
 // an interval earlier, is at worst called stale too soon, and its next
 // evidence, which it shows as soon as it connects again, says the same.
-func (s *Store) Appraised(ctx context.Context, a fleet.Attestation, committed bool) error {
+func (s *Store) Appraised(ctx context.Context, a fleet.Attestation, committed bool, ev ...fleet.AuditEvent) error {
 	if a.At.IsZero() {
 		a.At = time.Now()
 	}
@@ -81,12 +81,20 @@ func (s *Store) Appraised(ctx context.Context, a fleet.Attestation, committed bo
 	b, err := scanLastBoot(s.stmts.lastBoot.QueryRowContext(ctx, a.Device))
 	switch {
 	case err != nil:
-	case b.steady(a, findings, committed):
+	case len(ev) == 0 && b.steady(a, findings, committed):
 		err = s.touch(ctx, a.Device, a.At)
-	case b.refused(a, findings):
+	case len(ev) == 0 && b.refused(a, findings):
 		return nil // it is all on file, and a device that keeps trying costs nothing
 	default:
-		err = s.shared(ctx, func(ctx context.Context, w *writer) error { return w.appraised(ctx, a, findings, committed) })
+		err = s.shared(ctx, func(ctx context.Context, w *writer) error {
+			err := w.appraised(ctx, a, findings, committed)
+			for _, e := range ev {
+				if err == nil {
+					err = w.audit(ctx, e.Tenant, e)
+				}
+			}
+			return err
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("set trust of device %s: %w", a.Device, err)

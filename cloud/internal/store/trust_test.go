@@ -374,3 +374,33 @@ func TestCommitsRelease(t *testing.T) {
 	rolled(t, s, 5, "agent/1.0.0", fleet.ExecSucceeded)
 	want("what the operator orders last counts, also an older release", "agent/1.0.0", "")
 }
+
+// TestAppraisedIsAudited: the trail says of a verdict what it is told to, also when nothing else is new, and nothing
+// when the verdict does not count.
+func TestAppraisedIsAudited(t *testing.T) {
+	s, ds := enrolled(t, 1)
+	kinds := func() (out []string) {
+		l, _, err := s.AuditTrail(t.Context(), "main", "", false, fleet.Page{})
+		must(t, err)
+		for _, ev := range l {
+			out = append(out, ev.Kind)
+		}
+		return out
+	}
+	say := func(kind string) fleet.AuditEvent { ev := event(kind); ev.Tenant = "main"; return ev }
+	id := ds[0].ID
+	must(t, s.Appraised(t.Context(), good(id, "agent/1.0.0", "boot", noon), false, say("first")))
+	must(t, s.Appraised(t.Context(), good(id, "agent/1.0.0", "boot", noon), false))
+	must(t, s.Appraised(t.Context(), good(id, "agent/1.0.0", "boot", noon), false, say("steady")))
+	must(t, s.Appraised(t.Context(), bad(id, noon), false))
+	must(t, s.Appraised(t.Context(), bad(id, noon), false, say("refused again")))
+	wantErr(t, "without kind", s.Appraised(t.Context(), good(id, "", "boot 2", noon), false, fleet.AuditEvent{}), fleet.ErrInvalid)
+	if d := byID(t, s, id); d.Trust != fleet.Quarantined {
+		t.Errorf("a verdict that could not be audited: got %s on file", d.Trust)
+	}
+	must(t, s.Revoke(t.Context(), "main", id, "stolen", say("revoked")))
+	wantErr(t, "revoked", s.Appraised(t.Context(), good(id, "", "boot", noon), false, say("attested")), fleet.ErrRevoked)
+	if got := kinds(); !slices.Equal(got, []string{"first", "steady", "refused again", "revoked"}) {
+		t.Errorf("got %q", got)
+	}
+}

@@ -224,14 +224,20 @@ func (v *Verifier) record(ctx context.Context, d fleet.Device, o *outcome) error
 			return err
 		}
 	}
-	err := v.o.Devices.Appraised(ctx, o.Attestation, false)
+	var said []fleet.AuditEvent
+	if news(d, o.Attestation) {
+		said = append(said, event(d, *o))
+	}
+	err := v.o.Devices.Appraised(ctx, o.Attestation, false, said...)
 	if errors.Is(err, fleet.ErrRevoked) { // in this very moment, and noted by who did it
 		*o = o.refuse(revoked(d))
 		return nil
 	}
-	if err != nil || !news(d, o.Attestation) {
-		return err
-	}
+	return err
+}
+
+// event is what the trail of the service says of an outcome.
+func event(d fleet.Device, o outcome) fleet.AuditEvent {
 	ev := fleet.AuditEvent{
 		Tenant: d.Tenant, At: o.At, Kind: "attest." + string(o.Trust), Severity: "info", Actor: "verifier", Subject: string(d.ID), Detail: map[string]string{},
 	}
@@ -261,7 +267,7 @@ func (v *Verifier) record(ctx context.Context, d fleet.Device, o *outcome) error
 		put("until", o.Until.UTC().Format(time.RFC3339))
 		put("waived_by", d.Waiver.By)
 	}
-	return v.o.Devices.Audit(ctx, ev)
+	return ev
 }
 
 // news reports whether a says something else of d than was said before: another

@@ -19,7 +19,9 @@ type onFile struct {
 	refs []fleet.BootReference
 }
 
-func (o *onFile) Appraised(context.Context, fleet.Attestation, bool) error { return nil }
+func (o *onFile) Appraised(context.Context, fleet.Attestation, bool, ...fleet.AuditEvent) error {
+	return nil
+}
 
 func (o *onFile) References(context.Context, string) ([]fleet.BootReference, error) {
 	return o.refs, nil

@@ -366,9 +366,9 @@ type meddler struct {
 	before func()
 }
 
-func (m *meddler) Appraised(ctx context.Context, a fleet.Attestation, committed bool) error {
+func (m *meddler) Appraised(ctx context.Context, a fleet.Attestation, committed bool, ev ...fleet.AuditEvent) error {
 	m.before()
-	return m.Devices.Appraised(ctx, a, committed)
+	return m.Devices.Appraised(ctx, a, committed, ev...)
 }
 
 // TestWaiver lets a device in on somebody's word, until it lapses; against a quote that proves nothing, and a revoked

@@ -38,11 +38,11 @@ import (
 // Devices is what is on file of devices; cloud/internal/store fits.
 type Devices interface {
 	DeviceByID(ctx context.Context, id fleet.DeviceID) (fleet.Device, error)
-	// Appraised notes a verdict; fleet.ErrRevoked when nothing is to be noted.
-	Appraised(ctx context.Context, a fleet.Attestation, committed bool) error
+	// Appraised notes a verdict, and ev in the service's trail, both or nothing;
+	// fleet.ErrRevoked when nothing is to be noted.
+	Appraised(ctx context.Context, a fleet.Attestation, committed bool, ev ...fleet.AuditEvent) error
 	PromoteAK(ctx context.Context, id fleet.DeviceID, ak []byte) error
 	MarkStale(ctx context.Context, before time.Time) ([]fleet.Device, error)
-	Audit(ctx context.Context, ev fleet.AuditEvent) error
 }
 
 // Firmware is what is known of how models boot; cloud/internal/store fits.

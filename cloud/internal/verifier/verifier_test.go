@@ -42,7 +42,7 @@ func (k *desk) DeviceByID(_ context.Context, id fleet.DeviceID) (fleet.Device, e
 	return k.d, nil
 }
 
-func (k *desk) Appraised(_ context.Context, a fleet.Attestation, _ bool) error {
+func (k *desk) Appraised(_ context.Context, a fleet.Attestation, _ bool, _ ...fleet.AuditEvent) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.broken != nil {
@@ -66,8 +66,6 @@ func (k *desk) MarkStale(_ context.Context, before time.Time) ([]fleet.Device, e
 	k.d.Trust = fleet.Stale
 	return []fleet.Device{k.d}, nil
 }
-
-func (k *desk) Audit(context.Context, fleet.AuditEvent) error { return nil }
 
 func (k *desk) References(context.Context, string) ([]fleet.BootReference, error) { return nil, nil }
 
