@@ -114,9 +114,9 @@ func (v *Verifier) judge(ctx context.Context, d fleet.Device, e Evidence) (outco
 		return o.refuse(f), nil
 	}
 	if q.reset < d.ResetCount {
-		return o.refuse(fault(checkReset, "the TPM's reset count fell from %d to %d: it was cleared, enrol the device again", d.ResetCount, q.reset)), nil
+		return o.refuse(fell(d.ResetCount, q.reset)), nil
 	}
-	if f := v.sameBoot(d.ID, q); f != nil {
+	if f := v.sameBoot(d, q); f != nil {
 		return o.refuse(f), nil
 	}
 	o.ResetCount, o.Digest = q.reset, q.digest

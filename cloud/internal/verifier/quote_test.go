@@ -252,6 +252,23 @@ func TestResetCount(t *testing.T) {
 	x.wantVerdict("enrolled again", x.show("dev-1", own.full(here, 7)), fleet.Attested, "boot.unjudged")
 }
 
+// TestResetCountInQuarantine: boots that were refused are counted too, until the device enrols again.
+func TestResetCountInQuarantine(t *testing.T) {
+	x := newSite(t)
+	x.publish("os/1", tpmfarm.Default("os/1"))
+	own := x.enrol(newChip(t, "dev-1", "os/1"))
+	own.restart = 3
+	own.reboot(tpmfarm.Default("os/evil"))
+	x.wantVerdict("a bad boot", x.show("dev-1", own.full(here, 1)), fleet.Quarantined, "boot.unknown-event")
+	bad := own.reset
+	own.reset, own.fw = bad-1, tpmfarm.Default("os/1")
+	x.wantVerdict("the boot before", x.show("dev-1", own.full(here, 2)), fleet.Quarantined, "tpm.reset-count")
+	own.reset, own.restart = bad, 0 // as a TPM counts that was cleared
+	x.wantVerdict("fewer resumes", x.show("dev-1", own.full(here, 3)), fleet.Quarantined, "tpm.reset-count")
+	x.enrolAK(own, own.ak())
+	x.wantVerdict("enrolled again", x.show("dev-1", own.full(here, 4)), fleet.Attested, "")
+}
+
 // TestFirmware: a TPM's own firmware cannot change without a reset.
 func TestFirmware(t *testing.T) {
 	x := newSite(t)

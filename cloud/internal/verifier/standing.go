@@ -39,6 +39,7 @@ type standing struct {
 	full  bool        // the next challenge asks for the log
 	ends  time.Time   // of the connection, unless evidence says something else; zero: never
 
+	enrolled time.Time
 	booted   bool // the next are known
 	reset    uint32
 	restart  uint32
@@ -110,21 +111,31 @@ func (v *Verifier) crowds(id fleet.DeviceID, at time.Time) bool {
 
 // sameBoot checks what cannot change while a TPM counts one boot: it never
 // counts fewer resumes than before, and its firmware stays, for a new one needs
-// a reset. The reset count itself is on file.
-func (v *Verifier) sameBoot(id fleet.DeviceID, q quote) *fleet.Finding {
+// a reset; and that it counts no boot again that was refused. The reset count of
+// what was accepted is on file. A device that enrols again begins anew.
+func (v *Verifier) sameBoot(d fleet.Device, q quote) *fleet.Finding {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	s := v.of(id)
-	if s.booted && s.reset == q.reset {
-		if q.restart < s.restart {
-			return fault(checkReset, "the TPM counts fewer resumes than before in the same boot: its state was copied or set back, enrol the device again")
-		}
-		if q.firmware != s.firmware {
-			return fault(checkFirmware, "the TPM's firmware changed from %#x to %#x without a reset: another TPM answers for this one", s.firmware, q.firmware)
-		}
+	s := v.of(d.ID)
+	if !s.enrolled.Equal(d.EnrolledAt) {
+		s.enrolled, s.booted = d.EnrolledAt, false
+	}
+	switch {
+	case !s.booted:
+	case q.reset < s.reset:
+		return fell(s.reset, q.reset)
+	case q.reset > s.reset:
+	case q.restart < s.restart:
+		return fault(checkReset, "the TPM counts fewer resumes than before in the same boot: its state was copied or set back, enrol the device again")
+	case q.firmware != s.firmware:
+		return fault(checkFirmware, "the TPM's firmware changed from %#x to %#x without a reset: another TPM answers for this one", s.firmware, q.firmware)
 	}
 	s.booted, s.reset, s.restart, s.firmware = true, q.reset, q.restart, q.firmware
 	return nil
+}
+
+func fell(from, to uint32) *fleet.Finding {
+	return fault(checkReset, "the TPM's reset count fell from %d to %d: it was cleared, enrol the device again", from, to)
 }
 
 // settle notes what was said and when the device is due again. again asks it
