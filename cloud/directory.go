@@ -39,6 +39,10 @@ func (d *directory) Owner(ctx context.Context, a enrol.Applicant) (string, ident
 		return "", "", enrol.Refuse("enrol.owner", "the device belongs to another tenant, which has to give it up first")
 	case known && tier > identity.Tier(have.Tier): // A is the strongest
 		return "", "", enrol.Refuse("enrol.tier", "the device enrolled with tier %s and comes back with tier %s", have.Tier, tier)
+	case known && have.Model != "" && have.Model != a.Model:
+		if listed, err := d.s.store.ListedEK(ctx, a.EKHash); err != nil || listed.Model != a.Model { // a list may correct it
+			return "", "", enrol.Refuse("enrol.model", "the device enrolled as model %q and comes back as %q", have.Model, a.Model)
+		}
 	}
 	return tenant, tier, nil
 }
@@ -71,6 +75,9 @@ func (d *directory) joins(ctx context.Context, a enrol.Applicant) (string, ident
 		return "", "", enrol.Refuse("enrol.ek-listed", "this TPM is on no vendor list and no trusted authority vouches for it; import its manifest or configure its EK authority")
 	case otherSerial(listed.Serial, a.Serial):
 		return "", "", enrol.Refuse("enrol.ek-duplicate", "the TPM is listed in the box with serial number %s and comes in %s", listed.Serial, a.Serial)
+	case listed.Model != "" && listed.Model != a.Model:
+		// By its model a device is judged: it must not choose one of which no release says how it boots.
+		return "", "", enrol.Refuse("enrol.model", "the TPM is listed in a box of model %q and comes as %q; set model in the agent's configuration as the list has it", listed.Model, a.Model)
 	case listed.Tenant != "":
 		return string(listed.Tenant), tier, nil
 	case onList && a.Claim != "":

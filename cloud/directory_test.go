@@ -92,10 +92,14 @@ func TestOwner(t *testing.T) {
 		_, err := s.store.ImportEKs(t.Context(), tenant, []fleet.Listing{{EKHash: ek, Serial: "S-" + ek}}, fleet.AuditEvent{Kind: "ek.imported"})
 		must(t, err)
 	}
+	_, err := s.store.ImportEKs(t.Context(), "main", []fleet.Listing{{EKHash: "corrected", Model: "vend-2"}}, fleet.AuditEvent{Kind: "ek.imported"})
+	must(t, err)
 	unclaimed, coded, sold := newBox("unclaimed"), newBox("coded"), newBox("sold")
 	s.lists(t, unclaimed, coded, sold)
 	for _, d := range []fleet.Device{
 		{ID: "strong", Tenant: "main", Tier: fleet.TierA, EKHash: "strong", Serial: "S-1"},
+		{ID: "modelled", Tenant: "main", Tier: fleet.TierA, EKHash: "modelled", Model: "vend-1"},
+		{ID: "corrected", Tenant: "main", Tier: fleet.TierA, EKHash: "corrected", Model: "vend-1"},
 		{ID: "moved", Tenant: "other", Tier: fleet.TierA, EKHash: "moved"},
 		{ID: "revoked", Tenant: "main", Tier: fleet.TierA, EKHash: "revoked"},
 	} {
@@ -123,20 +127,26 @@ func TestOwner(t *testing.T) {
 		{"a certificate, not claimed", enrol.Applicant{Device: "w1", EKHash: "w1", Tier: identity.TierA, Serial: "S-9", From: "192.0.2.1"}, false, "", "", enrol.ErrUnclaimed, ""},
 		{"a certificate, claimed by itself", enrol.Applicant{Device: "d1", EKHash: "unknown", Tier: identity.TierC}, true, "main", identity.TierC, nil, ""},
 
-		{"on a manifest", enrol.Applicant{Device: unclaimed.id, EKHash: unclaimed.hash()}, false, "", "", enrol.ErrUnclaimed, ""},
-		{"on a manifest, has a label", enrol.Applicant{Device: unclaimed.id, EKHash: unclaimed.hash(), Tier: identity.TierA}, true, "", "", enrol.ErrUnclaimed, ""},
-		{"with another label's code", enrol.Applicant{Device: unclaimed.id, EKHash: unclaimed.hash(), Claim: coded.claim.Code}, false, "", "", enrol.ErrRefused, "enrol.claim"},
-		{"with a label's code of before", enrol.Applicant{Device: unclaimed.id, EKHash: unclaimed.hash(), Claim: deed.NewClaim(unclaimed.id).Code}, false, "", "", enrol.ErrRefused, "enrol.claim"},
-		{"with no code at all", enrol.Applicant{Device: unclaimed.id, EKHash: unclaimed.hash(), Claim: "1234"}, false, "", "", enrol.ErrRefused, "enrol.claim"},
-		{"with the code", enrol.Applicant{Device: coded.id, EKHash: coded.hash(), Claim: coded.claim.Code}, false, "main", identity.TierB, nil, ""},
-		{"with the code, which it still shows", enrol.Applicant{Device: coded.id, EKHash: coded.hash(), Claim: coded.claim.Code}, false, "main", identity.TierB, nil, ""},
-		{"sold on", enrol.Applicant{Device: sold.id, EKHash: sold.hash(), Tier: identity.TierA}, true, "", "", enrol.ErrRefused, "enrol.owner"},
-		{"sold on, with its old code", enrol.Applicant{Device: sold.id, EKHash: sold.hash(), Claim: sold.claim.Code}, true, "", "", enrol.ErrRefused, "enrol.owner"},
+		{"on a manifest", enrol.Applicant{Model: "vend-1", Device: unclaimed.id, EKHash: unclaimed.hash()}, false, "", "", enrol.ErrUnclaimed, ""},
+		{"on a manifest, has a label", enrol.Applicant{Model: "vend-1", Device: unclaimed.id, EKHash: unclaimed.hash(), Tier: identity.TierA}, true, "", "", enrol.ErrUnclaimed, ""},
+		{"with another label's code", enrol.Applicant{Model: "vend-1", Device: unclaimed.id, EKHash: unclaimed.hash(), Claim: coded.claim.Code}, false, "", "", enrol.ErrRefused, "enrol.claim"},
+		{"with a label's code of before", enrol.Applicant{Model: "vend-1", Device: unclaimed.id, EKHash: unclaimed.hash(), Claim: deed.NewClaim(unclaimed.id).Code}, false, "", "", enrol.ErrRefused, "enrol.claim"},
+		{"with no code at all", enrol.Applicant{Model: "vend-1", Device: unclaimed.id, EKHash: unclaimed.hash(), Claim: "1234"}, false, "", "", enrol.ErrRefused, "enrol.claim"},
+		{"with the code", enrol.Applicant{Model: "vend-1", Device: coded.id, EKHash: coded.hash(), Claim: coded.claim.Code}, false, "main", identity.TierB, nil, ""},
+		{"with the code, which it still shows", enrol.Applicant{Model: "vend-1", Device: coded.id, EKHash: coded.hash(), Claim: coded.claim.Code}, false, "main", identity.TierB, nil, ""},
+		{"sold on", enrol.Applicant{Model: "vend-1", Device: sold.id, EKHash: sold.hash(), Tier: identity.TierA}, true, "", "", enrol.ErrRefused, "enrol.owner"},
+		{"sold on, with its old code", enrol.Applicant{Model: "vend-1", Device: sold.id, EKHash: sold.hash(), Claim: sold.claim.Code}, true, "", "", enrol.ErrRefused, "enrol.owner"},
 
 		{"back with the same tier", enrol.Applicant{Device: "strong", EKHash: "strong", Tier: identity.TierA}, true, "main", identity.TierA, nil, ""},
 		{"back with a lower tier", enrol.Applicant{Device: "strong", EKHash: "strong", Tier: identity.TierC}, true, "", "", enrol.ErrRefused, "enrol.tier"},
 		{"back in another box", enrol.Applicant{Device: "strong", EKHash: "strong", Tier: identity.TierA, Serial: "S-2"}, true, "", "", enrol.ErrRefused, "enrol.ek-duplicate"},
 		{"of another tenant", enrol.Applicant{Device: "moved", EKHash: "moved", Tier: identity.TierA}, true, "", "", enrol.ErrRefused, "enrol.owner"},
+		{"as another model than its manifest says", enrol.Applicant{Device: coded.id, EKHash: coded.hash(), Model: "vend-2", Claim: coded.claim.Code}, false, "", "", enrol.ErrRefused, "enrol.model"},
+		{"as no model", enrol.Applicant{Device: coded.id, EKHash: coded.hash(), Claim: coded.claim.Code}, false, "", "", enrol.ErrRefused, "enrol.model"},
+		{"back as the model it was", enrol.Applicant{Device: "modelled", EKHash: "modelled", Tier: identity.TierA, Model: "vend-1"}, true, "main", identity.TierA, nil, ""},
+		{"back as another model", enrol.Applicant{Device: "modelled", EKHash: "modelled", Tier: identity.TierA, Model: "vend-2"}, true, "", "", enrol.ErrRefused, "enrol.model"},
+		{"back as no model", enrol.Applicant{Device: "modelled", EKHash: "modelled", Tier: identity.TierA}, true, "", "", enrol.ErrRefused, "enrol.model"},
+		{"back as another model, which a list says", enrol.Applicant{Device: "corrected", EKHash: "corrected", Tier: identity.TierA, Model: "vend-2"}, false, "main", identity.TierA, nil, ""},
 		{"revoked", enrol.Applicant{Device: "revoked", EKHash: "revoked", Tier: identity.TierA}, true, "", "", enrol.ErrRefused, "identity.revoked"},
 	} {
 		s.cfg.Enrol.AutoClaim = c.autoClaim
