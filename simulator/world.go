@@ -10,6 +10,7 @@
 package simulator
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
@@ -37,6 +38,7 @@ type Options struct {
 	Tills    int
 	Seed     uint64
 	PortBase int           // first of the service's ports; 0: free ones
+	Unjudged string        // what a model without reference values earns; empty: quarantined
 	EKRoots  []string      // PEM files of authorities whose TPMs are of tier A
 	Day      time.Duration // how long the scripted day lasts
 	Pace     Pace
@@ -111,7 +113,7 @@ func (w *World) openService(ctx context.Context) error {
 	cfg.Operator.Plain = true
 	cfg.Enrol.VirtualEKRoots, cfg.Enrol.EKRoots = []string{w.farm.CA()}, w.opt.EKRoots
 	cfg.Enrol.AutoClaim = true
-	cfg.Attest.Every, cfg.Attest.Unjudged = cloud.Duration{Duration: 30 * time.Second}, "quarantined"
+	cfg.Attest.Every, cfg.Attest.Unjudged = cloud.Duration{Duration: 30 * time.Second}, cmp.Or(w.opt.Unjudged, "quarantined")
 	cfg.Enrol.Vendors = []cloud.VendorConfig{{Name: simVendor, Key: w.vendorKey()}}
 	port := func(i int) string {
 		if w.opt.PortBase == 0 {
