@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -112,15 +113,57 @@ func (s *Service) rollCertificates(ctx context.Context) error {
 	}
 }
 
-// renew tells a device to renew its certificate now.
-func (s *Service) renew(device fleet.DeviceID) {
-	b, err := wire.Encode(&wire.Challenge{V: wire.Version, Need: wire.NeedRenew})
-	if err == nil {
-		err = s.broker.Send(device, wire.DownChallenge, b)
+// renewals tells each device that came by an older issuing certificate to
+// renew, once for each rotation: a device that is just arriving may not listen
+// yet, and is told as soon as it does.
+type renewals struct {
+	current func() string                      // key identifier of who signs now
+	came    func(device fleet.DeviceID) string // that of who signed what a device is connected by; empty: nobody
+	tell    func(device fleet.DeviceID) error
+
+	mu   sync.Mutex
+	told map[fleet.DeviceID]string // in which time of whom, of those that are connected by an older one
+}
+
+// look tells a device, if it is behind and has not been told.
+func (r *renewals) look(device fleet.DeviceID) error {
+	came, current := r.came(device), r.current()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case came == "":
+		return nil
+	case came == current:
+		delete(r.told, device)
+		return nil
+	case r.told[device] == current:
+		return nil
 	}
-	if err != nil {
+	if err := r.tell(device); err != nil {
+		return err
+	}
+	if r.told == nil {
+		r.told = make(map[fleet.DeviceID]string)
+	}
+	r.told[device] = current
+	return nil
+}
+
+// renew tells a device to renew its certificate now, where an older issuer
+// signed it.
+func (s *Service) renew(device fleet.DeviceID) {
+	if err := s.renewals.look(device); err != nil {
 		s.log.Debug("not told to renew", slog.String("device", string(device)), slog.Any("err", err))
 	}
+}
+
+// needRenew sends a device the word to renew.
+func (s *Service) needRenew(device fleet.DeviceID) error {
+	b, err := wire.Encode(&wire.Challenge{V: wire.Version, Need: wire.NeedRenew})
+	if err != nil {
+		return err
+	}
+	return s.broker.Send(device, wire.DownChallenge, b)
 }
 
 // issuer is the key identifier of who signs device certificates now.

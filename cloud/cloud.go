@@ -68,8 +68,8 @@ type Service struct {
 
 	mqtt, https, operator, metrics net.Listener
 
-	rotated   chan struct{} // the authority of devices signs with another key
-	overtaken sync.Map      // devices that came with a certificate of an older one
+	rotated  chan struct{} // the authority of devices signs with another key
+	renewals renewals
 }
 
 // Addrs are the addresses the listeners are bound to.
@@ -191,6 +191,7 @@ func (s *Service) wire() (err error) {
 	if err != nil {
 		return err
 	}
+	s.renewals = renewals{current: s.issuer, came: s.broker.Issuer, tell: s.needRenew}
 	changed := func(k fleet.ChangeKind) func(t fleet.TenantID, id string) {
 		return func(t fleet.TenantID, id string) { s.hub.Publish(fleet.Change{Kind: k, ID: id, Tenant: t}) }
 	}
@@ -256,12 +257,7 @@ func (s *Service) close() {
 // admit says what a member's certificate opens: the newest one, a recovery
 // certificate, and nothing else.
 func (s *Service) admit(ctx context.Context, id identity.Identity) (fleet.Admission, error) {
-	device := fleet.DeviceID(id.Device)
-	a, err := s.store.Admit(ctx, device, fleet.TenantID(id.Tenant), id.Serial)
-	if err == nil && a == fleet.AdmitMember && id.Issuer != s.issuer() {
-		s.overtaken.Store(device, struct{}{})
-	}
-	return a, err
+	return s.store.Admit(ctx, fleet.DeviceID(id.Device), fleet.TenantID(id.Tenant), id.Serial)
 }
 
 // refused raises the alarm of a certificate that is worth nothing any more and
@@ -340,9 +336,7 @@ func (s *Service) ready(device fleet.DeviceID) {
 		s.log.Error("deliver commands", slog.String("device", string(device)), slog.Any("err", err))
 	}
 	s.rollout.Deliver(device)
-	if _, old := s.overtaken.LoadAndDelete(device); old {
-		s.renew(device)
-	}
+	s.renew(device)
 }
 
 func (s *Service) violation(device, what string) {

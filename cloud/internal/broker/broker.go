@@ -368,6 +368,17 @@ func (b *Broker) Connected() map[fleet.DeviceID]fleet.Trust {
 	return out
 }
 
+// Issuer is the hex identifier of the key that signed the certificate a member
+// is connected by; empty when it is not, or came with a certificate that opens
+// quarantine alone.
+func (b *Broker) Issuer(device fleet.DeviceID) string {
+	s := b.session(string(device))
+	if s == nil || s.admission != fleet.AdmitMember {
+		return ""
+	}
+	return s.id.Issuer
+}
+
 // Restricted reports whether the device has a connection, and only the q door
 // on it.
 func (b *Broker) Restricted(device fleet.DeviceID) bool {

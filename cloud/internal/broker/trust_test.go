@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +38,9 @@ func TestRestricted(t *testing.T) {
 		c.delivery()
 		if code := c.subscribe(wire.Down(tenant, c.id, false)); code != 0x80 {
 			t.Errorf("%q: d door: got %#x, want 0x80", admission, code)
+		}
+		if got := s.b.Issuer(id); got != "" {
+			t.Errorf("%q: it came by a certificate of %s, want nobody's", admission, got)
 		}
 		if got := s.b.Connected()[id]; got != fleet.Quarantined {
 			t.Errorf("%q: connected as %s", admission, got)
@@ -103,6 +107,12 @@ func TestAuthorities(t *testing.T) {
 		if err := handshake(a, 2); err != nil {
 			t.Errorf("while both count: %v", err)
 		}
+	}
+	if got, want := s.b.Issuer(fleet.DeviceID(old.id)), hex.EncodeToString(issuing(t, s.issuer).SubjectKeyId); got != want {
+		t.Errorf("the first one came by a certificate of %q, want %q", got, want)
+	}
+	if got := s.b.Issuer(fleet.DeviceID(name(9))); got != "" {
+		t.Errorf("who is not connected came by a certificate of %q", got)
 	}
 	pool.Store(next.Pool())
 	if err := handshake(s.issuer, 3); err == nil {
