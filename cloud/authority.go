@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,24 +73,38 @@ func (s *Service) rotate(ctx context.Context) error {
 	return nil
 }
 
-// retire believes an issuing certificate no more and cuts whoever came by it.
+// retire believes an issuing certificate no more and cuts whoever came by it,
+// also when the disk does not want to know of it.
 func (s *Service) retire(serial string) error {
 	var issuer string
 	for _, i := range s.devices.Issuing() {
-		if i.Serial == serial {
+		if strings.EqualFold(i.Serial, serial) {
 			issuer = i.KeyID
 		}
 	}
-	switch err := s.devices.Retire(serial); {
+	err := s.devices.Retire(serial)
+	switch {
 	case errors.Is(err, ca.ErrUnknown):
 		return fmt.Errorf("%w: %w", fleet.ErrNotFound, err)
 	case errors.Is(err, ca.ErrCurrent):
 		return fmt.Errorf("%w: %w", fleet.ErrConflict, err)
-	case err != nil:
+	}
+	if s.signs(issuer) == nil { // another certificate for the same key counts still
 		return err
 	}
 	s.broker.DisconnectAll(issuer, "its issuing certificate was retired")
-	return nil
+	return err
+}
+
+// signs refuses an issuer that counts no more, by the identifier of its key: a
+// connection may be older than that.
+func (s *Service) signs(issuer string) error {
+	for _, i := range s.devices.Issuing() {
+		if i.KeyID == issuer {
+			return nil
+		}
+	}
+	return fmt.Errorf("the issuing certificate of its certificate was retired; enrol again: %w", fleet.ErrForbidden)
 }
 
 // rollCertificates tells connected devices to renew after each rotation.

@@ -257,6 +257,9 @@ func (s *Service) close() {
 // admit says what a member's certificate opens: the newest one, a recovery
 // certificate, and nothing else.
 func (s *Service) admit(ctx context.Context, id identity.Identity) (fleet.Admission, error) {
+	if err := s.signs(id.Issuer); err != nil {
+		return "", err
+	}
 	return s.store.Admit(ctx, fleet.DeviceID(id.Device), fleet.TenantID(id.Tenant), id.Serial)
 }
 

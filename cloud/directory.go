@@ -136,6 +136,9 @@ func (d *directory) Enrolled(ctx context.Context, m enrol.Member) error {
 // Standing implements enrol.Registry. What a certificate does not open, it does
 // not renew.
 func (d *directory) Standing(ctx context.Context, id identity.Identity) (enrol.Standing, error) {
+	if err := d.s.signs(id.Issuer); err != nil {
+		return enrol.Standing{}, enrol.Refuse("identity.certificate", "%w", err)
+	}
 	device := fleet.DeviceID(id.Device)
 	_, err := d.s.store.Admit(ctx, device, fleet.TenantID(id.Tenant), id.Serial)
 	switch {

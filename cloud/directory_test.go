@@ -17,6 +17,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/live"
 	"github.com/tillward/tillward/cloud/internal/owner"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/provisioning/ca"
 	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/provisioning/identity"
 	deed "github.com/tillward/tillward/provisioning/owner"
@@ -63,7 +64,9 @@ func newService(t *testing.T) *Service {
 		MinVersion: tls.VersionTLS13, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("none") },
 	}})
 	must(t, err)
-	s := &Service{store: st, broker: b, hub: &live.Hub{}, tenant: "main", cfg: Config{Tenant: "main"}, log: quiet}
+	devices, err := ca.Open(t.TempDir(), "tenant-ca", ca.Options{})
+	must(t, err)
+	s := &Service{store: st, broker: b, hub: &live.Hub{}, devices: devices, tenant: "main", cfg: Config{Tenant: "main"}, log: quiet}
 	s.owners = owner.New(owner.Options{
 		Store: st, Tenant: "main", Name: "Main", Key: self, Vendors: []owner.Vendor{{Name: "Vend", Key: vendor.Public().(ed25519.PublicKey)}},
 		Cut: b.Disconnect, Changed: func(fleet.DeviceID) {}, Log: quiet,
@@ -237,7 +240,7 @@ func TestStanding(t *testing.T) {
 		ID: id, Tenant: "main", Tier: fleet.TierB, Model: "vend-1", EKHash: b.hash(), AKPublic: []byte{1}, CertSerial: "c1", Recovery: "r1",
 		CertNotAfter: time.Now().Add(time.Hour), ResetCount: 5, EnrolledAt: time.Now(),
 	}))
-	shown := identity.Identity{Tenant: "main", Device: b.id, Serial: "c1"}
+	shown := identity.Identity{Tenant: "main", Device: b.id, Serial: "c1", Issuer: s.issuer()}
 	st, err := d.Standing(t.Context(), shown)
 	if err != nil || string(st.AK) != "\x01" || st.EKHash != b.hash() || st.Tier != identity.TierB || st.Model != "vend-1" || st.Good {
 		t.Errorf("got %+v, %v", st, err)
@@ -265,9 +268,10 @@ func TestStanding(t *testing.T) {
 		id    identity.Identity
 		check string
 	}{
-		"the older":         {shown, "identity.replaced"},
-		"of another tenant": {identity.Identity{Tenant: "other", Device: b.id, Serial: "c2"}, "identity.certificate"},
-		"of nobody":         {identity.Identity{Tenant: "main", Device: "d9", Serial: "c2"}, "identity.certificate"},
+		"the older":                     {shown, "identity.replaced"},
+		"of another tenant":             {identity.Identity{Tenant: "other", Device: b.id, Serial: "c2", Issuer: s.issuer()}, "identity.certificate"},
+		"of nobody":                     {identity.Identity{Tenant: "main", Device: "d9", Serial: "c2", Issuer: s.issuer()}, "identity.certificate"},
+		"of an issuer that is not ours": {identity.Identity{Tenant: "main", Device: b.id, Serial: "c2", Issuer: "ab"}, "identity.certificate"},
 	} {
 		if _, err := d.Standing(t.Context(), c.id); !errors.Is(err, enrol.ErrRefused) || enrol.Check(err) != c.check {
 			t.Errorf("%s: got %v, want %s", name, err, c.check)

@@ -163,7 +163,13 @@ func FromTLS(s tls.ConnectionState) (Identity, error) {
 	case len(s.VerifiedChains) == 0 || len(s.PeerCertificates) == 0:
 		return Identity{}, fmt.Errorf("no verified client certificate: %w", ErrIdentity)
 	}
-	return FromCertificate(s.PeerCertificates[0])
+	id, err := FromCertificate(s.PeerCertificates[0])
+	if chain := s.VerifiedChains[0]; err == nil && len(chain) > 1 {
+		// Who signed it is what the handshake found out; what the certificate says
+		// of it is the word of whoever made it.
+		id.Issuer = hex.EncodeToString(chain[1].SubjectKeyId)
+	}
+	return id, err
 }
 
 func (id Identity) check() error {

@@ -233,6 +233,41 @@ func TestOnlyFinishedVerifiedHandshakesCount(t *testing.T) {
 	}
 }
 
+// Who has stolen an issuing key names another issuer in what he signs with it. The handshake knows better.
+func TestIssuerIsWhoSigned(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "issuing"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, SubjectKeyId: []byte{1, 2, 3},
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, own, own, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen, err := x509.ParseCertificate(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	posing := *stolen
+	posing.SubjectKeyId = []byte{9, 9, 9}
+	der, err := x509.CreateCertificate(rand.Reader, template(t), &posing, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := identity.FromTLS(tls.ConnectionState{
+		Version: tls.VersionTLS13, HandshakeComplete: true, PeerCertificates: []*x509.Certificate{c}, VerifiedChains: [][]*x509.Certificate{{c, stolen}},
+	})
+	if err != nil || id.Issuer != "010203" {
+		t.Errorf("got issuer %s, %v, want who signed", id.Issuer, err)
+	}
+}
+
 // Whatever a certificate says, an Identity that comes out of it can be made
 // into a certificate again that says the same.
 func FuzzFromCertificate(f *testing.F) {
