@@ -92,7 +92,7 @@ func (a *Agent) memberOf(id member.Identity, cert tls.Certificate) (*membership,
 				return &c, err
 			},
 		},
-		MaxConnsPerHost: 2, IdleConnTimeout: 30 * time.Second, ResponseHeaderTimeout: 30 * time.Second,
+		MaxConnsPerHost: 2, IdleConnTimeout: 30 * time.Second, TLSHandshakeTimeout: 30 * time.Second, ResponseHeaderTimeout: 30 * time.Second,
 	}
 	m.http = &http.Client{Transport: m.transport}
 	factory, err := os.ReadFile(a.cfg.Update.Root)
@@ -348,8 +348,14 @@ func (a *Agent) offered(ctx context.Context, m *membership, payload []byte) bool
 	})
 }
 
+// fetchTime is how long a metadata file may take: a service that stops in the
+// middle of one must not hold up what comes after.
+const fetchTime = 2 * time.Minute
+
 // fetch gets a metadata file.
 func (m *membership) fetch(ctx context.Context, url string, limit int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err

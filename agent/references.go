@@ -63,27 +63,33 @@ func (a *Agent) reference(ctx context.Context, m *membership, version string) (b
 // follow keeps what the running release says of this boot in force: approvals
 // on file, books locked, floor raised. ErrRestart: the books can be opened now.
 func (a *Agent) follow(ctx context.Context, m *membership, dev TPM) error {
-	due := time.Now()
+	due, failures := time.Now(), 0
 	if !a.urgent() {
 		due = due.Add(rand.N(lookSpread)) //nolint:gosec // spreads load, guards nothing
 	}
 	for {
 		if time.Now().Before(due) {
+			var opened <-chan struct{}
+			if failures > 0 { // perhaps for want of the link
+				opened = a.opened
+			}
 			select {
 			case <-ctx.Done():
 				return nil
+			case <-opened:
 			case <-time.After(time.Until(due)):
 			}
 		}
-		due = time.Now().Add(lookRetry)
+		due = time.Now().Add(lookPause(failures))
 		if a.isOnline() || a.closed != nil {
 			err := a.settle(ctx, m, dev)
 			switch {
 			case errors.Is(err, update.ErrRestart):
 				return err
 			case err == nil, errors.Is(err, trust.ErrNoTarget):
-				due = time.Now().Add(lookAgain)
+				due, failures = time.Now().Add(lookAgain), 0
 			case ctx.Err() == nil:
+				failures++
 				a.log.Warn("boot reference of the running release", slog.Any("err", err))
 			}
 			continue
@@ -92,10 +98,16 @@ func (a *Agent) follow(ctx context.Context, m *membership, dev TPM) error {
 		case <-ctx.Done():
 			return nil
 		case <-a.opened: // what waited for the link need not wait longer
-			due = time.Now()
+			due, failures = time.Now(), 0
 		case <-time.After(time.Until(due)):
 		}
 	}
+}
+
+// lookPause is how long after so many failures the next look is: what a fleet
+// cannot read today it must not fetch every minute.
+func lookPause(failures int) time.Duration {
+	return min(lookRetry<<min(failures, 16), lookAgain)
 }
 
 // urgent reports whether the reference decides something now; a fleet that

@@ -1,0 +1,18 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Fetch gets a metadata file over what dial returns.
+func Fetch(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error)) error {
+	m := &membership{http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+	_, err := m.fetch(ctx, "http://service/metadata/1.root.json", 1<<20)
+	return err
+}
+
+// LookPause is how long after so many failures the reference is looked for again.
+func LookPause(failures int) time.Duration { return lookPause(failures) }
