@@ -145,6 +145,19 @@ func TestPrintRunsOutOfPaper(t *testing.T) {
 	}
 }
 
+// Nor is one that switched the printer's own word off before.
+func TestPrintRunsOutOfPaperInSilence(t *testing.T) {
+	t.Parallel() // it waits for an answer that does not come
+	p := printer(t)
+	d := open(t, p, hal.Own)
+	status(t, d, healthy)
+	p.LoadRoll(405)
+	err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("\x1b@"+strings.Repeat("line\n", 500)+"\x1dV\x00"))
+	if !errors.Is(err, &hal.Error{Code: "E_OFFLINE"}) || !strings.Contains(err.Error(), "REC_EMPTY") {
+		t.Errorf("got %v, want E_OFFLINE with REC_EMPTY", err)
+	}
+}
+
 func TestCountersAndIdentity(t *testing.T) {
 	p := printer(t)
 	d := open(t, p, hal.Own)

@@ -46,6 +46,11 @@ func (p *printer) Print(ctx context.Context, job io.Reader) error {
 	if err != nil {
 		return err
 	}
+	// A job may come before the connection was armed: what stops it would not be
+	// told.
+	if err := s.arm(ctx); err != nil {
+		return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+	}
 	if err := s.pour(ctx, job); err != nil {
 		return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
 	}
@@ -97,6 +102,11 @@ func (p *printer) confirm(ctx context.Context, s *session) error {
 	for {
 		select {
 		case err := <-out:
+			if errors.Is(err, errNoBlock) { // a printer that stopped says nothing either
+				if _, err := s.poll(ctx, p.queries); err != nil {
+					return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+				}
+			}
 			if st := p.track.Status(); st.Power != hal.PowerOnline {
 				return stopped("print", st)
 			}
