@@ -43,10 +43,13 @@ type Config struct {
 type Token struct {
 	conf Config
 
-	mu  sync.RWMutex // held for reading while the token is used
-	ctx *crypto11.Context
-	n   int // how often it was opened
+	mu     sync.RWMutex // held for reading while the token is used
+	ctx    *crypto11.Context
+	n      int // how often it was opened
+	closed bool
 }
+
+var errAway = errors.New("it did not let us in again")
 
 // ErrTwo is returned when a label names more than one key.
 var ErrTwo = errors.New("more than one key has this label")
@@ -78,6 +81,7 @@ func (t *Token) open() error {
 func (t *Token) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.closed = true
 	if t.ctx == nil {
 		return nil
 	}
@@ -171,8 +175,11 @@ func (t *Token) use(f func(*crypto11.Context) error) error {
 func (t *Token) try(f func(*crypto11.Context) error) (n int, err error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if t.ctx == nil {
+	switch {
+	case t.closed:
 		return t.n, fmt.Errorf("token %q: %w", t.conf.Token, os.ErrClosed)
+	case t.ctx == nil: // since it was away longer than one attempt
+		return t.n, fmt.Errorf("token %q: %w", t.conf.Token, errAway)
 	}
 	return t.n, f(t.ctx)
 }
@@ -181,11 +188,13 @@ func (t *Token) try(f func(*crypto11.Context) error) (n int, err error) {
 func (t *Token) reopen(n int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ctx == nil || t.n != n {
+	if t.closed || t.n != n {
 		return nil
 	}
-	_ = t.ctx.Close() // it is broken, that is why we are here
-	t.ctx = nil
+	if t.ctx != nil {
+		_ = t.ctx.Close() // it is broken, that is why we are here
+		t.ctx = nil
+	}
 	return t.open()
 }
 
@@ -195,7 +204,7 @@ func (t *Token) reopen(n int) error {
 // second key would be made beside the first.
 func away(err error) bool {
 	var e pkcs11.Error
-	return errors.Is(err, fs.ErrNotExist) || errors.As(err, &e) && slices.Contains([]pkcs11.Error{
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, errAway) || errors.As(err, &e) && slices.Contains([]pkcs11.Error{
 		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID,
 		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
 	}, e)

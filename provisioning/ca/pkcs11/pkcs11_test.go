@@ -249,6 +249,43 @@ func TestTokenComesBack(t *testing.T) {
 	}
 }
 
+// It may be away for longer than it takes to try twice. Here its library is: the link to it is broken for a while.
+func TestTokenIsAwayForLong(t *testing.T) {
+	conf := softHSM(t)
+	library := conf.Module
+	conf.Module = filepath.Join(t.TempDir(), "module.so")
+	if err := os.Symlink(library, conf.Module); err != nil {
+		t.Fatal(err)
+	}
+	token := open(t, conf)
+	k, err := token.Make("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, session := raw(t, conf)
+	info, err := p.GetSessionInfo(session)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.CloseAllSessions(info.SlotID); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(conf.Module); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := signs(k); err == nil {
+			t.Error("signed without a token")
+		}
+	}
+	if err := os.Symlink(library, conf.Module); err != nil {
+		t.Fatal(err)
+	}
+	if err := signs(k); err != nil {
+		t.Errorf("it is back: got %v", err)
+	}
+}
+
 func TestClosedToken(t *testing.T) {
 	conf := softHSM(t)
 	token := open(t, conf)
