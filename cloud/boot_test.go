@@ -22,3 +22,20 @@ func TestBootUnknown(t *testing.T) {
 		}
 	}
 }
+
+// TestFits: a release that was published says the same of a boot for ever; what is published again is no news.
+func TestFits(t *testing.T) {
+	s := newService(t)
+	old := []fleet.BootReference{{Model: "vend-1", Release: "os/1", Body: []byte("one")}, {Model: "vend-2", Release: "os/1", Body: []byte("other")}}
+	must(t, s.store.PutReferences(t.Context(), old))
+	next := fleet.BootReference{Model: "vend-1", Release: "os/2", Body: []byte("two")}
+	got, err := s.fresh(t.Context(), append(old, next))
+	if err != nil || len(got) != 1 || got[0].Release != "os/2" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	must(t, s.fits(t.Context(), append(old, next)))
+	old[1].Body = []byte("changed")
+	if err := s.fits(t.Context(), append(old, next)); !errors.Is(err, fleet.ErrConflict) {
+		t.Errorf("changed: got %v", err)
+	}
+}

@@ -102,6 +102,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 	if s.catalog, err = catalog.Open(filepath.Join(cfg.DataDir, "artifacts")); err != nil {
 		return nil, err
 	}
+	s.catalog.Fits = s.fits
 	s.accounts = account.New(s.store)
 	if err := s.bootstrap(ctx); err != nil {
 		return nil, err
@@ -112,7 +113,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 	if err := s.wire(); err != nil {
 		return nil, err
 	}
-	return s, s.learnBoots(ctx)
+	if err := s.learnBoots(ctx); err != nil {
+		// The fleet goes on being judged by what it was judged by.
+		s.log.Error("boot reference values that cannot be learned; publish the repository again", slog.Any("err", err))
+	}
+	return s, nil
 }
 
 // keys opens or makes the authorities and the key that signs orders.

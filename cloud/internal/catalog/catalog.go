@@ -40,6 +40,10 @@ const (
 
 // Catalog is the artifact folder: root.json (pinned), metadata/, targets/.
 type Catalog struct {
+	// Fits may refuse an upload for its boot references, before anything of it is
+	// put in place; nil: whatever is signed fits.
+	Fits func(ctx context.Context, refs []fleet.BootReference) error
+
 	dir string
 	mu  sync.Mutex
 }
@@ -99,8 +103,14 @@ func (c *Catalog) Publish(ctx context.Context, r io.Reader) ([]fleet.Release, er
 	if err != nil {
 		return nil, err
 	}
-	if _, err := references(stage, targets); err != nil {
+	refs, err := references(stage, targets)
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", fleet.ErrInvalid, err)
+	}
+	if c.Fits != nil {
+		if err := c.Fits(ctx, refs); err != nil {
+			return nil, err
+		}
 	}
 	names, err := verified(stage, root)
 	if err != nil {

@@ -2,6 +2,7 @@ package catalog_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -64,6 +65,28 @@ func TestReferencesComeWithTheRepository(t *testing.T) {
 	must(t, os.WriteFile(names[0], b, 0o600))
 	if got, err := w.References(t.Context()); !errors.Is(err, trust.ErrMismatch) || got != nil {
 		t.Errorf("rotten: got %+v, %v", got, err)
+	}
+}
+
+// What does not fit what the fleet was judged by is refused before devices or the next start of the service see it.
+func TestReferencesThatDoNotFit(t *testing.T) {
+	w := newWorld(t)
+	r := reference("POS 500", "os/7")
+	w.refer(t, boot.TargetPath(r.Model, r.Release), r.Bytes(), trust.Custom{Class: "boot", Version: r.Release, Model: r.Model})
+	var asked []fleet.BootReference
+	w.Fits = func(_ context.Context, refs []fleet.BootReference) error { asked = refs; return fleet.ErrConflict }
+	if rs, err := w.publish(t); !errors.Is(err, fleet.ErrConflict) || rs != nil {
+		t.Errorf("got %+v and %v", rs, err)
+	}
+	if len(asked) != 1 || asked[0].Release != "os/7" || !bytes.Equal(asked[0].Body, r.Bytes()) {
+		t.Errorf("asked about %+v", asked)
+	}
+	if left, err := filepath.Glob(filepath.Join(w.dir, "metadata", "*")); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	w.Fits = nil
+	if _, err := w.publish(t); err != nil {
+		t.Error(err)
 	}
 }
 
