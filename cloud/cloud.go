@@ -278,6 +278,12 @@ func (s *Service) refused(device string, err error) {
 		s.audit(context.Background(), "identity.replaced", "alarm", device, map[string]string{
 			"what": "came with a certificate that has been replaced; is there a copy of this device?",
 		})
+	case errors.Is(err, fleet.ErrNotFound):
+		severity, what := "alarm", "came with a certificate that our authority signed and is no member: was the database set back, or does somebody else have the key?"
+		if _, left, err := s.owners.Left(context.Background(), fleet.DeviceID(device)); err == nil && left {
+			severity, what = "warn", "came with a certificate of before it was given to its next owner"
+		}
+		s.audit(context.Background(), "identity.unknown", severity, device, map[string]string{"what": what})
 	default:
 		s.violation(device, err.Error())
 	}

@@ -40,3 +40,22 @@ func TestRetired(t *testing.T) {
 		t.Errorf("by the new one: got %v", err)
 	}
 }
+
+// TestUnknownMember: a certificate of ours for somebody who is no member is an alarm, unless he has left.
+func TestUnknownMember(t *testing.T) {
+	s := newService(t)
+	sold := newBox("sold")
+	s.lists(t, sold)
+	s.sell(t, sold)
+	for device, severity := range map[string]string{"stranger": "alarm", sold.id: "warn"} {
+		_, err := s.admit(t.Context(), identity.Identity{Tenant: "main", Device: device, Serial: "c1", Issuer: s.issuer()})
+		if !errors.Is(err, fleet.ErrNotFound) {
+			t.Fatalf("%s: got %v", device, err)
+		}
+		s.refused(device, err)
+		all, _, err := s.store.AuditTrail(t.Context(), "main", "", true, fleet.Page{Limit: 1})
+		if err != nil || len(all) != 1 || all[0].Kind != "identity.unknown" || all[0].Subject != device || all[0].Severity != severity {
+			t.Errorf("%s: got %+v, %v", device, all, err)
+		}
+	}
+}

@@ -94,8 +94,8 @@ type Options struct {
 	// Violation tells of what a device tried and may not, at most once a minute
 	// for each device.
 	Violation func(device, what string)
-	// Refused tells of a device that Admit answered with fleet.ErrForbidden, at
-	// most once a minute for each.
+	// Refused tells of a device that Admit answered with fleet.ErrForbidden or
+	// fleet.ErrNotFound, at most once a minute for each.
 	Refused func(device string, err error)
 	// Clone tells of two live connections of one identity, at most once in five
 	// minutes for each device.

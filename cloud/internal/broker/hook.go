@@ -99,7 +99,7 @@ func (h *hook) admit(s *session) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), connectTime)
 	defer cancel()
 	s.admission, err = h.b.o.Admit(ctx, s.id)
-	if errors.Is(err, fleet.ErrForbidden) && h.b.news("refusal of "+s.id.Device) {
+	if (errors.Is(err, fleet.ErrForbidden) || errors.Is(err, fleet.ErrNotFound)) && h.b.news("refusal of "+s.id.Device) {
 		h.b.o.Refused(s.id.Device, err)
 	}
 	if err != nil {

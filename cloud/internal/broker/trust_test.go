@@ -216,6 +216,24 @@ func TestCutOffWhileConnecting(t *testing.T) {
 	}
 }
 
+// TestToldOfStrangers: a certificate of ours for somebody who is no member is told, a store that does not answer is not.
+func TestToldOfStrangers(t *testing.T) {
+	for err, want := range map[error]int{fleet.ErrNotFound: 1, fleet.ErrReplaced: 1, errors.New("disk full"): 0} {
+		s := start(t, func(o *broker.Options) {
+			o.Admit = func(context.Context, identity.Identity) (fleet.Admission, error) { return "", fmt.Errorf("admit: %w", err) }
+		})
+		for range 2 { // once a minute is enough
+			c := s.dial(s.config(1))
+			c.send(connect(name(1)))
+			c.closed()
+		}
+		s.stop()
+		if len(s.refused) != want {
+			t.Errorf("%v: told %d times, want %d", err, len(s.refused), want)
+		}
+	}
+}
+
 // living reads until the other side closes, and then says goodbye as an agent does.
 func (c *conn) living() *conn {
 	go func() {
