@@ -220,7 +220,9 @@ func TestCutOffWhileConnecting(t *testing.T) {
 func TestToldOfStrangers(t *testing.T) {
 	for err, want := range map[error]int{fleet.ErrNotFound: 1, fleet.ErrReplaced: 1, errors.New("disk full"): 0} {
 		s := start(t, func(o *broker.Options) {
-			o.Admit = func(context.Context, identity.Identity) (fleet.Admission, error) { return "", fmt.Errorf("admit: %w", err) }
+			o.Admit = func(context.Context, identity.Identity) (fleet.Admission, error) {
+				return "", fmt.Errorf("admit: %w", err)
+			}
 		})
 		for range 2 { // once a minute is enough
 			c := s.dial(s.config(1))
