@@ -101,8 +101,12 @@ func (w *World) ReleaseBoot(ctx context.Context, version, release, log string) e
 	if err != nil {
 		return err
 	}
-	err = w.provision(ctx, "release", "add", "--repo", w.repo(), "--keys", w.keys(),
-		"--binary", filepath.Join(w.opt.Bin, "tillward-agent"), "--version", version, "--boot", file)
+	return w.publish(ctx, version, filepath.Join(w.opt.Bin, "tillward-agent"), file)
+}
+
+// publish signs and publishes an agent together with the reference in a file.
+func (w *World) publish(ctx context.Context, version, binary, reference string) error {
+	err := w.provision(ctx, "release", "add", "--repo", w.repo(), "--keys", w.keys(), "--binary", binary, "--version", version, "--boot", reference)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,11 @@ func (o *Operator) Post(ctx context.Context, path string, in, out any) error {
 	return o.do(ctx, http.MethodPost, path, in, out)
 }
 
+// Put sends in as JSON to path.
+func (o *Operator) Put(ctx context.Context, path string, in any) error {
+	return o.do(ctx, http.MethodPut, path, in, nil)
+}
+
 // Patch sends in as JSON to path.
 func (o *Operator) Patch(ctx context.Context, path string, in any) error {
 	return o.do(ctx, http.MethodPatch, path, in, nil)

@@ -198,18 +198,16 @@ func (w *World) Release(ctx context.Context, version, binary string) error {
 	if err != nil {
 		return err
 	}
-	if err := w.provision(ctx, "release", "add", "--repo", w.repo(), "--keys", w.keys(), "--binary", binary, "--version", version, "--boot", boot); err != nil {
-		return err
-	}
-	return w.cli(ctx, nil, "release", "publish", "--repo", w.repo())
+	return w.publish(ctx, version, binary, boot)
 }
 
-// Rollout starts a rollout of release to every till and returns its id.
-func (w *World) Rollout(ctx context.Context, release string) (string, error) {
+// Rollout starts a rollout of release to every till and returns its id; args
+// are those of the command line.
+func (w *World) Rollout(ctx context.Context, release string, args ...string) (string, error) {
 	var r struct {
 		ID string `json:"id"`
 	}
-	err := w.cli(ctx, &r, "rollout", "start", release)
+	err := w.cli(ctx, &r, append([]string{"rollout", "start", release}, args...)...)
 	return r.ID, err
 }
 

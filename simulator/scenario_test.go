@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,17 +29,29 @@ import (
 
 // TestScenarios plays testdata/*.txtar. Their words:
 //
-//	fleet N [hasty]                    a service and N boxes that are not switched on; hasty ones measure ten times a second
-//	till VERB N...                     boot, stop, kill (-9), cut or heal its network, or act: till act N WHAT
+//	fleet N [hasty] [claimed]          a service and N boxes that are not switched on; hasty ones measure ten times a second,
+//	                                   claimed ones join only when somebody claims them
+//	till VERB N...                     boot, stop, kill (-9), power (off and on), cut or heal its network, or act: till act N WHAT
+//	measure N [EVENT=IMAGE...]         what its firmware measures when it is powered next; without events, what it measured first
+//	image N bare                       its image names no service
+//	stick N KEY=VALUE...               a file on a stick names one
+//	ship N...                          list it in its vendor's manifest; its label is @label/N, a file, and @code/N
 //	clone N M                          copy the disk of till N, which is off, to box M
 //	service restart
 //	release add VERSION                sign the next agent as VERSION and publish it
+//	release for VERSION N              the same, with reference values that know how till N boots now
 //	release flip VERSION               flip a byte of it on the service's disk
 //	release dead VERSION               an agent that passes its self-check and then does not live
 //	release expire                     sign a timestamp there that has run out
-//	rollout VERSION                    to every till; ends an open one
+//	rollout VERSION [ARG...]           to every till; ends an open one
+//	issuer DURATION                    sign an issuing certificate of devices that ends after it; ca rotate takes it
 //	command NAME N VERB [ARG...] [in=SECONDS]   send a command; NAME is ours
+//	waive N DURATION                   let it in for so long whatever it boots
+//	[!] operator ARG...                the command line of the service
+//	[!] provision ARG...               that of the files
+//	mark N KEY...                      remember fields of the device, for changed
 //	until WHAT, [!] expect WHAT        wait for it, or look once
+//	within DURATION WHAT               wait no longer than that
 //	whole N...                         stop the tills: all they recorded is stored, once, in order
 //
 // and WHAT is one of
@@ -54,6 +67,20 @@ import (
 //	more N                             samples arrive that were not there when first asked
 //	apart N M                          two devices
 //	printed N                          a job, by its printer
+//	finding N CHECK [KEY=VALUE...]     of its last appraisal
+//	attestation N KEY=VALUE...         one of its appraisals
+//	firmware N EVENT [KEY=VALUE...]    the event it measures, in the queue of those that wait for a decision
+//	waiting N [KEY=VALUE...]           for somebody to claim it
+//	issuers COUNT                      of device certificates that are believed
+//	ended N                            the last certificate it was given
+//	changed N KEY                      since it was marked
+//	readable N TEXT                    in a file below its state folder that is no agent
+//	says N TEXT                        in its log
+//
+// In arguments @N is the id of a device, @N/EVENT the digest of what it
+// measures, @issuer/N the serial number of an issuing certificate, the oldest
+// being the first, @service the data folder, @web/N where a till reaches the
+// service, and @stranger another service that nobody here knows.
 func TestScenarios(t *testing.T) {
 	if _, err := binaries(); err != nil {
 		t.Fatal(err)
@@ -61,7 +88,12 @@ func TestScenarios(t *testing.T) {
 	verbs := map[string]func(s *scenario, args []string) error{
 		"fleet": (*scenario).fleet, "till": (*scenario).till, "clone": (*scenario).clone, "service": (*scenario).service,
 		"release": (*scenario).release, "rollout": (*scenario).rollout, "command": (*scenario).command, "whole": (*scenario).whole,
-		"until": (*scenario).until,
+		"until": (*scenario).until, "within": (*scenario).within, "measure": (*scenario).measure, "image": (*scenario).image, "stick": (*scenario).stick,
+		"ship": (*scenario).ship, "waive": (*scenario).waive, "mark": (*scenario).mark,
+		"issuer": (*scenario).issuer,
+	}
+	tools := map[string]func(w *simulator.World, ctx context.Context, args ...string) error{
+		"operator": (*simulator.World).CLI, "provision": (*simulator.World).Provision,
 	}
 	cmds := map[string]func(*testscript.TestScript, bool, []string){
 		"expect": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -79,8 +111,25 @@ func TestScenarios(t *testing.T) {
 				ts.Fatalf("%s has no opposite", word)
 			}
 			s := ts.Value(scenarioKey{}).(*scenario)
-			if err := do(s, args); err != nil {
+			args, err := s.meant(s.ctx, args)
+			if err == nil {
+				err = do(s, args)
+			}
+			if err != nil {
 				tell(scriptLog{ts}, s.dir)
+				ts.Fatalf("%v", err)
+			}
+		}
+	}
+	for word, run := range tools {
+		cmds[word] = func(ts *testscript.TestScript, neg bool, args []string) {
+			s := ts.Value(scenarioKey{}).(*scenario)
+			args, err := s.meant(s.ctx, args)
+			ts.Check(err)
+			switch err := run(s.world, s.ctx, args...); {
+			case err == nil && neg:
+				ts.Fatalf("%s %s was done", word, strings.Join(args, " "))
+			case err != nil && !neg:
 				ts.Fatalf("%v", err)
 			}
 		}
@@ -89,11 +138,14 @@ func TestScenarios(t *testing.T) {
 		Dir: "testdata", WorkdirRoot: t.TempDir(), Cmds: cmds, RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(env *testscript.Env) error {
 			ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
-			s := &scenario{ctx: ctx, dir: filepath.Join(env.WorkDir, "w"), commands: make(map[string]string), seen: make(map[string]float64)}
+			s := &scenario{ctx: ctx, dir: filepath.Join(env.WorkDir, "w"), commands: make(map[string]string), seen: make(map[string]float64), marks: make(map[string]string)}
 			env.Values[scenarioKey{}] = s
 			env.Defer(func() {
 				if s.world != nil {
 					s.world.Close()
+				}
+				if s.stranger != nil {
+					s.stranger.Close()
 				}
 				cancel()
 			})
@@ -117,6 +169,8 @@ type scenario struct {
 	rollID   string
 	commands map[string]string // our name -> id
 	seen     map[string]float64
+	marks    map[string]string // "N KEY" -> value
+	stranger *httptest.Server
 }
 
 func (s *scenario) fleet(args []string) error {
@@ -125,14 +179,14 @@ func (s *scenario) fleet(args []string) error {
 		return err
 	}
 	pace := simulator.DeskPace
-	if len(args) > 1 && args[1] == "hasty" {
+	if slices.Contains(args[1:], "hasty") {
 		pace = simulator.Pace{Poll: "100ms", Stats: "100ms", Batch: "100ms", Heartbeat: "1s"}
 	}
 	opt, err := desk(s.dir, n, pace)
 	if err != nil {
 		return err
 	}
-	s.next = opt.Next
+	s.next, opt.ByClaim = opt.Next, slices.Contains(args[1:], "claimed")
 	s.world, err = simulator.Open(s.ctx, opt)
 	return err
 }
@@ -164,6 +218,10 @@ func (s *scenario) till(args []string) error {
 			t.Stop()
 		case "kill":
 			if err := t.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				return err
+			}
+		case "power":
+			if err := t.Power(s.ctx); err != nil {
 				return err
 			}
 		case "cut":
@@ -207,6 +265,12 @@ func (s *scenario) release(args []string) error {
 	switch args[0] {
 	case "add":
 		return s.world.Release(s.ctx, args[1], s.next)
+	case "for":
+		t, err := s.box(args[2])
+		if err != nil {
+			return err
+		}
+		return s.world.ReleaseFor(s.ctx, args[1], s.next, t)
 	case "dead":
 		file := filepath.Join(s.dir, "dead-agent")
 		if err := os.WriteFile(file, []byte("#!/bin/sh\n[ \"$1\" = -selfcheck ]\n"), 0o600); err != nil {
@@ -251,7 +315,7 @@ func (s *scenario) release(args []string) error {
 }
 
 func (s *scenario) rollout(args []string) (err error) {
-	s.rollID, err = s.world.Rollout(s.ctx, "agent/"+args[0])
+	s.rollID, err = s.world.Rollout(s.ctx, "agent/"+args[0], args[1:]...)
 	return err
 }
 
@@ -315,11 +379,19 @@ func (s *scenario) whole(args []string) error {
 }
 
 // until asks until it is so; when it never is, the error says what was last.
-func (s *scenario) until(args []string) error {
+func (s *scenario) until(args []string) error { return s.within(append([]string{"90s"}, args...)) }
+
+// within is until, for so long.
+func (s *scenario) within(args []string) error {
+	limit, err := time.ParseDuration(args[0])
+	if err != nil {
+		return err
+	}
+	args = args[1:]
 	got := "nothing"
-	ctx, cancel := context.WithTimeout(s.ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(s.ctx, limit)
 	defer cancel()
-	err := s.world.Until(ctx, strings.Join(args, " "), func(ctx context.Context) (ok bool, err error) {
+	err = s.world.Until(ctx, strings.Join(args, " "), func(ctx context.Context) (ok bool, err error) {
 		var now string
 		if ok, now, err = s.is(ctx, args); now != "" {
 			got = now
@@ -334,7 +406,17 @@ func (s *scenario) until(args []string) error {
 
 // is says whether WHAT is so now, and what is instead.
 func (s *scenario) is(ctx context.Context, what []string) (ok bool, got string, err error) {
+	what, err = s.meant(ctx, what)
+	if errors.Is(err, errNobody) {
+		return false, err.Error(), nil
+	}
+	if err != nil {
+		return false, "", err
+	}
 	subject, args := what[0], what[1:]
+	if look := looks[subject]; look != nil {
+		return look(s, ctx, args)
+	}
 	switch subject {
 	case "till":
 		d, err := s.device(ctx, args[0])

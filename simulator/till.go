@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"sync"
 	"text/template"
 
 	"github.com/tillward/tillward/simulator/emulator"
@@ -33,7 +35,9 @@ type Till struct {
 	rootTUF string
 	sealKey string
 	pace    Pace
+	bare    bool // its image names no service
 
+	mu       sync.Mutex
 	firmware tpmfarm.Firmware // what it boots
 
 	firstVersion string
@@ -60,7 +64,9 @@ serial = "{{.Name}}"
 reboot = []
 
 [service]
-enrol = "https://{{.HTTPS}}"
+enrol = "{{if not .Bare}}https://{{.HTTPS}}{{end}}"
+files = ["{{.Stick}}"]
+leases = []
 roots = "{{.Roots}}"
 server_name = "localhost"
 broker = "{{.MQTT}}"
@@ -101,7 +107,7 @@ func (t *Till) configure() error {
 	err := agentFile.Execute(&b, map[string]any{
 		"Model": simModel, "State": filepath.Join(t.dir, "state"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
 		"Roots": t.service.roots(), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
-		"Reader": t.reader.file, "Pace": t.pace, "BootLog": t.bootLog(),
+		"Reader": t.reader.file, "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.Name, err)
@@ -128,8 +134,67 @@ func (t *Till) powerCycle(ctx context.Context) error {
 	if err := t.tpm.Restart(ctx); err != nil {
 		return err
 	}
-	return t.firmware.Boot(t.tpm, t.bootLog())
+	t.mu.Lock()
+	f := tpmfarm.Firmware{Events: slices.Clone(t.firmware.Events)}
+	t.mu.Unlock()
+	return f.Boot(t.tpm, t.bootLog())
 }
+
+// Power switches the box off and on again.
+func (t *Till) Power(ctx context.Context) error {
+	t.Stop()
+	if err := t.powerCycle(ctx); err != nil {
+		return err
+	}
+	t.Boot(ctx)
+	return nil
+}
+
+// Measure lets the firmware find something else in the place of what the event
+// of that name measures, from the next time the box is switched on.
+func (t *Till) Measure(event, image string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.firmware.Event(event).Image = []byte(image)
+}
+
+// MeasureWell makes the firmware what it was at first.
+func (t *Till) MeasureWell() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.firmware = tpmfarm.Default(FirstOS)
+}
+
+// Measured is an event as the box measures it the next time.
+func (t *Till) Measured(event string) tpmfarm.Measured {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return *t.firmware.Event(event)
+}
+
+// Bare makes the image one that names no service. The till must be off.
+func (t *Till) Bare() error {
+	t.bare = true
+	return t.configure()
+}
+
+// stick is where a file on a stick would name the service.
+func (t *Till) stick() string { return filepath.Join(t.dir, "stick", "tillward-service.toml") }
+
+// PlugIn plugs a stick with that file into the box.
+func (t *Till) PlugIn(file string) error {
+	if err := os.MkdirAll(filepath.Dir(t.stick()), 0o700); err != nil {
+		return fmt.Errorf("%s: stick: %w", t.Name, err)
+	}
+	whole := t.stick() + ".new" // the agent may look at any moment
+	if err := errors.Join(os.WriteFile(whole, []byte(file), 0o600), os.Rename(whole, t.stick())); err != nil {
+		return fmt.Errorf("%s: stick: %w", t.Name, err)
+	}
+	return nil
+}
+
+// Web is where the till reaches what the service has on HTTPS.
+func (t *Till) Web() string { return "https://" + t.https.Addr() }
 
 // Kill is kill -9 at the agent; its supervisor starts it again.
 func (t *Till) Kill() error { return t.proc.kill() }

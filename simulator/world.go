@@ -36,6 +36,7 @@ type Options struct {
 	Next     string // the agent that updates bring
 	UpdateTo string // its version; empty: no update
 	Tills    int
+	ByClaim  bool // a till joins only when somebody has claimed it
 	Seed     uint64
 	PortBase int           // first of the service's ports; 0: free ones
 	Unjudged string        // what a model without reference values earns; empty: quarantined
@@ -112,7 +113,7 @@ func (w *World) openService(ctx context.Context) error {
 	cfg.Device.Names = []string{"localhost", "127.0.0.1"}
 	cfg.Operator.Plain = true
 	cfg.Enrol.VirtualEKRoots, cfg.Enrol.EKRoots = []string{w.farm.CA()}, w.opt.EKRoots
-	cfg.Enrol.AutoClaim = true
+	cfg.Enrol.AutoClaim = !w.opt.ByClaim
 	cfg.Attest.Every, cfg.Attest.Unjudged = cloud.Duration{Duration: 30 * time.Second}, cmp.Or(w.opt.Unjudged, "quarantined")
 	cfg.Enrol.Vendors = []cloud.VendorConfig{{Name: simVendor, Key: w.vendorKey()}}
 	port := func(i int) string {
