@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -130,6 +131,7 @@ func newSite(t testing.TB, trustFarm bool) *site {
 		},
 		Log: slog.New(slog.DiscardHandler),
 	})
+	s.server.maxAsked = math.MaxInt // tests are in a hurry
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.lie != nil {
 			rec := httptest.NewRecorder()

@@ -13,6 +13,8 @@ const (
 	maxPending = 4096
 	maxPerKey  = 8  // open challenges of one EK; the oldest makes room
 	maxListed  = 60 // refusals of a kind in a minute that are audited one by one
+	maxOfOne   = 8  // those of one member
+	maxAsked   = 30 // requests of one member in a minute
 	maxKinds   = 4096
 )
 
@@ -102,7 +104,11 @@ func (t *tallies) next(k kind, now time.Time) (int, bool) {
 		t.of[k] = c
 	}
 	t.mu.Unlock()
-	return c.next(now)
+	limit := maxListed
+	if k.member != "" {
+		limit = maxOfOne
+	}
+	return c.next(now, limit)
 }
 
 // tally counts refusals, so that nobody fills the audit trail by knocking.
@@ -113,13 +119,13 @@ type tally struct {
 }
 
 // next counts one refusal. It returns how many there were in this minute, and
-// whether this one is to be listed: the first 60, then each power of two.
-func (t *tally) next(now time.Time) (int, bool) {
+// whether this one is to be listed: those up to limit, then each power of two.
+func (t *tally) next(now time.Time, limit int) (int, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if now.Sub(t.since) >= time.Minute {
 		t.since, t.n = now, 0
 	}
 	t.n++
-	return t.n, t.n <= maxListed || bits.OnesCount(uint(t.n)) == 1 // #nosec G115 -- a count
+	return t.n, t.n <= limit || bits.OnesCount(uint(t.n)) == 1 // #nosec G115 -- a count
 }

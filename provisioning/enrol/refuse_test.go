@@ -504,7 +504,7 @@ func TestRefusalsDoNotFillTheTrail(t *testing.T) {
 	now := time.Now()
 	listed := 0
 	for i := range 1024 {
-		n, list := c.next(now.Add(time.Duration(i) * time.Millisecond))
+		n, list := c.next(now.Add(time.Duration(i)*time.Millisecond), maxListed)
 		if n != i+1 {
 			t.Fatalf("refusal %d counted as %d", i+1, n)
 		}
@@ -515,7 +515,7 @@ func TestRefusalsDoNotFillTheTrail(t *testing.T) {
 	if want := maxListed + 5; listed != want { // 64, 128, 256, 512, 1024
 		t.Errorf("%d of 1024 are listed, want %d", listed, want)
 	}
-	if n, list := c.next(now.Add(time.Minute)); n != 1 || !list {
+	if n, list := c.next(now.Add(time.Minute), maxListed); n != 1 || !list {
 		t.Errorf("a minute later: refusal %d, listed %t", n, list)
 	}
 }
@@ -549,6 +549,37 @@ func TestKnockingHidesNoAlarm(t *testing.T) {
 	}
 	if len(c.of) > maxKinds {
 		t.Errorf("%d kinds are remembered, want at most %d", len(c.of), maxKinds)
+	}
+}
+
+// A member that asks without end is told to wait, and neither costs the service certificates nor fills its trail.
+func TestMemberAsksTooMuch(t *testing.T) {
+	s := newSite(t, true)
+	server := NewServer(s.server.o)
+	asks := func(device string) error {
+		_, err := server.standing(t.Context(), call{peer: &x509.Certificate{NotAfter: time.Now().Add(time.Hour)}, id: identity.Identity{Device: device}})
+		return err
+	}
+	for n := range maxAsked {
+		if err := asks("one"); errors.Is(err, errBusy) {
+			t.Fatalf("request %d: %v", n+1, err)
+		}
+	}
+	if err := asks("one"); !errors.Is(err, errBusy) {
+		t.Errorf("one more: got %v, want it to wait", err)
+	}
+	if err := asks("two"); errors.Is(err, errBusy) {
+		t.Errorf("another member: got %v", err)
+	}
+	var c tallies
+	listed := 0
+	for range 1024 {
+		if _, list := c.next(kind{member: "one"}, time.Unix(0, 0)); list {
+			listed++
+		}
+	}
+	if want := maxOfOne + 7; listed != want { // 16 to 1024
+		t.Errorf("%d of its 1024 refusals are listed, want %d", listed, want)
 	}
 }
 

@@ -116,6 +116,9 @@ func (s *Server) standing(ctx context.Context, c call) (Standing, error) {
 	if now := time.Now(); now.After(c.peer.NotAfter) || now.Before(c.peer.NotBefore) {
 		return Standing{}, Refuse(checkIdentity, "the certificate ended on %s; enrol again", c.peer.NotAfter.Format(time.RFC3339))
 	}
+	if n, _ := s.asked.next(kind{member: c.id.Device}, time.Now()); n > s.maxAsked {
+		return Standing{}, errBusy // each certificate is a signature, a commit and an entry of the trail
+	}
 	st, err := s.o.Registry.Standing(ctx, c.id)
 	if errors.Is(err, ErrRefused) && Check(err) == "" {
 		err = &failure{checkIdentity, err}

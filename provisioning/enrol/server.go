@@ -89,9 +89,9 @@ type Options struct {
 	// Welcome is what a new member is told: brokers, artifacts, keys, voucher.
 	Welcome func(ctx context.Context, m Member) (Result, error)
 	// Audit takes every enrolment and every refusal (severity info, warn or
-	// alarm). Beyond 60 refusals a minute by one check, of one member or of all
-	// that have no certificate, only each power of two is listed; detail
-	// "this_minute" says how many there were, "check" what failed.
+	// alarm). Beyond 60 refusals a minute by one check, or 8 of one member, only
+	// each power of two is listed; detail "this_minute" says how many there were,
+	// "check" what failed.
 	Audit func(ctx context.Context, kind, severity, device string, detail map[string]string)
 	Log   *slog.Logger
 }
@@ -106,6 +106,8 @@ type Server struct {
 	pending   pending // enrolments
 	rotations pending
 	refusals  tallies
+	asked     tallies // requests of members
+	maxAsked  int
 }
 
 // call is one message of a device and the channel it came by.
@@ -125,7 +127,7 @@ func NewServer(o Options) *Server {
 	if o.EKRoots == nil {
 		o.EKRoots = x509.NewCertPool() // nil would be the authorities of the operating system
 	}
-	s := &Server{o: o, mux: http.NewServeMux(), bodyTime: bodyTime}
+	s := &Server{o: o, mux: http.NewServeMux(), bodyTime: bodyTime, maxAsked: maxAsked}
 	s.handle(PathEnrol, enrolExporterLabel, maxBody, s.begin)
 	s.handle(PathEvidence, enrolExporterLabel, maxBody+maxLog, s.finish)
 	if o.Registry != nil {
