@@ -36,6 +36,13 @@ const skew = 5 * time.Minute
 // not answer, is tried again.
 const retry = 5 * time.Second
 
+// pause is how long a device that has not given up, and said so, is left alone:
+// each attempt is a command and an alarm in the trail.
+const (
+	pause     = 30 * time.Second
+	maxPauses = 4096 // devices remembered
+)
+
 // Vendor is a maker of devices whose word counts here. One that changes his
 // key is listed twice.
 type Vendor struct {
@@ -93,8 +100,9 @@ type Registry struct {
 
 	chain sync.Mutex // one change of a chain at a time
 
-	mu    sync.Mutex
-	ended []fleet.Command // of verb Relinquish, not looked at yet
+	mu     sync.Mutex
+	ended  []fleet.Command // of verb Relinquish, not looked at yet
+	paused map[fleet.DeviceID]time.Time
 }
 
 // New returns a Registry; Run lets devices go.
@@ -176,7 +184,7 @@ func Mark(m deed.Mark) string { return fmt.Sprintf("%d:%s", m.Count, hex.EncodeT
 // Ready has a device that is connected give up this owner, when it has to.
 func (r *Registry) Ready(ctx context.Context, device fleet.DeviceID) error {
 	o, err := r.stands(ctx, device)
-	if err != nil || o.State != fleet.Releasing {
+	if err != nil || o.State != fleet.Releasing || r.pauses(device) {
 		return err
 	}
 	h, err := r.held(ctx, device)
@@ -184,6 +192,21 @@ func (r *Registry) Ready(ctx context.Context, device fleet.DeviceID) error {
 		return err
 	}
 	return r.relinquish(ctx, h)
+}
+
+func (r *Registry) pauses(device fleet.DeviceID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Since(r.paused[device]) < pause
+}
+
+func (r *Registry) leaveAlone(device fleet.DeviceID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.paused == nil || len(r.paused) >= maxPauses {
+		r.paused = make(map[fleet.DeviceID]time.Time)
+	}
+	r.paused[device] = time.Now()
 }
 
 func (r *Registry) relinquish(ctx context.Context, h *holding) error {
@@ -273,10 +296,11 @@ func (r *Registry) release(ctx context.Context, c fleet.Command) error {
 		return err
 	}
 	if c.State != fleet.CommandSucceeded {
+		r.leaveAlone(c.Device)
 		r.note(ctx, r.event("ownership.not-released", "alarm", "service", c.Device, map[string]string{
 			"command": string(c.ID), "state": string(c.State), "code": c.Code, "text": c.Text, "to": h.state.Owner.Name,
 		}))
-		return nil // it is told again when it connects
+		return nil // it is told again when it connects, after a while
 	}
 	return r.letGo(ctx, h, "service")
 }

@@ -180,6 +180,12 @@ func TestTransfer(t *testing.T) {
 	if a.state(t, dev.id) != fleet.Releasing {
 		t.Fatal("a device that did not give up is let go")
 	}
+	for range 3 { // it comes again and again, and fails as often as it is told
+		must(t, a.Ready(t.Context(), dev.id))
+	}
+	if told, _ := a.asked(); told != 2 {
+		t.Errorf("told %d times, want it left alone for a while", told)
+	}
 	for _, twin := range []fleet.Command{
 		{Device: dev.id, Verb: "reboot", State: fleet.CommandSucceeded, Args: done.Args},
 		{Device: dev.id, Verb: owner.Relinquish, State: fleet.CommandSucceeded, Args: map[string]string{"mark": "3:00"}},
