@@ -215,10 +215,10 @@ func TestSamplesAndState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, p := &desk{t: t}, printer()
 		host := box{[]hal.Stat{{Name: "temp_mc", Value: 45000}, {Name: "bad", Value: math.NaN()}}}
+		if s := telemetry.New(d.options(p, host)).Snapshot(); len(s) != 1 || s[0].Health != "Unknown" || s[0].Power != "PS_UNKNOWN" {
+			t.Errorf("before the first look: %+v", s)
+		}
 		watch(t, d.options(p, host), func(m *telemetry.Monitor, after func(time.Duration)) {
-			if s := m.Snapshot(); len(s) != 1 || s[0].Health != "Unknown" || s[0].Power != "PS_UNKNOWN" {
-				t.Errorf("before the first look: %+v", s)
-			}
 			after(2 * time.Second)
 			if s := m.Snapshot(); len(s) != 1 || s[0].Health != "OK" || s[0].Sensors["CoverOpen"] != "No" || s[0].Since == 0 {
 				t.Errorf("after the first look: %+v", s)
