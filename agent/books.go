@@ -122,8 +122,11 @@ func (a *Agent) openBooks(ctx context.Context) error {
 	if _, err := os.Stat(beside); err == nil {
 		a.reopened = true
 	}
-	// Only what must go on: who wrote on the disk meanwhile is not known.
-	take := func(key string) bool { return key == keyAuditHead || strings.HasPrefix(key, keyCommand) }
+	// Only what must go on: who wrote on the disk meanwhile is not known. The copy
+	// of the identity was never believed.
+	take := func(key string) bool {
+		return key == keyAuditHead || key == keyIdentityCopy || strings.HasPrefix(key, keyCommand)
+	}
 	if err := a.spool.Absorb(ctx, beside, take); err != nil {
 		a.closed, a.reopened = fmt.Errorf("%w: %w", errAbsorb, err), false // the plain ones serve until they can be taken over
 		return cmp.Or(a.spool.Close(), a.openBeside(ctx, a.bookOptions()))

@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tillward/tillward/agent"
 	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/simulator/tpmfarm"
 )
 
@@ -116,6 +118,37 @@ func TestApprovalComesLater(t *testing.T) {
 	b.boot(one)
 	f.until("the books did not open", func() bool { return f.audited("vault.opened") })
 	f.chained()
+}
+
+// TestRenewedWhileClosed changes both keys while the books are closed. When they
+// open again they speak of keys that are gone; the device goes on as who it is,
+// though nobody would enrol it.
+func TestRenewedWhileClosed(t *testing.T) {
+	f := newFleet(t)
+	one, two := tpmfarm.Default(release), tpmfarm.Default("os/2.0.0")
+	f.reference(release, one, 0)
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(one)
+	f.until("not sealed", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	b.stop()
+	b.cfg.TPM.AKRotate.Duration = time.Second
+	b.boot(two)
+	f.until("not connected beside the books", func() bool { return f.audited("vault.closed") && f.has("link.up", 3) })
+	f.say(f.device(), wire.Challenge{Need: wire.NeedRenew})
+	f.until("not renewed", func() bool { return f.audited("identity.renewed") && f.audited("identity.rotated") })
+	b.stop()
+	b.cfg.TPM.AKRotate.Duration = 0
+	f.set(func() { f.refuse = enrol.Refuse("enrol.owner", "on no list any more") })
+	b.boot(one)
+	f.until("not connected with the books open", func() bool { return f.audited("vault.opened") && f.has("link.up", 4) })
+	b.stop()
+	b.boot(one) // by what is in the books now
+	f.until("not connected again", func() bool { return f.has("link.up", 5) })
+	f.chained()
+	if f.audited("identity.lost") || f.audited("enrol.failed") {
+		t.Errorf("the identity was taken for lost: %q", f.kinds())
+	}
 }
 
 // TestLostBooks: a TPM that was changed, or cleared, opens nothing; the device

@@ -160,6 +160,13 @@ func (a *Agent) identity(ctx context.Context, dev TPM) (*member.Identity, error)
 		return nil, err
 	}
 	res, err := c.Resume(ctx, id.Result)
+	if errors.Is(err, enrol.ErrKeys) {
+		if newer, ok := a.renewedBeside(ctx, id); ok {
+			if r, e := c.Resume(ctx, newer.Result); e == nil {
+				id, res, err = newer, r, nil
+			}
+		}
+	}
 	if errors.Is(err, enrol.ErrKeys) { // the disk of another box, or a TPM that was cleared
 		return nil, a.whose(ctx, dev, id.Device)
 	}
@@ -173,6 +180,24 @@ func (a *Agent) identity(ctx context.Context, dev TPM) (*member.Identity, error)
 		id = now
 	}
 	return &id, nil
+}
+
+// renewedBeside returns the identity with the keys of its copy, which went on
+// while the books were closed. Whoever wrote on the disk meanwhile may have
+// changed it: only certificates and keys are taken, which TPM and service check.
+func (a *Agent) renewedBeside(ctx context.Context, id member.Identity) (member.Identity, bool) {
+	b, err := a.spool.Load(ctx, keyIdentityCopy)
+	if err != nil {
+		return id, false
+	}
+	is, err := member.Parse(b)
+	if err != nil || is.Device != id.Device || is.Tenant != id.Tenant {
+		return id, false
+	}
+	r := id.Result
+	r.Chain, r.LDevID, r.AK, r.Recovery, r.RecoveryKey = is.Chain, is.LDevID, is.AK, is.Recovery, is.RecoveryKey
+	id, err = member.Of(id.With(r))
+	return id, err == nil
 }
 
 // client is the device's half of the protocols with the service.
