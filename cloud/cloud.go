@@ -311,7 +311,7 @@ func (s *Service) submit(m broker.Message) bool {
 // stored tells consoles and the rollout what a commit changed.
 func (s *Service) stored(in fleet.Intake, out fleet.Outcome) {
 	tell := func(k fleet.ChangeKind, id string) { s.hub.Publish(fleet.Change{Kind: k, ID: id, Tenant: in.Tenant}) }
-	if out.NewSamples > 0 || in.Report != nil || in.AuditBroken {
+	if out.NewSamples > 0 || in.Report != nil || in.AuditBroken || out.Gap {
 		tell(fleet.ChangedDevice, string(in.Device))
 	}
 	if out.NewEvents > 0 {

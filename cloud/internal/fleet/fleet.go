@@ -94,7 +94,7 @@ type Device struct {
 	Slot         string
 	State        []byte // newest wire.StateReport as it came; nil before the first
 	AuditHead    uint64 // last audit sequence stored
-	AuditBroken  bool   // the chain did not verify at some point
+	AuditBroken  bool   // the chain did not hold at some point, or entries are missing
 	Samples      uint64 // samples stored
 }
 

@@ -11,7 +11,7 @@ type Intake struct {
 	Samples     []Sample
 	Events      []PeripheralEvent
 	Audit       []AuditEvent
-	AuditBroken bool // the chain did not hold: the device is flagged
+	AuditBroken bool // the chain did not hold: the device is flagged for good
 	Report      *Report
 	CommandEnd  *CommandEnd
 	Step        *ExecutionStep
@@ -33,6 +33,7 @@ type Report struct {
 type Outcome struct {
 	NewSamples, NewEvents, NewAudit int
 	Duplicates                      int
+	Gap                             bool       // entries of the audit trail are missing, or were until now
 	Forked                          uint64     // audit sequence that was stored before with other content; 0: none
 	Command                         *Command   // after it ended; nil when it had ended before
 	Execution                       *Execution // after it moved; nil when it did not

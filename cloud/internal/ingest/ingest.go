@@ -372,7 +372,7 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 			return time.Time{}, fmt.Errorf("audit head of %s: %w", m.Device, err)
 		}
 	}
-	var fault string
+	var fault, gap string
 	for n, e := range b.Entries {
 		r, err := e.Open()
 		if err != nil { // not what the device chained: the rest of the batch is as good as it is
@@ -382,7 +382,7 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 		if r.Seq > h.seq {
 			switch {
 			case r.Seq != h.seq+1:
-				fault = cmp.Or(fault, fmt.Sprintf("entries %d to %d are missing", h.seq+1, r.Seq-1))
+				gap = cmp.Or(gap, fmt.Sprintf("entries %d to %d are missing", h.seq+1, r.Seq-1))
 			case r.Prev != h.hash:
 				fault = cmp.Or(fault, fmt.Sprintf("entry %d does not follow entry %d", r.Seq, h.seq))
 				i.forks[m.Device] = fault
@@ -401,8 +401,8 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 		clear(i.heads)
 	}
 	i.heads[m.Device] = h
-	if fault != "" {
-		in.AuditBroken = true
+	in.AuditBroken = fault != ""
+	if fault = cmp.Or(fault, gap); fault != "" { // what is missing may come yet; the store counts
 		in.Service = i.note(m, noteEvery, fleet.AuditEvent{Kind: "audit.chain_broken", Severity: "alarm", Detail: map[string]string{"fault": fault}})
 	}
 	return time.UnixMilli(b.Head.Sent), nil

@@ -308,6 +308,15 @@ func TestChain(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a gap that is filled", func(t *testing.T) {
+		x := start(t)
+		x.ok(wire.Audit, &wire.AuditBatch{Head: head(1), Entries: good})
+		x.ok(wire.Audit, &wire.AuditBatch{Head: head(2), Entries: next[1:]})
+		x.ok(wire.Audit, &wire.AuditBatch{Head: head(3), Entries: next[:1]})
+		if d, kinds := x.device(), x.kinds(); d.AuditBroken || d.AuditHead != 6 || !slices.Equal(kinds, []string{"audit.chain_broken a", "audit.chain_filled a"}) {
+			t.Errorf("got head %d, broken %v, notes %v", d.AuditHead, d.AuditBroken, kinds)
+		}
+	})
 	t.Run("does not begin at 1", func(t *testing.T) {
 		x := start(t)
 		x.ok(wire.Audit, &wire.AuditBatch{Head: head(1), Entries: next})

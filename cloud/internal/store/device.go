@@ -15,7 +15,7 @@ const deviceColumns = `d.id, d.tenant, d.tier, d.model, d.serial, d.site, d."gro
 	d.cert_serial, d.cert_not_after, d.trust, d.trust_reasons, d.attested_at, d.reset_count, d.online, d.enrolled_at,
 	d.last_seen, d.samples, d.findings, d.boot_digest, d.boot_release, d.waiver_until, d.waiver_by, d.waiver_reason,
 	d.next_serial, d.next_not_after, d.next_ak, d.recovery_serial, d.revoked_at, d.revoked_why, d.former_of, d.left_at,
-	COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, tr.broken
+	COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, (tr.broken <> 0 OR tr.entries < tr.head)
 	FROM device d JOIN trail tr ON tr.device = d.id LEFT JOIN state st ON st.device = d.id`
 
 const deviceQuery = `SELECT ` + deviceColumns + ` WHERE d.id = ?`

@@ -49,12 +49,16 @@ type tally struct {
 	samples int
 	seen    int64
 
-	audit  bool // the fields below were read
-	head   uint64
-	hash   [32]byte
-	added  int
-	broken bool
+	audit   bool // the fields below were read
+	head    uint64
+	hash    [32]byte
+	entries uint64
+	added   int
+	broken  bool
 }
+
+// gap reports whether entries of the trail are missing.
+func (t *tally) gap() bool { return t.entries+uint64(t.added) < t.head } // #nosec G115 -- a count
 
 // recent is what changes in a series' row.
 type recent struct {
@@ -192,13 +196,14 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 	}
 	if !t.audit {
 		var hash []byte
-		if err := g.w.row(ctx, `SELECT head, hash, broken FROM trail WHERE device = ?`, in.Device).Scan(&t.head, &hash, &t.broken); err != nil {
+		if err := g.w.row(ctx, `SELECT head, hash, entries, broken FROM trail WHERE device = ?`, in.Device).Scan(&t.head, &hash, &t.entries, &t.broken); err != nil {
 			return fmt.Errorf("audit trail: %w", found(err))
 		}
 		copy(t.hash[:], hash)
 		t.audit = true
 	}
 	t.broken = t.broken || in.AuditBroken
+	gap, late := t.gap(), 0
 	for _, ev := range in.Audit {
 		if err := number("sequence", ev.Seq); err != nil {
 			return err
@@ -213,6 +218,15 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 			t.added++
 			if ev.Seq > t.head {
 				t.head, t.hash = ev.Seq, ev.Hash
+				continue
+			}
+			late++
+			if fits, err := g.w.fits(ctx, ev); err != nil {
+				return fmt.Errorf("audit entry: %w", err)
+			} else if !fits {
+				if err := g.breaks(ctx, t, in, fmt.Sprintf("entry %d came late and does not fit in its place", ev.Seq)); err != nil {
+					return err
+				}
 			}
 			continue
 		}
@@ -225,19 +239,42 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 			continue
 		}
 		out.Forked = ev.Seq
-		if t.broken {
-			continue
-		}
-		t.broken = true
-		err = g.w.audit(ctx, in.Tenant, fleet.AuditEvent{
-			At: in.At, Kind: "audit.chain_broken", Severity: "alarm", Actor: "ingest", Subject: string(in.Device),
-			Detail: map[string]string{"reason": fmt.Sprintf("another entry %d came after it was stored", ev.Seq)},
-		})
-		if err != nil {
+		if err := g.breaks(ctx, t, in, fmt.Sprintf("another entry %d came after it was stored", ev.Seq)); err != nil {
 			return err
 		}
 	}
-	return nil
+	out.Gap = gap || t.gap()
+	if !gap || t.gap() {
+		return nil
+	}
+	what := fmt.Sprintf("what was missing has come, %d entries late; the chain is whole", late)
+	if t.broken {
+		what = fmt.Sprintf("what was missing has come, %d entries late; the chain did not hold otherwise", late)
+	}
+	return g.w.audit(ctx, in.Tenant, fleet.AuditEvent{
+		At: in.At, Kind: "audit.chain_filled", Severity: "info", Actor: "ingest", Subject: string(in.Device),
+		Detail: map[string]string{"what": what},
+	})
+}
+
+// breaks flags the device for good, with an alarm the first time.
+func (g *group) breaks(ctx context.Context, t *tally, in *Intake, why string) error {
+	if t.broken {
+		return nil
+	}
+	t.broken = true
+	return g.w.audit(ctx, in.Tenant, fleet.AuditEvent{
+		At: in.At, Kind: "audit.chain_broken", Severity: "alarm", Actor: "ingest", Subject: string(in.Device), Detail: map[string]string{"reason": why},
+	})
+}
+
+// fits reports whether an entry that came late links those on either side of
+// it, as far as they are there.
+func (w *writer) fits(ctx context.Context, ev fleet.AuditEvent) (bool, error) {
+	var wrong int
+	err := w.row(ctx, `SELECT COUNT(*) FROM audit WHERE device = ? AND (seq = ? - 1 AND hash <> ? OR seq = ? + 1 AND prev <> ?)`,
+		ev.Device, ev.Seq, ev.Prev[:], ev.Seq, ev.Hash[:]).Scan(&wrong)
+	return wrong == 0 && (ev.Seq > 1 || ev.Prev == [32]byte{}), err
 }
 
 func (g *group) report(ctx context.Context, in *Intake) error {

@@ -3,6 +3,7 @@ package store_test
 import (
 	"crypto/sha256"
 	"math"
+	"slices"
 	"testing"
 	"time"
 
@@ -241,6 +242,66 @@ func TestDeviceTrail(t *testing.T) {
 	}
 	if rep, err = s.VerifyAudit(t.Context(), "main", d.ID); err != nil || !rep.OK {
 		t.Errorf("what is stored is still whole: got %+v, %v", rep, err)
+	}
+}
+
+// TestLateEntries leaves entries of a trail out and brings them later: the device is flagged until they are there and
+// link what lies around them, and for good when they do not.
+func TestLateEntries(t *testing.T) {
+	evs := chain(t, 1, [32]byte{}, 6, "link.up")
+	other := chain(t, 3, evs[1].Hash, 2, "other")
+	wrongEnd := append(slices.Clone(evs[2:3]), chain(t, 4, evs[2].Hash, 1, "other")...)
+	for name, tt := range map[string]struct {
+		late   [][]fleet.AuditEvent
+		broken bool     // afterwards
+		says   []string // the service's trail
+	}{
+		"nothing":              {nil, true, nil},
+		"one of two":           {[][]fleet.AuditEvent{evs[2:3]}, true, nil},
+		"both":                 {[][]fleet.AuditEvent{evs[2:4]}, false, []string{"audit.chain_filled"}},
+		"both, apart":          {[][]fleet.AuditEvent{evs[3:4], evs[2:3]}, false, []string{"audit.chain_filled"}},
+		"both, twice":          {[][]fleet.AuditEvent{evs[2:4], evs[2:4]}, false, []string{"audit.chain_filled"}},
+		"others":               {[][]fleet.AuditEvent{other}, true, []string{"audit.chain_broken", "audit.chain_filled"}},
+		"one of them other":    {[][]fleet.AuditEvent{wrongEnd}, true, []string{"audit.chain_broken", "audit.chain_filled"}},
+		"others, and the same": {[][]fleet.AuditEvent{other, evs[2:4]}, true, []string{"audit.chain_broken", "audit.chain_filled"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, t.TempDir())
+			d := device("main", 1)
+			must(t, s.Enrol(t.Context(), d))
+			commit := func(evs []fleet.AuditEvent) fleet.Outcome {
+				out, err := s.Commit(t.Context(), []store.Intake{{Device: d.ID, Tenant: "main", At: noon, Audit: evs}})
+				must(t, err)
+				return out[0]
+			}
+			for i, part := range [][]fleet.AuditEvent{evs[:2], evs[4:]} {
+				if out := commit(part); out.Gap != (i == 1) {
+					t.Errorf("part %d: gap %v", i, out.Gap)
+				}
+			}
+			if got, err := s.DeviceByID(t.Context(), d.ID); err != nil || !got.AuditBroken || got.AuditHead != 6 {
+				t.Errorf("with a gap: broken %v, head %d, %v", got.AuditBroken, got.AuditHead, err)
+			}
+			for _, part := range tt.late {
+				commit(part)
+			}
+			got, err := s.DeviceByID(t.Context(), d.ID)
+			if err != nil || got.AuditBroken != tt.broken || got.AuditHead != 6 {
+				t.Errorf("broken %v, head %d, %v; want %v, 6", got.AuditBroken, got.AuditHead, err, tt.broken)
+			}
+			trail, _, err := s.AuditTrail(t.Context(), "main", "", false, fleet.Page{})
+			must(t, err)
+			var says []string
+			for _, ev := range trail {
+				says = append(says, ev.Kind)
+			}
+			if !slices.Equal(says, tt.says) {
+				t.Errorf("the service says %q, want %q", says, tt.says)
+			}
+			if rep, err := s.VerifyAudit(t.Context(), "main", d.ID); err != nil || rep.OK == tt.broken {
+				t.Errorf("verify: got %+v, %v", rep, err)
+			}
+		})
 	}
 }
 
