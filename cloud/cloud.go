@@ -207,10 +207,10 @@ func (s *Service) wire() (err error) {
 	})
 	s.dispatch = dispatch.New(dispatch.Options{
 		Store: s.store, Signer: s.signer, Sender: s.broker, Changed: func(c fleet.Command) { command(c.Tenant, string(c.ID)) }, Log: s.log,
-		Restricted: s.broker.Restricted,
+		Open: s.broker.SendOpen, Restricted: s.broker.Restricted,
 	})
 	s.rollout = rollout.New(rollout.Options{
-		Store: s.store, Link: s.broker, Changed: func(t fleet.TenantID, id fleet.RolloutID) { roll(t, string(id)) }, Log: s.log,
+		Store: s.store, Link: s.broker, Open: s.broker.SendOpen, Changed: func(t fleet.TenantID, id fleet.RolloutID) { roll(t, string(id)) }, Log: s.log,
 		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) },
 	})
 	return s.wireOwners()

@@ -261,22 +261,32 @@ var errStopping = errors.New("the service stops")
 // ErrOffline when it is not there, does not listen or reads too slowly; nil
 // does not mean that the device has it.
 func (b *Broker) Send(device fleet.DeviceID, channel wire.Channel, payload []byte) error {
-	_, err := b.sendTo(device, channel, payload)
+	_, err := b.sendTo(device, channel, payload, false)
+	return err
+}
+
+// SendOpen is Send by the open door alone: what is not for a device that is not
+// trusted does not reach one that has just lost it.
+func (b *Broker) SendOpen(device fleet.DeviceID, channel wire.Channel, payload []byte) error {
+	_, err := b.sendTo(device, channel, payload, true)
 	return err
 }
 
 // Challenge is Send for a challenge, which only the connection that it went by
 // may answer; it is named by its exporter.
 func (b *Broker) Challenge(device fleet.DeviceID, payload []byte) (exporter []byte, err error) {
-	return b.sendTo(device, wire.DownChallenge, payload)
+	return b.sendTo(device, wire.DownChallenge, payload, false)
 }
 
-func (b *Broker) sendTo(device fleet.DeviceID, channel wire.Channel, payload []byte) (exporter []byte, err error) {
+func (b *Broker) sendTo(device fleet.DeviceID, channel wire.Channel, payload []byte, trusted bool) (exporter []byte, err error) {
 	s := b.session(string(device))
 	if s == nil {
 		return nil, ErrOffline
 	}
 	q := !open(s.Trust())
+	if q && trusted {
+		return nil, ErrOffline
+	}
 	if _, ok := s.client.State.Subscriptions.Get(wire.Down(s.id.Tenant, s.id.Device, q)); !ok {
 		return nil, ErrOffline
 	}

@@ -264,6 +264,33 @@ func (s *site) from(host string) *conn {
 	return c
 }
 
+// TestSendOpen: what is for trusted devices alone does not pass the q door.
+func TestSendOpen(t *testing.T) {
+	s := start(t)
+	c := s.attested(1)
+	send := func(what string) error { return s.b.SendOpen(fleet.DeviceID(c.id), wire.DownCommand, []byte(what)) }
+	if err := send("one"); err != nil {
+		t.Fatal(err)
+	}
+	if topic, payload := c.delivery(); payload != "one" || topic != (wire.Topic{Tenant: tenant, Device: c.id, Channel: wire.DownCommand}).String() {
+		t.Errorf("got %q on %s", payload, topic)
+	}
+	if err := s.b.Verdict(fleet.DeviceID(c.id), c.exporter(), fleet.Quarantined, []byte("verdict")); err != nil {
+		t.Fatal(err)
+	}
+	if err := send("two"); !errors.Is(err, broker.ErrOffline) {
+		t.Errorf("quarantined: got %v, want ErrOffline", err)
+	}
+	if err := s.b.Send(fleet.DeviceID(c.id), wire.DownCommand, []byte("for everybody")); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"verdict", "for everybody"} {
+		if _, payload := c.delivery(); payload != want {
+			t.Errorf("got %q, want %q", payload, want)
+		}
+	}
+}
+
 // TestChallengeNamesItsConnection: a challenge is answered on the connection that it went by, and that one alone.
 func TestChallengeNamesItsConnection(t *testing.T) {
 	s := start(t)

@@ -64,6 +64,9 @@ type Options struct {
 	Changed func(c fleet.Command)
 	Log     *slog.Logger
 
+	// Open sends what is not for a restricted device, which the device may have
+	// become since Restricted was asked; nil: Sender does.
+	Open func(device fleet.DeviceID, channel wire.Channel, payload []byte) error
 	// Restricted reports whether the device's connection has only the q door;
 	// nil means never.
 	Restricted func(device fleet.DeviceID) bool
@@ -254,7 +257,11 @@ func (d *Dispatch) hand(ctx context.Context, c fleet.Command) bool {
 		IssuedAt: c.IssuedAt.UnixMilli(), NotAfter: c.NotAfter.UnixMilli(), Verb: c.Verb, Args: c.Args, By: c.By, Reason: c.Reason,
 	})
 	if err == nil {
-		err = d.o.Sender.Send(c.Device, wire.DownCommand, payload)
+		send := d.o.Sender.Send
+		if d.o.Open != nil && !slices.Contains(behindBars, c.Verb) {
+			send = d.o.Open
+		}
+		err = send(c.Device, wire.DownCommand, payload)
 	}
 	if err == nil {
 		err = d.o.Store.MarkSent(ctx, c.ID)

@@ -389,3 +389,25 @@ func TestRelinquish(t *testing.T) {
 		t.Errorf("another tenant's device: got %v", err)
 	}
 }
+
+// TestDoorCloses: a device that loses its trust between the look at it and the sending gets no command that is not for
+// it; the command waits.
+func TestDoorCloses(t *testing.T) {
+	w := newWorld(t)
+	w.link.set(true)
+	key, err := trust.NewKey(filepath.Join(t.TempDir(), "order.key"))
+	must(t, err)
+	d := dispatch.New(dispatch.Options{
+		Store: w.store, Signer: trust.NewOrderSigner(key), Sender: w.link, Changed: func(fleet.Command) {}, Log: slog.New(slog.DiscardHandler),
+		Restricted: func(fleet.DeviceID) bool { return false },
+		Open:       func(fleet.DeviceID, wire.Channel, []byte) error { return errors.New("the open door is closed") },
+	})
+	for verb, want := range map[string]fleet.CommandState{"identify": fleet.CommandQueued, "diagnose": fleet.CommandSent} {
+		if c, err := d.Send(t.Context(), fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: verb, By: "anna"}); err != nil || c.State != want {
+			t.Errorf("%s: got %s, %v; want %s", verb, c.State, err, want)
+		}
+	}
+	if len(w.link.sent) != 1 {
+		t.Errorf("sent %d, want the one that is for everybody", len(w.link.sent))
+	}
+}

@@ -42,8 +42,11 @@ type Link interface {
 
 // Options of a Runner.
 type Options struct {
-	Store   Store
-	Link    Link
+	Store Store
+	Link  Link
+	// Open sends what is not for quarantined devices, which one may have become
+	// since Connected was asked; nil: Link does.
+	Open    func(device fleet.DeviceID, channel wire.Channel, payload []byte) error
 	Sign    func(kind string, m wire.Message) ([]byte, error)
 	Changed func(t fleet.TenantID, id fleet.RolloutID)
 	Log     *slog.Logger
@@ -271,7 +274,11 @@ func (r *Runner) offer(ctx context.Context, ro fleet.Rollout, e fleet.Execution,
 	if err != nil {
 		return false, err
 	}
-	if err := r.o.Link.Send(e.Device, wire.DownOffer, b); err != nil {
+	send := r.o.Link.Send
+	if r.o.Open != nil && !ro.Repair {
+		send = r.o.Open
+	}
+	if err := send(e.Device, wire.DownOffer, b); err != nil {
 		r.o.Log.Debug("offer waits", slog.String("device", string(e.Device)), slog.Any("err", err))
 		return false, nil
 	}

@@ -68,7 +68,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, change ...func(*rollout.Options)) *world {
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
 	st, err := store.Open(t.Context(), t.TempDir(), quiet)
@@ -82,7 +82,7 @@ func newWorld(t *testing.T) *world {
 		store: st, link: &link{trust: map[fleet.DeviceID]fleet.Trust{}, deaf: map[fleet.DeviceID]bool{}, offered: make(chan wire.OfferOrder, 100)},
 		changed: make(chan fleet.RolloutID, 1000),
 	}
-	w.Runner = rollout.New(rollout.Options{
+	o := rollout.Options{
 		Store: st, Link: w.link, Log: quiet, Changed: func(_ fleet.TenantID, id fleet.RolloutID) { w.changed <- id },
 		Sign: func(kind string, m wire.Message) ([]byte, error) {
 			if kind != wire.OrderOffer {
@@ -90,7 +90,11 @@ func newWorld(t *testing.T) *world {
 			}
 			return wire.Encode(m)
 		},
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	w.Runner = rollout.New(o)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
@@ -268,5 +272,43 @@ func TestRunnerResumes(t *testing.T) {
 	w.Wake()
 	if again := w.offer(t); again.Execution != o.Execution {
 		t.Errorf("offered %+v, want d1's once more", again)
+	}
+}
+
+// TestRepair: a quarantined device is offered a repair and nothing else, also when it was quarantined in the moment in
+// which it was to be offered it.
+func TestRepair(t *testing.T) {
+	closed := func(id fleet.DeviceID) bool { return id == "d2" || id == "d3" } // at the broker
+	var w *world
+	w = newWorld(t, func(o *rollout.Options) {
+		o.Open = func(id fleet.DeviceID, c wire.Channel, payload []byte) error {
+			if closed(id) {
+				return errors.New("the open door is closed")
+			}
+			return w.link.Send(id, c, payload)
+		}
+	})
+	w.link.plug("d1", fleet.Attested, false)
+	w.link.plug("d2", fleet.Quarantined, false)
+	w.link.plug("d3", fleet.Attested, false) // as it was a moment ago
+	w.start(t, 9)
+	if o := w.offer(t); o.Device != "d1" {
+		t.Errorf("offered to %s, want d1", o.Device)
+	}
+	select {
+	case o := <-w.link.offered:
+		t.Errorf("offered to %s, which is not trusted", o.Device)
+	case <-time.After(1500 * time.Millisecond): // a round and a half
+	}
+	must(t, w.store.AddRollout(t.Context(), fleet.Rollout{
+		ID: "ro-2", Tenant: "main", Release: "agent/1.2.3", Group: "canary", State: fleet.RolloutRunning, Repair: true, CreatedAt: time.Now(), Deadline: time.Hour, MaxFailed: 9,
+	}, fleet.AuditEvent{Kind: "rollout.started"}))
+	w.Wake()
+	got := map[string]bool{}
+	for range 3 {
+		got[w.offer(t).Device] = true
+	}
+	if !got["d1"] || !got["d2"] || !got["d3"] {
+		t.Errorf("repair offered to %v, want all three", got)
 	}
 }
