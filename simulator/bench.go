@@ -44,6 +44,7 @@ type Figure struct {
 
 	Devices int     `json:"devices,omitempty"`
 	Wall    float64 `json:"wall_s,omitempty"`
+	Retries int     `json:"retries,omitempty"` // connections that broke and were made again
 }
 
 // figure sums up runs.

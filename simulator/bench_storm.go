@@ -75,7 +75,7 @@ func benchStorm(ctx context.Context, o BenchOptions) (figures []Figure, err erro
 		{"storm_reconnect", func(ctx context.Context, i int) error { return s.back(ctx, i, true) }},
 	} {
 		began, service, own := time.Now(), processCPU(s.pid), cpu(syscall.RUSAGE_SELF)
-		refused, first := s.each(ctx, part.name, part.do)
+		refused, again, first := s.each(ctx, part.name, part.do)
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -84,7 +84,7 @@ func benchStorm(ctx context.Context, o BenchOptions) (figures []Figure, err erro
 		}
 		used := processCPU(s.pid) - service
 		f := figure(part.name+"_service_cpu_ms", "ms of CPU a device", []float64{used * 1000 / float64(o.Storm)})
-		f.CPU, f.Devices, f.Wall = used, o.Storm, time.Since(began).Seconds()
+		f.CPU, f.Devices, f.Wall, f.Retries = used, o.Storm, time.Since(began).Seconds(), again
 		beside := figure("devices_own_cpu_ms", "ms of CPU a device", []float64{(cpu(syscall.RUSAGE_SELF) - own) * 1000 / float64(o.Storm)})
 		f.Beside = &beside
 		figures = append(figures, f)
@@ -208,10 +208,18 @@ func (s *storm) ready(ctx context.Context, operator string) error {
 	}
 }
 
+// stormTries is how often a device tries before it counts as refused: a
+// connection may break, and an agent tries again. What the service refused is
+// not tried again.
+const stormTries = 3
+
+// errJudged is a verdict that a good device must not get.
+var errJudged = errors.New("not attested")
+
 // each lets every device do something, stormAtOnce at a time, and returns how
-// many could not, and why one of them could not.
-func (s *storm) each(ctx context.Context, what string, do func(context.Context, int) error) (refused int, first error) {
-	var next, failed, done atomic.Int64
+// many could not, how often one had to try again, and why one could not.
+func (s *storm) each(ctx context.Context, what string, do func(context.Context, int) error) (refused, again int, first error) {
+	var next, failed, retries, done atomic.Int64
 	var once sync.Once
 	var wg sync.WaitGroup
 	show := newProgress(s.say, what, len(s.devices))
@@ -222,7 +230,12 @@ func (s *storm) each(ctx context.Context, what string, do func(context.Context, 
 				if i >= len(s.devices) {
 					return
 				}
-				if err := do(ctx, i); err != nil {
+				err := do(ctx, i)
+				for try := 1; err != nil && try < stormTries && !errors.Is(err, errJudged) && !errors.Is(err, enrol.ErrRefused); try++ {
+					retries.Add(1)
+					err = do(ctx, i)
+				}
+				if err != nil {
 					failed.Add(1)
 					once.Do(func() { first = err })
 				}
@@ -231,7 +244,7 @@ func (s *storm) each(ctx context.Context, what string, do func(context.Context, 
 		})
 	}
 	wg.Wait()
-	return int(failed.Load()), first
+	return int(failed.Load()), int(retries.Load()), first
 }
 
 func (s *storm) join(ctx context.Context, i int) (err error) {
@@ -258,7 +271,7 @@ func (s *storm) back(ctx context.Context, i int, steady bool) error {
 	}
 	v, err := c.Prove(ctx, b)
 	if err == nil && v.Verdict != "attested" {
-		err = fmt.Errorf("verdict %q: %v", v.Verdict, v.Reasons)
+		err = fmt.Errorf("%w: verdict %q: %v", errJudged, v.Verdict, v.Reasons)
 	}
 	return errors.Join(err, c.Close())
 }
