@@ -103,7 +103,7 @@ func (w *World) story(ctx context.Context, day *sync.WaitGroup, say func(string,
 		}
 	}
 	for _, t := range w.Tills {
-		if err := w.Command(ctx, t, "print-test", "peripheral=receipt"); err != nil {
+		if err := t.calm(ctx, func() error { return w.Command(ctx, t, "print-test", "peripheral=receipt") }); err != nil {
 			return err
 		}
 		say("%s  ran print-test", t.Name)

@@ -39,6 +39,7 @@ type Till struct {
 
 	mu       sync.Mutex
 	firmware tpmfarm.Firmware // what it boots
+	counter  sync.Mutex       // held while something happens at its peripherals
 
 	firstVersion string
 }

@@ -107,10 +107,13 @@ type Slot interface {
 	Mute(on bool)
 }
 
-// Play does what a day says, at its pace, and tells each step after it was
-// done; tell may be nil. It returns when the day is over, or with the error of
-// ctx.
-func Play(ctx context.Context, day []Step, p *Printer, card Slot, tell func(Step)) error {
+// Play does what a day says, at its pace. around, when it is not nil, is called
+// for each step and does it, when it may be done. Play returns when the day is
+// over, or with the error of ctx.
+func Play(ctx context.Context, day []Step, p *Printer, card Slot, around func(s Step, do func())) error {
+	if around == nil {
+		around = func(_ Step, do func()) { do() }
+	}
 	began := time.Now()
 	for _, s := range day {
 		wait := time.NewTimer(time.Until(began.Add(s.At)))
@@ -120,10 +123,7 @@ func Play(ctx context.Context, day []Step, p *Printer, card Slot, tell func(Step
 			return ctx.Err()
 		case <-wait.C:
 		}
-		do(s, p, card)
-		if tell != nil {
-			tell(s)
-		}
+		around(s, func() { do(s, p, card) })
 	}
 	return nil
 }
