@@ -5,8 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -43,7 +42,7 @@ func (s *scenario) means(ctx context.Context, at string) (string, error) {
 	case "stranger":
 		if s.stranger == nil {
 			s.stranger = httptest.NewUnstartedServer(http.NotFoundHandler())
-			s.stranger.Config.ErrorLog = log.New(io.Discard, "", 0)
+			s.stranger.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 			s.stranger.StartTLS()
 		}
 		return s.stranger.URL, nil
