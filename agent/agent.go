@@ -63,6 +63,7 @@ type Agent struct {
 	machine  *update.Machine
 	again    chan struct{} // settings changed: watch devices anew
 	found    discover.Service
+	sought   bool          // the last try to be a member was about what is found
 	opened   chan struct{} // the link opened: look at what waited for it
 
 	// Of belonging, and of whoever it starts and waits for.

@@ -31,6 +31,9 @@ const (
 	rescueMin   = time.Minute // between two tries to enrol while the recovery certificate serves
 	rescueMax   = time.Hour
 	maxEventLog = 1 << 20 // bytes that are read of it
+	// lookEvery is how often a box that waits to be a member looks whether
+	// somebody names it another service.
+	lookEvery = 2 * time.Second
 )
 
 // errReidentify asks for another look at the identity at once.
@@ -69,12 +72,36 @@ func (a *Agent) belong(ctx context.Context) error {
 		}
 		a.log.Warn("not a member of a fleet; trying again", slog.Duration("in", wait), slog.Any("err", err))
 		told = a.tellJoin(ctx, err, told)
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
+		if a.rest(ctx, wait) {
+			pause = time.Second
 		}
 	}
 	return nil
+}
+
+// rest waits before the next try, but no longer than until a stick or a lease
+// names another service than the last try was about, or another claim code:
+// whoever plugs one in stands before the box. It reports whether one does.
+func (a *Agent) rest(ctx context.Context, wait time.Duration) bool {
+	over := time.After(wait)
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-over:
+			return false
+		case <-tick.C:
+		}
+		if !a.sought {
+			continue
+		}
+		// What is wrong with a source is said when it is tried.
+		if s, err := a.cfg.discover(ctx, slog.New(slog.DiscardHandler)); err == nil && s != a.found {
+			return true
+		}
+	}
 }
 
 // tellJoin records why the device is no member, unless that was told last.
@@ -102,6 +129,7 @@ func (a *Agent) tellJoin(ctx context.Context, err error, told string) string {
 // once opens the TPM, becomes or finds out to be a member, and stays connected
 // until something has to be done anew.
 func (a *Agent) once(ctx context.Context) error {
+	a.sought = false
 	dev, done, err := a.openTPM(ctx)
 	if err != nil {
 		return err

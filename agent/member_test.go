@@ -228,6 +228,25 @@ func TestUnclaimed(t *testing.T) {
 	}
 }
 
+// TestStickEndsTheWait: whoever plugs in a stick with the label's code need not
+// wait as long as the service says.
+func TestStickEndsTheWait(t *testing.T) {
+	f := newFleet(t)
+	f.unowned = true
+	b := f.box()
+	stick := filepath.Join(t.TempDir(), "tillward-service.toml")
+	b.cfg.Service.Files = []string{stick}
+	b.start()
+	b.until("the device did not ask", "nobody owns this device yet")
+	f.set(func() { f.unowned = false })
+	must(t, os.WriteFile(stick+".new", []byte("enrol = \""+f.https.URL+"\"\nserver_name = \"localhost\"\nclaim = \"ABCD-EFGH\"\n"), 0o600))
+	must(t, os.Rename(stick+".new", stick))
+	f.attested("not attested by the stick")
+	if n := strings.Count(b.said(), "trying again"); n != 1 {
+		t.Errorf("asked %d times in vain, want once", n)
+	}
+}
+
 func (b *box) said() string {
 	b.log.mu.Lock()
 	defer b.log.mu.Unlock()

@@ -23,6 +23,7 @@ func (c Config) discover(ctx context.Context, log *slog.Logger) (discover.Servic
 // findService looks the service up anew at each try to enrol: a stick may be
 // plugged in, and a lease come, at any time. What has changed is recorded.
 func (a *Agent) findService(ctx context.Context) (discover.Service, error) {
+	a.sought = true
 	s, err := a.cfg.discover(ctx, a.log)
 	if err != nil {
 		return s, err
