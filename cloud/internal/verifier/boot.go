@@ -106,7 +106,7 @@ func (v *Verifier) AppraiseBoot(ctx context.Context, model, tenant string, pcrs 
 }
 
 // AppraiseMember measures the boot of a device as Appraise does: against the
-// release that it runs and the one it was offered.
+// release that it runs and the one it was offered, and by a waiver that holds.
 func (v *Verifier) AppraiseMember(ctx context.Context, id fleet.DeviceID, pcrs [][]byte, log []byte) (boot.Result, error) {
 	d, err := v.o.Devices.DeviceByID(ctx, id)
 	if err != nil {
@@ -120,7 +120,9 @@ func (v *Verifier) appraiseBoot(ctx context.Context, d fleet.Device, pcrs [][]by
 	if err != nil {
 		return boot.Result{}, fmt.Errorf("appraise the boot of a %.64q: %w", d.Model, err)
 	}
-	res := boot.Result{Trust: string(out.trust), Release: out.release, Unknown: out.unknown}
+	o := outcome{Attestation: fleet.Attestation{Trust: out.trust, Findings: out.findings}}
+	o.waive(d.Waiver, time.Now())
+	res := boot.Result{Trust: string(o.Trust), Release: out.release, Unknown: out.unknown}
 	for _, f := range out.findings {
 		res.Findings = append(res.Findings, boot.Finding{Check: f.Check, PCR: f.PCR, Event: f.Event, Release: f.Release, Text: f.Text})
 	}

@@ -504,6 +504,10 @@ func TestMember(t *testing.T) {
 	if res := renews(one); res.Trust != "quarantined" || res.Findings[0].Check != "boot.old-release" {
 		t.Errorf("what it left: got %+v", res)
 	}
+	waive(x, "dev-1")
+	if res := renews(one); res.Trust != "degraded" || res.Findings[0].Check != "boot.old-release" {
+		t.Errorf("what it left, waived: got %+v", res)
+	}
 	if res, err := x.v.AppraiseMember(t.Context(), "nobody", one.Registers(), pack(own, one)); !errors.Is(err, fleet.ErrNotFound) {
 		t.Errorf("nobody: got %+v, %v", res, err)
 	}
