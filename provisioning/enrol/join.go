@@ -159,6 +159,9 @@ func (s *Server) finish(ctx context.Context, c call) (any, string, error) {
 	if err != nil {
 		return nil, device, err
 	}
+	if n, _ := s.asked.next(kind{member: device}, time.Now()); n > s.maxAsked {
+		return nil, device, errBusy // it is that TPM; nobody else is counted for it
+	}
 	pub, err := certified(at.ak, at.req.LDevID, "LDevID key", ev.Certify, ev.CertifySig, b)
 	if err != nil {
 		return nil, device, err

@@ -583,6 +583,25 @@ func TestMemberAsksTooMuch(t *testing.T) {
 	}
 }
 
+// A TPM that enrols without end is told to wait; what it does costs others nothing.
+func TestEnrolsTooMuch(t *testing.T) {
+	s := newSite(t, true)
+	s.server.maxAsked = 2
+	dev := s.till(t)
+	for n := range 3 {
+		_, err := s.client(dev).Enrol(t.Context())
+		if busy := n == 2; (err != nil) != busy || busy && errors.Is(err, ErrRefused) {
+			t.Errorf("enrolment %d: got %v", n+1, err)
+		}
+	}
+	if _, err := s.client(s.till(t)).Enrol(t.Context()); err != nil {
+		t.Errorf("another device: got %v", err)
+	}
+	if len(s.dir.members) != 3 {
+		t.Errorf("%d enrolments were recorded, want 3", len(s.dir.members))
+	}
+}
+
 // The recovery key is as good as the other one, or there is no certificate.
 func TestRecoveryKeyMustBeInTheTPM(t *testing.T) {
 	s := newSite(t, true)

@@ -106,7 +106,7 @@ type Server struct {
 	pending   pending // enrolments
 	rotations pending
 	refusals  tallies
-	asked     tallies // requests of members
+	asked     tallies // enrolments, and requests of members
 	maxAsked  int
 }
 
