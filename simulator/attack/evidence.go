@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -152,6 +153,29 @@ func evil() tpmfarm.Firmware {
 // another.
 func editedValues(ctx context.Context, d *desk) (outcome, error) {
 	return afterBoot(ctx, d, evil(), func(_ *box, m *wire.EvidenceReport) (err error) {
+		m.PCRs = firmware().Registers()
+		m.Log, err = boot.Pack(firmware().Log())
+		return err
+	})
+}
+
+// waivedValues does it under a waiver, which lets in whoever tells the truth
+// about another kernel, and nobody else.
+func waivedValues(ctx context.Context, d *desk) (outcome, error) {
+	b, err := d.member(ctx, firmware())
+	if err != nil {
+		return outcome{}, err
+	}
+	if err := d.world.Operator.Put(ctx, "/v1/devices/"+b.member.Device+"/waiver", map[string]any{"until": time.Now().Add(time.Hour), "reason": "attack"}); err != nil {
+		return outcome{}, err
+	}
+	if err := b.boot(ctx, evil()); err != nil {
+		return outcome{}, err
+	}
+	if honest, err := b.show(ctx, nil); err != nil || honest.refused {
+		return outcome{}, errors.Join(err, fmt.Errorf("the waiver does not help who tells the truth: %s", honest.answer))
+	}
+	return b.show(ctx, func(m *wire.EvidenceReport, _ []byte) (err error) {
 		m.PCRs = firmware().Registers()
 		m.Log, err = boot.Pack(firmware().Log())
 		return err

@@ -147,6 +147,7 @@ var attacks = []attack{
 	{"replayed-evidence", "evidence of an earlier connection", []string{"quote.binding"}, replayedEvidence},
 	{"doubled-evidence", "the same evidence twice on one connection", []string{"quote.replayed"}, doubledEvidence},
 	{"edited-values", "register values of the good boot beside the quote of another", []string{"quote.values"}, editedValues},
+	{"waived-values", "the same, by a device that a waiver lets in whatever it boots", []string{"quote.values"}, waivedValues},
 	{"outside-selection", "a quote that leaves out the kernel's registers", []string{"quote.selection"}, outsideSelection},
 	{"stripped-log", "another kernel, and no event log", []string{"boot.no-log"}, strippedLog},
 	{"edited-log", "another kernel, and the log of the good one", []string{"boot.log-replay"}, editedLog},
