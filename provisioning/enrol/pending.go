@@ -11,7 +11,8 @@ import (
 
 const (
 	maxPending = 4096
-	maxPerKey  = 8  // open challenges of one EK; the oldest makes room
+	maxPerKey  = 8  // open challenges of one EK and one address; the oldest makes room
+	maxOfKey   = 64 // of one EK
 	maxListed  = 60 // refusals of a kind in a minute that are audited one by one
 	maxOfOne   = 8  // those of one member
 	maxAsked   = 30 // requests of one member in a minute
@@ -51,26 +52,43 @@ func (p *pending) add(id [16]byte, at *attempt) error {
 	if p.open == nil {
 		p.open = make(map[[16]byte]*attempt)
 	}
-	now, mine := time.Now(), 0
-	var oldest [16]byte
+	now := time.Now()
+	var all, here crowd // of the same EK, and from the same address: who knocks from another puts nobody out
 	for k, o := range p.open {
 		switch {
 		case now.After(o.expires):
 			delete(p.open, k)
 		case o.applicant.Device == at.applicant.Device:
-			if mine++; mine == 1 || o.expires.Before(p.open[oldest].expires) {
-				oldest = k
+			all.add(k, o)
+			if o.applicant.From == at.applicant.From {
+				here.add(k, o)
 			}
 		}
 	}
-	if mine >= maxPerKey {
-		delete(p.open, oldest)
+	switch {
+	case here.n >= maxPerKey:
+		delete(p.open, here.oldest)
+	case all.n >= maxOfKey:
+		delete(p.open, all.oldest)
 	}
 	if len(p.open) >= maxPending {
 		return errBusy
 	}
 	p.open[id] = at
 	return nil
+}
+
+// crowd counts challenges and knows the oldest.
+type crowd struct {
+	n      int
+	oldest [16]byte
+	first  time.Time
+}
+
+func (c *crowd) add(id [16]byte, at *attempt) {
+	if c.n++; c.n == 1 || at.expires.Before(c.first) {
+		c.oldest, c.first = id, at.expires
+	}
 }
 
 // take closes a challenge: it is answered once, rightly or wrongly.

@@ -483,6 +483,30 @@ func TestPendingIsBounded(t *testing.T) {
 	if p.take(id(0)) != nil || p.take(id(1)) == nil || len(p.open) != maxPerKey-1 {
 		t.Errorf("%d challenges of one key are open", len(p.open))
 	}
+	p = pending{} // whoever knocks with the public half of an EK puts the TPM itself not out
+	if err := p.add(id(0), at("one")); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 4 * maxPerKey {
+		other := at("one")
+		other.applicant.From = "192.0.2.9"
+		if err := p.add(id(n+1), other); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(p.open) != maxPerKey+1 || p.take(id(0)) == nil {
+		t.Errorf("%d challenges of one key are open, and not that of its TPM", len(p.open))
+	}
+	for n := range 2 * maxOfKey { // from everywhere
+		other := at("one")
+		other.applicant.From = fmt.Sprint(n)
+		if err := p.add(id(1000+n), other); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(p.open) != maxOfKey {
+		t.Errorf("%d challenges of one key are open, want %d", len(p.open), maxOfKey)
+	}
 	p = pending{}
 	for n := range maxPending {
 		if err := p.add(id(n), at(fmt.Sprint(n))); err != nil {
