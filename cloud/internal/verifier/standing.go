@@ -156,7 +156,7 @@ func (v *Verifier) settle(o outcome, model string, again bool) {
 		s.ends = a.Until.Add(answering)
 	}
 	if again {
-		s.due = a.At
+		s.due, s.ends = a.At, a.At.Add(2*v.o.Every)
 	} else if !a.Until.IsZero() && a.Until.Before(s.due) {
 		s.due = a.Until // a waiver ends when it says
 	}

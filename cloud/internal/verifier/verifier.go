@@ -105,9 +105,9 @@ func New(o Options) *Verifier {
 
 // Run appraises what is submitted, challenges connected devices when they are
 // due, marks as stale every device without good evidence for twice the
-// interval, and ends the connection of one that was let in by a waiver, which is
-// over, and says nothing. What waits when ctx ends is not acknowledged: the devices show it
-// again.
+// interval, and ends the connection of one that says nothing though the waiver
+// that let it in is over, or though it is looked at again. What waits when ctx
+// ends is not acknowledged: the devices show it again.
 func (v *Verifier) Run(ctx context.Context) error {
 	var g errgroup.Group
 	for range workers() {
@@ -149,7 +149,7 @@ func (v *Verifier) serve() {
 func (v *Verifier) round(ctx context.Context, now time.Time) {
 	due, over := v.due(now)
 	for _, id := range over {
-		v.o.Link.Disconnect(id, "its waiver has ended, and it shows no evidence")
+		v.o.Link.Disconnect(id, "its waiver has ended or what counts has changed, and it shows no evidence")
 	}
 	for _, id := range due {
 		if err := v.Challenge(id); err != nil {
@@ -203,7 +203,8 @@ func (v *Verifier) Forget(model string) { v.books.forget(model) }
 
 // Reappraise forgets what is remembered of how a model boots and looks at its
 // connected devices again: those that are not attested at once, the others when
-// they are due. It returns how many were asked.
+// they are due. Nobody keeps by silence what he was given before: who shows
+// nothing for twice the interval is cut off. It returns how many were asked.
 func (v *Verifier) Reappraise(model string) (asked int) {
 	v.Forget(model)
 	var now []fleet.DeviceID
@@ -211,8 +212,13 @@ func (v *Verifier) Reappraise(model string) (asked int) {
 	v.mu.Lock()
 	for id := range connected {
 		s := v.of(id)
+		if s.model != model { // also who has shown nothing yet, and will
+			continue
+		}
+		if ends := time.Now().Add(2 * v.o.Every); s.ends.IsZero() || ends.Before(s.ends) {
+			s.ends = ends
+		}
 		switch {
-		case s.model != model: // also who has shown nothing yet, and will
 		case s.trust == fleet.Attested:
 			s.full = true
 		default:

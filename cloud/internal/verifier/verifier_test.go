@@ -269,6 +269,48 @@ func TestWaiverEnds(t *testing.T) {
 	}
 }
 
+// TestLookedAtAgain: what somebody decided about a model reaches a device that answers no challenge, too.
+func TestLookedAtAgain(t *testing.T) {
+	for _, answers := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newChip(t, "dev-1", "os/1")
+			k := &desk{d: fleet.Device{ID: "dev-1", Model: "till-9", Trust: fleet.Pending, AKPublic: c.ak()}, exporter: here}
+			v := k.verifier()
+			show := func(secret []byte, seq uint64) {
+				if err := v.Appraise(t.Context(), verifier.Evidence{Device: "dev-1", Payload: encode(t, c.full(secret, seq)), Exporter: here, At: time.Now()}); err != nil {
+					t.Error(err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Hour)
+			defer cancel()
+			done := make(chan error, 1)
+			go func() { done <- v.Run(ctx) }()
+			show(here, 1)
+			if k.last().Verdict != string(fleet.Attested) {
+				t.Fatalf("got %+v", k.last())
+			}
+			v.Reappraise("another")
+			time.Sleep(40 * time.Minute)
+			if len(k.cut) != 0 {
+				t.Errorf("cut off %q when nothing was decided about it", k.cut)
+			}
+			v.Reappraise("till-9")
+			for seq := uint64(2); ctx.Err() == nil; seq++ {
+				time.Sleep(10 * time.Second)
+				if nonce := k.last().Nonce; len(nonce) > 0 && answers {
+					show(nonce, seq)
+				}
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if want := map[bool]int{true: 0, false: 1}[answers]; len(k.cut) != want {
+				t.Errorf("answers %v: cut off %q", answers, k.cut)
+			}
+		})
+	}
+}
+
 // TestCrowd: who shows evidence without end is hung up on, and others are not.
 func TestCrowd(t *testing.T) {
 	k := &desk{d: fleet.Device{ID: "dev-1", Trust: fleet.Pending}, exporter: here}
