@@ -125,6 +125,9 @@ func (a *Agent) Run(ctx context.Context) error {
 // live runs the agent on the books that are there, and closes them.
 func (a *Agent) live(ctx context.Context) error {
 	if err := a.open(ctx); err != nil {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			return nil // told to end before it had begun
+		}
 		return err
 	}
 	defer a.close()

@@ -228,6 +228,20 @@ func TestUnclaimed(t *testing.T) {
 	}
 }
 
+// TestStopWhileStarting ends an agent before it has begun: that is no failure,
+// and the next one finds everything in order.
+func TestStopWhileStarting(t *testing.T) {
+	f := newFleet(t)
+	b := f.box()
+	for range 5 {
+		b.start()
+		b.stop()
+	}
+	b.start()
+	f.attested("not attested after it was stopped five times")
+	f.chained()
+}
+
 // TestStickEndsTheWait: whoever plugs in a stick with the label's code need not
 // wait as long as the service says.
 func TestStickEndsTheWait(t *testing.T) {
