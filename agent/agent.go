@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tillward/tillward/agent/internal/audit"
+	"github.com/tillward/tillward/agent/internal/clock"
 	"github.com/tillward/tillward/agent/internal/discover"
 	"github.com/tillward/tillward/agent/internal/member"
 	"github.com/tillward/tillward/agent/internal/spool"
@@ -63,7 +64,8 @@ type Agent struct {
 	machine  *update.Machine
 	again    chan struct{} // settings changed: watch devices anew
 	found    discover.Service
-	sought   bool          // the last try to be a member was about what is found
+	sought   bool // the last try to be a member was about what is found
+	clock    clock.Clock
 	opened   chan struct{} // the link opened: look at what waited for it
 
 	// Of belonging, and of whoever it starts and waits for.

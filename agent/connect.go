@@ -86,7 +86,7 @@ func (a *Agent) memberOf(id member.Identity, cert tls.Certificate) (*membership,
 	}
 	m.transport = &http.Transport{
 		TLSClientConfig: &tls.Config{
-			RootCAs: roots, ServerName: id.ServerName, MinVersion: tls.VersionTLS13,
+			RootCAs: roots, ServerName: id.ServerName, MinVersion: tls.VersionTLS13, Time: a.clock.Now,
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 				c, err := m.certificate()
 				return &c, err
@@ -167,7 +167,8 @@ func (a *Agent) stay(ctx context.Context, dev TPM, m *membership, renew func(), 
 			wire.DownCommand: runner.Submit, wire.DownConfig: runner.Submit,
 			wire.DownOffer: func(b []byte) bool { return a.offered(ctx, m, b) },
 		},
-		Changed: func(s link.Status) { w.changed(ctx, s) },
+		Changed: func(s link.Status) { a.learnTime(ctx, s.Err); w.changed(ctx, s) },
+		Time:    a.clock.Now,
 		Log:     a.log,
 	})
 	if err != nil {

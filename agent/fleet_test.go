@@ -58,6 +58,7 @@ type fleet struct {
 	keys   trust.Keys
 	orders *trust.OrderSigner
 	seal   *ecdsa.PrivateKey
+	server atomic.Pointer[tls.Certificate]
 	vendor ed25519.PrivateKey
 
 	mu       sync.Mutex
@@ -144,6 +145,7 @@ func (f *fleet) serve() {
 	makers.AppendCertsFromPEM(pemCA)
 	cert, err := f.ca.IssueServer([]string{"localhost", "127.0.0.1"}, time.Hour)
 	must(t, err)
+	f.server.Store(&cert)
 	conf := &tls.Config{
 		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
 		ClientCAs: f.ca.Pool(), ClientAuth: tls.VerifyClientCertIfGiven,
@@ -156,12 +158,12 @@ func (f *fleet) serve() {
 	}))
 	mux.Handle("/tuf/", http.StripPrefix("/tuf/", http.FileServer(http.Dir(f.repo.Dir))))
 	f.https = httptest.NewUnstartedServer(mux)
-	f.https.TLS = conf.Clone()
+	f.https.TLS = f.shows(conf.Clone())
 	f.https.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	f.https.StartTLS()
 	t.Cleanup(f.https.Close)
 	conf.ClientAuth = tls.RequireAndVerifyClientCert
-	l, err := tls.Listen("tcp", "127.0.0.1:0", conf)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", f.shows(conf))
 	must(t, err)
 	f.broker = l.Addr().String()
 	f.mqtt = mqtt.New(&mqtt.Options{InlineClient: true, Logger: slog.New(slog.DiscardHandler)})
@@ -169,6 +171,16 @@ func (f *fleet) serve() {
 	must(t, f.mqtt.AddListener(listeners.NewNet("tls", l)))
 	must(t, f.mqtt.Serve())
 	t.Cleanup(func() { _ = f.mqtt.Close() })
+}
+
+// shows lets a test change the certificate of the service.
+func (f *fleet) shows(conf *tls.Config) *tls.Config {
+	conf.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		c := conf.Clone()
+		c.GetConfigForClient, c.Certificates = nil, []tls.Certificate{*f.server.Load()}
+		return c, nil
+	}
+	return conf
 }
 
 // IssueDevice, Chain and Root implement enrol.Issuer, with a life that a test

@@ -235,7 +235,7 @@ func (a *Agent) client(dev TPM, at discover.Service) (*enrol.Client, error) {
 		return nil, err
 	}
 	return &enrol.Client{
-		URL: at.Enrol, Roots: roots, ServerName: at.ServerName, Serial: a.serial(), Model: a.cfg.Model, Claim: at.Claim, TPM: dev,
+		URL: at.Enrol, Roots: roots, ServerName: at.ServerName, Serial: a.serial(), Model: a.cfg.Model, Claim: at.Claim, TPM: dev, Time: a.clock.Now,
 		EventLog: func() []byte {
 			raw, err := a.eventLog()
 			if err != nil || len(raw) == 0 {
@@ -278,6 +278,7 @@ func (a *Agent) join(ctx context.Context, dev TPM) (*member.Identity, error) {
 	}
 	res, err := c.Enrol(ctx)
 	if err != nil {
+		a.learnTime(ctx, err)
 		return nil, err
 	}
 	owner, err := a.ownership.Check(res.Device, res.Tenant, res.Voucher)
@@ -300,6 +301,22 @@ func (a *Agent) join(ctx context.Context, dev TPM) (*member.Identity, error) {
 	}
 	a.record(ctx, "enrol.done", "info", res.Device, detail)
 	return &id, nil
+}
+
+// learnTime goes on by a later time than the clock's when the service's own
+// certificate shows that the clock is behind.
+func (a *Agent) learnTime(ctx context.Context, failed error) {
+	if failed == nil {
+		return
+	}
+	roots, err := a.roots()
+	if err != nil {
+		return // that is said elsewhere
+	}
+	if behind, ok := a.clock.Learn(failed, roots); ok {
+		a.log.Warn("the clock of this box is behind, perhaps for want of a battery; going on by the service's certificate", slog.Duration("behind", behind))
+		a.record(ctx, "clock.behind", "warn", "", map[string]string{"by": behind.Round(time.Second).String()})
+	}
 }
 
 func (a *Agent) roots() (*x509.CertPool, error) {

@@ -1,6 +1,16 @@
 package agent_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -214,6 +224,40 @@ func TestRenewedByRecovery(t *testing.T) {
 	}
 	f.until("not on record", func() bool { return f.audited("identity.renewed") })
 	f.chained()
+}
+
+// TestClockIsBehind: a till without a battery thinks that its service's
+// certificate has not begun. It enrols, connects and renews all the same, and
+// says so.
+func TestClockIsBehind(t *testing.T) {
+	f := newFleet(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(90, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	root, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	must(t, err)
+	roots, err := os.OpenFile(f.path("roots.pem"), os.O_APPEND|os.O_WRONLY, 0)
+	must(t, err)
+	must(t, errors.Join(pem.Encode(roots, &pem.Block{Type: "CERTIFICATE", Bytes: root}), roots.Close()))
+	later := &x509.Certificate{
+		SerialNumber: big.NewInt(2), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotBefore: time.Now().AddDate(20, 0, 0), NotAfter: time.Now().AddDate(21, 0, 0),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	leaf, err := x509.CreateCertificate(rand.Reader, later, tmpl, key.Public(), key)
+	must(t, err)
+	f.server.Store(&tls.Certificate{Certificate: [][]byte{leaf}, PrivateKey: key})
+	b := f.box()
+	b.start()
+	f.attested("not attested")
+	f.until("not on record", func() bool { return f.audited("clock.behind") })
+	f.say(f.device(), wire.Challenge{Need: wire.NeedRenew})
+	f.until("not renewed", func() bool { return f.audited("identity.renewed") })
+	b.stop()
+	b.start() // the link finds out by itself
+	f.until("not connected again", func() bool { return f.has("link.up", 2) && f.has("clock.behind", 2) })
 }
 
 // TestUnclaimed waits as long as the service says, and tells so once.

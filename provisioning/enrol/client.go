@@ -57,6 +57,8 @@ type Client struct {
 	// EventLog returns what the firmware measured, packed (provisioning/boot.Pack).
 	// nil, or no bytes, when this box keeps no log.
 	EventLog func() []byte
+	// Time is what the service's certificate is held against; nil: the system's.
+	Time func() time.Time
 	// Save keeps an identity so that a power cut leaves the old or the new one.
 	// Renew and RotateAK call it before the TPM gives up what was before.
 	Save func(ctx context.Context, r Result) error
@@ -231,7 +233,7 @@ func (c *Client) dial(ctx context.Context, label string, cert *tls.Certificate) 
 	if err != nil {
 		return nil, err
 	}
-	conf := &tls.Config{RootCAs: c.Roots, ServerName: c.ServerName, MinVersion: tls.VersionTLS13}
+	conf := &tls.Config{RootCAs: c.Roots, ServerName: c.ServerName, MinVersion: tls.VersionTLS13, Time: c.Time}
 	if conf.ServerName == "" {
 		conf.ServerName = u.Hostname()
 	}

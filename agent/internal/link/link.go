@@ -70,6 +70,7 @@ type Options struct {
 	BackoffMax time.Duration // 5 min when zero
 	Window     int           // messages in flight; 32 when zero
 	Log        *slog.Logger
+	Time       func() time.Time // what the service's certificate is held against; nil: the system's
 	// Dial opens the network connection below TLS; a plain dialer when nil.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }

@@ -105,6 +105,7 @@ func (l *Link) dial(ctx context.Context, address string) (*tls.Conn, error) {
 		RootCAs:              l.o.Roots,
 		ServerName:           name,
 		GetClientCertificate: l.present,
+		Time:                 l.o.Time,
 	})
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
