@@ -218,12 +218,11 @@ func (v *Verifier) Reappraise(model string) (asked int) {
 		if ends := time.Now().Add(2 * v.o.Every); s.ends.IsZero() || ends.Before(s.ends) {
 			s.ends = ends
 		}
-		switch {
-		case s.trust == fleet.Attested:
+		if s.trust == fleet.Attested {
 			s.full = true
-		default:
-			now = append(now, id)
+			continue
 		}
+		now = append(now, id)
 	}
 	v.mu.Unlock()
 	for _, id := range now {
