@@ -62,7 +62,7 @@ func (c *releasePublish) Run(ctx context.Context, o *out, api *client) error {
 		return err
 	}
 	if len(p.Items) == 0 && !o.json {
-		fmt.Fprintln(o.w, "nothing new; the metadata is refreshed")
+		fmt.Fprintln(o.w, "no new release; metadata and boot reference values are in place")
 		return nil
 	}
 	return list(o, p.Items, releaseHead, releaseRow)
