@@ -65,7 +65,7 @@ func (s *Service) learnBoots(ctx context.Context) error {
 	}
 	models := map[string]bool{}
 	for _, r := range refs {
-		if !models[r.Model] && s.verifier != nil {
+		if !models[r.Model] {
 			s.verifier.Reappraise(r.Model)
 		}
 		models[r.Model] = true
