@@ -125,25 +125,31 @@ func (b *box) head() wire.Head {
 	return wire.Head{V: wire.Version, Boot: wire.Boot{0: 0xa7, 15: byte(b.d.n)}, Seq: b.seq, Sent: time.Now().UnixMilli()}
 }
 
+// prove shows honest evidence on an open connection and returns it; anything
+// but trust is an error.
+func (b *box) prove(ctx context.Context, s *swarm.Session) (wire.EvidenceReport, error) {
+	m, err := b.report(ctx, b.member.Device, s.Exporter)
+	if err != nil {
+		return m, err
+	}
+	e, err := wire.Encode(&m)
+	if err != nil {
+		return m, err
+	}
+	v, err := s.Prove(ctx, e)
+	if err == nil && v.Verdict != "attested" {
+		err = fmt.Errorf("%s is not attested: %v", b.name, v)
+	}
+	return m, err
+}
+
 // proved is an open connection of the box, on which it is attested.
 func (b *box) proved(ctx context.Context) (*swarm.Session, error) {
 	s, err := b.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	m, err := b.report(ctx, b.member.Device, s.Exporter)
-	if err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	e, err := wire.Encode(&m)
-	if err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	v, err := s.Prove(ctx, e)
-	if err == nil && v.Verdict != "attested" {
-		err = fmt.Errorf("%s is not attested: %v", b.name, v)
-	}
-	if err == nil {
+	if _, err = b.prove(ctx, s); err == nil {
 		err = s.Listen(ctx)
 	}
 	if err != nil {

@@ -83,16 +83,9 @@ func doubledEvidence(ctx context.Context, d *desk) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	m, err := victim.report(ctx, victim.member.Device, s.Exporter)
+	m, err := victim.prove(ctx, s)
 	if err != nil {
-		return outcome{}, errors.Join(err, s.Close())
-	}
-	e, err := wire.Encode(&m)
-	if err != nil {
-		return outcome{}, errors.Join(err, s.Close())
-	}
-	if v, err := s.Prove(ctx, e); err != nil || v.Verdict != "attested" {
-		return outcome{}, errors.Join(err, fmt.Errorf("the evidence was not good in the first place: %v", v), s.Close())
+		return outcome{}, errors.Join(fmt.Errorf("the evidence was not good in the first place: %w", err), s.Close())
 	}
 	return prove(ctx, s, m)
 }
