@@ -605,6 +605,17 @@ func (b *box) stop() {
 	b.cancel = nil
 }
 
+// sealed is a box that has booted fw, which a release approves, and has locked
+// its books.
+func (f *fleet) sealed(fw tpmfarm.Firmware) *box {
+	f.t.Helper()
+	b := f.box()
+	b.cfg.Update.SealKey = f.path("seal.pem")
+	b.boot(fw)
+	f.until("not sealed and started again", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	return b
+}
+
 // device is the id of the only member.
 func (f *fleet) device() string {
 	f.mu.Lock()
