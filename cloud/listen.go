@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strconv"
 	"time"
 
@@ -186,30 +185,20 @@ func (s *Service) tpmMakers() (*x509.CertPool, error) {
 	e := s.cfg.Enrol
 	p := x509.NewCertPool()
 	if len(e.Makers) > 0 {
-		list := makers.List
+		open := makers.Builtin
 		if e.MakersDir != "" {
-			list = func() ([]makers.Maker, error) {
-				f, err := makers.Open(os.DirFS(e.MakersDir))
-				if err != nil {
-					return nil, err
-				}
-				return f.Makers(), nil
-			}
+			open = func() (*makers.Folder, error) { return makers.Open(os.DirFS(e.MakersDir)) }
 		}
-		have, err := list()
+		folder, err := open()
 		if err != nil {
 			return nil, fmt.Errorf("enrol.makers: %w", err)
 		}
-		for _, name := range e.Makers {
-			i := slices.IndexFunc(have, func(m makers.Maker) bool { return m.Name == name })
-			if i < 0 {
-				return nil, fmt.Errorf("enrol.makers: %q is not in the folder; see tillward-provision maker list", name)
-			}
-			for _, c := range have[i].Certificates {
-				if !c.Expired {
-					p.AddCert(c.Certificate)
-				}
-			}
+		believed, err := folder.Believed(e.Makers...)
+		if err != nil {
+			return nil, fmt.Errorf("enrol.makers: %w; see tillward-provision maker list", err)
+		}
+		for _, c := range believed {
+			p.AddCert(c.Certificate)
 		}
 	}
 	return p, addFiles(p, e.EKRoots)

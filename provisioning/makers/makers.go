@@ -61,37 +61,49 @@ type Folder struct{ makers []Maker }
 // Makers returns the makers by name.
 func (f *Folder) Makers() []Maker { return f.makers }
 
-// Pool returns the roots and intermediates of the named makers, of all when
+// Believed returns the roots and intermediates of the named makers, of all when
 // none is named, without those listed as expired. A name that is not there is
-// an error, and so is a pool without a root: an empty pool would look like a
-// service that trusts nobody on purpose.
-func (f *Folder) Pool(names ...string) (roots, intermediates *x509.CertPool, err error) {
+// an error, and so is a maker without a root: a list that vouches for nobody
+// would look like a service that trusts nobody on purpose.
+func (f *Folder) Believed(names ...string) (out []Certificate, err error) {
 	if len(f.makers) == 0 {
-		return nil, nil, ErrNone
+		return nil, ErrNone
 	}
 	for _, n := range names {
 		if !slices.ContainsFunc(f.makers, func(m Maker) bool { return m.Name == n }) {
-			return nil, nil, fmt.Errorf("TPM maker %q is not among %s: %w", n, f.names(), ErrRefused)
+			return nil, fmt.Errorf("TPM maker %q is not among %s: %w", n, f.names(), ErrRefused)
 		}
 	}
-	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
 	for _, m := range f.makers {
 		if len(names) > 0 && !slices.Contains(names, m.Name) {
 			continue
 		}
 		rooted := false
 		for _, c := range m.Certificates {
-			switch {
-			case c.Expired:
-			case c.Root():
-				roots.AddCert(c.Certificate)
-				rooted = true
-			default:
-				intermediates.AddCert(c.Certificate)
+			if !c.Expired {
+				out = append(out, c)
+				rooted = rooted || c.Root()
 			}
 		}
 		if !rooted {
-			return nil, nil, fmt.Errorf("TPM maker %s has no root that is still valid: %w", m.Name, ErrRefused)
+			return nil, fmt.Errorf("TPM maker %s has no root that is still valid: %w", m.Name, ErrRefused)
+		}
+	}
+	return out, nil
+}
+
+// Pool is Believed, roots and intermediates apart.
+func (f *Folder) Pool(names ...string) (roots, intermediates *x509.CertPool, err error) {
+	all, err := f.Believed(names...)
+	if err != nil {
+		return nil, nil, err
+	}
+	roots, intermediates = x509.NewCertPool(), x509.NewCertPool()
+	for _, c := range all {
+		if c.Root() {
+			roots.AddCert(c.Certificate)
+		} else {
+			intermediates.AddCert(c.Certificate)
 		}
 	}
 	return roots, intermediates, nil
@@ -108,18 +120,21 @@ func (f *Folder) names() string {
 	return b.String()
 }
 
+// Builtin is the folder built into the binary, checked as Open does.
+func Builtin() (*Folder, error) { return Open(builtin) }
+
 // Pool is Folder.Pool of the folder built into the binary.
 func Pool(makers ...string) (roots, intermediates *x509.CertPool, err error) {
-	f, err := Open(builtin)
+	f, err := Builtin()
 	if err != nil {
 		return nil, nil, err
 	}
 	return f.Pool(makers...)
 }
 
-// List returns the makers built into the binary, checked as Open does.
+// List returns the makers built into the binary.
 func List() ([]Maker, error) {
-	f, err := Open(builtin)
+	f, err := Builtin()
 	if err != nil {
 		return nil, err
 	}
