@@ -222,6 +222,7 @@ func FuzzOrder(f *testing.F)     { fuzz(f, "order") }
 func FuzzCommand(f *testing.F)   { fuzz(f, "command") }
 func FuzzOffer(f *testing.F)     { fuzz(f, "offer") }
 func FuzzChallenge(f *testing.F) { fuzz(f, "challenge") }
+func FuzzMedium(f *testing.F)    { fuzz(f, "medium") }
 
 // FuzzAuditEntry feeds bodies whose hash is right: what opens must seal again to the same entry
 // unless it was not in the deterministic form.

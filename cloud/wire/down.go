@@ -10,6 +10,7 @@ import (
 const (
 	OrderCommand = "command"
 	OrderOffer   = "offer"
+	OrderMedium  = "medium" // never sent: it lies on an update medium
 )
 
 // Order is a signed message to one device. The signature covers kind and
@@ -24,7 +25,7 @@ type Order struct {
 
 // Check implements Message.
 func (m *Order) Check() error {
-	if m.Kind != OrderCommand && m.Kind != OrderOffer {
+	if m.Kind != OrderCommand && m.Kind != OrderOffer && m.Kind != OrderMedium {
 		return fmt.Errorf("order of kind %.20q: %w", m.Kind, ErrMalformed)
 	}
 	if len(m.Payload) == 0 || len(m.Signature) == 0 || len(m.Signature) > 512 {
@@ -77,19 +78,34 @@ func (m *CommandOrder) Check() error {
 	return nil
 }
 
+// Span is a stretch of time, from its first to before its last millisecond.
+type Span struct {
+	From int64 `cbor:"1,keyasint"` // Unix milliseconds
+	To   int64 `cbor:"2,keyasint"`
+}
+
 // OfferOrder offers one device a release: one execution of a rollout. The
-// device finds out by TUF whether the target is genuine; the order only points.
+// device finds out by TUF whether the target is genuine; the order only points,
+// and says when. Windows come as spans, worked out from the hours of the site by
+// the service: a till has no time zones. Past the last span nothing is open.
 type OfferOrder struct {
-	V         uint16 `cbor:"1,keyasint"`
-	Execution string `cbor:"2,keyasint"`
-	Tenant    string `cbor:"3,keyasint"`
-	Device    string `cbor:"4,keyasint"`
-	Class     string `cbor:"5,keyasint"` // agent
-	Version   string `cbor:"6,keyasint"`
-	Target    string `cbor:"7,keyasint"` // TUF target folder, e.g. agent/1.2.3; the device appends /tillward-agent-{os}-{arch}
-	IssuedAt  int64  `cbor:"8,keyasint"` // Unix milliseconds
-	NotAfter  int64  `cbor:"9,keyasint"`
-	By        string `cbor:"10,keyasint,omitempty"`
+	V         uint16            `cbor:"1,keyasint"`
+	Execution string            `cbor:"2,keyasint"`
+	Tenant    string            `cbor:"3,keyasint"`
+	Device    string            `cbor:"4,keyasint"`
+	Class     string            `cbor:"5,keyasint"` // agent, os, app, config, script
+	Version   string            `cbor:"6,keyasint"`
+	Target    string            `cbor:"7,keyasint"` // TUF target folder, e.g. agent/1.2.3 or ops/main/pos/4.5.6
+	IssuedAt  int64             `cbor:"8,keyasint"` // Unix milliseconds
+	NotAfter  int64             `cbor:"9,keyasint"`
+	By        string            `cbor:"10,keyasint,omitempty"`
+	Attempt   uint32            `cbor:"11,keyasint,omitempty"` // of this execution, from 1; an older one is over
+	Download  []Span            `cbor:"12,keyasint,omitempty"` // when it may be fetched; none: at any time
+	Install   []Span            `cbor:"13,keyasint,omitempty"` // when the till may be touched; none: at any time
+	Steps     map[string]uint32 `cbor:"14,keyasint,omitempty"` // seconds that a state may take, by its name
+	Peers     []string          `cbor:"15,keyasint,omitempty"` // host:port of tills of the site that share what they have
+	RateKiB   uint32            `cbor:"16,keyasint,omitempty"` // KiB per second at most; 0: as the device is configured
+	Rollout   string            `cbor:"17,keyasint,omitempty"` // for the device's audit trail
 }
 
 // Check implements Message.
@@ -107,12 +123,75 @@ func (m *OfferOrder) Check() error {
 	if m.Target == "" || len(m.Target) > 256 {
 		return fmt.Errorf("offer %s target: %w", m.Execution, ErrLimit)
 	}
-	for _, s := range [...]string{m.Target, m.By} {
+	for _, s := range append([]string{m.Target, m.By, m.Rollout}, m.Peers...) {
 		if err := checkText("offer", s); err != nil {
 			return err
 		}
 	}
+	for what, n := range map[string][2]int{"download spans": {len(m.Download), MaxSpans}, "install spans": {len(m.Install), MaxSpans}, "steps": {len(m.Steps), 16}, "peers": {len(m.Peers), MaxPeers}} {
+		if err := checkCount(what, n[0], n[1]); err != nil {
+			return err
+		}
+	}
+	for _, s := range slices.Concat(m.Download, m.Install) {
+		if s.To <= s.From {
+			return fmt.Errorf("offer %s: span ends before it begins: %w", m.Execution, ErrMalformed)
+		}
+	}
+	for k := range m.Steps {
+		if err := checkName("step", k); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// MediumOrder lies, signed, on an update medium and names what a device of the
+// tenant may install from it. Like an offer it only points.
+type MediumOrder struct {
+	V        uint16       `cbor:"1,keyasint"`
+	ID       string       `cbor:"2,keyasint"` // executions are called {ID}-{component} in the trail
+	Tenant   string       `cbor:"3,keyasint"`
+	IssuedAt int64        `cbor:"4,keyasint"` // Unix milliseconds
+	NotAfter int64        `cbor:"5,keyasint"`
+	Releases []MediumItem `cbor:"6,keyasint"` // in the order to install them
+	By       string       `cbor:"7,keyasint,omitempty"`
+}
+
+// MediumItem is one release on a medium.
+type MediumItem struct {
+	Class   string `cbor:"1,keyasint"`
+	Version string `cbor:"2,keyasint"`
+	Target  string `cbor:"3,keyasint"`
+}
+
+// Check implements Message.
+func (m *MediumOrder) Check() error {
+	for _, f := range [...]struct{ name, v string }{{"medium", m.ID}, {"tenant", m.Tenant}} {
+		if err := checkName(f.name, f.v); err != nil {
+			return err
+		}
+	}
+	if m.V == 0 || m.NotAfter <= m.IssuedAt || len(m.Releases) == 0 {
+		return fmt.Errorf("medium %s without version, life or release: %w", m.ID, ErrMalformed)
+	}
+	if err := checkCount("releases", len(m.Releases), MaxMedium); err != nil {
+		return err
+	}
+	for _, r := range m.Releases {
+		for _, f := range [...]struct{ name, v string }{{"class", r.Class}, {"version", r.Version}} {
+			if err := checkName(f.name, f.v); err != nil {
+				return err
+			}
+		}
+		if r.Target == "" || len(r.Target) > 256 {
+			return fmt.Errorf("medium %s target: %w", m.ID, ErrLimit)
+		}
+		if err := checkText("target", r.Target); err != nil {
+			return err
+		}
+	}
+	return checkText("medium", m.By)
 }
 
 // What a Challenge may ask for beside a quote.

@@ -88,10 +88,15 @@ func kinds(t testing.TB) []kind {
 				Advice: "Put in a new roll.", Since: 1795521590000, Sensors: map[string]string{"CoverOpen": "No", "RecNearEnd": "Yes"},
 			}},
 			SpoolDepth: 17, SpoolShed: 3, AuditHead: 99, Samples: 100000, Settings: "abc", Label: "Kasse 1, Köln",
+			Installed: []wire.Installed{
+				{Component: "agent", Version: "1.2.3", Slot: "a", Trial: true}, {Component: "ops/acme/pos", Version: "7.0.1", Hash: "00ff"},
+			},
+			FreeMiB: 512, Supply: "mains", Share: "10.0.0.7:8446", Execution: "ex-1", Crashes: 2,
 		}),
 		of("result", wire.ResultReport{
 			Head: head(5), Kind: wire.OrderOffer, ID: "ex-1", State: "FAILED", Reason: "downgrade", Text: "older than what runs",
 			Output: []byte("out"), From: "1.2.3", To: "1.2.2", Done: 10, Total: 20, Counter: 8,
+			Attempt: 2, Step: 5, Wire: 1, Peer: 2, Medium: 3, Reused: 4,
 		}),
 		of("evidence", wire.EvidenceReport{
 			Head: head(6), Quoted: fill(64, 1), Signature: fill(72, 100), PCRs: [][]byte{fill(32, 0), fill(32, 32)},
@@ -105,6 +110,12 @@ func kinds(t testing.TB) []kind {
 		of("offer", wire.OfferOrder{
 			V: 1, Execution: "ex-1", Tenant: "acme", Device: "dev-1", Class: "agent", Version: "1.2.3", Target: "agent/1.2.3",
 			IssuedAt: 1795521600000, NotAfter: 1795525200000, By: "ada",
+			Attempt: 1, Download: []wire.Span{{From: 1795521600000, To: 1795525200000}}, Install: []wire.Span{{From: 1795521600000, To: 1795521600001}},
+			Steps: map[string]uint32{"CHECKING": 120}, Peers: []string{"10.0.0.7:8446"}, RateKiB: 512, Rollout: "ro-1",
+		}),
+		of("medium", wire.MediumOrder{
+			V: 1, ID: "md-1", Tenant: "acme", IssuedAt: 1795521600000, NotAfter: 1795525200000, By: "ada",
+			Releases: []wire.MediumItem{{Class: "app", Version: "7.0.1", Target: "ops/acme/pos/7.0.1"}},
 		}),
 		of("challenge", wire.Challenge{
 			V: 1, Nonce: fill(32, 9), Verdict: "quarantined", Reasons: []string{"pcr 7 differs"}, Need: wire.NeedLog,
@@ -197,6 +208,16 @@ func TestLimits(t *testing.T) {
 		{"32 arguments", command(func(c *wire.CommandOrder) { c.Args = args(32) }), nil},
 		{"33 arguments", command(func(c *wire.CommandOrder) { c.Args = args(33) }), wire.ErrLimit},
 		{"argument too long", command(func(c *wire.CommandOrder) { c.Args = map[string]string{"k": long(513)} }), wire.ErrLimit},
+		{"offer with an empty span", &wire.OfferOrder{
+			V: 1, Execution: "e", Tenant: "t", Device: "d", Class: "agent", Version: "1", Target: "a", NotAfter: 1, Install: []wire.Span{{From: 2, To: 2}},
+		}, wire.ErrMalformed},
+		{"offer with too many peers", &wire.OfferOrder{
+			V: 1, Execution: "e", Tenant: "t", Device: "d", Class: "agent", Version: "1", Target: "a", NotAfter: 1, Peers: make([]string, wire.MaxPeers+1),
+		}, wire.ErrLimit},
+		{"medium without releases", &wire.MediumOrder{V: 1, ID: "m", Tenant: "t", NotAfter: 1}, wire.ErrMalformed},
+		{"medium with too many releases", &wire.MediumOrder{V: 1, ID: "m", Tenant: "t", NotAfter: 1, Releases: make([]wire.MediumItem, wire.MaxMedium+1)}, wire.ErrLimit},
+		{"component without version", state(func(s *wire.StateReport) { s.Installed = []wire.Installed{{Component: "agent"}} }), wire.ErrMalformed},
+		{"too many components", state(func(s *wire.StateReport) { s.Installed = make([]wire.Installed, wire.MaxInstalled+1) }), wire.ErrLimit},
 		{"offer without target", &wire.OfferOrder{V: 1, Execution: "e", Tenant: "t", Device: "d", Class: "agent", Version: "1", NotAfter: 1}, wire.ErrLimit},
 		{"offer without life", &wire.OfferOrder{V: 1, Execution: "e", Tenant: "t", Device: "d", Class: "agent", Version: "1", Target: "a"}, wire.ErrMalformed},
 		{"offer with a target outside UTF-8", &wire.OfferOrder{V: 1, Execution: "e", Tenant: "t", Device: "d", Class: "agent", Version: "1", Target: "\xff", NotAfter: 1}, wire.ErrMalformed},

@@ -123,6 +123,16 @@ type Peripheral struct {
 	Sensors   map[string]string `cbor:"14,keyasint,omitempty"` // UnifiedPOS property -> Yes, No, Unknown
 }
 
+// Installed is one component that a device runs: boot truth, whatever a report
+// of an execution said before.
+type Installed struct {
+	Component string `cbor:"1,keyasint"` // agent, os/{model}/{channel}, ops/{tenant}/{name}
+	Version   string `cbor:"2,keyasint"`
+	Slot      string `cbor:"3,keyasint,omitempty"`
+	Hash      string `cbor:"4,keyasint,omitempty"` // of what was installed, hex; of a system image that of its bundle
+	Trial     bool   `cbor:"5,keyasint,omitempty"` // it has not proved itself yet
+}
+
 // StateReport says how the device is now; the newest one replaces all before.
 type StateReport struct {
 	Head         Head         `cbor:"1,keyasint"`
@@ -138,6 +148,12 @@ type StateReport struct {
 	Samples      uint64       `cbor:"11,keyasint"`           // samples recorded since provisioning
 	Settings     string       `cbor:"12,keyasint,omitempty"` // hash of the settings in force
 	Label        string       `cbor:"13,keyasint,omitempty"` // name an operator gave by set-config
+	Installed    []Installed  `cbor:"14,keyasint,omitempty"`
+	FreeMiB      uint64       `cbor:"15,keyasint,omitempty"` // on the state partition
+	Supply       string       `cbor:"16,keyasint,omitempty"` // mains, battery; empty: not known
+	Share        string       `cbor:"17,keyasint,omitempty"` // host:port where tills of the site may fetch content by its hash
+	Execution    string       `cbor:"18,keyasint,omitempty"` // in work; empty: none
+	Crashes      uint64       `cbor:"19,keyasint,omitempty"` // starts of the agent that no orderly end came before
 }
 
 // Check implements Message.
@@ -151,9 +167,22 @@ func (m *StateReport) Check() error {
 	if err := checkCount("peripherals", len(m.Peripherals), MaxPeripherals); err != nil {
 		return err
 	}
-	for _, s := range []string{m.Slot, m.Model, m.Serial, m.Settings, m.Label} {
+	for _, s := range []string{m.Slot, m.Model, m.Serial, m.Settings, m.Label, m.Supply, m.Share, m.Execution} {
 		if err := checkText("state", s); err != nil {
 			return err
+		}
+	}
+	if err := checkCount("components", len(m.Installed), MaxInstalled); err != nil {
+		return err
+	}
+	for _, c := range m.Installed {
+		if c.Component == "" || c.Version == "" {
+			return fmt.Errorf("component without name or version: %w", ErrMalformed)
+		}
+		for _, s := range []string{c.Component, c.Version, c.Slot, c.Hash} {
+			if err := checkText("component", s); err != nil {
+				return err
+			}
 		}
 	}
 	for _, p := range m.Peripherals {
@@ -199,6 +228,12 @@ type ResultReport struct {
 	Done    uint64 `cbor:"10,keyasint,omitempty"`
 	Total   uint64 `cbor:"11,keyasint,omitempty"` // bytes
 	Counter uint64 `cbor:"12,keyasint,omitempty"` // the order's counter
+	Attempt uint32 `cbor:"13,keyasint,omitempty"` // of the execution, as offered
+	Step    uint32 `cbor:"14,keyasint,omitempty"` // counts the reports of an attempt; a lower one is old news
+	Wire    uint64 `cbor:"15,keyasint,omitempty"` // bytes fetched from the service,
+	Peer    uint64 `cbor:"16,keyasint,omitempty"` // from tills of the site,
+	Medium  uint64 `cbor:"17,keyasint,omitempty"` // from a medium,
+	Reused  uint64 `cbor:"18,keyasint,omitempty"` // and taken from what was there
 }
 
 // Check implements Message.

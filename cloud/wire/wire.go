@@ -27,7 +27,10 @@ import (
 //	               command, offer, config, challenge, verdict down
 //	2  2026-11-26  evidence without register values while the boot is known, with an
 //	               event log when it is not; verdicts that explain themselves
-const Version = 2
+//	3  2026-11-26  offers of any class with windows, step times, attempt and peers;
+//	               what is installed, power and space in the state; step numbers and
+//	               bytes by source in results; orders for update media
+const Version = 3
 
 // Limits of the contract, enforced on both sides.
 const (
@@ -41,6 +44,10 @@ const (
 	MaxAuditBody   = 4 << 10        // bytes of one audit entry's body
 	MaxSpooled     = 60 << 10       // bytes a batch may grow to before it is closed
 	MaxLog         = 56 << 10       // bytes of an event log, compressed
+	MaxInstalled   = 32             // components of one device
+	MaxSpans       = 64             // windows of one kind in an offer
+	MaxPeers       = 8              // tills of the same site named in an offer
+	MaxMedium      = 32             // releases on one update medium
 	ClockSkewNoted = 24 * time.Hour // a larger skew is noted, never refused
 )
 
