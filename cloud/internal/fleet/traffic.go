@@ -113,6 +113,9 @@ type ExecutionStep struct {
 	Reason, Text string
 	From, To     string // versions; empty leaves what is known
 	Done, Total  uint64 // bytes
+	Attempt      int    // 0: of an agent that does not count them
+	Number       uint32 // of the report within the attempt; 0 as above
+	Bytes        Bytes
 }
 
 // CommandEnd is how a device says a command ended.
