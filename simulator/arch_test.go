@@ -82,6 +82,8 @@ var table = []row{
 	}},
 	{"provisioning/boot", nil, []string{"github.com/google/go-attestation", "github.com/google/go-tpm"}},
 	{"provisioning/makers", nil, nil},
+	{"provisioning/chunk", nil, []string{"github.com/restic/chunker"}},
+	{"provisioning/tree", nil, nil},
 	{"provisioning/ca/pkcs11", nil, []string{"github.com/ThalesGroup/crypto11", "github.com/miekg/pkcs11"}},
 	{"provisioning/ca/step", nil, nil},
 	{"provisioning/ca", []string{"provisioning/identity"}, []string{"golang.org/x/crypto"}},
@@ -90,6 +92,7 @@ var table = []row{
 	{"provisioning/cmd/*", []string{"provisioning", "provisioning/*", "hal/tpm"}, []string{anyone}},
 	{"provisioning", []string{"provisioning/*"}, []string{anyone}},
 
+	{"agent/internal/update/*", []string{"agent/internal/update", "hal", "provisioning", "provisioning/*"}, []string{anyone}},
 	{"agent/internal/*", []string{"cloud/wire", "hal", "provisioning", "provisioning/*"}, []string{anyone}},
 	{"agent/cmd/*", []string{"agent", "cloud/wire", "hal", "hal/*", "provisioning", "provisioning/*"}, []string{anyone}},
 	{"agent", []string{"agent/internal/*", "cloud/wire", "hal", "provisioning", "provisioning/*"}, []string{anyone}},

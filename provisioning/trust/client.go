@@ -60,13 +60,45 @@ func (t Target) File() string { return path.Join(path.Dir(t.Path), t.SHA256+"."+
 // release for a model. Nothing installs it.
 const ClassBoot = "boot"
 
+// Classes of artifacts.
+const (
+	ClassAgent  = "agent"
+	ClassOS     = "os"
+	ClassApp    = "app"
+	ClassConfig = "config"
+	ClassScript = "script"
+)
+
 // Custom is what a release says about a target beyond TUF.
 type Custom struct {
-	Class   string `json:"class"`           // agent, or ClassBoot
-	Version string `json:"version"`         // of ClassBoot: the release, e.g. os/1.2.3
-	OS      string `json:"os,omitempty"`    // of programs
-	Arch    string `json:"arch,omitempty"`  // of programs
-	Model   string `json:"model,omitempty"` // of ClassBoot
+	Class     string            `json:"class"`               // one of the classes, or ClassBoot
+	Version   string            `json:"version"`             // of ClassBoot: the release, e.g. os/1.2.3
+	OS        string            `json:"os,omitempty"`        // of programs
+	Arch      string            `json:"arch,omitempty"`      // of programs
+	Model     string            `json:"model,omitempty"`     // of ClassBoot
+	Models    []string          `json:"models,omitempty"`    // boxes it fits; none: all
+	Requires  map[string]string `json:"requires,omitempty"`  // component -> version at least, e.g. agent: 1.4.0
+	Withdrawn bool              `json:"withdrawn,omitempty"` // nobody gets it any more; whoever runs it may go on
+	Chunks    *Chunks           `json:"chunks,omitempty"`    // an index that makes a partial download possible
+	RAUC      *RAUC             `json:"rauc,omitempty"`      // of ClassOS
+	Unpacked  int64             `json:"unpacked,omitempty"`  // bytes that it takes on the disk, where they differ from Length
+}
+
+// Chunks names the chunk index of a target (provisioning/chunk), which lies
+// beside it under its hash.
+type Chunks struct {
+	SHA256 string `json:"sha256"`
+	Length int64  `json:"length"`
+}
+
+// RAUC is what a release says about a RAUC bundle; the manifest hash binds what
+// RAUC installs to what TUF signed.
+type RAUC struct {
+	Compatible   string `json:"compatible"`
+	Version      string `json:"version"`
+	Format       string `json:"format"` // plain, verity, crypt
+	ManifestHash string `json:"manifest_hash,omitempty"`
+	MinRAUC      string `json:"min_rauc,omitempty"`
 }
 
 // floor is what must never be undercut, kept apart from the metadata.

@@ -8,7 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
+	"reflect"
 	"testing"
 	"time"
 
@@ -300,10 +300,10 @@ func TestBootReferenceIsATarget(t *testing.T) {
 		t.Fatal(err)
 	}
 	verified, err := trust.VerifyRepository(t.Context(), w.repo.Dir, t.TempDir(), root)
-	if err != nil || len(verified) != 2 || verified[1].Custom != want {
+	if err != nil || len(verified) != 2 || !reflect.DeepEqual(verified[1].Custom, want) {
 		t.Fatalf("got %+v and %v, want %+v second", verified, err, want)
 	}
-	if listed, err := w.repo.List(); err != nil || !slices.Equal(listed, verified) {
+	if listed, err := w.repo.List(); err != nil || !reflect.DeepEqual(listed, verified) {
 		t.Errorf("listed %+v and %v, want %+v", listed, err, verified)
 	}
 	if _, err := (&trust.Repository{Dir: t.TempDir()}).List(); err == nil {

@@ -52,7 +52,7 @@ func (m *Machine) download(ctx context.Context, j *journal, t trust.Target) (str
 	if err := t.CheckFile(path); err != nil {
 		_ = os.Remove(path)
 		if errors.Is(err, trust.ErrMismatch) {
-			return "", refuse("signature", "downloaded file: %w", err)
+			return "", Refuse("signature", "downloaded file: %w", err)
 		}
 		return "", err
 	}
@@ -193,7 +193,7 @@ func (m *Machine) writeSlot(slot string, t trust.Target, file string) error {
 	path := m.s.path(slot)
 	sum, err := hex.DecodeString(t.SHA256)
 	if err != nil {
-		return refuse("signature", "target hash: %w", err)
+		return Refuse("signature", "target hash: %w", err)
 	}
 	m.o.Step("unmark slot")
 	if err := os.Remove(path + ".sha256"); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -242,10 +242,6 @@ func (r *refusal) Error() string { return r.err.Error() }
 // Unwrap returns the cause.
 func (r *refusal) Unwrap() error { return r.err }
 
-func refuse(reason, format string, args ...any) error {
-	return &refusal{rejected, reason, fmt.Errorf(format, args...)}
-}
-
 // work tries the offer until it is installed, refused, or out of date. What is
 // only a matter of time - network, disk - is tried again with a growing pause.
 func (m *Machine) work(ctx context.Context, j *journal) error {
@@ -276,7 +272,7 @@ func (m *Machine) work(ctx context.Context, j *journal) error {
 func (m *Machine) install(ctx context.Context, j *journal) error {
 	o := *j.Offer
 	if time.Now().After(o.NotAfter) {
-		return refuse("expired", "the offer of %s has expired", o.Version)
+		return Refuse("expired", "the offer of %s has expired", o.Version)
 	}
 	if err := m.advance(ctx, j, Progress{State: offered}); err != nil {
 		return err
@@ -285,9 +281,9 @@ func (m *Machine) install(ctx context.Context, j *journal) error {
 	case o.Version == m.o.Version:
 		return &refusal{already, "", fmt.Errorf("%s runs already", o.Version)}
 	case !semver.IsValid("v" + o.Version):
-		return refuse("incompatible", "%.40q is not a version", o.Version)
+		return Refuse("incompatible", "%.40q is not a version", o.Version)
 	case semver.Compare("v"+o.Version, "v"+m.o.Version) < 0:
-		return refuse("downgrade", "%s is older than %s, which runs", o.Version, m.o.Version)
+		return Refuse("downgrade", "%s is older than %s, which runs", o.Version, m.o.Version)
 	}
 	target, err := m.genuine(ctx, o)
 	if err != nil {
@@ -299,7 +295,7 @@ func (m *Machine) install(ctx context.Context, j *journal) error {
 			return err
 		}
 		if reason != "" {
-			return refuse("unsealable", "%s", reason)
+			return Refuse("unsealable", "%s", reason)
 		}
 	}
 	if err := m.wait(ctx, j); err != nil {
@@ -337,9 +333,9 @@ func (m *Machine) genuine(ctx context.Context, o Offer) (trust.Target, error) {
 	case err != nil:
 		return t, err
 	case t.Custom.Class != "agent" || t.Custom.OS != m.o.OS || t.Custom.Arch != m.o.Arch:
-		return t, refuse("incompatible", "%s is %s for %s/%s, not an agent for %s/%s", path, t.Custom.Class, t.Custom.OS, t.Custom.Arch, m.o.OS, m.o.Arch)
+		return t, Refuse("incompatible", "%s is %s for %s/%s, not an agent for %s/%s", path, t.Custom.Class, t.Custom.OS, t.Custom.Arch, m.o.OS, m.o.Arch)
 	case t.Custom.Version != o.Version:
-		return t, refuse("signature", "the release calls %s version %s, the offer %s", path, t.Custom.Version, o.Version)
+		return t, Refuse("signature", "the release calls %s version %s, the offer %s", path, t.Custom.Version, o.Version)
 	}
 	return t, nil
 }
@@ -353,7 +349,7 @@ func (m *Machine) wait(ctx context.Context, j *journal) error {
 			return nil
 		}
 		if time.Now().After(j.Offer.NotAfter) {
-			return refuse("expired", "the offer expired while waiting: %s", why)
+			return Refuse("expired", "the offer expired while waiting: %s", why)
 		}
 		if why != told {
 			if err := m.advance(ctx, j, Progress{State: waiting, Reason: why}); err != nil {
