@@ -5,17 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
-	"github.com/theupdateframework/go-tuf/v2/metadata/config"
-	"github.com/theupdateframework/go-tuf/v2/metadata/updater"
 )
 
 // Errors of releases; the text names the role or file.
@@ -31,17 +31,29 @@ var (
 // fs.ErrNotExist.
 type Fetch func(ctx context.Context, url string, limit int64) ([]byte, error)
 
-// Client is the device's view of a TUF repository. It keeps its own store of
-// the newest verified root: go-tuf v2 starts again from whatever root it is
-// given and would believe a key that was revoked since.
+// Client is the device's view of a TUF repository. It keeps the chain of roots
+// that it has verified and starts from the image's root each time, so that
+// neither a planted root nor a forgotten one is believed: go-tuf v2's updater
+// starts from whatever root it is given and would believe a key that was revoked
+// since.
 type Client struct {
 	Dir         string // on the state partition
 	FactoryRoot []byte // root.json of the image
 	URL         string // of the metadata folder
 	Fetch       Fetch
 	NotBefore   time.Time // build date: no clock is believed to be earlier
+	Floor       Floor     // that a wiped disk does not lower; nil: on the disk alone
 
-	mu sync.Mutex
+	mu     sync.Mutex
+	raised uint64  // what Floor stands at, once it was asked
+	online *Client // of the same box, where this one reads a medium
+}
+
+// Floor keeps the highest version of the root that was ever verified where
+// wiping the disk does not reach it; hal/tpm fits.
+type Floor interface {
+	RootFloor(ctx context.Context) (uint64, error)
+	RaiseRootFloor(ctx context.Context, to uint64) error
 }
 
 // Target is one artifact as the release describes it.
@@ -101,50 +113,93 @@ type RAUC struct {
 	MinRAUC      string `json:"min_rauc,omitempty"`
 }
 
-// floor is what must never be undercut, kept apart from the metadata.
-type floor struct {
-	RootVersion int64     `json:"root_version"`
-	At          time.Time `json:"at"` // latest time a refresh succeeded
-}
-
 // Refresh fetches and checks the metadata up to the targets role.
 func (c *Client) Refresh(ctx context.Context) error {
-	_, err := c.refresh(ctx)
-	return err
+	return c.look(ctx, func(*view) error { return nil })
 }
 
-// Target refreshes the metadata and returns what the release says about path.
-func (c *Client) Target(ctx context.Context, path string) (Target, error) {
-	u, err := c.refresh(ctx)
-	if err != nil {
-		return Target{}, err
-	}
-	info, err := u.GetTargetInfo(path)
-	if err != nil {
-		return Target{}, fmt.Errorf("target %s: %w: %w", path, ErrNoTarget, err)
-	}
-	return target(path, info)
-}
-
-// Targets refreshes the metadata and returns every target of the top-level
-// targets role.
-func (c *Client) Targets(ctx context.Context) ([]Target, error) {
-	u, err := c.refresh(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var out []Target
-	for p, info := range u.GetTopLevelTargets() {
-		t, err := target(p, info)
+// Target refreshes the metadata and returns what the release says about path,
+// in the top-level targets role or the role it delegates the path to.
+func (c *Client) Target(ctx context.Context, path string) (t Target, err error) {
+	err = c.look(ctx, func(v *view) error {
+		role, info, err := v.find(path)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		out = append(out, t)
+		t, err = target(path, info)
+		if err == nil && c.online != nil && c.online.withdrawn(role, v.set.Targets[role], path) {
+			t.Custom.Withdrawn = true
+		}
+		return err
+	})
+	return t, err
+}
+
+// Targets refreshes the metadata and returns every target that Target finds.
+func (c *Client) Targets(ctx context.Context) (out []Target, err error) {
+	err = c.look(ctx, func(v *view) error {
+		return v.each(func(role, path string, info *metadata.TargetFiles) error {
+			// What a role says about paths that it was not given does not count.
+			if by, _, err := v.find(path); errors.Is(err, ErrNoTarget) || by != role {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			t, err := target(path, info)
+			out = append(out, t)
+			return err
+		})
+	})
+	return out, err
+}
+
+// Freshness says when the newest verified timestamp was signed and when it
+// expires; zero when there is none yet. After half of that time without another
+// one somebody should be told: what expired stops updates, and who freezes a
+// device in the past is seen here.
+func (c *Client) Freshness() (signed, expires time.Time) {
+	name := filepath.Join(c.Dir, "cache", "timestamp.json")
+	b, err := readBounded(os.Open, name, maxTimestamp)
+	if err != nil {
+		return time.Time{}, time.Time{}
 	}
-	return out, nil
+	m, err := metadata.Timestamp().FromBytes(b)
+	if err != nil {
+		return time.Time{}, time.Time{}
+	}
+	if s, ok := m.Signed.UnrecognizedFields[signedAt].(string); ok {
+		if signed, err = time.Parse(time.RFC3339, s); err == nil {
+			return signed, m.Signed.Expires
+		}
+	}
+	// Signed by other tools: it came at the latest when it was written.
+	if fi, err := os.Stat(name); err == nil {
+		signed = fi.ModTime()
+	}
+	return signed, m.Signed.Expires
+}
+
+// signedAt is a field of our timestamps beside those of the specification: when
+// it was signed [TUF 1.0.31, 4.2: unknown fields are kept and signed].
+const signedAt = "x-tillward-signed"
+
+// Medium returns a client for the folder of an update medium, which holds
+// metadata/ with a timestamp of its own. It trusts the roots that c trusts,
+// respects the floors of c, and keeps nothing of what the medium says but a
+// newer verified root: what is on the medium must not undercut or overtake what
+// the service says. What the service has withdrawn, as far as this box knows,
+// stays withdrawn.
+func (c *Client) Medium(dir string) *Client {
+	const base = "https://medium.invalid/metadata"
+	return &Client{
+		Dir: c.Dir, FactoryRoot: c.FactoryRoot, URL: base, Fetch: FolderFetch(base, filepath.Join(dir, "metadata")), NotBefore: c.NotBefore, Floor: c.Floor, online: c,
+	}
 }
 
 func target(p string, info *metadata.TargetFiles) (Target, error) {
+	if info == nil || info.Length < 0 {
+		return Target{}, fmt.Errorf("target %.80q: not described: %w", p, ErrMismatch)
+	}
 	sum, ok := info.Hashes["sha256"]
 	if !ok || len(info.Hashes) != 1 || len(sum) != 32 {
 		return Target{}, fmt.Errorf("target %s: must carry exactly one hash, sha256: %w", p, ErrMismatch)
@@ -161,144 +216,7 @@ func target(p string, info *metadata.TargetFiles) (Target, error) {
 	return t, nil
 }
 
-func (c *Client) refresh(ctx context.Context) (*updater.Updater, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	cache := filepath.Join(c.Dir, "cache")
-	if err := os.MkdirAll(cache, 0o700); err != nil {
-		return nil, fmt.Errorf("metadata folder: %w", err)
-	}
-	root, low, err := c.root()
-	if err != nil {
-		return nil, err
-	}
-	cfg, err := config.New(c.URL, root)
-	if err != nil {
-		return nil, fmt.Errorf("release metadata: %w", err)
-	}
-	cfg.LocalMetadataDir, cfg.LocalTargetsDir = cache, cache
-	cfg.Fetcher = fetcher(func(url string, limit int64) ([]byte, error) { return c.Fetch(ctx, url, limit) })
-	u, err := updater.New(cfg)
-	if err != nil {
-		return nil, explain(err)
-	}
-	now := time.Now()
-	for _, t := range []time.Time{c.NotBefore, low.At} {
-		if t.After(now) {
-			now = t // the clock of a till may have lost its battery
-		}
-	}
-	u.UnsafeSetRefTime(now)
-	failed := u.Refresh()
-	// Also after a failure: a root that was verified is never forgotten.
-	if err := c.keep(u, low, now, failed == nil); err != nil {
-		return nil, err
-	}
-	if failed != nil {
-		return nil, explain(failed)
-	}
-	return u, nil
-}
-
-// root returns the newest verified root and the floor.
-func (c *Client) root() ([]byte, floor, error) {
-	var low floor
-	if b, err := os.ReadFile(filepath.Join(c.Dir, "floor.json")); err == nil {
-		if err := json.Unmarshal(b, &low); err != nil {
-			return nil, low, fmt.Errorf("floor of the release metadata is unreadable, remove %s to start from the image's root: %w", c.Dir, err)
-		}
-	}
-	candidates := [][]byte{c.FactoryRoot}
-	if b, err := os.ReadFile(filepath.Join(c.Dir, "root.json")); err == nil {
-		candidates = append(candidates, b)
-	}
-	var best []byte
-	version := int64(-1)
-	for _, b := range candidates {
-		m, err := metadata.Root().FromBytes(b)
-		if err == nil && m.Signed.Version > version {
-			best, version = b, m.Signed.Version
-		}
-	}
-	switch {
-	case best == nil:
-		return nil, low, fmt.Errorf("no readable TUF root: the image's root.json is missing or broken: %w", ErrSignature)
-	case version < low.RootVersion:
-		return nil, low, fmt.Errorf("root version %d is below the floor %d: %w", version, low.RootVersion, ErrRollback)
-	}
-	return best, low, nil
-}
-
-// keep stores the root the updater arrived at, and raises the floor.
-func (c *Client) keep(u *updater.Updater, low floor, now time.Time, fresh bool) error {
-	set := u.GetTrustedMetadataSet()
-	if set.Root == nil {
-		return nil
-	}
-	next := floor{RootVersion: max(low.RootVersion, set.Root.Signed.Version), At: low.At}
-	if fresh && now.After(next.At.Add(time.Hour)) {
-		next.At = now
-	}
-	if next.RootVersion > low.RootVersion || low.RootVersion == 0 {
-		b, err := set.Root.ToBytes(false)
-		if err != nil {
-			return fmt.Errorf("keep root: %w", err)
-		}
-		if err := writeFile(filepath.Join(c.Dir, "root.json"), b); err != nil {
-			return err
-		}
-	}
-	if next == low {
-		return nil
-	}
-	b, err := json.Marshal(next)
-	if err != nil {
-		return fmt.Errorf("keep floor: %w", err)
-	}
-	return writeFile(filepath.Join(c.Dir, "floor.json"), b)
-}
-
-// writeFile replaces the file at path in one step that survives a power cut.
-func writeFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// fetcher fits go-tuf's Fetcher.
-type fetcher func(url string, limit int64) ([]byte, error)
-
-// DownloadFile implements go-tuf's fetcher.Fetcher.
-func (f fetcher) DownloadFile(url string, limit int64, _ time.Duration) ([]byte, error) {
-	b, err := f(url, limit)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &metadata.ErrDownloadHTTP{StatusCode: 404, URL: url}
-	}
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(b)) > limit {
-		return nil, &metadata.ErrDownloadLengthMismatch{Msg: fmt.Sprintf("%s has more than %d bytes", url, limit)}
-	}
-	return b, nil
-}
-
-// explain turns go-tuf's errors into ours.
+// explain turns what go-tuf found wrong into our errors.
 func explain(err error) error {
 	for _, k := range []struct {
 		is  bool
@@ -307,17 +225,13 @@ func explain(err error) error {
 		{is[*metadata.ErrExpiredMetadata](err), ErrExpired},
 		{is[*metadata.ErrUnsignedMetadata](err), ErrSignature},
 		{is[*metadata.ErrBadVersionNumber](err) || is[*metadata.ErrEqualVersionNumber](err), ErrRollback},
-		{is[*metadata.ErrLengthOrHashMismatch](err) || is[*metadata.ErrDownloadLengthMismatch](err), ErrMismatch},
-		{is[*metadata.ErrRepository](err), ErrSignature},
+		{is[*metadata.ErrLengthOrHashMismatch](err) || is[*json.SyntaxError](err), ErrMismatch},
 	} {
 		if k.is {
 			return fmt.Errorf("%w: %w", k.err, err)
 		}
 	}
-	if _, ok := errors.AsType[*json.SyntaxError](err); ok {
-		return fmt.Errorf("%w: %w", ErrMismatch, err)
-	}
-	return fmt.Errorf("fetch release metadata: %w", err)
+	return fmt.Errorf("%w: %w", ErrSignature, err)
 }
 
 func is[E error](err error) bool {
@@ -325,18 +239,39 @@ func is[E error](err error) bool {
 	return ok
 }
 
-// FolderFetch fetches from a folder, for tools and tests; the URL must begin
-// with base.
+// FolderFetch fetches from a folder, for media, tools and tests; the URL must
+// begin with base. Nothing outside the folder is read, and nothing but files:
+// whoever hands in a medium may have put links and pipes on it.
 func FolderFetch(base, dir string) Fetch {
 	return func(_ context.Context, url string, limit int64) ([]byte, error) {
-		name, ok := strings.CutPrefix(url, base)
-		if !ok || !fs.ValidPath(strings.TrimPrefix(name, "/")) {
+		name, ok := strings.CutPrefix(url, base+"/")
+		if !ok || !fs.ValidPath(name) {
 			return nil, fmt.Errorf("%s: %w", url, fs.ErrNotExist)
 		}
-		b, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(name)))
-		if err == nil && int64(len(b)) > limit {
-			return nil, fmt.Errorf("%s has more than %d bytes: %w", name, limit, ErrMismatch)
-		}
-		return b, err
+		return readBounded(func(name string) (*os.File, error) {
+			root, err := os.OpenRoot(dir)
+			if err != nil {
+				return nil, err
+			}
+			defer root.Close()
+			return root.OpenFile(filepath.FromSlash(name), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+		}, name, limit)
 	}
+}
+
+// readBounded reads a plain file of at most limit bytes.
+func readBounded(open func(string) (*os.File, error), name string, limit int64) ([]byte, error) {
+	f, err := open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil, errors.Join(err, fmt.Errorf("%s is no plain file: %w", name, ErrMismatch))
+	}
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s has more than %d bytes: %w", name, limit, ErrMismatch)
+	}
+	return b, err
 }

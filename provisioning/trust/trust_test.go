@@ -214,7 +214,7 @@ func TestRevokedKeyStaysRevoked(t *testing.T) {
 		t.Errorf("got %v, want ErrSignature", err)
 	}
 	// Even when the store of roots is lost the floor holds.
-	if err := os.Remove(filepath.Join(w.dev.Dir, "root.json")); err != nil {
+	if err := os.RemoveAll(filepath.Join(w.dev.Dir, "roots")); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.dev.Refresh(t.Context()); !errors.Is(err, trust.ErrRollback) {
