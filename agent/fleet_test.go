@@ -156,7 +156,13 @@ func (f *fleet) serve() {
 		Boot:  func(context.Context, bool, identity.Identity, [][]byte, []byte) (bool, error) { return true, nil },
 		Audit: func(context.Context, string, string, string, map[string]string) {}, Log: slog.New(slog.DiscardHandler),
 	}))
-	mux.Handle("/tuf/", http.StripPrefix("/tuf/", http.FileServer(http.Dir(f.repo.Dir))))
+	files := http.FileServer(http.Dir(f.repo.Dir))
+	mux.Handle("/tuf/", http.StripPrefix("/tuf/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if role, ok := strings.CutPrefix(r.URL.Path, "metadata/"); ok { // the slash of a delegated role is written %2F on the disk
+			r.URL.Path = "metadata/" + strings.ReplaceAll(role, "/", "%2F")
+		}
+		files.ServeHTTP(w, r)
+	})))
 	f.https = httptest.NewUnstartedServer(mux)
 	f.https.TLS = f.shows(conf.Clone())
 	f.https.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)

@@ -2,114 +2,37 @@ package trust
 
 import (
 	"context"
-	"crypto"
-	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 )
 
-// Roles of a repository, in the order they are signed.
-const (
-	RoleRoot      = "root"
-	RoleTargets   = "targets"
-	RoleSnapshot  = "snapshot"
-	RoleTimestamp = "timestamp"
-)
-
-// life is how long each role's metadata is good for.
-var life = map[string]time.Duration{
-	RoleRoot: 365 * 24 * time.Hour, RoleTargets: 90 * 24 * time.Hour, RoleSnapshot: 14 * 24 * time.Hour, RoleTimestamp: 7 * 24 * time.Hour,
-}
-
-// Keys are the private keys of a repository by role. A role may have several.
-type Keys map[string][]ed25519.PrivateKey
-
-// NewKey makes a key and writes it to path, readable by its owner only. An
-// existing file is never replaced.
-func NewKey(path string) (ed25519.PrivateKey, error) {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("encode key: %w", err)
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // #nosec G304 -- the operator names the file
-	if err != nil {
-		return nil, fmt.Errorf("write key: %w", err)
-	}
-	err = pem.Encode(f, &pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return nil, fmt.Errorf("write key: %w", err)
-	}
-	return key, nil
-}
-
-// ReadKey reads a private key that NewKey wrote.
-func ReadKey(path string) (ed25519.PrivateKey, error) {
-	b, err := os.ReadFile(path) // #nosec G304 -- the operator names the file
-	if err != nil {
-		return nil, fmt.Errorf("read key: %w", err)
-	}
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, fmt.Errorf("read key %s: not a PEM file", path)
-	}
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("read key %s: %w", path, err)
-	}
-	key, ok := k.(ed25519.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("read key %s: is %T, only Ed25519 keys sign releases", path, k)
-	}
-	return key, nil
-}
-
-// ReadKeys reads the keys in dir: {role}.pem, {role}-2.pem and so on. Roles
-// without a file are left out: an offline machine holds only its own.
-func ReadKeys(dir string) (Keys, error) {
-	keys := make(Keys)
-	for _, role := range []string{RoleRoot, RoleTargets, RoleSnapshot, RoleTimestamp} {
-		names, err := filepath.Glob(filepath.Join(dir, role+"*.pem"))
-		if err != nil {
-			return nil, fmt.Errorf("read keys: %w", err)
-		}
-		slices.Sort(names)
-		for _, n := range names {
-			k, err := ReadKey(n)
-			if err != nil {
-				return nil, err
-			}
-			keys[role] = append(keys[role], k)
-		}
-	}
-	return keys, nil
-}
-
 // Repository is a TUF repository in a folder: metadata/ and targets/, with
-// consistent snapshots.
-type Repository struct{ Dir string }
+// consistent snapshots. Its targets role holds delegations; who they are for is
+// a matter of a target's path (RoleOf).
+type Repository struct {
+	Dir string
+	// Life is how long the next snapshot and timestamp are good for; by default
+	// 14 and 7 days.
+	Life time.Duration
+}
 
-// InitRepository makes an empty repository signed by keys; threshold is how
-// many of a role's keys must sign (0: all).
+// InitRepository makes an empty repository signed by keys, with a delegation
+// for each delegated role that has a key; threshold is how many of a role's keys
+// must sign (0: all).
 func InitRepository(dir string, keys Keys, threshold map[string]int) (*Repository, error) {
 	r := &Repository{Dir: dir}
 	if _, err := os.Stat(r.metadata("timestamp.json")); err == nil {
@@ -120,39 +43,55 @@ func InitRepository(dir string, keys Keys, threshold map[string]int) (*Repositor
 			return nil, fmt.Errorf("make repository: %w", err)
 		}
 	}
-	root := metadata.Root(time.Now().Add(life[RoleRoot]).UTC())
-	root.Signed.ConsistentSnapshot = true
-	for role, ks := range keys {
-		for _, k := range ks {
-			pub, err := metadata.KeyFromPublicKey(k.Public())
-			if err != nil {
-				return nil, fmt.Errorf("key of %s: %w", role, err)
-			}
-			if err := root.Signed.AddKey(pub, role); err != nil {
-				return nil, fmt.Errorf("key of %s: %w", role, err)
-			}
-		}
-		n := threshold[role]
-		if n == 0 {
-			n = len(ks)
-		}
-		if n < 1 || n > len(ks) {
-			return nil, fmt.Errorf("role %s: threshold %d with %d keys", role, n, len(ks))
-		}
-		root.Signed.Roles[role].Threshold = n
-	}
-	for role := range life {
+	b := &book{root: metadata.Root(expiry(RoleRoot)), roles: map[string]*targetsMeta{}}
+	b.root.Signed.ConsistentSnapshot = true
+	for _, role := range []string{RoleRoot, RoleTargets, RoleSnapshot, RoleTimestamp} {
 		if len(keys[role]) == 0 {
 			return nil, fmt.Errorf("role %s has no key", role)
 		}
+		for _, k := range keys[role] {
+			_, pub, err := tufKey(k.Public())
+			if err != nil {
+				return nil, fmt.Errorf("key of %s: %w", role, err)
+			}
+			if err := b.root.Signed.AddKey(pub, role); err != nil {
+				return nil, fmt.Errorf("key of %s: %w", role, err)
+			}
+		}
+		n, err := enough(role, threshold[role], len(b.root.Signed.Roles[role].KeyIDs))
+		if err != nil {
+			return nil, err
+		}
+		b.root.Signed.Roles[role].Threshold = n
 	}
-	if err := sign(root, keys[RoleRoot]); err != nil {
+	if err := sign(b.root, b.root.Signed.Roles[RoleRoot].KeyIDs, keys); err != nil {
 		return nil, fmt.Errorf("sign root: %w", err)
 	}
-	if err := root.ToFile(r.metadata("1.root.json"), true); err != nil {
-		return nil, fmt.Errorf("write root: %w", err)
+	b.edit(RoleTargets)
+	for _, role := range slices.Sorted(maps.Keys(keys)) {
+		if topRole(role) {
+			continue
+		}
+		if err := b.delegate(role, signersOf(keys[role]), threshold[role]); err != nil {
+			return nil, err
+		}
+		b.edit(role)
 	}
-	return r, r.publish(metadata.Targets(time.Now().Add(life[RoleTargets]).UTC()), keys)
+	if err := r.write(MetadataFile(RoleRoot, 1), b.root); err != nil {
+		return nil, err
+	}
+	return r, r.publish(b, keys)
+}
+
+// enough returns how many of n keys must sign.
+func enough(role string, threshold, n int) (int, error) {
+	if threshold == 0 {
+		threshold = n
+	}
+	if threshold < 1 || threshold > n {
+		return 0, fmt.Errorf("role %s: threshold %d with %d keys", role, threshold, n)
+	}
+	return threshold, nil
 }
 
 // NewTarget is a file to release.
@@ -163,46 +102,54 @@ type NewTarget struct {
 }
 
 // Add releases files: it copies them into targets/ under their hash and signs
-// targets, snapshot and timestamp anew. A path that is released already cannot
-// be replaced: give it a new version.
+// the roles that they belong to, then snapshot and timestamp unless the keys of
+// those are elsewhere, which Refresh makes up for. A path that is released
+// already cannot be replaced: give it a new version.
+//
+// A role that nobody has delegated to yet is delegated to its keys or, when it
+// has none of its own, to those of targets.
 func (r *Repository) Add(files []NewTarget, keys Keys) error {
-	targets, err := r.targets()
+	b, err := r.book()
 	if err != nil {
 		return err
 	}
 	for _, f := range files {
-		if _, ok := targets.Signed.Targets[f.Path]; ok {
-			return fmt.Errorf("%s is released already; a release never changes, raise the version", f.Path)
+		role := RoleOf(f.Path)
+		for _, m := range b.roles {
+			if _, ok := m.Signed.Targets[f.Path]; ok {
+				return fmt.Errorf("%s is released already; a release never changes, raise the version", f.Path)
+			}
+		}
+		if role != RoleTargets && b.delegation(role) == nil {
+			own, n := keys[role], 0
+			if len(own) == 0 {
+				own, n = keys[RoleTargets], b.root.Signed.Roles[RoleTargets].Threshold
+			}
+			if err := b.delegate(role, signersOf(own), n); err != nil {
+				return err
+			}
 		}
 		info, err := r.copyIn(f)
 		if err != nil {
 			return fmt.Errorf("release %s: %w", f.Path, err)
 		}
-		targets.Signed.Targets[f.Path] = info
+		b.edit(role).Signed.Targets[f.Path] = info
 	}
-	targets.Signed.Version++
-	targets.Signed.Expires = time.Now().Add(life[RoleTargets]).UTC()
-	targets.ClearSignatures()
-	return r.publish(targets, keys)
+	return r.publish(b, keys)
 }
 
 // copyIn puts the file under its hash and describes it.
 func (r *Repository) copyIn(f NewTarget) (*metadata.TargetFiles, error) {
-	in, err := os.Open(f.File)
-	if err != nil {
-		return nil, err
-	}
-	defer in.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, in)
-	if err != nil {
-		return nil, err
-	}
-	sum := h.Sum(nil)
 	custom, err := json.Marshal(f.Custom)
 	if err != nil {
 		return nil, err
 	}
+	temp := filepath.Join(r.Dir, "targets", ".new-"+hex.EncodeToString([]byte(path.Base(f.Path))))
+	sum, n, err := copyFile(temp, f.File)
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(temp)
 	raw := json.RawMessage(custom)
 	info := metadata.TargetFile()
 	info.Path, info.Length, info.Custom = f.Path, n, &raw
@@ -211,136 +158,164 @@ func (r *Repository) copyIn(f NewTarget) (*metadata.TargetFiles, error) {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil { // #nosec G301 -- public by nature
 		return nil, err
 	}
-	b, err := os.ReadFile(f.File)
-	if err != nil {
+	if err := os.Rename(temp, to); err != nil {
 		return nil, err
 	}
-	if got := sha256.Sum256(b); string(got[:]) != string(sum) {
-		return nil, errors.New("the file changes while it is being released")
-	}
-	return info, writeFile(to, b)
+	return info, syncDir(filepath.Dir(to))
 }
 
-// Refresh signs snapshot and timestamp anew, so that devices do not take the
-// repository for frozen.
+// copyFile copies a file of any size and returns its hash and length.
+func copyFile(to, from string) (sum []byte, n int64, err error) {
+	in, err := os.Open(from) // #nosec G304 -- the operator names the file
+	if err != nil {
+		return nil, 0, err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644) // #nosec G302 G304 -- public by nature
+	if err != nil {
+		return nil, 0, err
+	}
+	h := sha256.New()
+	n, err = io.Copy(io.MultiWriter(out, h), in)
+	if err := errors.Join(err, out.Sync(), out.Close()); err != nil {
+		_ = os.Remove(to)
+		return nil, 0, err
+	}
+	return h.Sum(nil), n, nil
+}
+
+// Refresh signs a snapshot of the newest metadata of each role and a timestamp,
+// so that devices see what was released and do not take the repository for
+// frozen. Metadata that too few have signed is refused: no device would take it.
 func (r *Repository) Refresh(keys Keys) error {
-	snapshot, err := r.latest(RoleSnapshot)
+	b, err := r.book()
 	if err != nil {
 		return err
 	}
-	s, err := metadata.Snapshot().FromFile(snapshot)
-	if err != nil {
-		return fmt.Errorf("read snapshot: %w", err)
+	if err := b.check(r.Dir); err != nil {
+		return err
 	}
-	return r.freshen(s.Signed.Meta["targets.json"].Version, keys)
+	return r.freshen(b, keys)
 }
 
-// publish signs and writes targets, then what points at it.
-func (r *Repository) publish(targets *metadata.Metadata[metadata.TargetsType], keys Keys) error {
-	if err := sign(targets, keys[RoleTargets]); err != nil {
-		return fmt.Errorf("sign targets: %w", err)
+// publish signs and writes the roles that were edited, then what points at them.
+func (r *Repository) publish(b *book, keys Keys) error {
+	var edited []string
+	for _, role := range b.order() {
+		if !b.edited[role] {
+			continue
+		}
+		ids, n := b.signers(role)
+		if err := mayEach(r.Dir, role, ids, n, keys); err != nil {
+			return err
+		}
+		if err := sign(b.roles[role], ids, keys); err != nil {
+			return fmt.Errorf("sign %s: %w", role, err)
+		}
+		edited = append(edited, role)
 	}
-	if err := targets.ToFile(r.metadata(fmt.Sprintf("%d.targets.json", targets.Signed.Version)), true); err != nil {
-		return fmt.Errorf("write targets: %w", err)
+	if err := b.check(r.Dir); err != nil {
+		return err
 	}
-	return r.freshen(targets.Signed.Version, keys)
+	for _, role := range edited {
+		if err := r.write(MetadataFile(role, b.roles[role].Signed.Version), b.roles[role]); err != nil {
+			return err
+		}
+	}
+	for _, role := range []string{RoleSnapshot, RoleTimestamp} {
+		if fit(b.root.Signed.Roles[role].KeyIDs, keys) == 0 {
+			return nil // an online key signs it
+		}
+	}
+	return r.freshen(b, keys)
 }
 
 // freshen writes the next snapshot and timestamp. The timestamp, which makes
 // the others visible, comes last.
-func (r *Repository) freshen(targetsVersion int64, keys Keys) error {
-	snapshot := metadata.Snapshot(time.Now().Add(life[RoleSnapshot]).UTC())
-	timestamp := metadata.Timestamp(time.Now().Add(life[RoleTimestamp]).UTC())
+func (r *Repository) freshen(b *book, keys Keys) error {
+	snapshot, timestamp := metadata.Snapshot(r.until(RoleSnapshot)), metadata.Timestamp(r.until(RoleTimestamp))
+	snapshot.Signed.Meta = map[string]*metadata.MetaFiles{}
 	if old, err := metadata.Timestamp().FromFile(r.metadata("timestamp.json")); err == nil {
 		timestamp.Signed.Version = old.Signed.Version + 1
-		snapshot.Signed.Version = old.Signed.Meta["snapshot.json"].Version + 1
-	}
-	snapshot.Signed.Meta["targets.json"] = metadata.MetaFile(targetsVersion)
-	timestamp.Signed.Meta["snapshot.json"] = metadata.MetaFile(snapshot.Signed.Version)
-	if err := sign(snapshot, keys[RoleSnapshot]); err != nil {
-		return fmt.Errorf("sign snapshot: %w", err)
-	}
-	if err := sign(timestamp, keys[RoleTimestamp]); err != nil {
-		return fmt.Errorf("sign timestamp: %w", err)
-	}
-	if err := snapshot.ToFile(r.metadata(fmt.Sprintf("%d.snapshot.json", snapshot.Signed.Version)), true); err != nil {
-		return fmt.Errorf("write snapshot: %w", err)
-	}
-	b, err := timestamp.ToBytes(true)
-	if err != nil {
-		return fmt.Errorf("write timestamp: %w", err)
-	}
-	return writeFile(r.metadata("timestamp.json"), b)
-}
-
-// signable is any metadata.
-type signable interface {
-	Sign(signer signature.Signer) (*metadata.Signature, error)
-}
-
-func sign(m signable, keys []ed25519.PrivateKey) error {
-	if len(keys) == 0 {
-		return errors.New("its key is not in the key folder")
-	}
-	for _, k := range keys {
-		s, err := signature.LoadSigner(k, crypto.Hash(0))
+		n := old.Signed.Meta["snapshot.json"].Version
+		snapshot.Signed.Version = n + 1
+		before, err := metadata.Snapshot().FromFile(r.metadata(MetadataFile(RoleSnapshot, n)))
 		if err != nil {
+			return fmt.Errorf("read snapshot: %w", err)
+		}
+		// What a snapshot once listed must stay: a device takes its absence for an attack.
+		maps.Copy(snapshot.Signed.Meta, before.Signed.Meta)
+	}
+	for role, m := range b.roles {
+		if was := snapshot.Signed.Meta[role+".json"]; was != nil && was.Version > m.Signed.Version {
+			return fmt.Errorf("%s of %s has version %d, and the snapshot lists %d already: restore the folder from a newer backup", role, r.Dir, m.Signed.Version, was.Version)
+		}
+		snapshot.Signed.Meta[role+".json"] = metadata.MetaFile(m.Signed.Version)
+	}
+	timestamp.Signed.Meta["snapshot.json"] = metadata.MetaFile(snapshot.Signed.Version)
+	timestamp.Signed.UnrecognizedFields = map[string]any{signedAt: time.Now().UTC().Format(time.RFC3339)}
+	for _, one := range []struct {
+		role string
+		m    document
+	}{{RoleSnapshot, snapshot}, {RoleTimestamp, timestamp}} {
+		role, m := one.role, one.m
+		of := b.root.Signed.Roles[role]
+		if err := mayEach(r.Dir, role, of.KeyIDs, of.Threshold, keys); err != nil {
 			return err
 		}
-		if _, err := m.Sign(s); err != nil {
-			return err
+		if err := sign(m, of.KeyIDs, keys); err != nil {
+			return fmt.Errorf("sign %s: %w", role, err)
+		}
+		if err := b.root.VerifyDelegate(role, m); err != nil {
+			return fmt.Errorf("sign %s: %w: %w", role, ErrSignature, err)
 		}
 	}
-	return nil
+	if err := r.write(MetadataFile(RoleSnapshot, snapshot.Signed.Version), snapshot); err != nil {
+		return err
+	}
+	return r.write("timestamp.json", timestamp)
 }
+
+func (r *Repository) until(role string) time.Time {
+	if r.Life > 0 {
+		return time.Now().Add(r.Life).UTC().Truncate(time.Second)
+	}
+	return expiry(role)
+}
+
+// expiry is when metadata of a role that is signed now ends. TUF knows whole
+// seconds.
+func expiry(role string) time.Time { return time.Now().Add(life(role)).UTC().Truncate(time.Second) }
 
 func (r *Repository) metadata(name string) string { return filepath.Join(r.Dir, "metadata", name) }
 
-// latest returns the file with the highest version of a role.
-func (r *Repository) latest(role string) (string, error) {
-	names, err := filepath.Glob(r.metadata("*." + role + ".json"))
+func (r *Repository) write(name string, m document) error {
+	b, err := m.ToBytes(true)
 	if err != nil {
-		return "", fmt.Errorf("repository: %w", err)
+		return fmt.Errorf("write %s: %w", name, err)
 	}
-	best, file := -1, ""
-	for _, n := range names {
-		v, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(n), "."+role+".json"))
-		if err == nil && v > best {
-			best, file = v, n
-		}
-	}
-	if file == "" {
-		return "", fmt.Errorf("%s is not a release repository: it has no %s metadata; make one with tillward-provision repo init", r.Dir, role)
-	}
-	return file, nil
+	return writeFile(r.metadata(name), b)
 }
 
-func (r *Repository) targets() (*metadata.Metadata[metadata.TargetsType], error) {
-	file, err := r.latest(RoleTargets)
-	if err != nil {
-		return nil, err
-	}
-	t, err := metadata.Targets().FromFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read targets: %w", err)
-	}
-	return t, nil
-}
-
-// List returns what the newest targets metadata names, without looking at a
-// signature or a date: for a folder that was verified when it was put together.
+// List returns what the newest metadata names, without looking at a signature
+// or a date: for a folder that was verified when it was put together.
 func (r *Repository) List() ([]Target, error) {
-	m, err := r.targets()
+	b, err := r.book()
 	if err != nil {
 		return nil, err
 	}
 	var out []Target
-	for p, info := range m.Signed.Targets {
-		t, err := target(p, info)
-		if err != nil {
-			return nil, err
+	for role, m := range b.roles {
+		for p, info := range m.Signed.Targets {
+			if role != RoleTargets && RoleOf(p) != role {
+				continue // no device finds it there
+			}
+			t, err := target(p, info)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, t)
 		}
-		out = append(out, t)
 	}
 	slices.SortFunc(out, func(a, b Target) int { return strings.Compare(a.Path, b.Path) })
 	return out, nil
@@ -356,8 +331,8 @@ func (r *Repository) Root() ([]byte, error) {
 }
 
 // VerifyRepository checks a folder as a device that trusts root would, and
-// that every target is there as described. state is a folder of its own in
-// which the newest root is kept between calls.
+// that every target and chunk index is there as described. state is a folder of
+// its own in which the newest root is kept between calls.
 func VerifyRepository(ctx context.Context, dir, state string, root []byte) ([]Target, error) {
 	const base = "https://folder.invalid/metadata"
 	c := &Client{Dir: state, FactoryRoot: root, URL: base, Fetch: FolderFetch(base, filepath.Join(dir, "metadata"))}
@@ -369,9 +344,28 @@ func VerifyRepository(ctx context.Context, dir, state string, root []byte) ([]Ta
 		if err := t.CheckFile(filepath.Join(dir, "targets", filepath.FromSlash(t.File()))); err != nil {
 			return nil, err
 		}
+		if t.Custom.Chunks == nil {
+			continue
+		}
+		index := Target{Path: t.Path + " (its chunk index)", SHA256: t.Custom.Chunks.SHA256, Length: t.Custom.Chunks.Length}
+		if !fs.ValidPath(t.ChunkFile()) {
+			return nil, fmt.Errorf("target %s: its chunk index has no plain name: %w", t.Path, ErrMismatch)
+		}
+		if err := index.CheckFile(filepath.Join(dir, "targets", filepath.FromSlash(t.ChunkFile()))); err != nil {
+			return nil, err
+		}
 	}
 	slices.SortFunc(targets, func(a, b Target) int { return strings.Compare(a.Path, b.Path) })
 	return targets, nil
+}
+
+// ChunkFile is where the chunk index of the target lies below the targets
+// folder; empty when it has none.
+func (t Target) ChunkFile() string {
+	if t.Custom.Chunks == nil {
+		return ""
+	}
+	return path.Join(path.Dir(t.Path), t.Custom.Chunks.SHA256+"."+path.Base(t.Path)+".chunks")
 }
 
 // CheckFile checks that the file at path is the target, to the last byte.

@@ -136,7 +136,7 @@ func TestAttacks(t *testing.T) {
 		want   error
 	}{
 		"flipped byte in targets": {func(t *testing.T, w *world) {
-			f := w.file("2.targets.json")
+			f := w.file("1.agent%2Fprod.json")
 			write(t, f, bytes.Replace(read(t, f), []byte(`"1.2.3"`), []byte(`"1.2.4"`), 1))
 		}, trust.ErrSignature},
 		"expired timestamp": {func(t *testing.T, w *world) {
@@ -267,9 +267,16 @@ func TestThreshold(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys[trust.RoleTimestamp] = keys[trust.RoleTimestamp][:1] // the other signer is away
-	if err := repo.Refresh(keys); err != nil {
+	if err := repo.Refresh(keys); err == nil {
+		t.Error("signed a timestamp that no device takes")
+	}
+	file := filepath.Join(repo.Dir, "metadata", "timestamp.json")
+	m, err := metadata.Timestamp().FromFile(file)
+	if err != nil {
 		t.Fatal(err)
 	}
+	m.Signed.Version++
+	resign(t, m, file, keys[trust.RoleTimestamp][0])
 	if err := dev.Refresh(t.Context()); !errors.Is(err, trust.ErrSignature) {
 		t.Errorf("one signature of two: got %v, want ErrSignature", err)
 	}

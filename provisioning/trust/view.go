@@ -228,7 +228,8 @@ func (v *view) find(path string) (string, *metadata.TargetFiles, error) {
 	return "", nil, fmt.Errorf("target %.200q: %w", path, ErrNoTarget)
 }
 
-// each walks every role there is.
+// each walks every role there is. One that a delegation names and that has
+// expired, or has signed nothing yet, does not hold up the others.
 func (v *view) each(do func(role, path string, info *metadata.TargetFiles) error) error {
 	todo, seen := []step{{metadata.TARGETS, metadata.ROOT}}, map[string]bool{}
 	for len(todo) > 0 {
@@ -241,7 +242,13 @@ func (v *view) each(do func(role, path string, info *metadata.TargetFiles) error
 		if len(seen) > maxRoles {
 			return fmt.Errorf("more than %d delegated roles: %w", maxRoles, ErrMismatch)
 		}
+		if s.role != metadata.TARGETS && v.set.Snapshot.Signed.Meta[s.role+".json"] == nil {
+			continue
+		}
 		m, err := v.role(s.role, s.parent)
+		if s.role != metadata.TARGETS && errors.Is(err, ErrExpired) {
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -135,7 +135,7 @@ func TestBadUploads(t *testing.T) {
 	}
 	for name, broken := range map[string]func(t *testing.T, dir string) io.Reader{
 		"flipped target":    flip("targets/agent/1.1.0/*"),
-		"flipped targets":   flip("metadata/3.targets.json"),
+		"flipped targets":   flip("metadata/2.agent%2Fprod.json"),
 		"flipped snapshot":  flip("metadata/3.snapshot.json"),
 		"flipped timestamp": flip("metadata/timestamp.json"),
 		"flipped root":      flip("metadata/1.root.json"),

@@ -194,7 +194,7 @@ func verified(stage string, root []byte) ([]string, error) {
 		return nil, err
 	}
 	for name, m := range snap.Signed.Meta {
-		names = append(names, fmt.Sprintf("%d.%s", m.Version, name))
+		names = append(names, trust.MetadataFile(strings.TrimSuffix(name, ".json"), m.Version))
 	}
 	return append(names, snapshot, "timestamp.json"), nil
 }
@@ -340,8 +340,9 @@ func (s *source) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// metadata is what TUF calls its files, with consistent snapshots.
-var metadata = regexp.MustCompile(`^metadata/(timestamp|[0-9]{1,18}\.[a-z0-9-]{1,64})\.json$`)
+// metadata is what TUF calls its files, with consistent snapshots. The slash of
+// a delegated role is written %2F.
+var metadata = regexp.MustCompile(`^metadata/(timestamp|[0-9]{1,18}\.[A-Za-z0-9_][A-Za-z0-9_.+%-]{0,200})\.json$`)
 
 func wanted(name string) bool {
 	return metadata.MatchString(name) || strings.HasPrefix(name, "targets/")
@@ -376,6 +377,12 @@ func (c *Catalog) Handler() http.Handler {
 	files := http.FileServer(http.Dir(c.dir))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := strings.TrimPrefix(path.Clean(r.URL.Path), "/")
+		if role, ok := strings.CutPrefix(name, "metadata/"); ok && strings.Contains(role, "/") {
+			// Who asks for the name as it is written on the disk has its %2F read as a slash.
+			name = "metadata/" + strings.ReplaceAll(role, "/", "%2F")
+			r = r.Clone(r.Context())
+			r.URL.Path, r.URL.RawPath = "/"+name, ""
+		}
 		if r.Method != http.MethodGet && r.Method != http.MethodHead || !wanted(name) || strings.HasSuffix(r.URL.Path, "/") {
 			http.NotFound(w, r)
 			return

@@ -153,7 +153,7 @@ func TestOnlyVerifiedMetadataIsPlaced(t *testing.T) {
 	for i, p := range got {
 		got[i] = filepath.Base(p)
 	}
-	if want := []string{"1.root.json", "2.snapshot.json", "2.targets.json", "timestamp.json"}; !slices.Equal(got, want) {
+	if want := []string{"1.agent%2Fprod.json", "1.root.json", "2.snapshot.json", "2.targets.json", "timestamp.json"}; !slices.Equal(got, want) {
 		t.Errorf("in place: %v, want %v", got, want)
 	}
 	if _, err := os.Stat(filepath.Join(w.dir, "targets", "stray")); err == nil {

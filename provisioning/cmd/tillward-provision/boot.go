@@ -325,10 +325,11 @@ func (c *bootAdd) Run(o *out) error {
 	if err != nil {
 		return err
 	}
-	if err := mayRelease(c.Repo, keys, trust.RoleTargets, trust.RoleSnapshot, trust.RoleTimestamp); err != nil {
+	repo, err := repository(c.Repo)
+	if err != nil {
 		return err
 	}
-	if err := (&trust.Repository{Dir: c.Repo}).Add(refs, keys); err != nil {
+	if err := repo.Add(refs, keys); err != nil {
 		return err
 	}
 	var paths []string

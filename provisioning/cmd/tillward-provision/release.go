@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +18,8 @@ import (
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
-var roles = []string{trust.RoleRoot, trust.RoleTargets, trust.RoleSnapshot, trust.RoleTimestamp}
+// roles are those that a repository of one's own begins with.
+var roles = []string{trust.RoleRoot, trust.RoleTargets, trust.RoleSnapshot, trust.RoleTimestamp, trust.RoleAgent}
 
 type keyCmd struct {
 	Create keyCreate `cmd:"" help:"Make a key that does not exist yet."`
@@ -54,7 +54,7 @@ type repoCmd struct {
 
 type repoInit struct {
 	Dir       string         `required:"" help:"Folder of the repository." placeholder:"DIR"`
-	Keys      string         `required:"" help:"Folder with root.pem, targets.pem, snapshot.pem and timestamp.pem; more keys of a role are root-2.pem and so on." placeholder:"DIR"`
+	Keys      string         `required:"" help:"Folder with root.pem, targets.pem, snapshot.pem, timestamp.pem and agent/prod.pem; more keys of a role are root-2.pem and so on, other delegated roles os/MODEL/prod.pem, os/MODEL/beta.pem and ops/TENANT.pem." placeholder:"DIR"`
 	Threshold map[string]int `help:"How many keys of a role must sign, e.g. root=3; all by default."`
 }
 
@@ -64,8 +64,8 @@ func (c *repoInit) Run(o *out) error {
 		return fmt.Errorf("key folder: %w", err)
 	}
 	for role := range c.Threshold {
-		if !slices.Contains(roles, role) {
-			return usage{fmt.Errorf("--threshold %s: roles are root, targets, snapshot and timestamp", role)}
+		if !slices.Contains(roles, role) && !trust.Delegated(role) {
+			return usage{fmt.Errorf("--threshold %s: roles are root, targets, snapshot, timestamp, agent/prod, os/MODEL/prod, os/MODEL/beta and ops/TENANT", role)}
 		}
 	}
 	keys, err := trust.ReadKeys(c.Keys)
@@ -76,7 +76,11 @@ func (c *repoInit) Run(o *out) error {
 		if len(keys[role]) > 0 {
 			continue
 		}
-		k, err := trust.NewKey(filepath.Join(c.Keys, role+".pem"))
+		file := filepath.Join(c.Keys, filepath.FromSlash(role)+".pem")
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return fmt.Errorf("key folder: %w", err)
+		}
+		k, err := trust.NewKey(file)
 		if err != nil {
 			return err
 		}
@@ -183,11 +187,12 @@ func (c *releaseAdd) Run(o *out) error {
 	if err != nil {
 		return err
 	}
-	if err := mayRelease(c.Repo, keys, trust.RoleTargets, trust.RoleSnapshot, trust.RoleTimestamp); err != nil {
+	repo, err := repository(c.Repo)
+	if err != nil {
 		return err
 	}
 	path := "agent/" + c.Version + "/tillward-agent-" + c.OS + "-" + c.Arch
-	err = (&trust.Repository{Dir: c.Repo}).Add(append([]trust.NewTarget{{
+	err = repo.Add(append([]trust.NewTarget{{
 		Path: path, File: c.Binary, Custom: trust.Custom{Class: "agent", Version: c.Version, OS: c.OS, Arch: c.Arch},
 	}}, refs...), keys)
 	if err != nil {
@@ -207,58 +212,23 @@ func (c *releaseRefresh) Run(o *out) error {
 	if err != nil {
 		return err
 	}
-	if err := mayRelease(c.Repo, keys, trust.RoleSnapshot, trust.RoleTimestamp); err != nil {
+	repo, err := repository(c.Repo)
+	if err != nil {
 		return err
 	}
-	if err := (&trust.Repository{Dir: c.Repo}).Refresh(keys); err != nil {
+	if err := repo.Refresh(keys); err != nil {
 		return err
 	}
 	return o.print(map[string]string{"repo": c.Repo}, "%s is fresh", c.Repo)
 }
 
-// mayRelease checks that keys hold enough of those the newest root names for
-// each role: what others sign would replace a good repository by one that no
-// device takes.
-func mayRelease(dir string, keys trust.Keys, roles ...string) error {
-	var root struct {
-		Signed struct {
-			Keys map[string]struct {
-				KeyVal struct{ Public string } `json:"keyval"`
-			} `json:"keys"`
-			Roles map[string]struct {
-				KeyIDs    []string `json:"keyids"`
-				Threshold int      `json:"threshold"`
-			} `json:"roles"`
-		} `json:"signed"`
+// repository opens a folder that must hold a repository.
+func repository(dir string) (*trust.Repository, error) {
+	r := &trust.Repository{Dir: dir}
+	if _, err := r.Root(); err != nil {
+		return nil, usage{fmt.Errorf("--repo %s: not a repository; make one with tillward-provision repo init: %w", dir, err)}
 	}
-	var newest []byte
-	for v := 1; ; v++ {
-		b, err := os.ReadFile(filepath.Join(dir, "metadata", fmt.Sprintf("%d.root.json", v))) // #nosec G304 -- the folder the caller named
-		if errors.Is(err, fs.ErrNotExist) && v > 1 {
-			break
-		}
-		if err != nil {
-			return usage{fmt.Errorf("--repo %s: not a repository; make one with tillward-provision repo init: %w", dir, err)}
-		}
-		newest = b
-	}
-	if err := json.Unmarshal(newest, &root); err != nil {
-		return fmt.Errorf("newest root of %s: %w", dir, err)
-	}
-	for _, role := range roles {
-		r := root.Signed.Roles[role]
-		fit := 0
-		for _, k := range keys[role] {
-			public := hex.EncodeToString(k.Public().(ed25519.PublicKey))
-			if slices.ContainsFunc(r.KeyIDs, func(id string) bool { return root.Signed.Keys[id].KeyVal.Public == public }) {
-				fit++
-			}
-		}
-		if fit < max(r.Threshold, 1) {
-			return fmt.Errorf("%d of the keys given may sign %s of %s, %d must: use the keys that the repository was made with", fit, role, dir, r.Threshold)
-		}
-	}
-	return nil
+	return r, nil
 }
 
 type ekCmd struct {
