@@ -7,6 +7,7 @@ import (
 	"github.com/tillward/tillward/agent/internal/vault"
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/provisioning/enrol"
+	"github.com/tillward/tillward/provisioning/trust"
 )
 
 // TPM is what the agent needs of a TPM; hal/tpm fits, behind a few lines of
@@ -18,6 +19,7 @@ type TPM interface {
 	enrol.Renewer
 	enrol.Rotator
 	vault.TPM
+	trust.Floor
 	// Floor returns the rollback floor, and makes it on first use.
 	Floor(ctx context.Context) (uint64, error)
 	// RaiseFloor brings the rollback floor to the given number; there is no way back.

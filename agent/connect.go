@@ -147,6 +147,7 @@ func (a *Agent) connect(ctx context.Context, dev TPM, id member.Identity) error 
 // stay runs the link and what hangs on it, and beside it what keeps the
 // identity in order.
 func (a *Agent) stay(ctx context.Context, dev TPM, m *membership, renew func(), keep func(context.Context) error) error {
+	m.tuf.Floor = dev
 	a.mu.Lock()
 	a.member = m
 	a.mu.Unlock()

@@ -40,6 +40,7 @@ var operations = []operation{
 	{name: "rotate AK", ready: haveKeys, run: rotateAK, most: 60},
 	{name: "seal", run: sealOnce, most: 40},
 	{name: "floor", run: raiseFloor, most: 300, gone: "the floor counter was removed", cuts: sparse},
+	{name: "root floor", run: raiseRootFloor, most: 60},
 }
 
 // sparse cuts an operation that is the same command two hundred times over.
@@ -175,6 +176,22 @@ func raiseFloor(t *testing.T, dev *tpm.TPM) error {
 	return nil
 }
 
+func raiseRootFloor(t *testing.T, dev *tpm.TPM) error {
+	now, err := dev.RootFloor(t.Context())
+	if err != nil {
+		return err
+	}
+	for _, to := range []uint64{now + 1, now + 3, now + 2} {
+		if err := dev.RaiseRootFloor(t.Context(), to); err != nil {
+			return err
+		}
+	}
+	if n, err := dev.RootFloor(t.Context()); err != nil || n != now+3 {
+		return fmt.Errorf("floor of the release root %d, want %d: %w", n, now+3, err)
+	}
+	return nil
+}
+
 // fault is what befalls an operation. It returns when the TPM and the operation
 // are as they must be afterwards.
 type fault struct {
@@ -306,7 +323,7 @@ func slowTPM(t *testing.T, op operation) {
 
 // changing are the commands that leave something behind after a power cycle.
 var changing = []tpm2.TPMCC{
-	tpm2.TPMCCEvictControl, tpm2.TPMCCNVDefineSpace, tpm2.TPMCCNVUndefineSpace, tpm2.TPMCCNVIncrement,
+	tpm2.TPMCCEvictControl, tpm2.TPMCCNVDefineSpace, tpm2.TPMCCNVUndefineSpace, tpm2.TPMCCNVIncrement, tpm2.TPMCCNVSetBits,
 }
 
 // powerCutAt cuts the power before the nth command, or after the nth that

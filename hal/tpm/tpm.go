@@ -14,7 +14,9 @@
 //
 // Sealing. What is sealed opens under PolicyAuthorize by the release key: an
 // update brings a new signature, not a new blob. An NV counter is the floor
-// below which old approvals are refused.
+// below which old approvals are refused. Beside it lies another floor, that of
+// the release root: the highest version that was verified, which a wiped disk
+// does not forget; rootfloor.go says why that one is no counter.
 //
 // One descriptor and one mutex hold the TPM for the agent's life; transient
 // objects are flushed at once, since many TPMs have room for three.
