@@ -92,6 +92,10 @@ type Device struct {
 	LastSeen     time.Time
 	AgentVersion string
 	Slot         string
+	Installed    []Installed
+	FreeMiB      uint64 // on its state partition; 0: not known
+	Supply       string // mains, battery; empty: not known
+	Share        string // host:port where it shares content with its site; empty: it does not
 	State        []byte // newest wire.StateReport as it came; nil before the first
 	AuditHead    uint64 // last audit sequence stored
 	AuditBroken  bool   // the chain did not hold at some point, or entries are missing

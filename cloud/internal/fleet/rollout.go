@@ -204,13 +204,34 @@ func (s ExecutionState) Good() bool { return s == ExecSucceeded || s == ExecAlre
 
 // MayBecome reports whether an execution may move from s to next. Reports can
 // arrive twice or late: moving backwards or out of an end is not a move. The
-// one exception is TIMED_OUT, which the service guesses: what the device says
-// later is the truth.
+// exceptions are TIMED_OUT and CANCELED, which the service says without
+// knowing: what the device says later is the truth.
 func (s ExecutionState) MayBecome(next ExecutionState) bool {
-	if s == ExecTimedOut {
-		return next.Ended() && next != ExecTimedOut
+	if s == ExecTimedOut || s == ExecCanceled {
+		return next.Ended() && next != ExecTimedOut && next != ExecCanceled && next != ExecRemoved
 	}
 	return s.Known() && next.Known() && !s.Ended() && execRank[next] > execRank[s]
+}
+
+// Takes reports whether step moves the execution. Steps of an attempt are
+// numbered by the device, which may wait again after it fetched: the newest
+// number is the truth, a lower one is old news, and so is what is said of an
+// older attempt. A step without a number, of the service or of an agent that
+// counts none, only leads on.
+func (e Execution) Takes(step ExecutionStep) bool {
+	switch {
+	case !step.State.Known() || step.Version != 0 && step.Version != e.Version:
+		return false
+	case step.Attempt != 0 && step.Attempt != e.Attempt && (step.Attempt != e.Attempt+1 || e.State != ExecQueued):
+		return false // of an attempt that is over, or that nobody was offered
+	case e.State.Ended():
+		return e.State.MayBecome(step.State)
+	case step.Number != 0 && step.Attempt == e.Attempt:
+		return step.Number > e.Step
+	case step.State == e.State:
+		return step.Done > e.Done || step.Reason != e.Reason && step.State == ExecWaiting
+	}
+	return e.State.MayBecome(step.State)
 }
 
 // DefaultSteps are how long a state may take on the device. A state that is not
@@ -257,7 +278,7 @@ type Unit struct {
 	Execution
 	Model, Site, Group string
 	LastSeen           time.Time
-	Installed          map[string]string // component -> version
+	Installed          map[string]string // component -> version; devices share it, so it is only read
 	FreeMiB            uint64            // 0: not known
 	FirstSeen          time.Time         // enrolled
 }
@@ -284,4 +305,30 @@ type Site struct {
 	Zone     string // IANA time zone, e.g. Europe/Berlin; empty: UTC
 	Download string // hours in which updates may be fetched, as in Spec
 	Install  string // hours in which tills may be touched
+	Devices  int    // that stand there
+}
+
+// Installed is one component that a device runs: what it found, whatever was
+// said of an execution.
+type Installed struct {
+	Component string `json:"component"`
+	Version   string `json:"version"`
+	Slot      string `json:"slot,omitempty"`
+	Hash      string `json:"hash,omitempty"` // hex, of what was installed
+	Trial     bool   `json:"trial,omitempty"`
+}
+
+// ExecutionFilter picks executions of a rollout; empty fields pick all.
+type ExecutionFilter struct {
+	State       ExecutionState
+	Wave        *int
+	Model, Site string
+}
+
+// Progress is where a rollout stands, in numbers.
+type Progress struct {
+	Counts      map[ExecutionState]int
+	Waves       map[int]map[ExecutionState]int // by index; -1: not assigned yet
+	Unreachable map[int]int                    // of those that have not ended, by wave: silent for too long
+	Bytes       Bytes
 }

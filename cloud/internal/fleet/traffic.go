@@ -26,6 +26,12 @@ type Report struct {
 	AgentVersion string
 	Slot         string
 	Raw          []byte
+	Installed    []Installed
+	FreeMiB      uint64
+	Supply       string
+	Share        string      // host:port where tills of the site may fetch content
+	Execution    ExecutionID // in work; empty: none
+	Crashes      uint64      // starts that no orderly end came before; only grows
 }
 
 // Outcome says what an intake changed. What was there before is counted as
@@ -33,10 +39,11 @@ type Report struct {
 type Outcome struct {
 	NewSamples, NewEvents, NewAudit int
 	Duplicates                      int
-	Gap                             bool       // entries of the audit trail are missing, or were until now
-	Forked                          uint64     // audit sequence that was stored before with other content; 0: none
-	Command                         *Command   // after it ended; nil when it had ended before
-	Execution                       *Execution // after it moved; nil when it did not
+	Gap                             bool        // entries of the audit trail are missing, or were until now
+	Forked                          uint64      // audit sequence that was stored before with other content; 0: none
+	Command                         *Command    // after it ended; nil when it had ended before
+	Execution                       *Execution  // after it moved; nil when it did not
+	Reconciled                      []Execution // moved because of what the device runs
 }
 
 // DeviceFilter picks devices; empty fields pick all.
@@ -116,6 +123,7 @@ type ExecutionStep struct {
 	Attempt      int    // 0: of an agent that does not count them
 	Number       uint32 // of the report within the attempt; 0 as above
 	Bytes        Bytes
+	Version      int64 // of the execution that whoever decided saw; 0: of the device, which knows best
 }
 
 // CommandEnd is how a device says a command ended.

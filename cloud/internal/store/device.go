@@ -15,28 +15,30 @@ const deviceColumns = `d.id, d.tenant, d.tier, d.model, d.serial, d.site, d."gro
 	d.cert_serial, d.cert_not_after, d.trust, d.trust_reasons, d.attested_at, d.reset_count, d.online, d.enrolled_at,
 	d.last_seen, d.samples, d.findings, d.boot_digest, d.boot_release, d.waiver_until, d.waiver_by, d.waiver_reason,
 	d.next_serial, d.next_not_after, d.next_ak, d.recovery_serial, d.revoked_at, d.revoked_why, d.former_of, d.left_at,
-	COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, (tr.broken <> 0 OR tr.entries < tr.head)
+	d.installed, d.free_mib, d.supply, d.share, COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, (tr.broken <> 0 OR tr.entries < tr.head)
 	FROM device d JOIN trail tr ON tr.device = d.id LEFT JOIN state st ON st.device = d.id`
 
 const deviceQuery = `SELECT ` + deviceColumns + ` WHERE d.id = ?`
 
 func scanDevice(r scanner) (fleet.Device, error) {
 	var d fleet.Device
-	var reasons, findings string
+	var reasons, findings, installed string
 	var certNotAfter, attestedAt, enrolledAt, lastSeen, waived, nextNotAfter, revoked, left int64
 	err := r.Scan(&d.ID, &d.Tenant, &d.Tier, &d.Model, &d.Serial, &d.Site, &d.Group, &d.Label, &d.EKHash, &d.AKPublic,
 		&d.CertSerial, &certNotAfter, &d.Trust, &reasons, &attestedAt, &d.ResetCount, &d.Online, &enrolledAt,
 		&lastSeen, &d.Samples, &findings, &d.BootDigest, &d.BootRelease, &waived, &d.Waiver.By, &d.Waiver.Reason,
 		&d.Next.CertSerial, &nextNotAfter, &d.NextAK, &d.Recovery, &revoked, &d.RevokedWhy, &d.FormerOf, &left,
-		&d.AgentVersion, &d.Slot, &d.State, &d.AuditHead, &d.AuditBroken)
+		&installed, &d.FreeMiB, &d.Supply, &d.Share, &d.AgentVersion, &d.Slot, &d.State, &d.AuditHead, &d.AuditBroken)
 	if err != nil {
 		return fleet.Device{}, found(err)
 	}
-	if err := json.Unmarshal([]byte(reasons), &d.TrustReasons); err != nil {
-		return fleet.Device{}, fmt.Errorf("trust reasons: %w", err)
-	}
-	if err := json.Unmarshal([]byte(findings), &d.Findings); err != nil {
-		return fleet.Device{}, fmt.Errorf("findings: %w", err)
+	for _, part := range []struct {
+		name, text string
+		to         any
+	}{{"trust reasons", reasons, &d.TrustReasons}, {"findings", findings, &d.Findings}, {"installed", installed, &d.Installed}} {
+		if err := json.Unmarshal([]byte(part.text), part.to); err != nil {
+			return fleet.Device{}, fmt.Errorf("%s: %w", part.name, err)
+		}
 	}
 	d.CertNotAfter, d.AttestedAt, d.EnrolledAt, d.LastSeen = at(certNotAfter), at(attestedAt), at(enrolledAt), at(lastSeen)
 	d.Waiver.Until, d.Next.NotAfter, d.RevokedAt, d.LeftAt = at(waived), at(nextNotAfter), at(revoked), at(left)
@@ -84,7 +86,7 @@ func (s *Store) Enrol(ctx context.Context, d fleet.Device) error {
 		if err == nil && n != 1 {
 			return fmt.Errorf("its key belongs to another identity: %w", fleet.ErrConflict)
 		}
-		return err
+		return errors.Join(err, w.moved(ctx)) // it may come back as another model
 	})
 	if err != nil {
 		return fmt.Errorf("enrol device %s: %w", d.ID, err)
@@ -128,6 +130,9 @@ func (w *writer) insertDevice(ctx context.Context, d fleet.Device) error {
 		return err
 	}
 	if err := w.exec(ctx, `DELETE FROM waiting WHERE device = ?`, d.ID); err != nil {
+		return err
+	}
+	if err := w.moved(ctx); err != nil {
 		return err
 	}
 	return w.exec(ctx, `INSERT INTO trail (device, head, hash, entries, broken) VALUES (?, 0, ?, 0, 0)`, d.ID, make([]byte, 32))
@@ -209,6 +214,9 @@ func (s *Store) SetDevice(ctx context.Context, t fleet.TenantID, id fleet.Device
 		if n == 0 {
 			return fleet.ErrNotFound
 		}
+		if err := errors.Join(w.moved(ctx), w.touch(ctx, id)); err != nil {
+			return err
+		}
 		return w.audit(ctx, t, ev)
 	})
 	if err != nil {
@@ -258,10 +266,15 @@ func (s *Store) SetPresence(ctx context.Context, id fleet.DeviceID, online bool,
 	err := s.shared(ctx, func(ctx context.Context, w *writer) error {
 		n, err := w.changed(ctx, `UPDATE device SET online = ?, last_seen = CASE WHEN ? > last_seen THEN ? ELSE last_seen END WHERE id = ?`,
 			online, ms(when), ms(when), id)
-		if err == nil && n == 0 {
+		switch {
+		case err != nil:
+			return err
+		case n == 0:
 			return fleet.ErrNotFound
+		case online:
+			return w.trouble(ctx, id, when, 0, 1, 0)
 		}
-		return err
+		return w.touch(ctx, id) // from now on it is silent
 	})
 	if err != nil {
 		return fmt.Errorf("set presence of device %s: %w", id, err)

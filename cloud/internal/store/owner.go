@@ -139,18 +139,21 @@ func (w *writer) leave(ctx context.Context, device fleet.DeviceID) error {
 	}
 	steps := []step{
 		{`UPDATE command SET state = 'EXPIRED', code = 'released', ended_at = ? WHERE device = ? AND state IN ('QUEUED', 'SENT')`, []any{now, device}},
-		{`UPDATE execution SET state = 'CANCELED', reason = 'released', updated_at = ? WHERE device = ?
-			AND state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'TIMED_OUT', 'CANCELED')`, []any{now, device}},
+		{`UPDATE execution SET state = 'CANCELED', reason = 'released', entered_at = ?, updated_at = ?, version = version + 1,
+			changed = (SELECT n FROM counter WHERE name = 'execution') WHERE device = ? AND state NOT IN ` + ended, []any{now, now, device}},
 		{`INSERT INTO device (id, tenant, tier, model, serial, site, "group", label, ek_hash, ak_public, cert_serial, cert_not_after, trust, trust_reasons,
-			attested_at, reset_count, online, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, former_of, left_at)
+			attested_at, reset_count, online, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, installed, former_of, left_at)
 			SELECT ?, tenant, tier, model, serial, site, "group", label, ?, ak_public, cert_serial, cert_not_after, 'stale', '["it was given up"]',
-			attested_at, reset_count, 0, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, id, ?
+			attested_at, reset_count, 0, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, installed, id, ?
 			FROM device WHERE id = ?`, []any{former, "former:" + former, now, device}},
 		{`UPDATE firmware_event SET first_device = ? WHERE first_device = ?`, []any{former, device}},
 		{`UPDATE audit SET device = ?, actor = ? WHERE device = ?`, []any{former, former, device}},
 	}
 	for _, table := range []string{"state", "boot", "series", "event", "command", "execution", "attestation", "firmware_sighting", "trail"} {
 		steps = append(steps, step{`UPDATE ` + table + ` SET device = ? WHERE device = ?`, []any{former, device}})
+	}
+	if _, err := w.count(ctx, "execution"); err != nil {
+		return err
 	}
 	for _, step := range steps {
 		if err := w.exec(ctx, step.query, step.args...); err != nil {
@@ -161,5 +164,5 @@ func (w *writer) leave(ctx context.Context, device fleet.DeviceID) error {
 		return err
 	}
 	w.forget() // the ids of its boots and series are of the past
-	return nil
+	return w.moved(ctx)
 }

@@ -1,9 +1,9 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -11,92 +11,47 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
 
-const releaseColumns = `n, id, class, version, targets, published_at, published_by FROM "release"`
-
-func scanRelease(row scanner) (numbered[fleet.Release], error) {
-	var n int64
-	var r fleet.Release
-	var targets string
-	var published int64
-	if err := row.Scan(&n, &r.ID, &r.Class, &r.Version, &targets, &published, &r.PublishedBy); err != nil {
-		return numbered[fleet.Release]{}, found(err)
-	}
-	if err := json.Unmarshal([]byte(targets), &r.Targets); err != nil {
-		return numbered[fleet.Release]{}, fmt.Errorf("targets of release %s: %w", r.ID, err)
-	}
-	r.PublishedAt = at(published)
-	return numbered[fleet.Release]{n, r}, nil
-}
-
-// AddRelease notes a published release; releases belong to no tenant. A
-// release that is there already is fleet.ErrExists.
-func (s *Store) AddRelease(ctx context.Context, r fleet.Release, ev fleet.AuditEvent) error {
-	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
-		n, err := w.changed(ctx, `INSERT INTO "release" (id, class, version, targets, published_at, published_by) VALUES (?, ?, ?, ?, ?, ?)
-			ON CONFLICT (id) DO NOTHING`, r.ID, r.Class, r.Version, toJSON(r.Targets), ms(r.PublishedAt), r.PublishedBy)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			return fleet.ErrExists
-		}
-		return w.audit(ctx, ev.Tenant, ev)
-	})
-	if err != nil {
-		return fmt.Errorf("add release %s: %w", r.ID, err)
-	}
-	return nil
-}
-
-// Release returns one release.
-func (s *Store) Release(ctx context.Context, id fleet.ReleaseID) (fleet.Release, error) {
-	r, err := scanRelease(s.read.QueryRowContext(ctx, `SELECT `+releaseColumns+` WHERE id = ?`, id))
-	if err != nil {
-		return fleet.Release{}, fmt.Errorf("release %s: %w", id, err)
-	}
-	return r.v, nil
-}
-
-// Releases lists releases, newest first.
-func (s *Store) Releases(ctx context.Context, p fleet.Page) (items []fleet.Release, next string, err error) {
-	start, err := after(p, newest)
-	if err != nil {
-		return nil, "", err
-	}
-	limit := p.Bounded()
-	rows, err := s.read.QueryContext(ctx, `SELECT `+releaseColumns+` WHERE n < ? ORDER BY n DESC LIMIT ?`, start, limit+1)
-	found, err := list(rows, err, scanRelease)
-	if err != nil {
-		return nil, "", fmt.Errorf("list releases: %w", err)
-	}
-	items, next = values(found, limit)
-	return items, next, nil
-}
-
-const rolloutColumns = `n, id, tenant, "release", "group", state, reason, created_at, created_by, ended_at, deadline, max_failed, repair`
+const rolloutColumns = `r.n, r.id, r.tenant, r."release", r.state, r.reason, r.auto, r.created_at, r.created_by, r.approved_at, r.approved_by, r.started_at, r.ended_at,
+	r.spec, r.waves, r.holds, r.version FROM rollout r`
 
 func scanRollout(row scanner) (numbered[fleet.Rollout], error) {
 	var n int64
 	var r fleet.Rollout
-	var created, ended, deadline int64
-	if err := row.Scan(&n, &r.ID, &r.Tenant, &r.Release, &r.Group, &r.State, &r.Reason, &created, &r.CreatedBy, &ended, &deadline, &r.MaxFailed, &r.Repair); err != nil {
+	var created, approved, started, ended int64
+	var spec, waves, holds string
+	if err := row.Scan(&n, &r.ID, &r.Tenant, &r.Release, &r.State, &r.Reason, &r.Auto, &created, &r.CreatedBy, &approved, &r.ApprovedBy, &started, &ended,
+		&spec, &waves, &holds, &r.Version); err != nil {
 		return numbered[fleet.Rollout]{}, found(err)
 	}
-	r.CreatedAt, r.EndedAt, r.Deadline = at(created), at(ended), time.Duration(deadline)*time.Millisecond
+	for _, part := range []struct {
+		text string
+		to   any
+	}{{spec, &r.Spec}, {waves, &r.Waves}, {holds, &r.Holds}} {
+		if err := json.Unmarshal([]byte(part.text), part.to); err != nil {
+			return numbered[fleet.Rollout]{}, fmt.Errorf("rollout %s: %w", r.ID, err)
+		}
+	}
+	r.CreatedAt, r.ApprovedAt, r.StartedAt, r.EndedAt = at(created), at(approved), at(started), at(ended)
+	r.Group, r.Deadline, r.MaxFailed, r.Repair = r.Spec.Filter.Group, r.Spec.Deadline, r.Spec.Gate.BadCap, r.Spec.Repair
 	return numbered[fleet.Rollout]{n, r}, nil
 }
 
-// AddRollout adds a rollout of a release that is there, in the state it
-// carries.
+// AddRollout adds a rollout of a release that is there and that its tenant may
+// use, in the state it carries.
 func (s *Store) AddRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditEvent) error {
+	r.Spec.Filter.Group = cmp.Or(r.Spec.Filter.Group, r.Group)
+	r.Spec.Deadline = cmp.Or(r.Spec.Deadline, r.Deadline)
+	r.Spec.Gate.BadCap = cmp.Or(r.Spec.Gate.BadCap, r.MaxFailed)
+	r.Spec.Repair = r.Spec.Repair || r.Repair
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
 		var one int
-		if err := w.row(ctx, `SELECT 1 FROM "release" WHERE id = ?`, r.Release).Scan(&one); err != nil {
+		if err := w.row(ctx, `SELECT 1 FROM "release" WHERE id = ? AND tenant IN ('', ?)`, r.Release, r.Tenant).Scan(&one); err != nil {
 			return fmt.Errorf("release %s: %w", r.Release, found(err))
 		}
-		n, err := w.changed(ctx, `INSERT INTO rollout (id, tenant, "release", "group", state, reason, created_at, created_by, ended_at, deadline, max_failed, repair)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`,
-			r.ID, r.Tenant, r.Release, r.Group, r.State, r.Reason, ms(r.CreatedAt), r.CreatedBy, ms(r.EndedAt), r.Deadline.Milliseconds(), r.MaxFailed, r.Repair)
+		n, err := w.changed(ctx, `INSERT INTO rollout (id, tenant, "release", state, reason, auto, created_at, created_by, approved_at, approved_by, started_at, ended_at, spec, waves, holds, joiners, version)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1) ON CONFLICT (id) DO NOTHING`,
+			r.ID, r.Tenant, r.Release, r.State, r.Reason, r.Auto, ms(r.CreatedAt), r.CreatedBy, ms(r.ApprovedAt), r.ApprovedBy, ms(r.StartedAt), ms(r.EndedAt),
+			toJSON(r.Spec), toJSON(some(r.Waves)), toJSON(some(r.Holds)), r.Spec.Joiners)
 		if err != nil {
 			return err
 		}
@@ -111,9 +66,17 @@ func (s *Store) AddRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditE
 	return nil
 }
 
+// some is a list that is [] in JSON when it is empty.
+func some[T any](l []T) []T {
+	if l == nil {
+		return []T{}
+	}
+	return l
+}
+
 // Rollout returns a rollout of tenant t.
 func (s *Store) Rollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID) (fleet.Rollout, error) {
-	r, err := scanRollout(s.read.QueryRowContext(ctx, `SELECT `+rolloutColumns+` FROM rollout WHERE id = ? AND tenant = ?`, id, t))
+	r, err := scanRollout(s.read.QueryRowContext(ctx, `SELECT `+rolloutColumns+` WHERE r.id = ? AND r.tenant = ?`, id, t))
 	if err != nil {
 		return fleet.Rollout{}, fmt.Errorf("rollout %s: %w", id, err)
 	}
@@ -127,7 +90,7 @@ func (s *Store) Rollouts(ctx context.Context, t fleet.TenantID, p fleet.Page) (i
 		return nil, "", err
 	}
 	limit := p.Bounded()
-	rows, err := s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` FROM rollout WHERE tenant = ? AND n < ? ORDER BY n DESC LIMIT ?`, t, start, limit+1)
+	rows, err := s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.tenant = ? AND r.n < ? ORDER BY r.n DESC LIMIT ?`, t, start, limit+1)
 	found, err := list(rows, err, scanRollout)
 	if err != nil {
 		return nil, "", fmt.Errorf("list rollouts: %w", err)
@@ -136,16 +99,97 @@ func (s *Store) Rollouts(ctx context.Context, t fleet.TenantID, p fleet.Page) (i
 	return items, next, nil
 }
 
-// RunningRollouts returns the running rollouts of every tenant, oldest first.
-// It is for the rollout loop.
+// RunningRollouts returns the rollouts of every tenant that somebody has to
+// see to, oldest first: those that run or end, and of each component and
+// filter the newest that is complete and takes joiners. It is for the rollout
+// loop.
 func (s *Store) RunningRollouts(ctx context.Context) ([]fleet.Rollout, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` FROM rollout WHERE state = 'RUNNING' ORDER BY n`)
-	found, err := list(rows, err, scanRollout)
+	type joining struct {
+		numbered[fleet.Rollout]
+		component string
+	}
+	rows, err := s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.state IN ('RUNNING', 'ABORTING') ORDER BY r.n`)
+	all, err := list(rows, err, scanRollout)
 	if err != nil {
 		return nil, fmt.Errorf("running rollouts: %w", err)
 	}
-	items, _ := values(found, len(found))
+	rows, err = s.read.QueryContext(ctx, `SELECT (SELECT l.component FROM "release" l WHERE l.id = r."release"), `+rolloutColumns+` WHERE r.state = 'COMPLETED' AND r.joiners <> 0 ORDER BY r.n DESC`)
+	complete, err := list(rows, err, func(row scanner) (j joining, err error) {
+		j.numbered, err = scanRollout(behind{row, &j.component})
+		return j, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("complete rollouts with joiners: %w", err)
+	}
+	seen := map[string]bool{}
+	for _, j := range complete {
+		k := string(j.v.Tenant) + "\x00" + j.component + "\x00" + toJSON(j.v.Spec.Filter)
+		if !seen[k] {
+			seen[k], all = true, append(all, j.numbered)
+		}
+	}
+	slices.SortFunc(all, func(a, b numbered[fleet.Rollout]) int { return int(a.n - b.n) })
+	items, _ := values(all, len(all))
 	return items, nil
+}
+
+// behind scans what stands before the columns of row into first.
+type behind struct {
+	row   scanner
+	first any
+}
+
+func (b behind) Scan(dest ...any) error { return b.row.Scan(append([]any{b.first}, dest...)...) }
+
+// SaveRollout writes where a rollout stands, if nobody has changed it since it
+// was read: r.Version says which one that was; a newer one is
+// fleet.ErrConflict. What was not offered yet is CANCELED with a rollout that
+// is aborted or superseded. ev goes to the service trail.
+func (s *Store) SaveRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditEvent) (fleet.Rollout, error) {
+	var saved numbered[fleet.Rollout]
+	err := s.tx(ctx, func(ctx context.Context, w *writer) (err error) {
+		n, err := w.changed(ctx, `UPDATE rollout SET state = ?, reason = ?, auto = ?, approved_at = ?, approved_by = ?, started_at = ?, ended_at = ?, spec = ?, waves = ?, holds = ?, joiners = ?,
+			version = version + 1 WHERE id = ? AND tenant = ? AND version = ?`,
+			r.State, r.Reason, r.Auto, ms(r.ApprovedAt), r.ApprovedBy, ms(r.StartedAt), ms(r.EndedAt), toJSON(r.Spec), toJSON(some(r.Waves)), toJSON(some(r.Holds)), r.Spec.Joiners,
+			r.ID, r.Tenant, r.Version)
+		if err != nil {
+			return err
+		}
+		if saved, err = scanRollout(w.row(ctx, `SELECT `+rolloutColumns+` WHERE r.id = ? AND r.tenant = ?`, r.ID, r.Tenant)); err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("somebody else has changed it: %w", fleet.ErrConflict)
+		}
+		if err := w.stop(ctx, r); err != nil {
+			return err
+		}
+		return w.audit(ctx, r.Tenant, ev)
+	})
+	if err != nil {
+		return fleet.Rollout{}, fmt.Errorf("save rollout %s as %s: %w", r.ID, r.State, err)
+	}
+	return saved.v, nil
+}
+
+// stop takes back what a rollout that stops has not offered yet; what was
+// offered goes on at the device.
+func (w *writer) stop(ctx context.Context, r fleet.Rollout) error {
+	reason := map[fleet.RolloutState]string{fleet.RolloutAborting: "aborted", fleet.RolloutAborted: "aborted", fleet.RolloutSuperseded: "superseded"}[r.State]
+	if reason == "" {
+		return nil
+	}
+	change, err := w.count(ctx, "execution")
+	if err != nil {
+		return err
+	}
+	return w.exec(ctx, `UPDATE execution SET state = 'CANCELED', reason = ?, entered_at = ?, updated_at = ?, version = version + 1, changed = ? WHERE rollout = ? AND state = 'QUEUED'`,
+		reason, ms(w.now), ms(w.now), change, r.ID)
+}
+
+// count gives the next number of its kind.
+func (w *writer) count(ctx context.Context, name string) (n int64, err error) {
+	return n, w.row(ctx, `UPDATE counter SET n = n + 1 WHERE name = ? RETURNING n`, name).Scan(&n)
 }
 
 // SetRollout moves a rollout of tenant t to a state if it stands in one of
@@ -154,25 +198,22 @@ func (s *Store) RunningRollouts(ctx context.Context) ([]fleet.Rollout, error) {
 func (s *Store) SetRollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, from []fleet.RolloutState, to fleet.RolloutState, reason string, ev fleet.AuditEvent) (fleet.Rollout, error) {
 	var r numbered[fleet.Rollout]
 	err := s.tx(ctx, func(ctx context.Context, w *writer) (err error) {
-		if r, err = scanRollout(w.row(ctx, `SELECT `+rolloutColumns+` FROM rollout WHERE id = ? AND tenant = ?`, id, t)); err != nil {
+		if r, err = scanRollout(w.row(ctx, `SELECT `+rolloutColumns+` WHERE r.id = ? AND r.tenant = ?`, id, t)); err != nil {
 			return err
 		}
 		if !slices.Contains(from, r.v.State) {
 			return fmt.Errorf("it is %s: %w", r.v.State, fleet.ErrConflict)
 		}
 		r.v.State, r.v.Reason = to, reason
-		if to == fleet.RolloutCompleted || to == fleet.RolloutAborted {
-			r.v.EndedAt = at(ms(w.now))
+		if to.Ended() {
+			r.v.EndedAt = w.now.Truncate(time.Millisecond).UTC()
 		}
-		if err := w.exec(ctx, `UPDATE rollout SET state = ?, reason = ?, ended_at = ? WHERE id = ?`, to, reason, ms(r.v.EndedAt), id); err != nil {
+		if err := w.exec(ctx, `UPDATE rollout SET state = ?, reason = ?, ended_at = ?, version = version + 1 WHERE id = ?`, to, reason, ms(r.v.EndedAt), id); err != nil {
 			return err
 		}
-		if to == fleet.RolloutAborted { // what was offered goes on at the device; what was not never will
-			err := w.exec(ctx, `UPDATE execution SET state = ?, reason = 'aborted', updated_at = ? WHERE rollout = ? AND state = ?`,
-				fleet.ExecCanceled, ms(w.now), id, fleet.ExecQueued)
-			if err != nil {
-				return err
-			}
+		r.v.Version++
+		if err := w.stop(ctx, r.v); err != nil {
+			return err
 		}
 		return w.audit(ctx, t, ev)
 	})
@@ -180,160 +221,4 @@ func (s *Store) SetRollout(ctx context.Context, t fleet.TenantID, id fleet.Rollo
 		return fleet.Rollout{}, fmt.Errorf("set rollout %s to %s: %w", id, to, err)
 	}
 	return r.v, nil
-}
-
-const executionColumns = `n, id, rollout, device, state, reason, text, from_value, to_value, done, total, offered_at, updated_at`
-
-func scanExecution(row scanner) (numbered[fleet.Execution], error) {
-	var n int64
-	var e fleet.Execution
-	var offered, updated int64
-	if err := row.Scan(&n, &e.ID, &e.Rollout, &e.Device, &e.State, &e.Reason, &e.Text, &e.From, &e.To, &e.Done, &e.Total, &offered, &updated); err != nil {
-		return numbered[fleet.Execution]{}, found(err)
-	}
-	e.OfferedAt, e.UpdatedAt = at(offered), at(updated)
-	return numbered[fleet.Execution]{n, e}, nil
-}
-
-// Enlist adds a queued execution for each member of a running rollout's group
-// that has none yet, and says how many it added. An empty group is all devices
-// of the tenant.
-func (s *Store) Enlist(ctx context.Context, id fleet.RolloutID) (int, error) {
-	const members = ` FROM device d JOIN rollout r ON r.tenant = d.tenant AND (r."group" = '' OR r."group" = d."group")
-		WHERE r.id = ? AND r.state = 'RUNNING' AND d.former_of = '' AND NOT EXISTS (SELECT 1 FROM execution e WHERE e.rollout = r.id AND e.device = d.id)`
-	var n int
-	if err := s.read.QueryRowContext(ctx, `SELECT COUNT(*)`+members, id).Scan(&n); err != nil {
-		return 0, fmt.Errorf("enlist for rollout %s: %w", id, err)
-	}
-	if n == 0 {
-		return 0, nil
-	}
-	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
-		rows, err := w.rows(ctx, `SELECT d.id`+members+` ORDER BY d.id`, id)
-		devices, err := list(rows, err, func(r scanner) (d fleet.DeviceID, err error) { return d, r.Scan(&d) })
-		if err != nil {
-			return err
-		}
-		n = len(devices)
-		for _, d := range devices {
-			if err := w.exec(ctx, `INSERT INTO execution (id, rollout, device, state, updated_at) VALUES (?, ?, ?, 'QUEUED', ?)`, newID("x-"), id, d, ms(w.now)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("enlist for rollout %s: %w", id, err)
-	}
-	return n, nil
-}
-
-// Executions lists the executions of a rollout of tenant t in the order in
-// which they were enlisted.
-func (s *Store) Executions(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, p fleet.Page) (items []fleet.Execution, next string, err error) {
-	if _, err := s.Rollout(ctx, t, id); err != nil {
-		return nil, "", err
-	}
-	start, err := after(p, 0)
-	if err != nil {
-		return nil, "", err
-	}
-	limit := p.Bounded()
-	rows, err := s.read.QueryContext(ctx, `SELECT `+executionColumns+` FROM execution WHERE rollout = ? AND n > ? ORDER BY n LIMIT ?`, id, start, limit+1)
-	found, err := list(rows, err, scanExecution)
-	if err != nil {
-		return nil, "", fmt.Errorf("executions of rollout %s: %w", id, err)
-	}
-	items, next = values(found, limit)
-	return items, next, nil
-}
-
-// OpenExecutions returns the executions of a device that have not ended and
-// whose rollout is running, oldest first. It is for dispatch.
-func (s *Store) OpenExecutions(ctx context.Context, device fleet.DeviceID) ([]fleet.Execution, error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT e.n, e.id, e.rollout, e.device, e.state, e.reason, e.text, e.from_value, e.to_value, e.done, e.total, e.offered_at, e.updated_at
-		FROM execution e JOIN rollout r ON r.id = e.rollout
-		WHERE e.device = ? AND r.state = 'RUNNING' AND e.state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'TIMED_OUT', 'CANCELED')
-		ORDER BY e.n`, device)
-	found, err := list(rows, err, scanExecution)
-	if err != nil {
-		return nil, fmt.Errorf("open executions of %s: %w", device, err)
-	}
-	items, _ := values(found, len(found))
-	return items, nil
-}
-
-// MoveExecution moves an execution if fleet says that it may move there, or
-// notes that more bytes are done in the state it stands in. It returns nil
-// when neither is so, and fleet.ErrInvalid for more bytes than can be kept.
-func (s *Store) MoveExecution(ctx context.Context, step ExecutionStep, when time.Time) (*fleet.Execution, error) {
-	var e *fleet.Execution
-	err := s.tx(ctx, func(ctx context.Context, w *writer) (err error) {
-		e, err = w.moveExecution(ctx, "", step, when)
-		return err
-	})
-	return e, err
-}
-
-// moveExecution is MoveExecution inside a transaction. With a device, only an
-// execution of that device moves.
-func (w *writer) moveExecution(ctx context.Context, device fleet.DeviceID, step ExecutionStep, when time.Time) (*fleet.Execution, error) {
-	if err := errors.Join(number("bytes done", step.Done), number("bytes in total", step.Total)); err != nil {
-		return nil, fmt.Errorf("move execution %s: %w", step.ID, err)
-	}
-	row, err := scanExecution(w.row(ctx, `SELECT `+executionColumns+` FROM execution WHERE id = ? AND (device = ? OR ? = '')`, step.ID, device, device))
-	if errors.Is(err, fleet.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("move execution %s: %w", step.ID, err)
-	}
-	e := row.v
-	further := step.State == e.State && !e.State.Ended() && step.Done > e.Done
-	if !further && !e.State.MayBecome(step.State) {
-		return nil, nil
-	}
-	e.State, e.Reason, e.Text, e.UpdatedAt = step.State, step.Reason, step.Text, at(ms(when))
-	if step.From != "" {
-		e.From = step.From
-	}
-	if step.To != "" {
-		e.To = step.To
-	}
-	if step.Total != 0 {
-		e.Done, e.Total = step.Done, step.Total
-	} else { // not known to the device, or not said again
-		e.Done = max(e.Done, step.Done)
-	}
-	if e.OfferedAt.IsZero() && e.State != fleet.ExecCanceled {
-		e.OfferedAt = e.UpdatedAt // the first move is the offer, whatever is heard of it first
-	}
-	if err := w.exec(ctx, `UPDATE execution SET state = ?, reason = ?, text = ?, from_value = ?, to_value = ?, done = ?, total = ?, offered_at = ?, updated_at = ? WHERE id = ?`,
-		e.State, e.Reason, e.Text, e.From, e.To, e.Done, e.Total, ms(e.OfferedAt), ms(e.UpdatedAt), e.ID); err != nil {
-		return nil, fmt.Errorf("move execution %s: %w", step.ID, err)
-	}
-	if e.State.Ended() {
-		if err := w.settleBoot(ctx, e); err != nil {
-			return nil, fmt.Errorf("settle boot of execution %s: %w", step.ID, err)
-		}
-	}
-	return &e, nil
-}
-
-// Counts says how many executions of a rollout stand where. It is for the
-// rollout loop and for whoever has read the rollout by its tenant.
-func (s *Store) Counts(ctx context.Context, id fleet.RolloutID) (map[fleet.ExecutionState]int, error) {
-	counts := map[fleet.ExecutionState]int{}
-	rows, err := s.read.QueryContext(ctx, `SELECT state, COUNT(*) FROM execution WHERE rollout = ? GROUP BY state`, id)
-	_, err = list(rows, err, func(r scanner) (struct{}, error) {
-		var state fleet.ExecutionState
-		var n int
-		err := r.Scan(&state, &n)
-		counts[state] = n
-		return struct{}{}, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("counts of rollout %s: %w", id, err)
-	}
-	return counts, nil
 }

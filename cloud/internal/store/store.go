@@ -53,6 +53,8 @@ type Store struct {
 	jobs    []*job                   // that wait for the next shared commit
 	touched map[fleet.DeviceID]int64 // steady verdicts that wait for theirs, and their time
 	soon    *time.Timer              // writes them
+
+	enlisted map[fleet.RolloutID]int64 // members counted when all that a rollout reaches were taken in
 }
 
 // Open opens or creates the database in dir and brings its schema up to date.
@@ -70,7 +72,7 @@ func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{log: log, w: make(chan *writer, 1), touched: map[fleet.DeviceID]int64{}}
+	s := &Store{log: log, w: make(chan *writer, 1), touched: map[fleet.DeviceID]int64{}, enlisted: map[fleet.RolloutID]int64{}}
 	if s.write, err = sql.Open("sqlite3", dsn(path, "&_synchronous=FULL")); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -131,6 +133,7 @@ type writer struct {
 	conn   *sql.Conn
 	stmts  map[string]*sql.Stmt
 	now    time.Time // of the present transaction
+	slot   int64     // of the newest trouble
 	boots  map[bootKey]int64
 	series map[seriesKey]int64
 }

@@ -374,6 +374,23 @@ func TestMigrates(t *testing.T) {
 			if es, _, err := s.Executions(ctx, "main", "r1", fleet.Page{}); err != nil || len(es) != 1 || es[0].State != fleet.ExecDownloading {
 				t.Errorf("executions: got %+v, %v", es, err)
 			}
+			r, err := s.Rollout(ctx, "main", "r1")
+			if err != nil || r.Spec.Filter.Group != "canary" || r.Spec.Deadline != time.Hour || r.Spec.Gate.BadCap != 1 || r.Spec.Gate.Bad != 100 || r.Spec.Attempts != 1 || r.Version < 1 || !r.StartedAt.Equal(r.CreatedAt) {
+				t.Errorf("rollout: got %+v, %v", r, err)
+			}
+			if version >= 5 && (len(r.Waves) != 1 || r.Waves[0].State != fleet.WaveRunning || len(r.Holds) != 1 || r.Holds[0].Model != "bad") {
+				t.Errorf("waves and holds: got %+v, %+v", r.Waves, r.Holds)
+			}
+			us, cursor, err := s.Units(ctx, "r1", 0)
+			if err != nil || len(us) != 1 || cursor != 1 || us[0].Wave != 0 || us[0].Site != "berlin" || us[0].EnteredAt.IsZero() || version >= 4 && us[0].Attempt != 1 {
+				t.Errorf("units: got %+v up to %d, %v", us, cursor, err)
+			}
+			if rel, err := s.ReleaseOf(ctx, "main", "agent/1.0.0"); err != nil || rel.Component != "agent" || rel.Withdrawn || len(rel.Models) != 0 {
+				t.Errorf("release: got %+v, %v", rel, err)
+			}
+			if l, err := s.Sites(ctx, "main"); err != nil || len(l) != 1 || l[0].Devices != 1 || version >= 5 && l[0].Zone != "Europe/Berlin" {
+				t.Errorf("sites: got %+v, %v", l, err)
+			}
 			if tok, err := s.TokenByHash(ctx, [32]byte{}); err != nil || tok.Role != fleet.Admin {
 				t.Errorf("token: got %+v, %v", tok, err)
 			}
@@ -401,6 +418,16 @@ func TestMigrates(t *testing.T) {
 			}}})
 			if err != nil || out[0].NewSamples != 1 || out[0].Duplicates != 1 {
 				t.Errorf("commit: got %+v, %v, want one new and one duplicate", out, err)
+			}
+			if x, err := s.MoveExecution(ctx, store.ExecutionStep{ID: "x1", State: fleet.ExecStaged}, noon); err != nil || x == nil || x.State != fleet.ExecStaged {
+				t.Errorf("move: got %+v, %v", x, err)
+			}
+			if us, _, err := s.Units(ctx, "r1", cursor); err != nil || len(us) != 1 || us[0].State != fleet.ExecStaged {
+				t.Errorf("units that changed: got %+v, %v", us, err)
+			}
+			r.State, r.Reason = fleet.RolloutPaused, "as it should"
+			if r, err = s.SaveRollout(ctx, r, event("rollout.pause")); err != nil || r.State != fleet.RolloutPaused {
+				t.Errorf("save: got %+v, %v", r, err)
 			}
 			must(t, s.Audit(ctx, event("service.start")))
 			must(t, s.Appraised(ctx, good("d1", "agent/1.0.0", "new", noon), false))

@@ -48,6 +48,8 @@ type tally struct {
 	tenant  fleet.TenantID
 	samples int
 	seen    int64
+	faults  int
+	crashes uint64
 
 	audit   bool // the fields below were read
 	head    uint64
@@ -102,7 +104,7 @@ func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
 		return err
 	}
 	if in.Report != nil {
-		if err := g.report(ctx, in); err != nil {
+		if err := g.report(ctx, t, in, out); err != nil {
 			return err
 		}
 	}
@@ -216,6 +218,9 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 		if added {
 			out.NewAudit++
 			t.added++
+			if ev.Kind == "peripheral.fault" && in.At.Sub(ev.At) < trustedAge {
+				t.faults++
+			}
 			if ev.Seq > t.head {
 				t.head, t.hash = ev.Seq, ev.Hash
 				continue
@@ -277,7 +282,7 @@ func (w *writer) fits(ctx context.Context, ev fleet.AuditEvent) (bool, error) {
 	return wrong == 0 && (ev.Seq > 1 || ev.Prev == [32]byte{}), err
 }
 
-func (g *group) report(ctx context.Context, in *Intake) error {
+func (g *group) report(ctx context.Context, t *tally, in *Intake, out *Outcome) error {
 	r := in.Report
 	if err := number("sequence", r.Seq); err != nil {
 		return err
@@ -295,10 +300,13 @@ func (g *group) report(ctx context.Context, in *Intake) error {
 	if err == nil && !next.newer(have) {
 		return nil
 	}
-	return g.w.exec(ctx, `INSERT INTO state (device, boot, seq, sent, stored_at, agent_version, slot, raw) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+	if err := g.w.exec(ctx, `INSERT INTO state (device, boot, seq, sent, stored_at, agent_version, slot, raw) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (device) DO UPDATE SET boot = excluded.boot, seq = excluded.seq, sent = excluded.sent, stored_at = excluded.stored_at,
 		agent_version = excluded.agent_version, slot = excluded.slot, raw = excluded.raw`,
-		in.Device, next.boot, next.seq, next.sent, next.arrived, r.AgentVersion, r.Slot, blob(r.Raw))
+		in.Device, next.boot, next.seq, next.sent, next.arrived, r.AgentVersion, r.Slot, blob(r.Raw)); err != nil {
+		return err
+	}
+	return g.truth(ctx, t, in, out)
 }
 
 // version orders the reports of one device.
@@ -328,6 +336,11 @@ func (g *group) flush(ctx context.Context) error {
 		if err := g.w.exec(ctx, `UPDATE device SET samples = samples + ?, last_seen = CASE WHEN ? > last_seen THEN ? ELSE last_seen END WHERE id = ?`,
 			t.samples, t.seen, t.seen, id); err != nil {
 			return err
+		}
+		if t.faults > 0 || t.crashes > 0 {
+			if err := g.w.trouble(ctx, id, at(t.seen), t.faults, 0, t.crashes); err != nil {
+				return err
+			}
 		}
 		if !t.audit {
 			continue

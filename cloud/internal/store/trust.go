@@ -263,7 +263,7 @@ const superseded = `EXISTS (SELECT 1 FROM execution e2 JOIN rollout r2 ON r2.id 
 // One that ran out of time counts until another was installed: what a slow
 // device says later is the truth.
 const offered = `WITH offered AS (SELECT r.n, r."release" FROM execution e JOIN rollout r ON r.id = e.rollout
-	WHERE e.device = ? AND e.offered_at > 0 AND e.state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'CANCELED')
+	WHERE e.device = ? AND (e.offered_at > 0 OR e.attempt > 0) AND e.state NOT IN ('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'CANCELED', 'REMOVED')
 	AND NOT ` + superseded + `) `
 
 // OfferedRelease returns the release that a device was offered last and may

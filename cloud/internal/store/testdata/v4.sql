@@ -16,7 +16,7 @@ VALUES (1, 'c1', 'main', 'd1', 1, 'identify', '{"seconds":"5"}', 'anna', 'find i
 INSERT INTO "release" (n, id, class, version, targets, published_at, published_by) VALUES (1, 'agent/1.0.0', 'agent', '1.0.0', '[]', 1790000000000, 'anna');
 INSERT INTO rollout (n, id, tenant, "release", "group", state, reason, created_at, created_by, ended_at, deadline, max_failed, repair)
 VALUES (1, 'r1', 'main', 'agent/1.0.0', 'canary', 'RUNNING', '', 1790000000000, 'anna', 0, 3600000, 1, 0);
-INSERT INTO execution (n, id, rollout, device, state, updated_at) VALUES (1, 'x1', 'r1', 'd1', 'DOWNLOADING', 1790000000000);
+INSERT INTO execution (n, id, rollout, device, state, offered_at, updated_at) VALUES (1, 'x1', 'r1', 'd1', 'DOWNLOADING', 1790000000000, 1790000000000);
 INSERT INTO token (id, tenant, name, role, hash, created_at, expires_at) VALUES ('t1', 'main', 'first', 'admin', X'0000000000000000000000000000000000000000000000000000000000000000', 1790000000000, 0);
 INSERT INTO listing (ek_hash, tenant, model, serial, site, "group", added_at) VALUES ('ek1', 'main', 'vend-1', 'S1', 'berlin', 'canary', 1789000000000);
 UPDATE device SET findings = '[{"check":"boot.unjudged","text":"nothing to compare with"}]', boot_digest = X'44', boot_release = 'agent/1.0.0', waiver_until = 1790003600000,
