@@ -8,11 +8,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,6 +22,7 @@ import (
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/telemetry"
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/update/binary"
 	"github.com/tillward/tillward/agent/internal/vault"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/hal"
@@ -96,8 +95,11 @@ type Agent struct {
 }
 
 // Launch gives way to the agent of the slot that is to run (docs/adr/0002). It
-// returns the slot this process runs from. Call it first in main.
-func Launch(cfg Config) (string, error) { return update.Launch(filepath.Join(cfg.StateDir, "agent")) }
+// returns the slot this process, of the given version, runs from. Call it first
+// in main.
+func Launch(cfg Config, version string) (string, error) {
+	return binary.Launch(filepath.Join(cfg.StateDir, "agent"), version)
+}
 
 // New returns an agent; Run opens what it needs.
 func New(cfg Config, o Options) *Agent {
@@ -143,7 +145,7 @@ func (a *Agent) live(ctx context.Context) error {
 	watched := make(chan struct{})
 	g.Go(func() error { defer close(watched); return a.watch(watching) })
 	g.Go(func() error { return a.belong(inner) })
-	g.Go(func() error { return a.machine.Run(inner) })
+	g.Go(func() error { return a.update(inner) })
 	g.Go(func() error { return a.part(inner) })
 	g.Go(func() error {
 		why := "stop"
@@ -342,78 +344,6 @@ func (a *Agent) isOnline() bool {
 	return a.online
 }
 
-// newMachine wires the update room.
-func (a *Agent) newMachine() (*update.Machine, error) {
-	return update.New(update.Options{
-		Dir: filepath.Join(a.cfg.StateDir, "agent"), Version: a.o.Version, Slot: a.o.Slot, OS: runtime.GOOS, Arch: runtime.GOARCH,
-		Releases: releases{a}, TargetsURL: a.targetsURL, Client: a.httpClient,
-		Report: a.reportUpdate, Record: a.note, Gate: a.gate, Ready: a.sealable,
-		Checks: []update.Check{
-			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
-			{Name: "what is sealed can be opened", Run: func(context.Context) error { return a.opensAsBefore() }},
-			{Name: "the broker is reached and the device trusted as before", Run: a.trustedAsBefore},
-			{Name: "release metadata is refreshed", Run: func(ctx context.Context) error { return releases{a}.refresh(ctx) }},
-		},
-		CheckFor: a.cfg.Update.CheckFor.Duration, Log: a.log,
-	})
-}
-
-// keyRepair holds the execution that came while the box was in quarantine.
-const keyRepair = "update.repair"
-
-// trustedAsBefore wants an agent on trial attested, unless it came to a box
-// that was in quarantine: there it is enough to be heard.
-func (a *Agent) trustedAsBefore(ctx context.Context) error {
-	if a.isOnline() {
-		return nil
-	}
-	b, err := a.spool.Load(ctx, keyRepair)
-	if err != nil {
-		return err
-	}
-	if len(b) > 0 && a.isHeld() {
-		return nil
-	}
-	return errors.New("not attested yet")
-}
-
-// noteRepair remembers whether an offer came to a box in quarantine.
-func (a *Agent) noteRepair(ctx context.Context, execution string) error {
-	if !a.isHeld() {
-		execution = ""
-	}
-	b, err := a.spool.Load(ctx, keyRepair)
-	if err != nil || string(b) == execution {
-		return err
-	}
-	return a.spool.Save(ctx, keyRepair, []byte(execution), "", nil)
-}
-
-func (a *Agent) isHeld() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.held
-}
-
-// driversLoaded compares with the configuration: whether a device is there is
-// not the agent's fault, whether its driver opened is.
-func (a *Agent) driversLoaded() error {
-	if len(a.devices) < len(a.cfg.Devices) {
-		return fmt.Errorf("%d of %d drivers opened", len(a.devices), len(a.cfg.Devices))
-	}
-	return nil
-}
-
-// reportUpdate queues where an execution stands.
-func (a *Agent) reportUpdate(ctx context.Context, p update.Progress) error {
-	return a.spool.Compose(ctx, spool.Keep, string(wire.Result), func() ([]byte, error) {
-		return wire.Encode(&wire.ResultReport{
-			Head: a.heads.Next(), Kind: wire.OrderOffer, ID: p.Execution, State: p.State, Reason: p.Reason, Text: cut(p.Text, wire.MaxText),
-			From: p.From, To: p.To, Done: uint64(max(p.Done, 0)), Total: uint64(max(p.Total, 0)),
-		})
-	}, nil)
-}
-
 func cut(s string, n int) string {
 	if len(s) <= n {
 		return s
@@ -422,25 +352,6 @@ func cut(s string, n int) string {
 		n--
 	}
 	return s[:n]
-}
-
-// gate says why an update has to wait; empty: it need not.
-func (a *Agent) gate() string {
-	if l := a.cfg.Update.IdleLock; l != "" {
-		if _, err := os.Stat(l); err == nil {
-			return "idle-lock"
-		}
-	}
-	if a.spool.Full() {
-		return "audit-full"
-	}
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(a.cfg.StateDir, &fs); err == nil {
-		if free := fs.Bavail * uint64(fs.Bsize); free < uint64(a.cfg.Update.MinFreeMiB)<<20 { // #nosec G115 -- sizes are positive
-			return "space"
-		}
-	}
-	return ""
 }
 
 func (a *Agent) applyLevel() {

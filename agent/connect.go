@@ -26,7 +26,6 @@ import (
 	"github.com/tillward/tillward/agent/internal/discover"
 	"github.com/tillward/tillward/agent/internal/link"
 	"github.com/tillward/tillward/agent/internal/member"
-	"github.com/tillward/tillward/agent/internal/update"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/boot"
 	"github.com/tillward/tillward/provisioning/enrol"
@@ -320,36 +319,6 @@ func (a *Agent) tellVerdict(ctx context.Context, is link.Status) {
 	a.record(ctx, "attest."+is.Verdict, severity, is.Broker, detail)
 }
 
-// offered takes an offer: the order is verified here, the release by TUF.
-func (a *Agent) offered(ctx context.Context, m *membership, payload []byte) bool {
-	o, err := wire.Decode[wire.Order](payload)
-	if err == nil && o.Kind != wire.OrderOffer {
-		err = fmt.Errorf("order of kind %q on the offer topic", o.Kind)
-	}
-	if err == nil {
-		err = m.keys.VerifyOrder(o.Kind, o.Payload, o.KeyID, o.Signature)
-	}
-	var offer wire.OfferOrder
-	if err == nil {
-		offer, err = wire.Decode[wire.OfferOrder](o.Payload)
-	}
-	if err == nil && (offer.Device != m.Device || offer.Tenant != m.Tenant || offer.Class != "agent") {
-		err = errors.New("offer is for another device or of an unknown class")
-	}
-	if err != nil {
-		a.log.Error("offer refused", slog.Any("err", err))
-		a.record(ctx, "update.offer-refused", "alarm", "", map[string]string{"reason": cut(err.Error(), wire.MaxText)})
-		return true
-	}
-	if err := a.noteRepair(ctx, offer.Execution); err != nil {
-		a.log.Error("offer not taken", slog.Any("err", err))
-		return false // it is sent again
-	}
-	return a.machine.Submit(update.Offer{
-		Execution: offer.Execution, Version: offer.Version, Target: offer.Target, NotAfter: time.UnixMilli(offer.NotAfter),
-	})
-}
-
 // fetchTime is how long a metadata file may take: a service that stops in the
 // middle of one must not hold up what comes after.
 const fetchTime = 2 * time.Minute
@@ -386,37 +355,3 @@ func (a *Agent) current() *membership {
 }
 
 var errNoMember = errors.New("the device is not a member of a fleet yet")
-
-func (a *Agent) targetsURL() string {
-	if m := a.current(); m != nil {
-		return m.Artifacts + "/targets"
-	}
-	return ""
-}
-
-func (a *Agent) httpClient() (*http.Client, error) {
-	if m := a.current(); m != nil {
-		return m.http, nil
-	}
-	return nil, errNoMember
-}
-
-// releases asks TUF, once the device is a member.
-type releases struct{ a *Agent }
-
-// Target implements update.Releases.
-func (r releases) Target(ctx context.Context, path string) (trust.Target, error) {
-	m := r.a.current()
-	if m == nil {
-		return trust.Target{}, errNoMember
-	}
-	return m.tuf.Target(ctx, path)
-}
-
-func (r releases) refresh(ctx context.Context) error {
-	m := r.a.current()
-	if m == nil {
-		return errNoMember
-	}
-	return m.tuf.Refresh(ctx)
-}

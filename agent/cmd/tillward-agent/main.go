@@ -74,7 +74,7 @@ func run() int {
 	if *status {
 		return printStatus(cfg, o)
 	}
-	if o.Slot, err = agent.Launch(cfg); err != nil {
+	if o.Slot, err = agent.Launch(cfg, version); err != nil {
 		log.Error("launch", slog.Any("err", err)) // the golden agent runs on
 	}
 	debug.SetGCPercent(50) // a till has memory for selling first

@@ -48,6 +48,8 @@ type Truth struct {
 	Hash    string // hex, of what was installed
 	Trial   bool   // it has not proved itself
 	Failed  string // why a trial was ended without us: by the launcher, the boot loader
+
+	Execution string // whose trial it is, where that is known
 }
 
 // Handler installs one class of artifact. Whatever it does it can do again
@@ -71,4 +73,10 @@ func Refuse(reason, format string, args ...any) error {
 // Fail returns an error that ends the execution as FAILED.
 func Fail(reason, format string, args ...any) error {
 	return &refusal{failed, reason, fmt.Errorf(format, args...)}
+}
+
+// Hold returns an error that makes the execution wait, and be tried again: the
+// reason is a code for machines.
+func Hold(reason, format string, args ...any) error {
+	return &hold{reason, fmt.Sprintf(format, args...)}
 }

@@ -1,25 +1,40 @@
+// Package update brings releases into the box and undoes them when they do not
+// prove themselves.
+//
+// It owns the way from an offer to its end - wait, fetch, verify, stage, try,
+// check, keep or go back - and the journal of it. What a class of artifacts
+// needs done is behind a Handler. What is genuine is decided by
+// provisioning/trust alone; the fleet service can only point, and delay.
+//
+// It promises that an offer is carried out once: a power cut at any instruction
+// leaves what ran before, or what is on trial, and the next start finds out
+// which and says so. What runs counts, whatever the journal hoped for. One
+// execution is in work at a time.
+//
+// It exports more names than other rooms because its handlers are rooms of
+// their own and stand on its words.
 package update
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
-
-	"golang.org/x/mod/semver"
 
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
-// ErrRestart is returned by Run when another slot is to be started: the agent
-// ends and its supervisor starts it again.
-var ErrRestart = errors.New("the agent must be started again")
+// Errors with which Run ends on purpose.
+var (
+	ErrRestart = errors.New("the agent must be started again") // by its supervisor
+	ErrReboot  = errors.New("the box must be started again")
+)
 
 // States of an execution on the device, as they go on the wire.
 const (
@@ -38,17 +53,65 @@ const (
 	rejected    = "REJECTED"
 )
 
-// Offer is one execution of a rollout, its order verified.
+// Span is a stretch of time.
+type Span struct {
+	From time.Time `json:"from"`
+	To   time.Time `json:"to"`
+}
+
+// Offer is one execution of a rollout, or of an update medium, its order
+// verified.
 type Offer struct {
-	Execution string    `json:"execution"`
-	Version   string    `json:"version"`
-	Target    string    `json:"target"` // TUF target folder
-	NotAfter  time.Time `json:"not_after"`
+	Execution string                   `json:"execution"`
+	Attempt   uint32                   `json:"attempt,omitempty"`
+	Class     string                   `json:"class,omitempty"` // empty: agent
+	Version   string                   `json:"version"`
+	Target    string                   `json:"target"` // TUF target folder: {component}/{version}
+	NotAfter  time.Time                `json:"not_after"`
+	Download  []Span                   `json:"download,omitempty"` // when it may be fetched; none: at any time
+	Install   []Span                   `json:"install,omitempty"`  // when the till may be touched; none: at any time
+	Steps     map[string]time.Duration `json:"steps,omitempty"`    // that a state may take, by its name
+	Peers     []string                 `json:"peers,omitempty"`    // host:port
+	RateKiB   uint32                   `json:"rate_kib,omitempty"`
+	Medium    string                   `json:"medium,omitempty"` // folder it lies in; empty: the service has it
+	Rollout   string                   `json:"rollout,omitempty"`
+}
+
+// component is what the offer would replace.
+func (o Offer) component() string {
+	target := strings.TrimSuffix(o.Target, "/")
+	if c, ok := strings.CutSuffix(target, "/"+o.Version); ok {
+		return c
+	}
+	return target
+}
+
+// class is the class of artifact offered.
+func (o Offer) class() string {
+	if o.Class == "" {
+		return trust.ClassAgent // an offer of before there were others
+	}
+	return o.Class
+}
+
+// Bytes says where the bytes of an artifact came from.
+type Bytes struct {
+	Wire   int64 `json:"wire,omitempty"`
+	Peer   int64 `json:"peer,omitempty"`
+	Medium int64 `json:"medium,omitempty"`
+	Reused int64 `json:"reused,omitempty"`
+}
+
+func (b Bytes) plus(c Bytes) Bytes {
+	return Bytes{b.Wire + c.Wire, b.Peer + c.Peer, b.Medium + c.Medium, b.Reused + c.Reused}
 }
 
 // Progress is where an execution stands.
 type Progress struct {
 	Execution string `json:"execution"`
+	Component string `json:"component,omitempty"`
+	Attempt   uint32 `json:"attempt,omitempty"`
+	Step      uint32 `json:"step,omitempty"` // counts the reports of an attempt
 	State     string `json:"state"`
 	Reason    string `json:"reason,omitempty"` // a code
 	Text      string `json:"text,omitempty"`
@@ -56,6 +119,7 @@ type Progress struct {
 	To        string `json:"to,omitempty"`
 	Done      int64  `json:"done,omitempty"`
 	Total     int64  `json:"total,omitempty"` // bytes
+	Bytes     Bytes  `json:"bytes,omitzero"`
 }
 
 // Releases says what is genuine; trust.Client fits.
@@ -63,27 +127,75 @@ type Releases interface {
 	Target(ctx context.Context, path string) (trust.Target, error)
 }
 
-// Check is one thing a new agent must be able to do.
-type Check struct {
-	Name string
-	Run  func(ctx context.Context) error
+// Order is what a Content is to get.
+type Order struct {
+	Execution string
+	Component string
+	Target    trust.Target
+	Peers     []string
+	RateKiB   uint32
+	Medium    string
+	Seed      func() (io.ReadCloser, error) // what runs, as the target would be; nil: nothing like it
+	Told      func(done, total int64, b Bytes)
 }
+
+// Content gets the bytes of targets. What was cut short it goes on with.
+type Content interface {
+	// Get returns a file that is the whole target, verified. Errors: Refuse, Fail
+	// and Hold; any other is tried again.
+	Get(ctx context.Context, o Order) (path string, err error)
+	// Open gives a target to read as it is fetched, unverified. It ends with ctx.
+	Open(ctx context.Context, o Order) (io.ReaderAt, error)
+	// Drop removes what was fetched of a target.
+	Drop(t trust.Target)
+}
+
+// Streamer is a Handler that can do without the whole content on the disk.
+type Streamer interface{ Streams(t trust.Target) bool }
+
+// Seeder is a Handler that can give back what it installed, as the content of
+// the target it came from, or something like it.
+type Seeder interface {
+	Seed(component string) (io.ReadCloser, error)
+}
+
+// Check is one thing that a box must be able to do after an update.
+type Check struct {
+	Name    string
+	Classes []string // of artifacts that it judges; none: all
+	Of      string   // must have been OK in the baseline, or says nothing; empty: it counts always
+	Run     func(ctx context.Context) error
+}
+
+// Phase is a part of the way that has to wait for its time.
+type Phase int
+
+// The phases.
+const (
+	Fetch Phase = iota // bytes are fetched; the till is not touched
+	Touch              // the till is touched: its disk written, something started anew
+)
 
 // Options of a Machine.
 type Options struct {
-	Dir        string // for slots, trial and journal
-	Version    string // that runs
-	Slot       string // it runs from
-	OS, Arch   string
-	Releases   Releases
-	TargetsURL func() string // base of artifacts; empty while unknown
-	Client     func() (*http.Client, error)
-	Report     func(ctx context.Context, p Progress) error // durable
-	Record     func(ctx context.Context, kind, severity, subject string, detail map[string]string) error
-	Gate       func() string // why to wait; empty: go on
-	// Ready prepares the box for a release before it is fetched, and says why it
-	// must not have it; empty: it may. An error is tried again. May be nil.
-	Ready    func(ctx context.Context, version string) (reason string, err error)
+	Dir       string             // of the journal
+	Handlers  map[string]Handler // by class
+	Installed []Component        // what the box had from the start
+	Releases  Releases
+	Content   Content
+	Medium    func(dir string) Releases                   // what the metadata of a medium vouches for; nil: none is taken
+	Names     func(o Offer) string                        // of the target of an offer
+	Report    func(ctx context.Context, p Progress) error // durable
+	Record    func(ctx context.Context, kind, severity, subject string, detail map[string]string) error
+	// Gate says why to wait, as a code and for people; empty: go on. need is how
+	// many bytes the disk must take.
+	Gate func(p Phase, need int64) (reason, text string)
+	// Permit says why the box must not have a target, as a code and for people;
+	// empty: it may. It prepares the box for it. An error is tried again. May be nil.
+	Permit func(ctx context.Context, o Offer, t trust.Target) (reason, text string, err error)
+	// Health is how everything on the box is, by its name: OK, or what is wrong.
+	// An error: that is not known yet. May be nil.
+	Health   func(ctx context.Context) (map[string]string, error)
 	Checks   []Check
 	CheckFor time.Duration
 	Log      *slog.Logger
@@ -94,140 +206,106 @@ type Options struct {
 
 // Machine carries out one offer at a time.
 type Machine struct {
-	o      Options
-	s      slots
-	offers chan Offer
+	o    Options
+	wake chan struct{}
+
+	mu        sync.Mutex
+	mail      []Offer
+	interrupt context.CancelCauseFunc // ends what may be interrupted; nil: nothing
+	current   string                  // execution in work
+	truths    []Running
+	settled   bool
 }
 
-// journal is journal.json: the offer in work, and how the last ones ended.
-type journal struct {
-	Offer *Offer     `json:"offer,omitempty"`
-	State string     `json:"state,omitempty"` // of Offer
-	From  string     `json:"from,omitempty"`
-	Ended []Progress `json:"ended,omitempty"`
-}
+const maxMail = 8
 
-const remembered = 32 // ended executions in the journal
+// errMail says that an offer came in while something was done that may be
+// interrupted.
+var errMail = errors.New("another offer came")
 
-// New opens the folder and returns a Machine; Run works.
+// New returns a Machine; Run works.
 func New(o Options) (*Machine, error) {
-	for _, slot := range []string{"a", "b"} {
-		if err := os.MkdirAll(filepath.Join(o.Dir, slot), 0o700); err != nil {
-			return nil, fmt.Errorf("update slots: %w", err)
-		}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("update journal: %w", err)
 	}
 	if o.Step == nil {
 		o.Step = func(string) {}
 	}
-	return &Machine{o: o, s: slots{o.Dir}, offers: make(chan Offer, 8)}, nil
+	return &Machine{o: o, wake: make(chan struct{}, 1)}, nil
 }
 
 // Submit hands in an offer; false when there are too many.
 func (m *Machine) Submit(o Offer) bool {
-	select {
-	case m.offers <- o:
-		return true
-	default:
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.mail) >= maxMail {
 		return false
 	}
+	m.mail = append(m.mail, o)
+	if m.interrupt != nil {
+		m.interrupt(errMail)
+	}
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+	return true
 }
 
-// OnTrial reports whether the agent that runs has yet to prove itself: nothing
-// must be done that the one before could not live with.
-func (m *Machine) OnTrial() bool { return m.s.trial() != nil }
-
 // Run finishes what was begun before the last start, then works on offers. It
-// returns nil when ctx ends, or ErrRestart.
+// returns nil when ctx ends, or ErrRestart or ErrReboot.
 func (m *Machine) Run(ctx context.Context) error {
 	j := m.journal()
-	if err := m.resume(ctx, &j); err != nil {
+	if err := m.settle(ctx, &j); err != nil {
 		return quiet(ctx, err)
 	}
 	for {
+		if err := m.sort(ctx, &j); err != nil {
+			return quiet(ctx, err)
+		}
+		if j.Offer != nil {
+			if err := m.work(ctx, &j); err != nil {
+				return quiet(ctx, err)
+			}
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case o := <-m.offers:
-			if err := m.take(ctx, &j, o); err != nil {
-				return quiet(ctx, err)
-			}
+		case <-m.wake:
 		}
 	}
 }
 
 // quiet turns the end of ctx into nil.
 func quiet(ctx context.Context, err error) error {
-	if ctx.Err() != nil && !errors.Is(err, ErrRestart) {
+	if ctx.Err() != nil && !errors.Is(err, ErrRestart) && !errors.Is(err, ErrReboot) {
 		return nil
 	}
 	return err
 }
 
-func (m *Machine) journal() journal {
-	var j journal
-	if err := load(filepath.Join(m.o.Dir, "journal.json"), &j); err != nil && !errors.Is(err, os.ErrNotExist) {
-		m.o.Log.Error("update journal is unreadable and begins anew", slog.Any("err", err))
-	}
-	return j
+// Execution returns what is in work; empty: nothing.
+func (m *Machine) Execution() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.current
 }
 
-func (m *Machine) keep(j *journal) error { return save(filepath.Join(m.o.Dir, "journal.json"), j) }
-
-// resume settles what a restart interrupted. Boot truth wins: what runs is
-// what counts, whatever the journal hoped for.
-func (m *Machine) resume(ctx context.Context, j *journal) error {
-	t := m.s.trial()
-	switch {
-	case t == nil:
-	case t.Failed != "" && t.Slot == m.o.Slot: // cut between giving up and switching back
-		if err := m.s.giveUp(t, t.Failed); err != nil {
-			return err
-		}
-		return ErrRestart
-	case t.Failed != "": // the launcher, or we, went back
-		if err := m.s.setTrial(nil); err != nil {
-			return err
-		}
-		if j.Offer != nil && j.Offer.Execution == t.Execution {
-			return m.end(ctx, j, Progress{State: rolledBack, Reason: "unproven", Text: t.Failed})
-		}
-	case t.Slot == m.o.Slot:
-		return m.prove(ctx, j, t)
-	default: // the trial was written, the link not yet switched
-		if err := m.s.setTrial(nil); err != nil {
-			return err
-		}
-	}
-	if j.Offer == nil {
-		return nil
-	}
-	if j.Offer.Version == m.o.Version { // proved, and cut before the journal knew
-		return m.end(ctx, j, Progress{State: succeeded})
-	}
-	return m.work(ctx, j)
+// Truth returns what runs, as found last.
+func (m *Machine) Truth() []Running {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.truths)
 }
 
-// take begins with an offer, unless it is known.
-func (m *Machine) take(ctx context.Context, j *journal, o Offer) error {
-	for _, p := range j.Ended {
-		if p.Execution == o.Execution {
-			return m.o.Report(ctx, p) // redelivered: told again, never run again
-		}
-	}
-	if j.Offer != nil && j.Offer.Execution != o.Execution {
-		m.o.Log.Warn("offer replaced by a newer one", slog.String("execution", j.Offer.Execution))
-		if err := m.end(ctx, j, Progress{State: failed, Reason: "superseded", Text: "another offer came"}); err != nil {
-			return err
-		}
-	}
-	j.Offer, j.State, j.From = &o, offered, m.o.Version
-	if err := m.keep(j); err != nil {
-		return err
-	}
-	if err := m.o.Record(ctx, "update.offered", "info", o.Execution, map[string]string{"version": o.Version}); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	return m.work(ctx, j)
+// OnTrial reports whether something that runs has yet to prove itself: nothing
+// must be done that what was there before could not live with. While nothing is
+// known it reports that, too.
+func (m *Machine) OnTrial() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.settled || slices.ContainsFunc(m.truths, func(r Running) bool { return r.Trial })
 }
 
 // refusal ends an execution for a reason that trying again does not change.
@@ -242,181 +320,8 @@ func (r *refusal) Error() string { return r.err.Error() }
 // Unwrap returns the cause.
 func (r *refusal) Unwrap() error { return r.err }
 
-// work tries the offer until it is installed, refused, or out of date. What is
-// only a matter of time - network, disk - is tried again with a growing pause.
-func (m *Machine) work(ctx context.Context, j *journal) error {
-	pause := time.Second
-	for {
-		err := m.install(ctx, j)
-		if errors.Is(err, ErrRestart) || ctx.Err() != nil {
-			return err
-		}
-		if r, ok := errors.AsType[*refusal](err); ok {
-			return m.end(ctx, j, Progress{State: r.state, Reason: r.reason, Text: err.Error()})
-		}
-		m.o.Log.Warn("update will be tried again", slog.String("version", j.Offer.Version), slog.Duration("in", pause), slog.Any("err", err))
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case o := <-m.offers:
-			if o.Execution != j.Offer.Execution {
-				return m.take(ctx, j, o)
-			}
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, 5*time.Minute)
-	}
-}
+// hold is a reason to wait.
+type hold struct{ reason, text string }
 
-// install is the way from an offer to the restart.
-func (m *Machine) install(ctx context.Context, j *journal) error {
-	o := *j.Offer
-	if time.Now().After(o.NotAfter) {
-		return Refuse("expired", "the offer of %s has expired", o.Version)
-	}
-	if err := m.advance(ctx, j, Progress{State: offered}); err != nil {
-		return err
-	}
-	switch {
-	case o.Version == m.o.Version:
-		return &refusal{already, "", fmt.Errorf("%s runs already", o.Version)}
-	case !semver.IsValid("v" + o.Version):
-		return Refuse("incompatible", "%.40q is not a version", o.Version)
-	case semver.Compare("v"+o.Version, "v"+m.o.Version) < 0:
-		return Refuse("downgrade", "%s is older than %s, which runs", o.Version, m.o.Version)
-	}
-	target, err := m.genuine(ctx, o)
-	if err != nil {
-		return err
-	}
-	if m.o.Ready != nil {
-		reason, err := m.o.Ready(ctx, o.Version)
-		if err != nil {
-			return err
-		}
-		if reason != "" {
-			return Refuse("unsealable", "%s", reason)
-		}
-	}
-	if err := m.wait(ctx, j); err != nil {
-		return err
-	}
-	file, err := m.download(ctx, j, target)
-	if err != nil {
-		return err
-	}
-	if err := m.advance(ctx, j, Progress{State: staged, Done: target.Length, Total: target.Length}); err != nil {
-		return err
-	}
-	return m.switchTo(ctx, j, target, file)
-}
-
-// genuine asks the release itself what the offer points at.
-func (m *Machine) genuine(ctx context.Context, o Offer) (trust.Target, error) {
-	path := strings.TrimSuffix(o.Target, "/") + "/" + binary + "-" + m.o.OS + "-" + m.o.Arch
-	t, err := m.o.Releases.Target(ctx, path)
-	for _, k := range []struct {
-		err    error
-		reason string
-	}{
-		{trust.ErrExpired, "metadata-expired"},
-		{trust.ErrSignature, "signature"},
-		{trust.ErrRollback, "rollback"},
-		{trust.ErrMismatch, "signature"},
-		{trust.ErrNoTarget, "incompatible"},
-	} {
-		if errors.Is(err, k.err) {
-			return t, &refusal{rejected, k.reason, err}
-		}
-	}
-	switch {
-	case err != nil:
-		return t, err
-	case t.Custom.Class != "agent" || t.Custom.OS != m.o.OS || t.Custom.Arch != m.o.Arch:
-		return t, Refuse("incompatible", "%s is %s for %s/%s, not an agent for %s/%s", path, t.Custom.Class, t.Custom.OS, t.Custom.Arch, m.o.OS, m.o.Arch)
-	case t.Custom.Version != o.Version:
-		return t, Refuse("signature", "the release calls %s version %s, the offer %s", path, t.Custom.Version, o.Version)
-	}
-	return t, nil
-}
-
-// wait holds until the gate opens, and says what it waits for.
-func (m *Machine) wait(ctx context.Context, j *journal) error {
-	told := ""
-	for {
-		why := m.o.Gate()
-		if why == "" {
-			return nil
-		}
-		if time.Now().After(j.Offer.NotAfter) {
-			return Refuse("expired", "the offer expired while waiting: %s", why)
-		}
-		if why != told {
-			if err := m.advance(ctx, j, Progress{State: waiting, Reason: why}); err != nil {
-				return err
-			}
-			told = why
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// advance journals and reports a state that the execution enters.
-func (m *Machine) advance(ctx context.Context, j *journal, p Progress) error {
-	m.o.Step("state " + p.State)
-	if p.State != j.State && (p.State == staged || p.State == installed || p.State == checking) {
-		if err := m.o.Record(ctx, "update."+strings.ToLower(p.State), "info", j.Offer.Execution, map[string]string{"version": j.Offer.Version}); err != nil {
-			return fmt.Errorf("audit: %w", err)
-		}
-	}
-	j.State = p.State
-	if err := m.keep(j); err != nil {
-		return err
-	}
-	p.Execution, p.From, p.To = j.Offer.Execution, j.From, j.Offer.Version
-	return m.o.Report(ctx, p)
-}
-
-// end closes the execution: audit first, then the journal, then the report,
-// so that what the service hears is on record here.
-func (m *Machine) end(ctx context.Context, j *journal, p Progress) error {
-	p.Execution, p.From, p.To = j.Offer.Execution, j.From, j.Offer.Version
-	severity := "info"
-	if p.State != succeeded && p.State != already {
-		severity = "alarm"
-	}
-	detail := map[string]string{"state": p.State, "from": p.From, "to": p.To}
-	if p.Reason != "" {
-		detail["reason"] = p.Reason
-	}
-	kind := "update." + strings.ToLower(strings.ReplaceAll(p.State, "_", "-"))
-	if err := m.o.Record(ctx, kind, severity, p.Execution, detail); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	m.o.Step("journal " + p.State)
-	j.Offer, j.State = nil, ""
-	j.Ended = append(j.Ended, p)
-	if n := len(j.Ended) - remembered; n > 0 {
-		j.Ended = j.Ended[n:]
-	}
-	if err := m.keep(j); err != nil {
-		return err
-	}
-	m.o.Log.Info("update ended", slog.String("state", p.State), slog.String("reason", p.Reason), slog.String("to", p.To))
-	return m.o.Report(ctx, p)
-}
-
-// selfCheck runs the new binary once, without touching anything.
-func selfCheck(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, path, "-selfcheck").CombinedOutput() // #nosec G204 -- a verified slot
-	if err != nil {
-		return fmt.Errorf("self-check of the new agent: %w: %.200s", err, out)
-	}
-	return nil
-}
+// Error implements error.
+func (h *hold) Error() string { return h.text }

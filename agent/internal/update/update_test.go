@@ -5,9 +5,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/update/binary"
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
@@ -28,14 +28,13 @@ type box struct {
 	repo     *trust.Repository
 	keys     trust.Keys
 	releases *trust.Client
-	url      string
 	dir      string
 	golden   string
 
 	broken  atomic.Bool // the new agent cannot do its work
 	unready string      // why the box must not have a release
 	retries int         // how often getting ready fails first
-	dropAt  atomic.Int64
+	cutOff  int         // how often a download breaks off first
 	reports []update.Progress
 	audit   []string
 	steps   int
@@ -63,38 +62,42 @@ func newBox(t *testing.T) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := http.FileServer(http.Dir(b.repo.Dir))
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if n := b.dropAt.Load(); n > 0 && strings.Contains(r.URL.Path, "/targets/") {
-			w = &dropper{ResponseWriter: w, left: n}
-		}
-		files.ServeHTTP(w, r)
-	}))
-	t.Cleanup(srv.Close)
-	b.url = srv.URL
+	const base = "https://repository.invalid/metadata"
 	b.releases = &trust.Client{
-		Dir: t.TempDir(), FactoryRoot: root, URL: b.url + "/metadata",
-		Fetch: trust.FolderFetch(b.url+"/metadata", filepath.Join(b.repo.Dir, "metadata")),
+		Dir: t.TempDir(), FactoryRoot: root, URL: base, Fetch: trust.FolderFetch(base, filepath.Join(b.repo.Dir, "metadata")),
 	}
 	b.write(b.golden, "1.0.0", 0)
 	return b
 }
 
-// dropper breaks the connection after some bytes.
-type dropper struct {
-	http.ResponseWriter
-	left int64
+// Get implements update.Content.
+func (b *box) Get(_ context.Context, o update.Order) (string, error) {
+	if b.cutOff > 0 {
+		b.cutOff--
+		return "", errors.New("the line broke")
+	}
+	c, err := os.ReadFile(filepath.Join(b.repo.Dir, "targets", filepath.FromSlash(o.Target.File())))
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(b.dir, "staging")
+	if err := os.WriteFile(path, c, 0o600); err != nil {
+		return "", err
+	}
+	o.Told(int64(len(c)), o.Target.Length, update.Bytes{Wire: int64(len(c))})
+	if err := o.Target.CheckFile(path); err != nil {
+		return "", update.Refuse("signature", "%w", err)
+	}
+	return path, nil
 }
 
-func (d *dropper) Write(p []byte) (int, error) {
-	if int64(len(p)) > d.left {
-		_, _ = d.ResponseWriter.Write(p[:d.left])
-		d.ResponseWriter.(http.Flusher).Flush()
-		panic(http.ErrAbortHandler)
-	}
-	d.left -= int64(len(p))
-	return d.ResponseWriter.Write(p)
+// Open implements update.Content.
+func (b *box) Open(context.Context, update.Order) (io.ReaderAt, error) {
+	return nil, errors.ErrUnsupported
 }
+
+// Drop implements update.Content.
+func (b *box) Drop(trust.Target) { _ = os.Remove(filepath.Join(b.dir, "staging")) }
 
 func (b *box) write(path, version string, exit int) {
 	b.t.Helper()
@@ -124,7 +127,7 @@ var versionLine = regexp.MustCompile(`# version=(\S+)`)
 // the power was cut.
 func (b *box) boot(o update.Offer) (version, slot string, wasCut bool) {
 	b.t.Helper()
-	path, slot := update.Choose(b.dir, b.golden)
+	path, slot := binary.Choose(b.dir, b.golden, "1.0.0")
 	content, err := os.ReadFile(path)
 	if err != nil {
 		b.t.Fatalf("the launcher chose what cannot be read: %v", err)
@@ -136,10 +139,18 @@ func (b *box) boot(o update.Offer) (version, slot string, wasCut bool) {
 	version = string(found[1])
 	ctx, cancel := context.WithCancel(b.t.Context())
 	defer cancel()
+	step := func(step string) {
+		if b.steps++; b.steps == b.cutAt {
+			panic(cut{step})
+		}
+	}
+	h, err := binary.New(binary.Options{Dir: b.dir, Version: version, Slot: slot, OS: "linux", Arch: "amd64", Step: step})
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	m, err := update.New(update.Options{
-		Dir: b.dir, Version: version, Slot: slot, OS: "linux", Arch: "amd64", Releases: b.releases,
-		TargetsURL: func() string { return b.url + "/targets" },
-		Client:     func() (*http.Client, error) { return http.DefaultClient, nil },
+		Dir: b.dir, Handlers: map[string]update.Handler{"agent": h}, Installed: []update.Component{{Name: "agent", Class: "agent"}},
+		Releases: b.releases, Content: b, Names: func(o update.Offer) string { return binary.Path(o.Target, "linux", "amd64") },
 		Report: func(_ context.Context, p update.Progress) error {
 			b.reports = append(b.reports, p)
 			switch p.State {
@@ -152,13 +163,16 @@ func (b *box) boot(o update.Offer) (version, slot string, wasCut bool) {
 			b.audit = append(b.audit, kind+" "+severity+" "+subject+" "+detail["reason"])
 			return nil
 		},
-		Gate: func() string { return "" },
-		Ready: func(context.Context, string) (string, error) {
+		Gate: func(update.Phase, int64) (string, string) { return "", "" },
+		Permit: func(context.Context, update.Offer, trust.Target) (string, string, error) {
 			if b.retries > 0 {
 				b.retries--
-				return "", errors.New("no network")
+				return "", "", errors.New("no network")
 			}
-			return b.unready, nil
+			if b.unready == "" {
+				return "", "", nil
+			}
+			return "unsealable", b.unready, nil
 		},
 		Checks: []update.Check{{Name: "broker", Run: func(context.Context) error {
 			if b.broken.Load() {
@@ -168,11 +182,7 @@ func (b *box) boot(o update.Offer) (version, slot string, wasCut bool) {
 		}}},
 		CheckFor: 300 * time.Millisecond,
 		Log:      slog.New(slog.DiscardHandler),
-		Step: func(step string) {
-			if b.steps++; b.steps == b.cutAt {
-				panic(cut{step})
-			}
-		},
+		Step:     step,
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -299,7 +309,7 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("got %+v, want %s (%s)", p, tt.state, tt.reason)
 			}
 			b.broken.Store(false)
-			if v, slot, _ := b.boot(o); v != "1.0.0" || slot != update.Golden {
+			if v, slot, _ := b.boot(o); v != "1.0.0" || slot != binary.Golden {
 				t.Errorf("%s runs from %s, want the golden 1.0.0", v, slot)
 			}
 			if tt.state != "ALREADY_INSTALLED" && !slices.ContainsFunc(b.audit, func(a string) bool { return strings.Contains(a, "alarm x-") }) {
@@ -317,17 +327,17 @@ func TestRedeliveredOffer(t *testing.T) {
 	b.last(o)
 	n := len(b.reports)
 	b.boot(o)
-	if got := b.reports[n:]; len(got) != 1 || got[0].State != "SUCCEEDED" {
+	if got := b.reports[n:]; len(got) != 1 || got[0].State != "SUCCEEDED" || got[0] != b.reports[n-1] {
 		t.Errorf("redelivered offer: reports %+v, want the end alone", got)
 	}
 }
 
-// A download that is cut again and again goes on where it stopped.
-func TestDownloadResumes(t *testing.T) {
+// A download that breaks off is taken up again.
+func TestDownloadIsTriedAgain(t *testing.T) {
 	b := newBox(t)
 	b.release("1.1.0", 0)
-	b.dropAt.Store(700)
-	if p := b.last(offer("1.1.0")); p.State != "SUCCEEDED" {
+	b.cutOff = 1
+	if p := b.last(offer("1.1.0")); p.State != "SUCCEEDED" || p.Bytes.Wire == 0 {
 		t.Fatalf("got %+v", p)
 	}
 }
@@ -367,7 +377,7 @@ func TestPowerCutWhileFallingBack(t *testing.T) {
 		if p.State != "ROLLED_BACK" {
 			t.Fatalf("cut at step %d: %+v", n, p)
 		}
-		if v, slot, _ := b.boot(offer("1.1.0")); v != "1.0.0" || slot != update.Golden {
+		if v, slot, _ := b.boot(offer("1.1.0")); v != "1.0.0" || slot != binary.Golden {
 			t.Fatalf("cut at step %d: %s runs from %s in the end", n, v, slot)
 		}
 		if b.steps < n {
@@ -383,11 +393,11 @@ func TestCrashLoopFallsBack(t *testing.T) {
 	o := offer("1.1.0")
 	b.boot(o) // installs and asks for the restart
 	for range 3 {
-		if _, slot := update.Choose(b.dir, b.golden); slot != "a" {
+		if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != "a" {
 			t.Fatalf("slot %s, want a on trial", slot)
 		}
 	}
-	if _, slot := update.Choose(b.dir, b.golden); slot != update.Golden {
+	if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != binary.Golden {
 		t.Fatalf("slot %s after three crashes, want golden", slot)
 	}
 	if p := b.last(o); p.State != "ROLLED_BACK" {
@@ -404,13 +414,13 @@ func TestBrokenSlotIsPassedOver(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(b.dir, "b", "tillward-agent"), []byte("rubbish"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, slot := update.Choose(b.dir, b.golden); slot != "a" {
+	if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != "a" {
 		t.Errorf("slot %s, want the other one", slot)
 	}
 	if err := os.Remove(filepath.Join(b.dir, "a", "tillward-agent")); err != nil {
 		t.Fatal(err)
 	}
-	if _, slot := update.Choose(b.dir, b.golden); slot != update.Golden {
+	if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != binary.Golden {
 		t.Errorf("slot %s, want golden", slot)
 	}
 }

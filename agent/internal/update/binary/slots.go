@@ -1,19 +1,16 @@
-// Package update replaces the agent by a newer one, and undoes it when the new
-// one does not prove itself.
+// Package binary is the agent as a thing that is updated: two slots on the state
+// partition, the golden agent on the image, and the launcher that chooses among
+// them.
 //
 // Two slots, a and b, lie on the state partition; the golden agent is on the
-// image. `current` is a link to the slot that runs; trial.json says that it
-// has not proved itself yet. Every change of either survives a power cut at
-// any instruction: there is always something to start, and what started is
-// known. What is genuine is decided by provisioning/trust alone; the fleet
-// service can only point.
+// image. `current` is a link to the slot that runs; trial.json says that it has
+// not proved itself yet. Every change of either survives a power cut at any
+// instruction: there is always something to start, and what started is known.
 //
 // The whole new binary is held in memory once while it is applied (selfupdate
-// does so); idle, the package costs nothing.
-//
-// It exports more names than other rooms because it is the launcher, too
-// (docs/adr/0002).
-package update
+// does so); idle, the package costs nothing. The launcher is the golden agent
+// itself (docs/adr/0002).
+package binary
 
 import (
 	"crypto/sha256"
@@ -27,6 +24,10 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"golang.org/x/mod/semver"
+
+	"github.com/tillward/tillward/agent/internal/update"
 )
 
 // EnvSlot tells a started agent which slot it runs from.
@@ -38,7 +39,7 @@ const Golden = "golden"
 // maxStarts is how often a slot on trial is started before it is given up.
 const maxStarts = 3
 
-const binary = "tillward-agent"
+const program = "tillward-agent"
 
 // trial is trial.json: a slot that has not proved itself.
 type trial struct {
@@ -53,7 +54,7 @@ type trial struct {
 // slots is the folder with both slots.
 type slots struct{ dir string }
 
-func (s slots) path(slot string) string { return filepath.Join(s.dir, slot, binary) }
+func (s slots) path(slot string) string { return filepath.Join(s.dir, slot, program) }
 
 // current reads the link; golden when there is none.
 func (s slots) current() string {
@@ -71,7 +72,7 @@ func (s slots) point(slot string) error {
 		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("point at the golden agent: %w", err)
 		}
-		return syncDir(s.dir)
+		return update.SyncDir(s.dir)
 	}
 	tmp := link + ".new"
 	_ = os.Remove(tmp)
@@ -81,7 +82,7 @@ func (s slots) point(slot string) error {
 	if err := os.Rename(tmp, link); err != nil {
 		return fmt.Errorf("point at slot %s: %w", slot, err)
 	}
-	return syncDir(s.dir)
+	return update.SyncDir(s.dir)
 }
 
 func (s slots) trial() *trial {
@@ -98,9 +99,44 @@ func (s slots) setTrial(t *trial) error {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("end trial: %w", err)
 		}
-		return syncDir(s.dir)
+		return update.SyncDir(s.dir)
 	}
-	return save(path, t)
+	b, err := json.Marshal(t)
+	if err != nil {
+		return fmt.Errorf("encode trial: %w", err)
+	}
+	return update.Replace(path, b)
+}
+
+// version says which agent lies in the slot; empty: an agent wrote it that did
+// not say.
+func (s slots) version(slot string) string {
+	b, err := os.ReadFile(s.path(slot) + ".version")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// outdated reports whether the golden agent, of the given version, is no older
+// than what lies in the slot: the image was updated since.
+func (s slots) outdated(slot, golden string) bool {
+	v := s.version(slot)
+	return v != "" && semver.IsValid("v"+golden) && semver.Compare("v"+golden, "v"+v) >= 0
+}
+
+// clear gives a slot up that the image has overtaken. What starts it goes
+// first.
+func (s slots) clear(slot string) error {
+	if s.current() == slot {
+		if err := s.point(Golden); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(s.path(slot) + ".sha256"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("clear slot %s: %w", slot, err)
+	}
+	return update.SyncDir(filepath.Join(s.dir, slot))
 }
 
 // sound checks that the slot's binary is what was written there.
@@ -130,9 +166,15 @@ func (s slots) giveUp(t *trial, why string) error {
 
 // Choose says what to start: the binary and its slot. It counts the start of a
 // slot on trial first, so that a crash counts too, and passes over what is not
-// sound. The last resort is golden.
-func Choose(dir, golden string) (path, slot string) {
+// sound and what the image, whose golden agent has the given version, has
+// overtaken. The last resort is golden.
+func Choose(dir, golden, version string) (path, slot string) {
 	s := slots{dir}
+	for _, c := range []string{"a", "b"} {
+		if s.outdated(c, version) {
+			_ = s.clear(c) // a disk that cannot be written: it is not chosen, either
+		}
+	}
 	cur := s.current()
 	if t := s.trial(); t != nil && t.Slot == cur {
 		t.Starts++
@@ -158,7 +200,7 @@ func Choose(dir, golden string) (path, slot string) {
 		if c != cur && s.trial() != nil {
 			break // the other slot is half written or was given up
 		}
-		if s.sound(c) == nil {
+		if !s.outdated(c, version) && s.sound(c) == nil {
 			return s.path(c), c
 		}
 	}
@@ -175,11 +217,11 @@ func other(slot string) string {
 	return Golden
 }
 
-// Launch replaces this process by the slot's agent, with the arguments it was
-// started with. It returns only when the golden agent itself is to run, or
-// when this process was started by Launch already; the slot that runs is
-// returned.
-func Launch(dir string) (string, error) {
+// Launch replaces this process, the golden agent of the given version, by the
+// slot's agent, with the arguments it was started with. It returns only when the
+// golden agent itself is to run, or when this process was started by Launch
+// already; the slot that runs is returned.
+func Launch(dir, version string) (string, error) {
 	if slot := os.Getenv(EnvSlot); slot != "" {
 		return slot, nil
 	}
@@ -187,7 +229,7 @@ func Launch(dir string) (string, error) {
 	if err != nil {
 		return Golden, fmt.Errorf("find own binary: %w", err)
 	}
-	path, slot := Choose(dir, golden)
+	path, slot := Choose(dir, golden, version)
 	if slot == Golden {
 		return Golden, nil
 	}
@@ -215,37 +257,4 @@ func load(path string, v any) error {
 		return err
 	}
 	return json.Unmarshal(b, v)
-}
-
-// save replaces the file at path in one step that survives a power cut.
-func save(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
-	}
-	return write(path, b)
-}
-
-func write(path string, b []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600) // #nosec G304 -- below the state folder
-	if err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	_, err = f.Write(b)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir) // #nosec G304 -- below the state folder
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

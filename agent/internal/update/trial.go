@@ -1,0 +1,375 @@
+package update
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/tillward/tillward/provisioning/trust"
+)
+
+const (
+	maxReboots = 3 // that a system on trial gets to prove itself
+	stageFor   = time.Hour
+	checkFor   = 15 * time.Minute
+	lookPause  = 200 * time.Millisecond // between two looks at what does not hold yet, growing
+	lookMax    = 5 * time.Second
+
+	healthy = "OK"
+)
+
+// job is what a handler is told.
+func (j *journal) job() Job {
+	o := *j.Offer
+	job := Job{Execution: o.Execution, Component: o.component(), Version: o.Version}
+	if j.Target != nil {
+		job.Target = *j.Target
+	}
+	return job
+}
+
+// stage has the content written beside what runs.
+func (m *Machine) stage(ctx context.Context, j *journal) error {
+	h := m.o.Handlers[j.Offer.class()]
+	err := m.timed(ctx, j, func(ctx context.Context) error {
+		job := j.job()
+		if s, ok := h.(Streamer); ok && s.Streams(job.Target) {
+			content, err := m.o.Content.Open(ctx, m.order(j, h, m.count(ctx, j)))
+			if err != nil {
+				return err
+			}
+			job.Content = content
+		} else {
+			if j.file == "" { // started anew since it was fetched
+				file, err := m.o.Content.Get(ctx, m.order(j, h, m.count(ctx, j)))
+				if err != nil {
+					return err
+				}
+				j.file = file
+			}
+			job.File = j.file
+		}
+		m.o.Step("stage")
+		return h.Stage(ctx, job)
+	})
+	if err != nil {
+		return err
+	}
+	j.Part = partTry
+	if err := m.advance(ctx, j, Progress{State: installed}); err != nil {
+		return err
+	}
+	m.o.Content.Drop(*j.Target)
+	return nil
+}
+
+// try makes what was staged the one that runs.
+func (m *Machine) try(ctx context.Context, j *journal) error {
+	if err := m.wait(ctx, j, Touch); err != nil {
+		return err
+	}
+	if j.Tries >= maxTries {
+		return m.giveUp(ctx, j, m.lost(j, fmt.Sprintf("tried %d times, and it never ran", j.Tries)))
+	}
+	if m.o.Health != nil {
+		now, err := m.o.Health(ctx)
+		if err != nil {
+			return fmt.Errorf("how the box is before the update: %w", err)
+		}
+		j.Baseline = now
+	}
+	if err := m.o.Record(ctx, "update.trial", "info", j.Offer.Execution, map[string]string{"component": j.Offer.component(), "version": j.Offer.Version}); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	j.Tries++
+	if err := m.keep(j); err != nil {
+		return err
+	}
+	m.o.Step("try")
+	effect, err := m.o.Handlers[j.Offer.class()].Move(ctx, j.job(), Try)
+	if err != nil {
+		return err
+	}
+	if effect == None {
+		j.Part = partProve
+		return m.keep(j)
+	}
+	if err := m.advance(ctx, j, Progress{State: rebooting}); err != nil {
+		return err
+	}
+	return after(effect)
+}
+
+// after is how Run ends for an effect.
+func after(e Effect) error {
+	switch e {
+	case Restart:
+		return ErrRestart
+	case Reboot:
+		return ErrReboot
+	}
+	return nil
+}
+
+// prove lets what is on trial show that it does its work, and keeps it or goes
+// back.
+func (m *Machine) prove(ctx context.Context, j *journal) error {
+	if j.State != checking {
+		if err := m.advance(ctx, j, Progress{State: checking}); err != nil {
+			return err
+		}
+	}
+	// Each start gets its time: what the clock says after a boot is not certain.
+	limit := m.o.CheckFor
+	if d := j.Offer.Steps[checking]; d > 0 {
+		limit = min(limit, d)
+	}
+	left, _ := m.limit(j)
+	reason, why := m.checks(ctx, j, limit)
+	if ctx.Err() != nil {
+		return ctx.Err() // stopped, not failed: whoever counts starts counts this one
+	}
+	if why == nil {
+		m.o.Step("commit")
+		effect, err := m.o.Handlers[j.Offer.class()].Move(ctx, j.job(), Keep)
+		if err != nil && left > 0 {
+			return err
+		}
+		if err == nil {
+			return cmp.Or(m.end(ctx, j, Progress{State: succeeded}), after(effect))
+		}
+		reason, why = "unproven", err
+	}
+	if j.Offer.class() == trust.ClassOS && j.Reboots < maxReboots && left > m.o.CheckFor {
+		j.Reboots++
+		m.o.Step("reboot again")
+		if err := m.keep(j); err != nil {
+			return err
+		}
+		detail := map[string]string{"version": j.Offer.Version, "reason": why.Error(), "reboot": fmt.Sprint(j.Reboots)}
+		if err := m.o.Record(ctx, "update.reboot", "warn", j.Offer.Execution, detail); err != nil {
+			return fmt.Errorf("audit: %w", err)
+		}
+		return ErrReboot
+	}
+	return m.giveUp(ctx, j, Progress{State: rolledBack, Reason: reason, Text: why.Error()})
+}
+
+// checks runs the checks until each has held, or the time is up.
+func (m *Machine) checks(ctx context.Context, j *journal, limit time.Duration) (reason string, why error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	class := j.Offer.class()
+	for _, c := range m.o.Checks {
+		if len(c.Classes) > 0 && !slices.Contains(c.Classes, class) || c.Of != "" && j.Baseline != nil && j.Baseline[c.Of] != healthy {
+			continue
+		}
+		if err := until(ctx, c.Run); err != nil {
+			return "unproven", fmt.Errorf("%s within %s: %w", c.Name, limit.Round(time.Millisecond), err)
+		}
+	}
+	h := m.o.Handlers[class]
+	if err := until(ctx, func(ctx context.Context) error { _, err := h.Move(ctx, j.job(), Prove); return err }); err != nil {
+		return "unhealthy", err
+	}
+	if err := until(ctx, func(ctx context.Context) error { return m.asBefore(ctx, j) }); err != nil {
+		return "unhealthy", err
+	}
+	return "", nil
+}
+
+// until asks until there is no error, a final one, or no time left.
+func until(ctx context.Context, f func(context.Context) error) error {
+	pause := lookPause
+	for {
+		err := f(ctx)
+		if _, final := errors.AsType[*refusal](err); err == nil || final {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, lookMax)
+	}
+}
+
+// asBefore compares with the baseline: what was well must be. What was broken
+// is not held against the update.
+func (m *Machine) asBefore(ctx context.Context, j *journal) error {
+	if m.o.Health == nil || len(j.Baseline) == 0 {
+		return nil
+	}
+	now, err := m.o.Health(ctx)
+	if err != nil {
+		return err
+	}
+	for _, what := range slices.Sorted(maps.Keys(j.Baseline)) {
+		if j.Baseline[what] == healthy && now[what] != healthy {
+			return fmt.Errorf("%s was OK before the update and is %s", what, cmp.Or(now[what], "gone"))
+		}
+	}
+	return nil
+}
+
+// lost is the end of a trial that others ended.
+func (m *Machine) lost(j *journal, text string) Progress {
+	reason := "unproven"
+	switch j.Offer.class() {
+	case trust.ClassAgent:
+		reason = "crashed"
+	case trust.ClassOS:
+		reason = "boot"
+	}
+	return Progress{State: rolledBack, Reason: reason, Text: text}
+}
+
+// giveUp ends the trial: p is how that will be reported.
+func (m *Machine) giveUp(ctx context.Context, j *journal, p Progress) error {
+	if j.Tries == 0 && j.Part == partTry {
+		return m.end(ctx, j, p) // nothing was touched
+	}
+	m.o.Step("give up")
+	detail := map[string]string{"component": j.Offer.component(), "version": j.Offer.Version, "reason": p.Text}
+	if err := m.o.Record(ctx, "update.fallback", "alarm", j.Offer.Execution, detail); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	j.Why, j.Part, j.Backs = &p, partBack, 0
+	if err := m.keep(j); err != nil {
+		return err
+	}
+	return m.back(ctx, j)
+}
+
+// back has what ran before run again, and ends the execution when it does.
+func (m *Machine) back(ctx context.Context, j *journal) error {
+	if j.Backs >= maxTries {
+		return m.stuck(ctx, j, fmt.Errorf("it runs on after %d tries", j.Backs))
+	}
+	j.Backs++
+	if err := m.keep(j); err != nil {
+		return err
+	}
+	m.o.Step("back")
+	class := j.Offer.class()
+	effect, err := m.o.Handlers[class].Move(ctx, j.job(), Back)
+	if err != nil {
+		return fmt.Errorf("go back from %s: %w", j.Offer.Version, err)
+	}
+	if effect != None {
+		return after(effect)
+	}
+	t, err := m.running(ctx, class, j.Offer.component())
+	if err != nil {
+		return err
+	}
+	if t.Version == j.Offer.Version && t.Version != j.From {
+		return fmt.Errorf("%s runs on, though it was taken back", t.Version)
+	}
+	return m.end(ctx, j, *j.Why)
+}
+
+// stuck ends an execution that cannot be taken back: what runs is what was to
+// be undone, and that is what is said.
+func (m *Machine) stuck(ctx context.Context, j *journal, err error) error {
+	return m.end(ctx, j, Progress{
+		State: failed, Reason: cmp.Or(j.Why.Reason, "install"),
+		Text: fmt.Sprintf("%s; it could not be taken back: %v", j.Why.Text, err),
+	})
+}
+
+// settle finds out, at the start, what became of what was in work. What runs is
+// what counts, whatever the journal hoped for.
+func (m *Machine) settle(ctx context.Context, j *journal) error {
+	m.look(ctx)
+	if j.Offer == nil {
+		return m.adopt(ctx, j)
+	}
+	if err := m.keep(j); err != nil {
+		return err
+	}
+	if j.Last.State != "" { // perhaps not told before the power went
+		if err := m.o.Report(ctx, j.Last); err != nil {
+			return err
+		}
+	}
+	o := *j.Offer
+	t, err := m.await(ctx, o)
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return m.end(ctx, j, Progress{State: r.state, Reason: r.reason, Text: r.Error()})
+	}
+	if err != nil {
+		return err
+	}
+	switch {
+	case j.Part == partBack: // goes on
+		return nil
+	case t.Failed != "":
+		return m.ended(j, m.lost(j, t.Failed))
+	case t.Version == o.Version && t.Trial:
+		j.Part = partProve
+		return m.keep(j)
+	case j.Part == partFetch || j.Part == partStage:
+		return nil
+	case t.Version == o.Version: // kept, and cut before the journal knew
+		return m.end(ctx, j, Progress{State: succeeded})
+	case t.Version != "" && older(o.Version, t.Version): // e.g. an image came with it
+		return m.ended(j, Progress{State: failed, Reason: "superseded", Text: t.Version + " runs, which is newer"})
+	case j.Part == partProve:
+		return m.ended(j, m.lost(j, t.Version+" runs again"))
+	case j.Target == nil: // an agent of before got so far: from the beginning
+		j.Part = partFetch
+		return m.keep(j)
+	}
+	return nil
+}
+
+// ended notes that the trial is over, as p; what it left is still to be put in
+// order.
+func (m *Machine) ended(j *journal, p Progress) error {
+	j.Why, j.Part, j.Backs = &p, partBack, 0
+	return m.keep(j)
+}
+
+// await asks what runs until there is an answer.
+func (m *Machine) await(ctx context.Context, o Offer) (Truth, error) {
+	pause := pauseMin
+	for {
+		t, err := m.running(ctx, o.class(), o.component())
+		if _, final := errors.AsType[*refusal](err); err == nil || final {
+			return t, err
+		}
+		m.o.Log.Warn("what runs is not known yet", slog.Any("err", err))
+		select {
+		case <-ctx.Done():
+			return t, ctx.Err()
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, pauseMax)
+	}
+}
+
+// adopt takes on a trial that the journal knows nothing of: it was lost.
+// Whatever runs has to prove itself, and what was given up is put in order.
+func (m *Machine) adopt(ctx context.Context, j *journal) error {
+	for _, r := range m.Truth() {
+		if !r.Trial && r.Failed == "" {
+			continue
+		}
+		j.begin(queued{Offer: Offer{
+			Execution: cmp.Or(r.Execution, "unknown"), Class: r.Class, Version: r.Version, Target: r.Name + "/" + r.Version, NotAfter: time.Now().Add(checkFor),
+		}})
+		j.Part, j.Tries = partProve, 1
+		if r.Failed != "" {
+			return m.ended(j, m.lost(j, r.Failed))
+		}
+		return m.keep(j)
+	}
+	return nil
+}

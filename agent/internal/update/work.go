@@ -1,0 +1,475 @@
+package update
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"time"
+
+	"golang.org/x/mod/semver"
+
+	"github.com/tillward/tillward/provisioning/trust"
+)
+
+const (
+	pauseMin  = time.Second
+	pauseMax  = 5 * time.Minute
+	gateEvery = time.Second     // a gate is looked at
+	tellEvery = 5 * time.Second // how far a download is
+	trustFor  = time.Hour       // a target may wait so long without being asked for again
+	maxTries  = 3               // to make a release the one that runs, and to go back
+	maxLoops  = 3               // a release may be taken back so often before it is refused
+)
+
+// errClosed says that the time to fetch is over for now.
+var errClosed = errors.New("the download window has closed")
+
+// work brings the execution a good way further: to its end, or until an offer
+// comes in. What is only a matter of time - network, disk - is tried again with
+// a growing pause.
+func (m *Machine) work(ctx context.Context, j *journal) error {
+	pause := pauseMin
+	for {
+		err := m.forward(ctx, j)
+		switch {
+		case err == nil || errors.Is(err, errMail):
+			return nil
+		case errors.Is(err, ErrRestart) || errors.Is(err, ErrReboot) || ctx.Err() != nil:
+			return err
+		}
+		if r, ok := errors.AsType[*refusal](err); ok {
+			return m.refuse(ctx, j, r)
+		}
+		m.o.Log.Warn("update will be tried again", slog.String("component", j.Offer.component()), slog.String("version", j.Offer.Version),
+			slog.Duration("in", pause), slog.Any("err", err))
+		if err := m.rest(ctx, j, pause); err != nil {
+			if r, ok := errors.AsType[*refusal](err); ok {
+				return m.refuse(ctx, j, r)
+			}
+			if errors.Is(err, errMail) {
+				return nil
+			}
+			return err
+		}
+		pause = min(2*pause, pauseMax)
+	}
+}
+
+// rest waits before the next try.
+func (m *Machine) rest(ctx context.Context, j *journal, pause time.Duration) error {
+	sleep := func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+			return nil
+		}
+	}
+	switch j.Part {
+	case partFetch:
+		return m.timed(ctx, j, func(ctx context.Context) error { return m.interruptible(ctx, sleep) })
+	case partStage, partTry:
+		if time.Now().After(j.Offer.NotAfter) {
+			return Fail("timeout", "the offer of %s expired in %s", j.Offer.Version, j.State)
+		}
+		return m.timed(ctx, j, sleep)
+	}
+	return sleep(ctx)
+}
+
+// refuse ends the execution, or the trial.
+func (m *Machine) refuse(ctx context.Context, j *journal, r *refusal) error {
+	p := Progress{State: r.state, Reason: r.reason, Text: r.Error()}
+	switch j.Part {
+	case partTry, partProve:
+		return m.giveUp(ctx, j, p)
+	case partBack:
+		return m.stuck(ctx, j, r)
+	}
+	return m.end(ctx, j, p)
+}
+
+// timed runs f for no longer than the present state may take.
+func (m *Machine) timed(ctx context.Context, j *journal, f func(context.Context) error) error {
+	limit, ok := m.limit(j)
+	if !ok {
+		return f(ctx)
+	}
+	inner, stop := context.WithTimeoutCause(ctx, limit, Fail("timeout", "%s took longer than %s", j.State, m.whole(j)))
+	defer stop()
+	return cause(ctx, inner, f(inner))
+}
+
+// interruptible runs f until an offer comes in.
+func (m *Machine) interruptible(ctx context.Context, f func(context.Context) error) error {
+	inner, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	m.mu.Lock()
+	m.interrupt = cancel
+	if len(m.mail) > 0 {
+		cancel(errMail)
+	}
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		m.interrupt = nil
+		m.mu.Unlock()
+	}()
+	return cause(ctx, inner, f(inner))
+}
+
+// cause is why f failed: when its own context ended, what ended it.
+func cause(ctx, inner context.Context, err error) error {
+	if err != nil && inner.Err() != nil && ctx.Err() == nil {
+		return context.Cause(inner)
+	}
+	return err
+}
+
+// whole is how long the present state may take; 0: as long as the offer lives.
+func (m *Machine) whole(j *journal) time.Duration {
+	if d := j.Offer.Steps[j.State]; d > 0 {
+		return d
+	}
+	switch j.State {
+	case installing:
+		return stageFor
+	case checking:
+		return max(checkFor, 2*m.o.CheckFor)
+	}
+	return 0
+}
+
+// limit is how much longer the present state may take. A clock that jumped
+// never makes it longer than the whole.
+func (m *Machine) limit(j *journal) (left time.Duration, ok bool) {
+	whole := m.whole(j)
+	if whole == 0 || j.State == waiting {
+		return 0, false
+	}
+	return min(whole, time.Until(j.Entered.Add(whole))), true
+}
+
+// forward goes the way from the part that the execution is in.
+func (m *Machine) forward(ctx context.Context, j *journal) error {
+	if j.Part == partFetch {
+		if err := m.obtain(ctx, j); err != nil {
+			return err
+		}
+	}
+	if j.Part == partStage {
+		if err := m.stage(ctx, j); err != nil {
+			return err
+		}
+	}
+	if j.Part == partTry {
+		if err := m.try(ctx, j); err != nil {
+			return err
+		}
+	}
+	switch j.Part {
+	case partProve:
+		return m.prove(ctx, j)
+	case partBack:
+		return m.back(ctx, j)
+	}
+	return nil
+}
+
+// obtain is the way from an offer to its verified content.
+func (m *Machine) obtain(ctx context.Context, j *journal) error {
+	o := *j.Offer
+	if time.Now().After(o.NotAfter) {
+		if j.State == offered {
+			return Refuse("expired", "the offer of %s has expired", o.Version)
+		}
+		return Fail("timeout", "the offer of %s expired in %s", o.Version, j.State)
+	}
+	return m.interruptible(ctx, func(ctx context.Context) error {
+		var t trust.Target
+		err := m.timed(ctx, j, func(ctx context.Context) (err error) { t, err = m.accept(ctx, j); return err })
+		if err != nil {
+			return err
+		}
+		j.Target = &t
+		h := m.o.Handlers[o.class()]
+		if s, ok := h.(Streamer); !ok || !s.Streams(t) {
+			if err := m.download(ctx, j, h); err != nil {
+				return err
+			}
+			if err := m.advance(ctx, j, Progress{State: staged, Done: t.Length, Total: t.Length}); err != nil {
+				return err
+			}
+		}
+		began := time.Now()
+		if err := m.wait(ctx, j, Touch); err != nil {
+			return err
+		}
+		if time.Since(began) > trustFor {
+			if err := m.again(ctx, j); err != nil {
+				return err
+			}
+		}
+		j.Part, j.Tries, j.Reboots, j.Backs, j.Why = partStage, 0, 0, 0, nil
+		return m.advance(ctx, j, Progress{State: installing})
+	})
+}
+
+// accept decides whether the box may and should have what is offered, and
+// returns the target.
+func (m *Machine) accept(ctx context.Context, j *journal) (trust.Target, error) {
+	o := *j.Offer
+	var none trust.Target
+	if !semver.IsValid("v" + o.Version) {
+		return none, Refuse("incompatible", "%.40q is not a version", o.Version)
+	}
+	runs, err := m.running(ctx, o.class(), o.component())
+	if err != nil {
+		return none, err
+	}
+	j.From = runs.Version
+	low := m.floors()[o.component()].Version
+	switch {
+	case o.Version == runs.Version:
+		return none, &refusal{already, "", fmt.Errorf("%s runs already", o.Version)}
+	case runs.Version != "" && older(o.Version, runs.Version):
+		return none, Refuse("downgrade", "%s is older than %s, which runs", o.Version, runs.Version)
+	case low != "" && older(o.Version, low):
+		return none, Refuse("downgrade", "%s is older than %s, which this box has had", o.Version, low)
+	case m.loops(j, o) >= maxLoops:
+		return none, Refuse("loop", "%s was taken back %d times on this box: release a newer version", o.Version, maxLoops)
+	}
+	t, err := m.genuine(ctx, o)
+	if err != nil {
+		return none, err
+	}
+	if err := m.requires(t.Custom.Requires); err != nil {
+		return none, err
+	}
+	if m.o.Permit != nil {
+		reason, text, err := m.o.Permit(ctx, o, t)
+		if err != nil {
+			return none, err
+		}
+		if reason != "" {
+			return none, Refuse(reason, "%s", text)
+		}
+	}
+	return t, nil
+}
+
+// loops counts how often the box went back from a release.
+func (m *Machine) loops(j *journal, o Offer) (n int) {
+	for _, p := range j.Ended {
+		if p.State == rolledBack && p.To == o.Version && p.Component == o.component() {
+			n++
+		}
+	}
+	return n
+}
+
+// genuine asks the release itself what the offer points at.
+func (m *Machine) genuine(ctx context.Context, o Offer) (trust.Target, error) {
+	releases := m.o.Releases
+	if o.Medium != "" {
+		releases = m.o.Medium(o.Medium)
+	}
+	path := m.o.Names(o)
+	t, err := releases.Target(ctx, path)
+	for _, k := range []struct {
+		err    error
+		reason string
+	}{
+		{trust.ErrExpired, "metadata-expired"},
+		{trust.ErrSignature, "signature"},
+		{trust.ErrRollback, "rollback"},
+		{trust.ErrMismatch, "signature"},
+		{trust.ErrNoTarget, "incompatible"},
+	} {
+		if errors.Is(err, k.err) {
+			return t, &refusal{rejected, k.reason, err}
+		}
+	}
+	switch {
+	case err != nil:
+		return t, err
+	case t.Custom.Class != o.class():
+		return t, Refuse("incompatible", "%s is of class %s, the offer says %s", path, t.Custom.Class, o.class())
+	case t.Custom.Version != o.Version:
+		return t, Refuse("signature", "the release calls %s version %s, the offer %s", path, t.Custom.Version, o.Version)
+	case t.Custom.Withdrawn:
+		return t, Refuse("withdrawn", "%s %s has been withdrawn", o.component(), o.Version)
+	}
+	return t, nil
+}
+
+// again asks once more for a target that has waited: it may have been withdrawn.
+// Not being heard is no reason against what was verified.
+func (m *Machine) again(ctx context.Context, j *journal) error {
+	t, err := m.genuine(ctx, *j.Offer)
+	if _, ok := errors.AsType[*refusal](err); ok {
+		return err
+	}
+	if err != nil {
+		m.o.Log.Warn("release is not asked for again before it is installed", slog.Any("err", err))
+		return nil
+	}
+	if t.SHA256 != j.Target.SHA256 {
+		return Refuse("signature", "%s is another file than before", t.Path)
+	}
+	return nil
+}
+
+// download waits for its time and gets the content.
+func (m *Machine) download(ctx context.Context, j *journal, h Handler) error {
+	t := *j.Target
+	for {
+		if err := m.wait(ctx, j, Fetch); err != nil {
+			return err
+		}
+		if j.State != downloading {
+			if err := m.advance(ctx, j, Progress{State: downloading, Done: j.Last.Done, Total: t.Length}); err != nil {
+				return err
+			}
+		}
+		err := m.get(ctx, j, h)
+		held, ok := errors.AsType[*hold](err)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errClosed): // wait says so
+		case ok:
+			if err := m.linger(ctx, j, held); err != nil {
+				return err
+			}
+		default:
+			return err
+		}
+	}
+}
+
+// get fetches as long as the window is open.
+func (m *Machine) get(ctx context.Context, j *journal, h Handler) error {
+	open := ctx
+	if s, _, ok := spanAt(j.Offer.Download, time.Now()); ok && !s.To.IsZero() {
+		var stop context.CancelFunc
+		open, stop = context.WithDeadlineCause(ctx, s.To, errClosed)
+		defer stop()
+	}
+	file, err := "", error(nil)
+	err = m.timed(open, j, func(ctx context.Context) error {
+		file, err = m.o.Content.Get(ctx, m.order(j, h, m.count(ctx, j)))
+		return err
+	})
+	if err == nil {
+		j.file = file
+	}
+	return cause(ctx, open, err)
+}
+
+// count returns what keeps the account of a download, and tells now and then.
+func (m *Machine) count(ctx context.Context, j *journal) func(done, total int64, b Bytes) {
+	before, told := j.Last.Bytes, time.Now()
+	return func(done, total int64, b Bytes) {
+		if time.Since(told) < tellEvery {
+			j.Last.Done, j.Last.Total, j.Last.Bytes = done, total, before.plus(b)
+			return
+		}
+		told = time.Now()
+		j.enter(Progress{State: j.State, Done: done, Total: total, Bytes: before.plus(b)})
+		if m.keep(j) == nil {
+			_ = m.o.Report(ctx, j.Last) // the next one tells more
+		}
+	}
+}
+
+func (m *Machine) order(j *journal, h Handler, told func(int64, int64, Bytes)) Order {
+	o := Order{
+		Execution: j.Offer.Execution, Component: j.Offer.component(), Target: *j.Target,
+		Peers: j.Offer.Peers, RateKiB: j.Offer.RateKiB, Medium: j.Offer.Medium, Told: told,
+	}
+	if s, ok := h.(Seeder); ok {
+		o.Seed = func() (io.ReadCloser, error) { return s.Seed(o.Component) }
+	}
+	return o
+}
+
+// linger waits for what the content is held up by.
+func (m *Machine) linger(ctx context.Context, j *journal, h *hold) error {
+	if j.State != waiting || j.Last.Reason != h.reason {
+		if err := m.advance(ctx, j, Progress{State: waiting, Reason: h.reason, Text: h.text, Done: j.Last.Done, Total: j.Last.Total}); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Minute):
+		return nil
+	}
+}
+
+// wait holds until the gate opens, and says what it waits for.
+func (m *Machine) wait(ctx context.Context, j *journal, p Phase) error {
+	for {
+		reason, text := m.closed(j, p)
+		if reason == "" {
+			return nil
+		}
+		if time.Now().After(j.Offer.NotAfter) {
+			return Fail("timeout", "the offer expired in WAITING: %s", text)
+		}
+		if j.State != waiting || reason != j.Last.Reason {
+			if err := m.advance(ctx, j, Progress{State: waiting, Reason: reason, Text: text, Done: j.Last.Done, Total: j.Last.Total}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(gateEvery):
+		}
+	}
+}
+
+// closed says why it is not the time for a phase.
+func (m *Machine) closed(j *journal, p Phase) (reason, text string) {
+	spans, name, need := j.Offer.Download, "window-download", int64(0)
+	if p == Touch {
+		spans, name = j.Offer.Install, "window-install"
+	}
+	switch {
+	case j.Target == nil || j.Part == partTry: // what it takes is taken
+	case p == Touch:
+		need = j.Target.Custom.Unpacked
+	default:
+		need = j.Target.Length + j.Target.Custom.Unpacked
+	}
+	if _, next, ok := spanAt(spans, time.Now()); !ok {
+		if next.IsZero() {
+			return name, "the last window is over"
+		}
+		return name, "opens at " + next.UTC().Format(time.RFC3339)
+	}
+	return m.o.Gate(p, need)
+}
+
+// spanAt finds the span that holds a time, or when the next begins. No spans
+// are one without end.
+func spanAt(spans []Span, t time.Time) (in Span, next time.Time, ok bool) {
+	if len(spans) == 0 {
+		return Span{}, time.Time{}, true
+	}
+	for _, s := range slices.SortedFunc(slices.Values(spans), func(a, b Span) int { return a.From.Compare(b.From) }) {
+		switch {
+		case !t.Before(s.From) && t.Before(s.To):
+			return s, time.Time{}, true
+		case t.Before(s.From):
+			return Span{}, s.From, false
+		}
+	}
+	return Span{}, time.Time{}, false
+}

@@ -1,0 +1,189 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/tillward/tillward/agent/internal/spool"
+	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/update/binary"
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/trust"
+)
+
+// newMachine wires the update room.
+func (a *Agent) newMachine() (*update.Machine, error) {
+	dir := a.file("agent")
+	self, err := binary.New(binary.Options{Dir: dir, Version: a.o.Version, Slot: a.o.Slot, OS: runtime.GOOS, Arch: runtime.GOARCH})
+	if err != nil {
+		return nil, err
+	}
+	whole := []string{trust.ClassAgent, trust.ClassOS}
+	return update.New(update.Options{
+		Dir:       dir,
+		Handlers:  map[string]update.Handler{trust.ClassAgent: self},
+		Installed: []update.Component{{Name: binary.Component, Class: trust.ClassAgent}},
+		Releases:  releases{a}, Content: content{a, dir}, Names: targetOf,
+		Report: a.reportUpdate, Record: a.note, Gate: a.gate, Permit: a.permit, Health: a.health,
+		Checks: []update.Check{
+			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
+			{Name: "what is sealed can be opened", Classes: whole, Run: func(context.Context) error { return a.opensAsBefore() }},
+			{Name: "the broker is reached and the device trusted as before", Classes: whole, Run: a.trustedAsBefore},
+			{Name: "release metadata is refreshed", Classes: whole, Run: func(ctx context.Context) error { return releases{a}.refresh(ctx) }},
+		},
+		CheckFor: a.cfg.Update.CheckFor.Duration, Log: a.log,
+	})
+}
+
+// update runs the machine. When the box is to start again, it does so in order.
+func (a *Agent) update(ctx context.Context) error {
+	err := a.machine.Run(ctx)
+	if !errors.Is(err, update.ErrReboot) {
+		return err
+	}
+	poke(a.reboot)
+	<-ctx.Done()
+	return nil
+}
+
+// targetOf names the target of an offer that this box would install.
+func targetOf(o update.Offer) string {
+	dir := strings.TrimSuffix(o.Target, "/")
+	switch o.Class {
+	case trust.ClassOS:
+		return path.Join(dir, "bundle.raucb")
+	case trust.ClassApp:
+		return path.Join(dir, "tree.tar")
+	case trust.ClassConfig:
+		return path.Join(dir, "settings.json")
+	case trust.ClassScript:
+		return path.Join(dir, "script.tar")
+	}
+	return binary.Path(dir, runtime.GOOS, runtime.GOARCH)
+}
+
+// offered takes an offer: the order is verified here, the release by TUF.
+func (a *Agent) offered(ctx context.Context, m *membership, payload []byte) bool {
+	o, err := wire.Decode[wire.Order](payload)
+	if err == nil && o.Kind != wire.OrderOffer {
+		err = fmt.Errorf("order of kind %q on the offer topic", o.Kind)
+	}
+	if err == nil {
+		err = m.keys.VerifyOrder(o.Kind, o.Payload, o.KeyID, o.Signature)
+	}
+	var offer wire.OfferOrder
+	if err == nil {
+		offer, err = wire.Decode[wire.OfferOrder](o.Payload)
+	}
+	if err == nil && (offer.Device != m.Device || offer.Tenant != m.Tenant) {
+		err = errors.New("offer is for another device")
+	}
+	if err != nil {
+		a.log.Error("offer refused", slog.Any("err", err))
+		a.record(ctx, "update.offer-refused", "alarm", "", map[string]string{"reason": cut(err.Error(), wire.MaxText)})
+		return true
+	}
+	if err := a.noteRepair(ctx, offer.Execution); err != nil {
+		a.log.Error("offer not taken", slog.Any("err", err))
+		return false // it is sent again
+	}
+	steps := make(map[string]time.Duration, len(offer.Steps))
+	for state, s := range offer.Steps {
+		steps[state] = time.Duration(s) * time.Second
+	}
+	return a.machine.Submit(update.Offer{
+		Execution: offer.Execution, Attempt: offer.Attempt, Class: offer.Class, Version: offer.Version, Target: offer.Target,
+		NotAfter: time.UnixMilli(offer.NotAfter), Download: spans(offer.Download), Install: spans(offer.Install), Steps: steps,
+		Peers: offer.Peers, RateKiB: offer.RateKiB, Rollout: offer.Rollout,
+	})
+}
+
+func spans(in []wire.Span) (out []update.Span) {
+	for _, s := range in {
+		out = append(out, update.Span{From: time.UnixMilli(s.From), To: time.UnixMilli(s.To)})
+	}
+	return out
+}
+
+// keyRepair holds the execution that came while the box was in quarantine.
+const keyRepair = "update.repair"
+
+// trustedAsBefore wants an agent on trial attested, unless it came to a box
+// that was in quarantine: there it is enough to be heard.
+func (a *Agent) trustedAsBefore(ctx context.Context) error {
+	if a.isOnline() {
+		return nil
+	}
+	b, err := a.spool.Load(ctx, keyRepair)
+	if err != nil {
+		return err
+	}
+	if len(b) > 0 && a.isHeld() {
+		return nil
+	}
+	return errors.New("not attested yet")
+}
+
+// noteRepair remembers whether an offer came to a box in quarantine.
+func (a *Agent) noteRepair(ctx context.Context, execution string) error {
+	if !a.isHeld() {
+		execution = ""
+	}
+	b, err := a.spool.Load(ctx, keyRepair)
+	if err != nil || string(b) == execution {
+		return err
+	}
+	return a.spool.Save(ctx, keyRepair, []byte(execution), "", nil)
+}
+
+func (a *Agent) isHeld() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.held
+}
+
+// driversLoaded compares with the configuration: whether a device is there is
+// not the agent's fault, whether its driver opened is.
+func (a *Agent) driversLoaded() error {
+	if len(a.devices) < len(a.cfg.Devices) {
+		return fmt.Errorf("%d of %d drivers opened", len(a.devices), len(a.cfg.Devices))
+	}
+	return nil
+}
+
+// reportUpdate queues where an execution stands.
+func (a *Agent) reportUpdate(ctx context.Context, p update.Progress) error {
+	return a.spool.Compose(ctx, spool.Keep, string(wire.Result), func() ([]byte, error) {
+		return wire.Encode(&wire.ResultReport{
+			Head: a.heads.Next(), Kind: wire.OrderOffer, ID: p.Execution, State: p.State, Reason: p.Reason, Text: cut(p.Text, wire.MaxText),
+			From: p.From, To: p.To, Done: uint64(max(p.Done, 0)), Total: uint64(max(p.Total, 0)), Attempt: p.Attempt, Step: p.Step,
+			Wire: uint64(max(p.Bytes.Wire, 0)), Peer: uint64(max(p.Bytes.Peer, 0)), Medium: uint64(max(p.Bytes.Medium, 0)), Reused: uint64(max(p.Bytes.Reused, 0)),
+		})
+	}, nil)
+}
+
+// releases asks TUF, once the device is a member.
+type releases struct{ a *Agent }
+
+// Target implements update.Releases.
+func (r releases) Target(ctx context.Context, path string) (trust.Target, error) {
+	m := r.a.current()
+	if m == nil {
+		return trust.Target{}, errNoMember
+	}
+	return m.tuf.Target(ctx, path)
+}
+
+func (r releases) refresh(ctx context.Context) error {
+	m := r.a.current()
+	if m == nil {
+		return errNoMember
+	}
+	return m.tuf.Refresh(ctx)
+}
