@@ -21,9 +21,9 @@ type units struct {
 
 func (u *units) scan(row scanner) (numbered[fleet.Unit], error) {
 	var unit fleet.Unit
-	var changed, seen, enrolled int64
+	var changed, seen, enrolled, free int64
 	var installed string
-	e, err := scanExecution(behindLast{row, []any{&changed, &unit.Model, &unit.Site, &unit.Group, &seen, &installed, &unit.FreeMiB, &enrolled}})
+	e, err := scanExecution(behindLast{row, []any{&changed, &unit.Model, &unit.Site, &unit.Group, &seen, &installed, &free, &enrolled}})
 	if err != nil {
 		return numbered[fleet.Unit]{}, err
 	}
@@ -43,7 +43,7 @@ func (u *units) scan(row scanner) (numbered[fleet.Unit], error) {
 		u.runs[installed] = runs
 	}
 	u.last = max(u.last, changed)
-	unit.Execution, unit.LastSeen, unit.FirstSeen, unit.Installed = e.v, at(seen), at(enrolled), runs
+	unit.Execution, unit.LastSeen, unit.FirstSeen, unit.Installed, unit.FreeMiB = e.v, at(seen), at(enrolled), runs, uint64(free) // #nosec G115 -- as it was stored
 	return numbered[fleet.Unit]{e.n, unit}, nil
 }
 
@@ -63,11 +63,13 @@ func (b behindLast) Scan(dest ...any) error { return b.row.Scan(slices.Concat(de
 func (s *Store) Units(ctx context.Context, id fleet.RolloutID, since int64) ([]fleet.Unit, int64, error) {
 	u := units{last: since}
 	rows, err := s.read.QueryContext(ctx, `SELECT `+unitColumns+` WHERE e.rollout = ? AND e.changed > ?`, id, since)
-	all, err := list(rows, err, u.scan)
+	items, err := list(rows, err, func(r scanner) (fleet.Unit, error) {
+		n, err := u.scan(r)
+		return n.v, err
+	})
 	if err != nil {
 		return nil, 0, fmt.Errorf("units of rollout %s: %w", id, err)
 	}
-	items, _ := values(all, len(all))
 	return items, u.last, nil
 }
 
