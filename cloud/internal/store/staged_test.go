@@ -197,8 +197,16 @@ func TestEnlist(t *testing.T) {
 		"no model": {fleet.Filter{Model: "vend-2"}, 0}, "a list": {fleet.Filter{Devices: []fleet.DeviceID{ds[0].ID, ds[1].ID, "nobody", "other-d01"}}, 2},
 		"a list and a site": {fleet.Filter{Site: "paris", Devices: []fleet.DeviceID{ds[0].ID, ds[1].ID}}, 1},
 	} {
-		if got := staged(t, s, fleet.RolloutID("r-"+name), "1.0.0", fleet.Spec{Filter: c.f}); len(got) != c.want {
-			t.Errorf("%s: got %d, want %d", name, len(got), c.want)
+		us, err := s.Reach(ctx, "main", c.f) // as it would be
+		must(t, err)
+		got := staged(t, s, fleet.RolloutID("r-"+name), "1.0.0", fleet.Spec{Filter: c.f})
+		if len(got) != c.want || len(us) != c.want {
+			t.Errorf("%s: got %d and before %d, want %d", name, len(got), len(us), c.want)
+		}
+		for _, u := range us {
+			if x := got[u.Device]; u.ID != "" || u.State != x.State || u.Wave != x.Wave || u.Site != x.Site || u.Model != x.Model || u.Group != x.Group || !u.FirstSeen.Equal(x.FirstSeen) {
+				t.Errorf("%s: got %+v, it was to be %+v", name, x, u)
+			}
 		}
 	}
 
@@ -244,7 +252,7 @@ func TestEnlist(t *testing.T) {
 	}
 }
 
-// TestRunningRollouts: what runs or ends, and of what is complete the newest of each component and filter.
+// TestRunningRollouts: what runs, rests or ends, and of what is complete the newest of each component and filter.
 func TestRunningRollouts(t *testing.T) {
 	s, _ := enrolled(t, 1)
 	canary := fleet.Filter{Group: "canary"}
@@ -277,7 +285,7 @@ func TestRunningRollouts(t *testing.T) {
 	for _, r := range rs {
 		ids = append(ids, r.ID)
 	}
-	if want := []fleet.RolloutID{"canary", "new", "runs", "ends"}; !slices.Equal(ids, want) {
+	if want := []fleet.RolloutID{"canary", "new", "runs", "ends", "rests"}; !slices.Equal(ids, want) {
 		t.Errorf("got %v, want %v", ids, want)
 	}
 }
