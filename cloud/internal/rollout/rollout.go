@@ -179,6 +179,9 @@ func (r *Runner) round(ctx context.Context) error {
 	defer func() { r.ran = ran }()
 	var errs []error
 	for _, ro := range running {
+		if ro.State != fleet.RolloutRunning {
+			continue
+		}
 		// While a rollout is paused nobody is offered anything, not even who comes back then.
 		again := func(d fleet.DeviceID) bool { return r.back[d] || !r.ran[ro.ID] }
 		online := func(d fleet.DeviceID) bool { return eligible(ro, connected[d]) }
