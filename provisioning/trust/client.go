@@ -158,30 +158,8 @@ func (c *Client) Targets(ctx context.Context) (out []Target, err error) {
 // one somebody should be told: what expired stops updates, and who freezes a
 // device in the past is seen here.
 func (c *Client) Freshness() (signed, expires time.Time) {
-	name := filepath.Join(c.Dir, "cache", "timestamp.json")
-	b, err := readBounded(os.Open, name, maxTimestamp)
-	if err != nil {
-		return time.Time{}, time.Time{}
-	}
-	m, err := metadata.Timestamp().FromBytes(b)
-	if err != nil {
-		return time.Time{}, time.Time{}
-	}
-	if s, ok := m.Signed.UnrecognizedFields[signedAt].(string); ok {
-		if signed, err = time.Parse(time.RFC3339, s); err == nil {
-			return signed, m.Signed.Expires
-		}
-	}
-	// Signed by other tools: it came at the latest when it was written.
-	if fi, err := os.Stat(name); err == nil {
-		signed = fi.ModTime()
-	}
-	return signed, m.Signed.Expires
+	return freshness(filepath.Join(c.Dir, "cache", "timestamp.json"))
 }
-
-// signedAt is a field of our timestamps beside those of the specification: when
-// it was signed [TUF 1.0.31, 4.2: unknown fields are kept and signed].
-const signedAt = "x-tillward-signed"
 
 // Medium returns a client for the folder of an update medium, which holds
 // metadata/ with a timestamp of its own. It trusts the roots that c trusts,

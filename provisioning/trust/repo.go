@@ -28,6 +28,9 @@ type Repository struct {
 	// Life is how long the next snapshot and timestamp are good for; by default
 	// 14 and 7 days.
 	Life time.Duration
+	// Medium is the name of the update medium that the next timestamp is for. No
+	// device takes it from elsewhere.
+	Medium string
 }
 
 // InitRepository makes an empty repository signed by keys, with a delegation
@@ -254,6 +257,9 @@ func (r *Repository) freshen(b *book, keys Keys) error {
 	}
 	timestamp.Signed.Meta["snapshot.json"] = metadata.MetaFile(snapshot.Signed.Version)
 	timestamp.Signed.UnrecognizedFields = map[string]any{signedAt: time.Now().UTC().Format(time.RFC3339)}
+	if r.Medium != "" {
+		timestamp.Signed.UnrecognizedFields[forMedium] = r.Medium
+	}
 	for _, one := range []struct {
 		role string
 		m    document

@@ -37,9 +37,10 @@ var errSlow = fmt.Errorf("release metadata took more than %s in all; is the serv
 // view is one consistent state of a repository, as far as it was looked at. It
 // does the reading and keeping; go-tuf's trusted set does the verifying.
 type view struct {
-	set   *trustedmetadata.TrustedMetadata
-	cache *cache
-	get   func(name string, limit int64) ([]byte, error)
+	set    *trustedmetadata.TrustedMetadata
+	cache  *cache
+	medium bool // it is read from an update medium
+	get    func(name string, limit int64) ([]byte, error)
 }
 
 // look refreshes the metadata and hands it to use.
@@ -60,7 +61,7 @@ func (c *Client) look(ctx context.Context, use func(*view) error) (err error) {
 			err = fmt.Errorf("release metadata is malformed: %v: %w", r, ErrSignature)
 		}
 	}()
-	v := &view{cache: &cache{dir: filepath.Join(c.Dir, "cache")}, get: func(name string, limit int64) ([]byte, error) {
+	v := &view{medium: c.online != nil, cache: &cache{dir: filepath.Join(c.Dir, "cache")}, get: func(name string, limit int64) ([]byte, error) {
 		b, err := c.Fetch(ctx, c.URL+"/"+name, limit)
 		switch {
 		case err != nil:
@@ -118,6 +119,9 @@ func (v *view) timestamp() error {
 	}
 	if err != nil {
 		return explain(err)
+	}
+	if of, ok := v.set.Timestamp.Signed.UnrecognizedFields[forMedium]; ok && !v.medium {
+		return fmt.Errorf("timestamp was signed for the update medium %.80q and is served by another: %w", fmt.Sprint(of), ErrSignature)
 	}
 	return v.cache.write(name, b)
 }
