@@ -4,13 +4,15 @@
 // It promises that what devices can fetch is always a repository that verifies
 // as a whole: an upload is checked beside the one in use, as a device that
 // trusts the pinned root would check it, and then put in place targets first,
-// timestamp last. An upload that is wrong changes nothing. It never signs.
+// timestamp last. An upload that is wrong changes nothing. Where the root lets
+// the service's key sign snapshot and timestamp, it signs these two, which makes
+// fresh what others signed, and nothing else.
 package catalog
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,12 +22,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/provisioning/trust"
@@ -43,6 +41,9 @@ type Catalog struct {
 	// Fits may refuse an upload for its boot references, before anything of it is
 	// put in place; nil: whatever is signed fits.
 	Fits func(ctx context.Context, refs []fleet.BootReference) error
+	// Key signs snapshot and timestamp where the root names it; nil: uploads carry
+	// both.
+	Key ed25519.PrivateKey
 
 	dir string
 	mu  sync.Mutex
@@ -71,6 +72,8 @@ func Open(dir string) (*Catalog, error) {
 // Publish reads a repository as a tar stream (metadata/*.json, targets/**),
 // verifies it, puts it in place, and returns every release in it. The first
 // repository that is published pins its root: later ones must follow from it.
+// Targets that are in place need not be sent again; where the service signs
+// snapshot and timestamp, neither need other metadata.
 // Errors are fleet.ErrInvalid when the upload is at fault.
 func (c *Catalog) Publish(ctx context.Context, r io.Reader) ([]fleet.Release, error) {
 	stage, err := os.MkdirTemp(c.dir, ".upload-")
@@ -88,6 +91,9 @@ func (c *Catalog) Publish(ctx context.Context, r io.Reader) ([]fleet.Release, er
 	}
 	root, err := c.root(stage)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.complete(stage); err != nil {
 		return nil, err
 	}
 	// What has been verified before is the floor; it moves when the upload is in place.
@@ -194,7 +200,10 @@ func verified(stage string, root []byte) ([]string, error) {
 		return nil, err
 	}
 	for name, m := range snap.Signed.Meta {
-		names = append(names, trust.MetadataFile(strings.TrimSuffix(name, ".json"), m.Version))
+		name = trust.MetadataFile(strings.TrimSuffix(name, ".json"), m.Version)
+		if _, err := os.Stat(filepath.Join(stage, "metadata", name)); err == nil { // a role that is delegated no more stays in the snapshot
+			names = append(names, name)
+		}
 	}
 	return append(names, snapshot, "timestamp.json"), nil
 }
@@ -233,6 +242,12 @@ func (c *Catalog) place(stage string, targets []trust.Target, names []string) er
 		if err := os.Rename(filepath.Join(stage, name), filepath.Join(c.dir, name)); err != nil {
 			return fmt.Errorf("place %s: %w", t.Path, err)
 		}
+		if index := t.ChunkFile(); index != "" {
+			index = filepath.Join("targets", filepath.FromSlash(index))
+			if err := os.Rename(filepath.Join(stage, index), filepath.Join(c.dir, index)); err != nil {
+				return fmt.Errorf("place the chunk index of %s: %w", t.Path, err)
+			}
+		}
 		if err := syncFolder(filepath.Dir(filepath.Join(c.dir, name))); err != nil {
 			return err
 		}
@@ -246,106 +261,6 @@ func (c *Catalog) place(stage string, targets []trust.Target, names []string) er
 		}
 	}
 	return nil
-}
-
-// releases groups targets by their folder, which is class/version as signed.
-// Boot references are no releases: nothing installs them.
-func releases(targets []trust.Target) ([]fleet.Release, error) {
-	byID := make(map[fleet.ReleaseID]*fleet.Release)
-	var out []fleet.Release
-	for _, t := range targets {
-		if t.Custom.Class == trust.ClassBoot {
-			continue
-		}
-		id := fleet.ReleaseID(path.Dir(t.Path))
-		if want := t.Custom.Class + "/" + t.Custom.Version; string(id) != want || t.Custom.Class == "" || t.Custom.Version == "" {
-			return nil, fmt.Errorf("target %.100q says that it belongs to release %.100q; make releases with tillward-provision: %w", t.Path, want, fleet.ErrInvalid)
-		}
-		if byID[id] == nil {
-			byID[id] = &fleet.Release{ID: id, Class: t.Custom.Class, Version: t.Custom.Version, PublishedAt: time.Now()}
-		}
-		byID[id].Targets = append(byID[id].Targets, fleet.Target{Path: t.Path, SHA256: t.SHA256, Length: t.Length})
-	}
-	for _, r := range byID {
-		out = append(out, *r)
-	}
-	slices.SortFunc(out, func(a, b fleet.Release) int { return strings.Compare(string(a.ID), string(b.ID)) })
-	return out, nil
-}
-
-// unpack writes a tar stream below dir: plain files of a repository only.
-func unpack(r io.Reader, dir string) error {
-	bad := func(format string, args ...any) error {
-		return fmt.Errorf("upload: %w: %w", fmt.Errorf(format, args...), fleet.ErrInvalid)
-	}
-	tr := tar.NewReader(r)
-	var total int64
-	for n := 0; ; n++ {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return bad("not a tar stream: %w", err)
-		}
-		name := strings.TrimPrefix(h.Name, "./")
-		switch {
-		case n >= maxFiles || h.Size > maxFile || total+h.Size > maxTotal:
-			return bad("more than %d files, %d bytes in one or %d in all", maxFiles, int64(maxFile), int64(maxTotal))
-		case h.Typeflag == tar.TypeDir:
-			continue
-		case h.Typeflag != tar.TypeReg:
-			return bad("%.100q is not a plain file", h.Name)
-		case !fs.ValidPath(name) || !wanted(name):
-			return bad("%.100q does not belong to a repository; only metadata/*.json and targets/ do", h.Name)
-		}
-		total += h.Size
-		to := filepath.Join(dir, filepath.FromSlash(name))
-		err = os.MkdirAll(filepath.Dir(to), 0o700)
-		var f *os.File
-		if err == nil {
-			f, err = os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // #nosec G304 -- a valid path below our folder
-		}
-		switch {
-		case errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EISDIR):
-			return bad("%.100q comes twice", h.Name)
-		case errors.Is(err, syscall.ENAMETOOLONG):
-			return bad("%.100q is too long a name", h.Name)
-		case err != nil:
-			return fmt.Errorf("take in upload: %w", err)
-		}
-		in := &source{r: tr}
-		_, err = io.CopyN(f, in, h.Size)
-		err = errors.Join(err, f.Sync(), f.Close())
-		switch {
-		case in.err != nil:
-			return bad("%s: %w", name, in.err)
-		case err != nil: // a full disk, say, is not the upload's fault
-			return fmt.Errorf("take in upload: %w", err)
-		}
-	}
-}
-
-// source remembers why it could not be read.
-type source struct {
-	r   io.Reader
-	err error
-}
-
-func (s *source) Read(b []byte) (int, error) {
-	n, err := s.r.Read(b)
-	if err != nil && !errors.Is(err, io.EOF) {
-		s.err = err
-	}
-	return n, err
-}
-
-// metadata is what TUF calls its files, with consistent snapshots. The slash of
-// a delegated role is written %2F.
-var metadata = regexp.MustCompile(`^metadata/(timestamp|[0-9]{1,18}\.[A-Za-z0-9_][A-Za-z0-9_.+%-]{0,200})\.json$`)
-
-func wanted(name string) bool {
-	return metadata.MatchString(name) || strings.HasPrefix(name, "targets/")
 }
 
 func replace(p string, b []byte) error {
