@@ -245,7 +245,7 @@ func (w *watch) changed(ctx context.Context, is link.Status) {
 	switch {
 	case is.Open() && !was.Open():
 		a.record(ctx, "link.up", "info", is.Broker, map[string]string{"verdict": is.Verdict})
-		poke(a.looks) // what runs counts, and is told on every connect
+		a.touch()
 		poke(a.opened)
 	case was.Online && !is.Online:
 		a.record(ctx, "link.down", "info", is.Broker, map[string]string{"reason": cut(fmt.Sprint(is.Err), wire.MaxText)})

@@ -99,10 +99,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 	if err := s.keys(); err != nil {
 		return nil, err
 	}
-	if s.catalog, err = catalog.Open(filepath.Join(cfg.DataDir, "artifacts")); err != nil {
+	if err := s.openCatalog(); err != nil {
 		return nil, err
 	}
-	s.catalog.Fits = s.fits
 	s.accounts = account.New(s.store)
 	if err := s.bootstrap(ctx); err != nil {
 		return nil, err
@@ -232,7 +231,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.close()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.owners.Run, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
+		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.owners.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
@@ -324,14 +323,8 @@ func (s *Service) stored(in fleet.Intake, out fleet.Outcome) {
 		tell(fleet.ChangedCommand, string(out.Command.ID))
 		s.owners.Ended(*out.Command)
 	}
-	moved := out.Reconciled
 	if out.Execution != nil {
-		moved = append(moved, *out.Execution)
-	}
-	for _, e := range moved {
-		tell(fleet.ChangedRollout, string(e.Rollout))
-	}
-	if len(moved) > 0 {
+		tell(fleet.ChangedRollout, string(out.Execution.Rollout))
 		s.rollout.Wake()
 	}
 }

@@ -103,8 +103,8 @@ func (s *Service) serveOperators(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", api.New(api.Deps{
 		Tenant: s.tenant, Store: s.store, Accounts: s.accounts, Send: s.dispatch.Send,
-		Publish: s.publish,
-		Watch:   s.hub.Subscribe, Changed: s.hub.Publish, Wake: s.rollout.Wake, Version: Version, Log: s.log,
+		Releases: releases{s},
+		Watch:    s.hub.Subscribe, Changed: s.hub.Publish, Wake: s.rollout.Wake, Version: Version, Log: s.log,
 		Owners: s.owners, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate, Retire: s.retire,
 	}))
 	app := console.Handler()

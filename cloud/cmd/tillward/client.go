@@ -78,45 +78,14 @@ func (c *client) send(ctx context.Context, method, path string, in, out any) err
 }
 
 func (c *client) do(ctx context.Context, method, path, kind string, body io.Reader, out any) error {
-	if err := c.open(); err != nil {
+	_, r, err := c.stream(ctx, method, path, kind, body)
+	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.server, "/")+path, body)
-	if err != nil {
-		return usage{fmt.Errorf("--server %q: %w", c.server, err)}
-	}
-	req.Header.Set("Authorization", "Bearer "+c.token)
-	if kind != "" {
-		req.Header.Set("Content-Type", kind)
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-			return fmt.Errorf("%w; pin the service with --ca service-roots.pem from its data folder", err)
-		}
-		return fmt.Errorf("reach the fleet service: %w", err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, 64<<20))
 	if err != nil {
 		return fmt.Errorf("read the answer: %w", err)
-	}
-	if resp.StatusCode/100 != 2 {
-		var p struct {
-			Detail string `json:"detail"`
-			Errors []struct {
-				Message  string `json:"message"`
-				Location string `json:"location"`
-			} `json:"errors"`
-		}
-		if json.Unmarshal(b, &p) != nil || p.Detail == "" {
-			return fmt.Errorf("the fleet service answered %s", resp.Status)
-		}
-		text := []string{p.Detail}
-		for _, e := range p.Errors {
-			text = append(text, e.Location+" "+e.Message)
-		}
-		return errors.New(strings.Join(text, "; "))
 	}
 	if out == nil || len(b) == 0 {
 		return nil
@@ -125,6 +94,51 @@ func (c *client) do(ctx context.Context, method, path, kind string, body io.Read
 		return fmt.Errorf("read the answer: %w", err)
 	}
 	return nil
+}
+
+// stream sends a request and returns a good answer to read as it comes.
+func (c *client) stream(ctx context.Context, method, path, kind string, body io.Reader) (http.Header, io.ReadCloser, error) {
+	if err := c.open(); err != nil {
+		return nil, nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.server, "/")+path, body)
+	if err != nil {
+		return nil, nil, usage{fmt.Errorf("--server %q: %w", c.server, err)}
+	}
+	req.Header.Set("Authorization", "Bearer "+c.token)
+	if kind != "" {
+		req.Header.Set("Content-Type", kind)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+			return nil, nil, fmt.Errorf("%w; pin the service with --ca service-roots.pem from its data folder", err)
+		}
+		return nil, nil, fmt.Errorf("reach the fleet service: %w", err)
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp.Header, resp.Body, nil
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the answer: %w", err)
+	}
+	var p struct {
+		Detail string `json:"detail"`
+		Errors []struct {
+			Message  string `json:"message"`
+			Location string `json:"location"`
+		} `json:"errors"`
+	}
+	if json.Unmarshal(b, &p) != nil || p.Detail == "" {
+		return nil, nil, fmt.Errorf("the fleet service answered %s", resp.Status)
+	}
+	text := []string{p.Detail}
+	for _, e := range p.Errors {
+		text = append(text, e.Location+" "+e.Message)
+	}
+	return nil, nil, errors.New(strings.Join(text, "; "))
 }
 
 // seconds is a span as the API takes it, where 0 would mean something else.

@@ -18,8 +18,11 @@ import (
 )
 
 type releaseCmd struct {
-	Publish releasePublish `cmd:"" help:"Upload a signed repository."`
-	List    releaseList    `cmd:"" help:"List releases, newest first."`
+	Publish      releasePublish   `cmd:"" help:"Upload a signed repository."`
+	List         releaseList      `cmd:"" help:"List releases, newest first."`
+	Show         releaseShow      `cmd:"" help:"Show a release and its targets."`
+	ExportMedium releaseExport    `cmd:"" help:"Write releases to a stick for devices that the network does not reach."`
+	OnlineKey    releaseOnlineKey `cmd:"" help:"Show the service's key that keeps releases fresh, for whoever signs the next root."`
 }
 
 type releasePublish struct {
@@ -27,20 +30,31 @@ type releasePublish struct {
 }
 
 type release struct {
-	ID          string     `json:"id"`
-	Version     string     `json:"version"`
-	PublishedAt *time.Time `json:"published_at"`
-	PublishedBy string     `json:"published_by"`
+	ID          string            `json:"id"`
+	Component   string            `json:"component"`
+	Class       string            `json:"class"`
+	Version     string            `json:"version"`
+	Models      []string          `json:"models"`
+	Requires    map[string]string `json:"requires"`
+	Withdrawn   bool              `json:"withdrawn"`
+	PublishedAt *time.Time        `json:"published_at"`
+	PublishedBy string            `json:"published_by"`
 	Targets     []struct {
-		Path string `json:"path"`
+		Path   string `json:"path"`
+		SHA256 string `json:"sha256"`
+		Length int64  `json:"length"`
 	} `json:"targets"`
 }
 
 func releaseRow(r release) string {
-	return tab(r.ID, r.Version, fmt.Sprint(len(r.Targets)), ago(r.PublishedAt), r.PublishedBy)
+	state := ""
+	if r.Withdrawn {
+		state = "withdrawn"
+	}
+	return tab(r.ID, r.Class, r.Version, fmt.Sprint(len(r.Targets)), ago(r.PublishedAt), r.PublishedBy, state)
 }
 
-const releaseHead = "RELEASE\tVERSION\tTARGETS\tPUBLISHED\tBY"
+const releaseHead = "RELEASE\tCLASS\tVERSION\tTARGETS\tPUBLISHED\tBY\tSTATE"
 
 // Run implements the command.
 func (c *releasePublish) Run(ctx context.Context, o *out, api *client) error {
@@ -67,13 +81,19 @@ func (c *releasePublish) Run(ctx context.Context, o *out, api *client) error {
 
 // repository lists the files to send: metadata, then targets.
 func repository(dir string) (files []string, total int64, err error) {
-	if _, err := os.Stat(filepath.Join(dir, "metadata", "timestamp.json")); err != nil {
+	if roots, err := filepath.Glob(filepath.Join(dir, "metadata", "*.root.json")); err != nil || len(roots) == 0 {
 		return nil, 0, usage{fmt.Errorf("--repo %s: not a repository; make one with tillward-provision repo init", dir)}
 	}
 	for _, sub := range []string{"metadata", "targets"} {
 		err := filepath.WalkDir(filepath.Join(dir, sub), func(p string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), ".") {
+			if err != nil {
 				return err
+			}
+			if d.IsDir() && sub == "metadata" && p != filepath.Join(dir, sub) {
+				return filepath.SkipDir // drafts that lack signatures
+			}
+			if d.IsDir() || strings.HasPrefix(d.Name(), ".") {
+				return nil
 			}
 			fi, err := d.Info()
 			if err != nil {

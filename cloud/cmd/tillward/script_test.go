@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/pem"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -45,6 +46,16 @@ func TestScripts(t *testing.T) {
 
 type storeKey struct{}
 
+// published is the catalog as the service wires it.
+type published struct {
+	*catalog.Catalog
+	signer *trust.OrderSigner
+}
+
+func (p published) Export(ctx context.Context, m fleet.Medium) (time.Time, func(io.Writer) error, error) {
+	return p.Catalog.Export(ctx, m, func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(p.signer, kind, m) })
+}
+
 // unplugged reaches no device.
 type unplugged struct{}
 
@@ -77,6 +88,10 @@ func setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	cat.Key, err = trust.NewKey(filepath.Join(dir, "online.key"))
+	if err != nil {
+		return err
+	}
 	key, err := trust.NewKey(filepath.Join(dir, "order.key"))
 	if err != nil {
 		return err
@@ -93,7 +108,7 @@ func setup(env *testscript.Env) error {
 			return []fleet.Authority{{Serial: "0a", NotAfter: time.Now().Add(time.Hour), Current: true}, {Serial: "09"}}
 		},
 		Rotate: func(context.Context) error { return nil },
-		Tenant: "main", Store: st, Accounts: accounts, Send: d.Send, Publish: cat.Publish, Watch: hub.Subscribe, Changed: hub.Publish, Wake: func() {}, Version: "1", Log: quiet,
+		Tenant: "main", Store: st, Accounts: accounts, Send: d.Send, Releases: published{cat, trust.NewOrderSigner(key)}, Watch: hub.Subscribe, Changed: hub.Publish, Wake: func() {}, Version: "1", Log: quiet,
 	}))
 	srv.Config.ErrorLog = slog.NewLogLogger(quiet.Handler(), slog.LevelError)
 	srv.StartTLS()

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -39,7 +38,7 @@ type Deps struct {
 	Accounts Accounts
 	Owners   Owners
 	Send     func(ctx context.Context, r fleet.CommandRequest) (fleet.Command, error)
-	Publish  func(ctx context.Context, r io.Reader) ([]fleet.Release, error)
+	Releases publisher
 	Watch    func(ctx context.Context, t fleet.TenantID) <-chan fleet.Change
 	Changed  func(c fleet.Change)
 	Wake     func() // a rollout changed

@@ -207,3 +207,92 @@ func TestBadUploads(t *testing.T) {
 	}
 	problem(t, s.as(t, fleet.Admin, "POST", "/v1/releases", pack(t, old)), http.StatusUnprocessableEntity) // now it is a rollback
 }
+
+// TestReleasesOfTenants publishes what belongs to tenants, and withdraws some.
+func TestReleasesOfTenants(t *testing.T) {
+	s := newSite(t)
+	repo, keys := repository(t)
+	release(t, repo, keys, "1.0.0")
+	file := filepath.Join(t.TempDir(), "tree")
+	must(t, os.WriteFile(file, []byte("tree"), 0o600))
+	for _, tenant := range []string{"main", "other"} {
+		must(t, repo.Add([]trust.NewTarget{{Path: "ops/" + tenant + "/till/1.0.0/tree.tar", File: file, Custom: trust.Custom{
+			Class: "app", Version: "1.0.0", Models: []string{"POS 500"}, Requires: map[string]string{"agent": "1.0.0"},
+		}}}, keys))
+	}
+	_, _ = items(t, s.as(t, fleet.Admin, "POST", "/v1/releases", pack(t, repo.Dir)))
+	list, _ := items(t, s.as(t, fleet.Viewer, "GET", "/v1/releases", nil))
+	if len(list) != 2 {
+		t.Errorf("list: %v, want the vendor's and our own", list)
+	}
+	one := into[struct {
+		Component, Tenant string
+		Models            []string
+		Requires          map[string]string
+		Withdrawn         bool
+	}](t, s.as(t, fleet.Viewer, "GET", "/v1/release?id=ops/main/till/1.0.0", nil))
+	if one.Component != "ops/main/till" || one.Tenant != "main" || len(one.Models) != 1 || one.Requires["agent"] != "1.0.0" || one.Withdrawn {
+		t.Errorf("got %+v", one)
+	}
+	problem(t, s.as(t, fleet.Viewer, "GET", "/v1/release?id=ops/other/till/1.0.0", nil), http.StatusNotFound)
+	problem(t, s.as(t, fleet.Viewer, "GET", "/v1/release", nil), http.StatusUnprocessableEntity)
+
+	// Withdrawn: the same target, said otherwise by its signers.
+	p := filepath.Join(repo.Dir, "metadata", "1.ops%2Fmain.json")
+	m, err := metadata.Targets().FromFile(p)
+	must(t, err)
+	m.Signed.Version = 2
+	raw := m.Signed.Targets["ops/main/till/1.0.0/tree.tar"].Custom
+	*raw = []byte(strings.Replace(string(*raw), "{", `{"withdrawn":true,`, 1))
+	m.ClearSignatures()
+	resign(t, m, keys[trust.RoleTargets][0])
+	must(t, m.ToFile(filepath.Join(repo.Dir, "metadata", "2.ops%2Fmain.json"), false))
+	must(t, repo.Refresh(keys))
+	changed, _ := items(t, s.as(t, fleet.Admin, "POST", "/v1/releases", pack(t, repo.Dir)))
+	if len(changed) != 1 || changed[0]["id"] != "ops/main/till/1.0.0" || changed[0]["withdrawn"] != true {
+		t.Errorf("changed: %v", changed)
+	}
+	if ev := s.trail(t)["release.withdrawn"]; ev.Actor != "admin" || ev.Subject != "ops/main/till/1.0.0" {
+		t.Errorf("audited as %+v", ev)
+	}
+}
+
+// TestMedia writes an update medium, which is in the trail, and none for others.
+func TestMedia(t *testing.T) {
+	s := newSite(t)
+	repo, keys := repository(t)
+	release(t, repo, keys, "1.0.0")
+	_, _ = items(t, s.as(t, fleet.Admin, "POST", "/v1/releases", pack(t, repo.Dir)))
+	r := s.as(t, fleet.Admin, "POST", "/v1/media", map[string]any{"releases": []string{"agent/1.0.0"}, "life_days": 3})
+	ends, err := time.Parse(time.RFC3339, r.header.Get("Tillward-Ends"))
+	if r.status != http.StatusOK || r.header.Get("Content-Type") != "application/x-tar" || err != nil || time.Until(ends) > 3*24*time.Hour || time.Until(ends) < 70*time.Hour {
+		t.Fatalf("got %d as %v, ends %s and %v", r.status, r.header, ends, err)
+	}
+	last := ""
+	for tr := tar.NewReader(bytes.NewReader(r.body)); ; {
+		h, err := tr.Next()
+		if err != nil {
+			break
+		}
+		last = h.Name
+	}
+	if last != "tillward-update/order.cbor" {
+		t.Errorf("last on the medium: %q", last)
+	}
+	if ev := s.trail(t)["release.exported"]; ev.Actor != "admin" || ev.Subject != r.header.Get("Tillward-Medium") || ev.Detail["releases"] != "agent/1.0.0" {
+		t.Errorf("audited as %+v", ev)
+	}
+	problem(t, s.as(t, fleet.Operator, "POST", "/v1/media", map[string]any{"releases": []string{"agent/1.0.0"}}), http.StatusForbidden)
+	problem(t, s.as(t, fleet.Admin, "POST", "/v1/media", map[string]any{"releases": []string{"agent/9.9.9"}}), http.StatusNotFound)
+	problem(t, s.as(t, fleet.Admin, "POST", "/v1/media", map[string]any{"releases": []string{}}), http.StatusUnprocessableEntity)
+	problem(t, s.as(t, fleet.Admin, "POST", "/v1/media", map[string]any{"releases": []string{"agent/1.0.0"}, "life_days": 91}), http.StatusUnprocessableEntity)
+
+	key := into[struct {
+		Key    string
+		Online bool
+		Ends   map[string]time.Time
+	}](t, s.as(t, fleet.Viewer, "GET", "/v1/online-key", nil))
+	if !strings.HasPrefix(key.Key, "-----BEGIN PUBLIC KEY-----") || key.Online || !key.Ends["timestamp"].After(time.Now()) {
+		t.Errorf("online key: %+v", key)
+	}
+}

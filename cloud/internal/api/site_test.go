@@ -65,6 +65,16 @@ func (s *site) acted() string {
 	return all
 }
 
+// published is the catalog as the service wires it.
+type published struct {
+	*catalog.Catalog
+	signer *trust.OrderSigner
+}
+
+func (p published) Export(ctx context.Context, m fleet.Medium) (time.Time, func(io.Writer) error, error) {
+	return p.Catalog.Export(ctx, m, func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(p.signer, kind, m) })
+}
+
 // unplugged reaches no device.
 type unplugged struct{}
 
@@ -95,6 +105,8 @@ func newSite(t *testing.T) *site {
 	s.other, _, err = s.accounts.Issue(t.Context(), "other", "olga", fleet.Admin, 0, "test")
 	must(t, err)
 	cat, err := catalog.Open(s.artifacts)
+	must(t, err)
+	cat.Key, err = trust.NewKey(filepath.Join(dir, "online.key"))
 	must(t, err)
 	key, err := trust.NewKey(filepath.Join(dir, "order.key"))
 	must(t, err)
@@ -133,7 +145,7 @@ func newSite(t *testing.T) *site {
 			s.act("rotate")
 			return nil
 		},
-		Tenant: "main", Store: st, Accounts: s.accounts, Send: d.Send, Publish: cat.Publish, Watch: s.hub.Subscribe, Changed: s.hub.Publish,
+		Tenant: "main", Store: st, Accounts: s.accounts, Send: d.Send, Releases: published{cat, trust.NewOrderSigner(key)}, Watch: s.hub.Subscribe, Changed: s.hub.Publish,
 		Wake: func() { s.woken <- struct{}{} }, Version: "1.2.3", Log: quiet,
 	}))
 	t.Cleanup(func() {

@@ -12,6 +12,7 @@ import (
 type Store interface {
 	deviceStore
 	commandStore
+	releaseStore
 	rolloutStore
 	accessStore
 	trustStore
@@ -36,9 +37,7 @@ type commandStore interface {
 }
 
 type rolloutStore interface {
-	AddRelease(ctx context.Context, r fleet.Release, ev fleet.AuditEvent) error
 	Release(ctx context.Context, id fleet.ReleaseID) (fleet.Release, error)
-	Releases(ctx context.Context, p fleet.Page) ([]fleet.Release, string, error)
 	AddRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditEvent) error
 	Rollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID) (fleet.Rollout, error)
 	Rollouts(ctx context.Context, t fleet.TenantID, p fleet.Page) ([]fleet.Rollout, string, error)
