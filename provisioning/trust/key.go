@@ -121,11 +121,17 @@ func (k Keys) all() (list []crypto.Signer) {
 	return list
 }
 
-func signersOf(keys []ed25519.PrivateKey) (list []crypto.Signer) {
+func public(keys []ed25519.PrivateKey) (list []crypto.PublicKey) {
 	for _, k := range keys {
-		list = append(list, k)
+		list = append(list, k.Public())
 	}
 	return list
+}
+
+// TUFKeyID returns the id that TUF metadata names a public key by.
+func TUFKeyID(pub crypto.PublicKey) (string, error) {
+	id, _, err := tufKey(pub)
+	return id, err
 }
 
 // tufKey describes a public key as TUF does. go-tuf calls every ECDSA key one

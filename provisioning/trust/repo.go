@@ -2,6 +2,7 @@ package trust
 
 import (
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -46,44 +47,50 @@ func InitRepository(dir string, keys Keys, threshold map[string]int) (*Repositor
 			return nil, fmt.Errorf("make repository: %w", err)
 		}
 	}
-	b := &book{root: metadata.Root(expiry(RoleRoot)), roles: map[string]*targetsMeta{}}
-	b.root.Signed.ConsistentSnapshot = true
-	for _, role := range []string{RoleRoot, RoleTargets, RoleSnapshot, RoleTimestamp} {
-		if len(keys[role]) == 0 {
-			return nil, fmt.Errorf("role %s has no key", role)
-		}
-		for _, k := range keys[role] {
-			_, pub, err := tufKey(k.Public())
-			if err != nil {
-				return nil, fmt.Errorf("key of %s: %w", role, err)
-			}
-			if err := b.root.Signed.AddKey(pub, role); err != nil {
-				return nil, fmt.Errorf("key of %s: %w", role, err)
-			}
-		}
-		n, err := enough(role, threshold[role], len(b.root.Signed.Roles[role].KeyIDs))
-		if err != nil {
+	b := &book{roles: map[string]*targetsMeta{}, edited: map[string]bool{}}
+	for role, k := range keys {
+		if err := b.give(role, public(k), threshold[role]); err != nil {
 			return nil, err
 		}
-		b.root.Signed.Roles[role].Threshold = n
 	}
-	if err := sign(b.root, b.root.Signed.Roles[RoleRoot].KeyIDs, keys); err != nil {
-		return nil, fmt.Errorf("sign root: %w", err)
-	}
-	b.edit(RoleTargets)
-	for _, role := range slices.Sorted(maps.Keys(keys)) {
-		if topRole(role) {
-			continue
-		}
-		if err := b.delegate(role, signersOf(keys[role]), threshold[role]); err != nil {
-			return nil, err
-		}
-		b.edit(role)
-	}
-	if err := r.write(MetadataFile(RoleRoot, 1), b.root); err != nil {
+	if err := b.whole(); err != nil {
 		return nil, err
 	}
 	return r, r.publish(b, keys)
+}
+
+// give lets keys sign a role that has none yet; threshold 0 is all of them.
+func (b *book) give(role string, keys []crypto.PublicKey, threshold int) (err error) {
+	if !topRole(role) {
+		if b.delegation(role) != nil {
+			return fmt.Errorf("%s is delegated already", role)
+		}
+		b.edit(role)
+		return b.delegate(role, keys, threshold)
+	}
+	root := b.editRoot()
+	of := root.Signed.Roles[role]
+	if err := addKeys(role, &of.KeyIDs, root.Signed.Keys, keys); err != nil {
+		return err
+	}
+	of.Threshold, err = enough(role, threshold, len(of.KeyIDs))
+	return err
+}
+
+// whole wants keys for all roles that every repository has.
+func (b *book) whole() error {
+	for _, role := range []string{RoleRoot, RoleTargets, RoleSnapshot, RoleTimestamp} {
+		if b.root == nil || len(b.root.Signed.Roles[role].KeyIDs) == 0 {
+			return fmt.Errorf("role %s has no key", role)
+		}
+	}
+	if b.roles[RoleTargets] == nil {
+		b.edit(RoleTargets)
+	}
+	if d := b.roles[RoleTargets].Signed.Delegations; d != nil { // the order in which they came means nothing
+		slices.SortFunc(d.Roles, func(a, b metadata.DelegatedRole) int { return strings.Compare(a.Name, b.Name) })
+	}
+	return nil
 }
 
 // enough returns how many of n keys must sign.
@@ -102,6 +109,7 @@ type NewTarget struct {
 	Path   string // TUF target path
 	File   string
 	Custom Custom
+	Index  []byte // chunk index to put beside it, or nil
 }
 
 // Add releases files: it copies them into targets/ under their hash and signs
@@ -111,43 +119,57 @@ type NewTarget struct {
 //
 // A role that nobody has delegated to yet is delegated to its keys or, when it
 // has none of its own, to those of targets.
+//
+// Without keys nothing is signed: drafts wait for signatures.
 func (r *Repository) Add(files []NewTarget, keys Keys) error {
-	b, err := r.book()
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		role := RoleOf(f.Path)
-		for _, m := range b.roles {
-			if _, ok := m.Signed.Targets[f.Path]; ok {
-				return fmt.Errorf("%s is released already; a release never changes, raise the version", f.Path)
+	return r.change(keys, func(b *book) error {
+		for _, f := range files {
+			role := RoleOf(f.Path)
+			for _, m := range b.roles {
+				if _, ok := m.Signed.Targets[f.Path]; ok {
+					return fmt.Errorf("%s is released already; a release never changes, raise the version", f.Path)
+				}
 			}
-		}
-		if role != RoleTargets && b.delegation(role) == nil {
-			own, n := keys[role], 0
-			if len(own) == 0 {
-				own, n = keys[RoleTargets], b.root.Signed.Roles[RoleTargets].Threshold
+			if role != RoleTargets && b.delegation(role) == nil {
+				own, n := keys[role], 0
+				if len(own) == 0 {
+					own, n = keys[RoleTargets], b.root.Signed.Roles[RoleTargets].Threshold
+				}
+				if len(own) == 0 {
+					return fmt.Errorf("nobody may sign %s yet: delegate %s to its keys with tillward-provision release delegate add", f.Path, role)
+				}
+				if err := b.delegate(role, public(own), n); err != nil {
+					return err
+				}
 			}
-			if err := b.delegate(role, signersOf(own), n); err != nil {
-				return err
+			info, err := r.copyIn(f)
+			if err != nil {
+				return fmt.Errorf("release %s: %w", f.Path, err)
 			}
+			b.edit(role).Signed.Targets[f.Path] = info
 		}
-		info, err := r.copyIn(f)
-		if err != nil {
-			return fmt.Errorf("release %s: %w", f.Path, err)
-		}
-		b.edit(role).Signed.Targets[f.Path] = info
-	}
-	return r.publish(b, keys)
+		return nil
+	})
 }
 
 // copyIn puts the file under its hash and describes it.
 func (r *Repository) copyIn(f NewTarget) (*metadata.TargetFiles, error) {
+	dir := filepath.Join(r.Dir, "targets", filepath.FromSlash(path.Dir(f.Path)))
+	if err := os.MkdirAll(dir, 0o755); err != nil { // #nosec G301 -- public by nature
+		return nil, err
+	}
+	if f.Index != nil {
+		sum := sha256.Sum256(f.Index)
+		f.Custom.Chunks = &Chunks{SHA256: hex.EncodeToString(sum[:]), Length: int64(len(f.Index))}
+		if err := writeFile(filepath.Join(r.Dir, "targets", filepath.FromSlash(Target{Path: f.Path, Custom: f.Custom}.ChunkFile())), f.Index); err != nil {
+			return nil, err
+		}
+	}
 	custom, err := json.Marshal(f.Custom)
 	if err != nil {
 		return nil, err
 	}
-	temp := filepath.Join(r.Dir, "targets", ".new-"+hex.EncodeToString([]byte(path.Base(f.Path))))
+	temp := filepath.Join(dir, ".new-"+path.Base(f.Path))
 	sum, n, err := copyFile(temp, f.File)
 	if err != nil {
 		return nil, err
@@ -158,13 +180,10 @@ func (r *Repository) copyIn(f NewTarget) (*metadata.TargetFiles, error) {
 	info.Path, info.Length, info.Custom = f.Path, n, &raw
 	info.Hashes = metadata.Hashes{"sha256": sum}
 	to := filepath.Join(r.Dir, "targets", filepath.FromSlash(Target{Path: f.Path, SHA256: hex.EncodeToString(sum)}.File()))
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil { // #nosec G301 -- public by nature
-		return nil, err
-	}
 	if err := os.Rename(temp, to); err != nil {
 		return nil, err
 	}
-	return info, syncDir(filepath.Dir(to))
+	return info, syncDir(dir)
 }
 
 // copyFile copies a file of any size and returns its hash and length.
@@ -204,6 +223,15 @@ func (r *Repository) Refresh(keys Keys) error {
 // publish signs and writes the roles that were edited, then what points at them.
 func (r *Repository) publish(b *book, keys Keys) error {
 	var edited []string
+	if b.edited[RoleRoot] {
+		ids, n := b.signers(RoleRoot)
+		if err := mayEach(r.Dir, RoleRoot, ids, n, keys); err != nil {
+			return err
+		}
+		if err := sign(b.root, ids, keys); err != nil {
+			return fmt.Errorf("sign root: %w", err)
+		}
+	}
 	for _, role := range b.order() {
 		if !b.edited[role] {
 			continue
@@ -219,6 +247,11 @@ func (r *Repository) publish(b *book, keys Keys) error {
 	}
 	if err := b.check(r.Dir); err != nil {
 		return err
+	}
+	if b.edited[RoleRoot] {
+		if err := r.write(MetadataFile(RoleRoot, b.root.Signed.Version), b.root); err != nil {
+			return err
+		}
 	}
 	for _, role := range edited {
 		if err := r.write(MetadataFile(role, b.roles[role].Signed.Version), b.roles[role]); err != nil {
