@@ -33,7 +33,7 @@ var ErrReference = errors.New("not a valid boot reference")
 type Reference struct {
 	Version   int        `json:"version"`
 	Model     string     `json:"model"`
-	Release   string     `json:"release"`   // agent/1.2.3, os/1.2.3
+	Release   string     `json:"release"`   // agent/1.2.3, os/MODEL/prod/1.2.3
 	Policy    []int      `json:"policy"`    // registers that count, ascending; each must be quoted and covered by the log
 	Soft      []int      `json:"soft"`      // of those, where an unknown event degrades and does not quarantine
 	Floor     uint64     `json:"floor"`     // rollback floor that the TPM is raised to once the release is committed; 0: none
@@ -137,7 +137,7 @@ func ParseTarget(path string, b []byte) (Reference, error) {
 
 var (
 	modelForm   = regexp.MustCompile(`^[A-Za-z0-9][ -~]{0,63}$`)
-	releaseForm = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}/[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$`)
+	releaseForm = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}(?:/[A-Za-z0-9][A-Za-z0-9._+-]{0,63}){1,3}$`)
 	chainForm   = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,31}$`)
 )
 
@@ -148,7 +148,7 @@ func (r Reference) check() error {
 	case !modelForm.MatchString(r.Model):
 		return fmt.Errorf("model %.80q", r.Model)
 	case !releaseForm.MatchString(r.Release):
-		return fmt.Errorf("release %.80q is not like os/1.2.3", r.Release)
+		return fmt.Errorf("release %.80q is not like agent/1.2.3 or os/MODEL/prod/1.2.3", r.Release)
 	case !rising(r.Policy, Registers):
 		return fmt.Errorf("policy %v is not a rising list of registers 0 to %d", r.Policy, Registers-1)
 	case !rising(r.Soft, Registers) || slices.ContainsFunc(r.Soft, func(p int) bool { return !slices.Contains(r.Policy, p) }):
