@@ -310,22 +310,17 @@ func (c *bootCheck) Run(o *out) error {
 }
 
 type bootAdd struct {
-	Repo      string   `required:"" help:"Folder of the repository." placeholder:"DIR"`
-	Keys      string   `required:"" help:"Folder with the keys." placeholder:"DIR"`
+	change
 	Reference []string `required:"" help:"The reference values." placeholder:"FILE"`
 }
 
 // Run implements the command.
 func (c *bootAdd) Run(o *out) error {
+	repo, keys, err := c.open()
+	if err != nil {
+		return err
+	}
 	refs, err := referenceTargets(c.Reference, "")
-	if err != nil {
-		return err
-	}
-	keys, err := trust.ReadKeys(c.Keys)
-	if err != nil {
-		return err
-	}
-	repo, err := repository(c.Repo)
 	if err != nil {
 		return err
 	}
@@ -336,7 +331,7 @@ func (c *bootAdd) Run(o *out) error {
 	for _, r := range refs {
 		paths = append(paths, r.Path)
 	}
-	return o.print(map[string]any{"targets": paths}, "released %s; publish it with: tillward release publish --repo %s", strings.Join(paths, ", "), c.Repo)
+	return c.said(o, repo, map[string]any{"targets": paths}, "released "+strings.Join(paths, ", "))
 }
 
 // referenceTargets are files of reference values as targets of a repository;
