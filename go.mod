@@ -27,6 +27,8 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
+require golang.org/x/time v0.15.0
+
 require (
 	aead.dev/minisign v0.2.0 // indirect
 	github.com/ThalesGroup/crypto11 v1.6.0

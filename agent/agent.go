@@ -18,6 +18,7 @@ import (
 	"github.com/tillward/tillward/agent/internal/audit"
 	"github.com/tillward/tillward/agent/internal/clock"
 	"github.com/tillward/tillward/agent/internal/discover"
+	"github.com/tillward/tillward/agent/internal/gate"
 	"github.com/tillward/tillward/agent/internal/member"
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/telemetry"
@@ -85,7 +86,11 @@ type Agent struct {
 	lost     error        // why the books before were given up
 	reopened bool         // the books were locked before
 
+	crashes uint64        // starts that no orderly end came before
+	looks   chan struct{} // find out anew what runs
+
 	mu      sync.Mutex
+	stale   string // the lock of the POS application, as told last
 	monitor *telemetry.Monitor
 	member  *membership // nil until enrolled
 	dev     TPM         // nil while it is closed
@@ -106,6 +111,7 @@ func New(cfg Config, o Options) *Agent {
 	a := &Agent{
 		cfg: cfg, o: o, log: o.Log, started: time.Now(), heads: newNumbering(), again: make(chan struct{}, 1), reboot: make(chan struct{}, 1),
 		opened: make(chan struct{}, 1), parting: make(chan struct{}, 1),
+		looks: make(chan struct{}, 1),
 	}
 	a.ownership.File = a.file("owner.json")
 	a.left = member.Leaving{File: a.file("leaving.json"), Ownership: &a.ownership}
@@ -127,14 +133,19 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // live runs the agent on the books that are there, and closes them.
-func (a *Agent) live(ctx context.Context) error {
+func (a *Agent) live(ctx context.Context) (err error) {
 	if err := a.open(ctx); err != nil {
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 			return nil // told to end before it had begun
 		}
 		return err
 	}
-	defer a.close()
+	defer func() {
+		a.close()
+		if err == nil || errors.Is(err, ErrRestart) || errors.Is(err, ErrReboot) {
+			a.endRun()
+		}
+	}()
 	// Rooms run in a context of their own, so that an orderly stop can hand
 	// over the last words after the first have been told to end.
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -146,6 +157,7 @@ func (a *Agent) live(ctx context.Context) error {
 	g.Go(func() error { defer close(watched); return a.watch(watching) })
 	g.Go(func() error { return a.belong(inner) })
 	g.Go(func() error { return a.update(inner) })
+	g.Go(func() error { return a.look(inner) })
 	g.Go(func() error { return a.part(inner) })
 	g.Go(func() error {
 		why := "stop"
@@ -164,7 +176,7 @@ func (a *Agent) live(ctx context.Context) error {
 		a.drain(inner)
 		return end
 	})
-	err := g.Wait()
+	err = g.Wait()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil
 	}
@@ -201,6 +213,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if err := a.resumeLeaving(ctx); err != nil {
 		return errors.Join(err, a.spool.Close())
 	}
+	a.beginRun()
 	a.openDevices(ctx)
 	if a.machine, err = a.newMachine(); err != nil {
 		a.close()
@@ -271,6 +284,11 @@ func (a *Agent) fill(r *wire.StateReport) {
 	r.AgentVersion, r.Slot, r.StartedAt = a.o.Version, a.o.Slot, a.started.UnixMilli()
 	r.Model, r.Serial, r.AuditHead = a.cfg.Model, a.serial(), seq
 	r.Settings, r.Label = a.settings.hash(), a.settings.get("label")
+	r.Installed, r.Execution, r.Crashes = a.installed(), a.machine.Execution(), a.crashes
+	r.Supply = gate.Supply(a.cfg.Update.PowerDir)
+	if free, ok := a.free(); ok {
+		r.FreeMiB = free >> 20
+	}
 }
 
 // touch asks for a state report soon.

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/tillward/tillward/agent/internal/update"
 )
 
 // Config is everything the agent is told by its file. It holds no secret and
@@ -69,8 +71,14 @@ type UpdateConfig struct {
 	Root       string   `toml:"root" comment:"TUF root.json of the image; newer roots are kept in state_dir"`
 	SealKey    string   `toml:"seal_key" comment:"PEM file with the P-256 key that approves booted states; empty: what lies on the disk is not encrypted"`
 	CheckFor   Duration `toml:"check_for" comment:"how long a new agent may take to prove itself before it is undone"`
-	IdleLock   string   `toml:"idle_lock" comment:"file that exists while the POS application must not be disturbed"`
+	Channel    string   `toml:"channel" comment:"of system images that this box takes: prod or beta"`
 	MinFreeMiB int      `toml:"min_free_mib" comment:"free space that must be left on the state partition"`
+
+	Hours         update.Hours `toml:"hours" comment:"when the till may be touched, by the box's own clock, beside the windows of an offer, e.g. 'mon-sat 22:00-06:00, sun 00:00-24:00'; empty: at any time"`
+	DownloadHours update.Hours `toml:"download_hours" comment:"when it may fetch; empty: at any time"`
+	IdleLock      string       `toml:"idle_lock" comment:"file that exists while the POS application must not be disturbed, best below /run; with the number of a process in it, as long as that lives; or locked with flock"`
+	PowerDir      string       `toml:"power_dir" comment:"where the kernel tells about power supplies; on battery the till is not touched"`
+	Health        []string     `toml:"health" comment:"command that fails while the POS application is not well; what was well before an update must be after it"`
 }
 
 // TelemetryConfig sets the pace of measuring. set-config may change it later.
@@ -131,7 +139,10 @@ func DefaultConfig() Config {
 		TPM: TPMConfig{
 			Device: "/dev/tpmrm0", EventLog: "/sys/kernel/security/tpm0/binary_bios_measurements", AKRotate: Duration{365 * 24 * time.Hour},
 		},
-		Update:    UpdateConfig{Root: "/etc/tillward/root.json", CheckFor: Duration{2 * time.Minute}, MinFreeMiB: 32},
+		Update: UpdateConfig{
+			Root: "/etc/tillward/root.json", CheckFor: Duration{2 * time.Minute}, Channel: "prod", MinFreeMiB: 32,
+			PowerDir: "/sys/class/power_supply",
+		},
 		Telemetry: TelemetryConfig{Poll: Duration{10 * time.Second}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute}},
 		Spool:     SpoolConfig{MaxMiB: 256},
 	}
@@ -196,6 +207,20 @@ func (c Config) validate() error {
 	}
 	if c.Update.CheckFor.Duration < time.Second {
 		return fmt.Errorf("update.check_for %s: must be at least 1s", c.Update.CheckFor)
+	}
+	if c.Update.Channel != "prod" && c.Update.Channel != "beta" {
+		return fmt.Errorf("update.channel %q: use prod or beta", c.Update.Channel)
+	}
+	if c.Update.MinFreeMiB < 1 {
+		return fmt.Errorf("update.min_free_mib %d: must be at least 1", c.Update.MinFreeMiB)
+	}
+	for _, f := range [...]struct{ name, v string }{{"idle_lock", c.Update.IdleLock}, {"power_dir", c.Update.PowerDir}} {
+		if f.v != "" && !filepath.IsAbs(f.v) {
+			return fmt.Errorf("update.%s %q: give an absolute path", f.name, f.v)
+		}
+	}
+	if h := c.Update.Health; len(h) > 0 && !filepath.IsAbs(h[0]) {
+		return fmt.Errorf("update.health %q: give the absolute path of a program, then its arguments", h[0])
 	}
 	for _, g := range slices.Concat(c.Service.Files, c.Service.Leases) {
 		if _, err := filepath.Match(g, ""); err != nil || !filepath.IsAbs(g) {

@@ -245,7 +245,7 @@ func (w *watch) changed(ctx context.Context, is link.Status) {
 	switch {
 	case is.Open() && !was.Open():
 		a.record(ctx, "link.up", "info", is.Broker, map[string]string{"verdict": is.Verdict})
-		a.touch()
+		poke(a.looks) // what runs counts, and is told on every connect
 		poke(a.opened)
 	case was.Online && !is.Online:
 		a.record(ctx, "link.down", "info", is.Broker, map[string]string{"reason": cut(fmt.Sprint(is.Err), wire.MaxText)})

@@ -2,28 +2,49 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
+	"log/slog"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
 	"syscall"
+	"time"
 
+	"github.com/tillward/tillward/agent/internal/gate"
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/provisioning/boot"
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
+// healthTime is how long the command of update.health may take.
+const healthTime = 30 * time.Second
+
 // gate says why an update has to wait; empty: it need not.
 func (a *Agent) gate(p update.Phase, need int64) (reason, text string) {
-	if l := a.cfg.Update.IdleLock; l != "" && p == update.Touch {
-		if _, err := os.Stat(l); err == nil {
-			return "idle-lock", "the POS application holds " + l
+	c := a.cfg.Update
+	if p == update.Fetch && !c.DownloadHours.Open(time.Now()) {
+		return "window-download", "this box fetches at " + c.DownloadHours.String()
+	}
+	if p == update.Touch {
+		if !c.Hours.Open(time.Now()) {
+			return "window-install", "this box may be touched at " + c.Hours.String()
+		}
+		if by := a.busy(); by != "" {
+			return "idle-lock", by
+		}
+		if gate.Supply(c.PowerDir) == gate.Battery {
+			return "power", "the box runs on its battery"
 		}
 	}
 	if a.spool.Full() {
 		return "audit-full", "the audit trail has no room: what is done could not be recorded"
 	}
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(a.cfg.StateDir, &fs); err == nil {
-		free := fs.Bavail * uint64(fs.Bsize)                               // #nosec G115 -- sizes are positive
-		want := uint64(a.cfg.Update.MinFreeMiB)<<20 + uint64(max(need, 0)) // #nosec G115 -- and so are these
+	if free, ok := a.free(); ok {
+		want := uint64(c.MinFreeMiB)<<20 + uint64(max(need, 0)) // #nosec G115 -- sizes are positive
 		if free < want {
 			return "space", fmt.Sprintf("%d MiB are free, %d are needed", free>>20, want>>20)
 		}
@@ -31,27 +52,117 @@ func (a *Agent) gate(p update.Phase, need int64) (reason, text string) {
 	return "", ""
 }
 
+// busy says why the POS application must not be disturbed. A lock whose process
+// is gone is told once, and does not count.
+func (a *Agent) busy() string {
+	if a.cfg.Update.IdleLock == "" {
+		return ""
+	}
+	by, stale := gate.Lock{File: a.cfg.Update.IdleLock}.Held()
+	a.mu.Lock()
+	told := a.stale == stale
+	a.stale = stale
+	a.mu.Unlock()
+	if stale != "" && !told {
+		a.record(context.Background(), "update.stale-lock", "warn", a.cfg.Update.IdleLock, map[string]string{"reason": stale})
+	}
+	return by
+}
+
+// free is the space on the state partition.
+func (a *Agent) free() (bytes uint64, known bool) {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(a.cfg.StateDir, &fs); err != nil {
+		return 0, false
+	}
+	return fs.Bavail * uint64(fs.Bsize), true // #nosec G115 -- sizes are positive
+}
+
 // permit says why this box must not have a target.
-func (a *Agent) permit(ctx context.Context, o update.Offer, _ trust.Target) (reason, text string, err error) {
-	if o.Class == trust.ClassAgent || o.Class == "" {
-		if text, err = a.sealable(ctx, o.Version); err != nil || text != "" {
+func (a *Agent) permit(ctx context.Context, o update.Offer, t trust.Target) (reason, text string, err error) {
+	if m := t.Custom.Models; len(m) > 0 && !slices.Contains(m, a.cfg.Model) {
+		return "incompatible", fmt.Sprintf("%s is for %s, this box is a %s", t.Path, strings.Join(m, ", "), a.cfg.Model), nil
+	}
+	part := strings.Split(t.Path, "/")
+	switch class := t.Custom.Class; class {
+	case trust.ClassAgent:
+		if part[0] != "agent" {
+			return "policy", t.Path + " is not where agents are released", nil
+		}
+		if text, err = a.sealable(ctx, releaseOf(o.Version)); err != nil || text != "" {
 			return "unsealable", text, err
+		}
+	case trust.ClassOS:
+		if want := a.system(); !strings.HasPrefix(t.Path, want+"/") {
+			return "policy", fmt.Sprintf("%s is not of %s, the system images of this box", t.Path, want), nil
+		}
+		if text, err = a.sealable(ctx, path.Dir(t.Path)); err != nil || text != "" {
+			return "unsealable", text, err
+		}
+	default:
+		m := a.current()
+		if m == nil {
+			return "", "", errNoMember
+		}
+		if part[0] != "ops" || part[1] != m.Tenant {
+			return "policy", fmt.Sprintf("%s is not of ops/%s, the releases of the owner of this box", t.Path, m.Tenant), nil
 		}
 	}
 	return "", "", nil
 }
 
-// health is how the peripherals are.
-func (a *Agent) health(context.Context) (map[string]string, error) {
+// system is the component of system images that this box takes. A model is
+// written as in the paths of boot references.
+func (a *Agent) system() string {
+	model := path.Base(path.Dir(boot.TargetPath(a.cfg.Model, "os")))
+	return "os/" + model + "/" + a.cfg.Update.Channel
+}
+
+// Names in a baseline beside the peripherals.
+const (
+	healthLink = "the fleet service"
+	healthApp  = "the POS application"
+)
+
+var errNotYet = errors.New("not every peripheral has been asked yet how it is")
+
+// health is how everything on the box is, for what an update must not break.
+func (a *Agent) health(ctx context.Context) (map[string]string, error) {
 	a.mu.Lock()
-	m := a.monitor
+	m, online := a.monitor, a.online || a.held
 	a.mu.Unlock()
 	now := map[string]string{}
-	if m == nil {
-		return now, nil
+	if m != nil {
+		for _, p := range m.Snapshot() {
+			now[p.ID] = p.Health
+			if p.Health == string(hal.NoSensor) && time.Since(a.started) < 2*a.cfg.Telemetry.Poll.Duration {
+				return nil, errNotYet
+			}
+		}
 	}
-	for _, p := range m.Snapshot() {
-		now[p.ID] = p.Health
+	if online {
+		now[healthLink] = string(hal.OK)
+	}
+	if h := a.cfg.Update.Health; len(h) > 0 {
+		ctx, cancel := context.WithTimeout(ctx, healthTime)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, h[0], h[1:]...).CombinedOutput() // #nosec G204 -- from the configuration file
+		now[healthApp] = string(hal.OK)
+		if err != nil {
+			now[healthApp] = cut(fmt.Sprintf("%v: %s", err, strings.TrimSpace(string(out))), wire.MaxText)
+		}
 	}
 	return now, nil
+}
+
+// installed is what runs, for a state report.
+func (a *Agent) installed() (out []wire.Installed) {
+	for _, r := range a.machine.Truth() {
+		out = append(out, wire.Installed{Component: r.Name, Version: r.Version, Slot: r.Slot, Hash: r.Hash, Trial: r.Trial})
+	}
+	if len(out) > wire.MaxInstalled {
+		a.log.Error("more components than a report takes", slog.Int("components", len(out)))
+		out = out[:wire.MaxInstalled]
+	}
+	return out
 }

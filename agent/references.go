@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/tillward/tillward/agent/internal/update"
@@ -32,10 +33,21 @@ const (
 
 func releaseOf(version string) string { return "agent/" + version }
 
+// running lists the releases that the booted state is measured by: the agent's
+// and, where the box knows it, the system image's.
+func (a *Agent) running() []string {
+	out := []string{releaseOf(a.o.Version)}
+	for _, r := range a.machine.Truth() {
+		if r.Class == trust.ClassOS {
+			out = append(out, r.Name+"/"+r.Version)
+		}
+	}
+	return out
+}
+
 // reference fetches the boot reference of a release as TUF vouches for it.
 // trust.ErrNoTarget: the release has none for this model.
-func (a *Agent) reference(ctx context.Context, m *membership, version string) (boot.Reference, error) {
-	release := releaseOf(version)
+func (a *Agent) reference(ctx context.Context, m *membership, release string) (boot.Reference, error) {
 	t, err := m.tuf.Target(ctx, boot.TargetPath(a.cfg.Model, release))
 	if err != nil {
 		return boot.Reference{}, err
@@ -116,9 +128,33 @@ func (a *Agent) urgent() bool {
 	return a.vault != nil && (!a.vault.Begun() || a.closed != nil)
 }
 
-// settle does one round of follow.
+// settle does one round of follow. A release without a reference is passed over
+// as long as another has one.
 func (a *Agent) settle(ctx context.Context, m *membership, dev TPM) error {
-	r, err := a.reference(ctx, m, a.o.Version)
+	var none, again error
+	found := false
+	for _, release := range a.running() {
+		err := a.settleBy(ctx, m, dev, release)
+		switch {
+		case errors.Is(err, trust.ErrNoTarget):
+			none = err
+			continue
+		case errors.Is(err, update.ErrRestart):
+			again = err
+		case err != nil:
+			return err
+		}
+		found = true
+	}
+	if again == nil && !found {
+		return none
+	}
+	return again
+}
+
+// settleBy puts in force what one release says of this boot.
+func (a *Agent) settleBy(ctx context.Context, m *membership, dev TPM, release string) error {
+	r, err := a.reference(ctx, m, release)
 	if err != nil {
 		return err
 	}
@@ -175,20 +211,20 @@ func (a *Agent) lock(ctx context.Context, dev TPM) error {
 	return update.ErrRestart
 }
 
-// opensAsBefore fails a new agent on trial that does not open what the one
-// before it did. Books that were closed before are no reason: it may have come
-// to repair that.
+// opensAsBefore fails a release on trial that does not open what the one before
+// it did. Books that were closed before are no reason: it may have come to
+// repair that.
 func (a *Agent) opensAsBefore() error {
-	if a.closed == nil || a.vault == nil || a.vault.OpenBefore(releaseOf(a.o.Version)) {
+	if a.closed == nil || a.vault == nil || !slices.ContainsFunc(a.running(), func(r string) bool { return !a.vault.OpenBefore(r) }) {
 		return a.closed
 	}
 	return nil
 }
 
-// sealable says why an update to version would leave the books locked; no error
-// and no reason: it would not. The approvals are on file afterwards, so that
-// the new release opens the books without a network.
-func (a *Agent) sealable(ctx context.Context, version string) (reason string, err error) {
+// sealable says why a release would leave the books locked; no error and no
+// reason: it would not. The approvals are on file afterwards, so that it opens
+// the books without a network.
+func (a *Agent) sealable(ctx context.Context, release string) (reason string, err error) {
 	if a.vault == nil || !a.vault.Begun() {
 		return "", nil
 	}
@@ -196,10 +232,10 @@ func (a *Agent) sealable(ctx context.Context, version string) (reason string, er
 	if m == nil {
 		return "", errNoMember
 	}
-	if err := a.vault.Baseline(releaseOf(version), a.closed == nil); err != nil {
+	if err := a.vault.Baseline(release, a.closed == nil); err != nil {
 		return "", err
 	}
-	r, err := a.reference(ctx, m, version)
+	r, err := a.reference(ctx, m, release)
 	if a.closed != nil { // it cannot get worse
 		if err == nil {
 			_, err = a.vault.Keep(r)
@@ -211,7 +247,7 @@ func (a *Agent) sealable(ctx context.Context, version string) (reason string, er
 	}
 	if errors.Is(err, trust.ErrNoTarget) {
 		return fmt.Sprintf("release %s has no boot reference for model %s: what is sealed on this box would stay closed; "+
-			"publish one with approvals (tillward-provision boot)", version, a.cfg.Model), nil
+			"publish one with approvals (tillward-provision boot)", release, a.cfg.Model), nil
 	}
 	if errors.Is(err, trust.ErrMismatch) || errors.Is(err, boot.ErrReference) {
 		return cut(err.Error(), wire.MaxText), nil
@@ -225,7 +261,7 @@ func (a *Agent) sealable(ctx context.Context, version string) (reason string, er
 	}
 	if !ok {
 		return fmt.Sprintf("the boot reference of release %s for model %s holds no approval by the release key of this image: "+
-			"what is sealed on this box would stay closed", version, a.cfg.Model), nil
+			"what is sealed on this box would stay closed", release, a.cfg.Model), nil
 	}
 	return "", nil
 }

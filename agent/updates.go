@@ -34,8 +34,8 @@ func (a *Agent) newMachine() (*update.Machine, error) {
 		Checks: []update.Check{
 			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
 			{Name: "what is sealed can be opened", Classes: whole, Run: func(context.Context) error { return a.opensAsBefore() }},
-			{Name: "the broker is reached and the device trusted as before", Classes: whole, Run: a.trustedAsBefore},
-			{Name: "release metadata is refreshed", Classes: whole, Run: func(ctx context.Context) error { return releases{a}.refresh(ctx) }},
+			{Name: "the broker is reached and the device trusted as before", Classes: whole, Of: healthLink, Run: a.trustedAsBefore},
+			{Name: "release metadata is refreshed", Classes: whole, Of: healthLink, Run: func(ctx context.Context) error { return releases{a}.refresh(ctx) }},
 		},
 		CheckFor: a.cfg.Update.CheckFor.Duration, Log: a.log,
 	})
@@ -50,6 +50,19 @@ func (a *Agent) update(ctx context.Context) error {
 	poke(a.reboot)
 	<-ctx.Done()
 	return nil
+}
+
+// look finds out anew what runs, whenever that is asked for, and tells it.
+func (a *Agent) look(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.looks:
+			a.machine.Look(ctx)
+			a.touch()
+		}
+	}
 }
 
 // targetOf names the target of an offer that this box would install.
@@ -159,6 +172,7 @@ func (a *Agent) driversLoaded() error {
 
 // reportUpdate queues where an execution stands.
 func (a *Agent) reportUpdate(ctx context.Context, p update.Progress) error {
+	a.touch() // what is in work, and in the end what runs
 	return a.spool.Compose(ctx, spool.Keep, string(wire.Result), func() ([]byte, error) {
 		return wire.Encode(&wire.ResultReport{
 			Head: a.heads.Next(), Kind: wire.OrderOffer, ID: p.Execution, State: p.State, Reason: p.Reason, Text: cut(p.Text, wire.MaxText),

@@ -323,8 +323,14 @@ func (s *Service) stored(in fleet.Intake, out fleet.Outcome) {
 		tell(fleet.ChangedCommand, string(out.Command.ID))
 		s.owners.Ended(*out.Command)
 	}
+	moved := out.Reconciled
 	if out.Execution != nil {
-		tell(fleet.ChangedRollout, string(out.Execution.Rollout))
+		moved = append(moved, *out.Execution)
+	}
+	for _, e := range moved {
+		tell(fleet.ChangedRollout, string(e.Rollout))
+	}
+	if len(moved) > 0 {
 		s.rollout.Wake()
 	}
 }

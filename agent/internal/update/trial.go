@@ -211,6 +211,9 @@ func (m *Machine) asBefore(ctx context.Context, j *journal) error {
 		return err
 	}
 	for _, what := range slices.Sorted(maps.Keys(j.Baseline)) {
+		if slices.ContainsFunc(m.o.Checks, func(c Check) bool { return c.Of == what }) {
+			continue // that check decides, for the classes that it judges
+		}
 		if j.Baseline[what] == healthy && now[what] != healthy {
 			return fmt.Errorf("%s was OK before the update and is %s", what, cmp.Or(now[what], "gone"))
 		}
@@ -310,6 +313,8 @@ func (m *Machine) settle(ctx context.Context, j *journal) error {
 	switch {
 	case j.Part == partBack: // goes on
 		return nil
+	case t.Failed != "" && (j.Part == partFetch || j.Part == partStage):
+		return m.tidy(ctx, o, t)
 	case t.Failed != "":
 		return m.ended(j, m.lost(j, t.Failed))
 	case t.Version == o.Version && t.Trial:
@@ -328,6 +333,20 @@ func (m *Machine) settle(ctx context.Context, j *journal) error {
 		return m.keep(j)
 	}
 	return nil
+}
+
+// tidy puts in order what an earlier trial left, which ended without us and
+// after the journal had closed it: a boot loader that falls back weeks later.
+func (m *Machine) tidy(ctx context.Context, o Offer, t Truth) error {
+	detail := map[string]string{"component": o.component(), "reason": t.Failed, "version": t.Version}
+	if err := m.o.Record(ctx, "update.fallback", "alarm", t.Execution, detail); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	effect, err := m.o.Handlers[o.class()].Move(ctx, Job{Execution: t.Execution, Component: o.component()}, Back)
+	if err != nil {
+		m.o.Log.Error("what an earlier trial left", slog.String("component", o.component()), slog.Any("err", err))
+	}
+	return after(effect)
 }
 
 // ended notes that the trial is over, as p; what it left is still to be put in

@@ -84,6 +84,8 @@ func (m *Machine) running(ctx context.Context, class, component string) (Truth, 
 func (m *Machine) Look(ctx context.Context) { m.look(ctx) }
 
 func (m *Machine) look(ctx context.Context) {
+	m.looking.Lock()
+	defer m.looking.Unlock()
 	all := map[string]string{}
 	for name, c := range m.floors() {
 		all[name] = c.Class

@@ -209,6 +209,7 @@ type Machine struct {
 	o    Options
 	wake chan struct{}
 
+	looking   sync.Mutex // held by look
 	mu        sync.Mutex
 	mail      []Offer
 	interrupt context.CancelCauseFunc // ends what may be interrupted; nil: nothing

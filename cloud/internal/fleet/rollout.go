@@ -118,11 +118,11 @@ type Wave struct {
 // Gate is when a wave passes and when a rollout stops by itself. Shares are in
 // percent of the executions that ended; what is unreachable is in neither.
 type Gate struct {
-	Success   float64 `json:"success,omitempty"`    // share that must have ended well; 0: 95
-	Bad       float64 `json:"bad,omitempty"`        // share that may end badly; 0: 5
+	Success   float64 `json:"success,omitempty"`    // share that must have ended well; 0: 95, negative: not judged
+	Bad       float64 `json:"bad,omitempty"`        // share that may end badly; 0: 5, negative: not judged
 	MinSample int     `json:"min_sample,omitempty"` // ends before a share is judged; 0: 20
 	BadCap    int     `json:"bad_cap,omitempty"`    // ends badly at most, whatever their share; 0: no limit
-	SiteBad   int     `json:"site_bad,omitempty"`   // in one site, before it is held; 0: 2
+	SiteBad   int     `json:"site_bad,omitempty"`   // in one site, at which it is held; 0: 2, negative: not judged
 	Health    float64 `json:"health,omitempty"`     // times the control group's faults per device-hour that updated devices may have; 0: 3, negative: not judged
 }
 
@@ -153,6 +153,9 @@ type WaveStatus struct {
 	StartedAt time.Time `json:"started_at,omitzero"`
 	SoakedAt  time.Time `json:"soaked_at,omitzero"` // the soak began
 	EndedAt   time.Time `json:"ended_at,omitzero"`
+	// Somebody resumed the rollout after the wave had failed: what ended before
+	// is not judged again.
+	ForgivenAt time.Time `json:"forgiven_at,omitzero"`
 }
 
 // Hold keeps a model or a site out of a rollout that goes on elsewhere.
@@ -161,6 +164,9 @@ type Hold struct {
 	Site   string    `json:"site,omitempty"`
 	Reason string    `json:"reason"`
 	Since  time.Time `json:"since"`
+	// Somebody released it: it holds nothing any more, and what ended before is
+	// not judged again. Zero: it holds.
+	ReleasedAt time.Time `json:"released_at,omitzero"`
 }
 
 // ExecutionState is where one device's part in a rollout stands.

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -326,6 +327,10 @@ func (i *Ingest) fill(ctx context.Context, in *fleet.Intake, m Message) (time.Ti
 		b, err := wire.Decode[wire.StateReport](m.Payload)
 		in.Report = &fleet.Report{
 			Boot: b.Head.Boot, Seq: b.Head.Seq, Sent: time.UnixMilli(b.Head.Sent), AgentVersion: b.AgentVersion, Slot: b.Slot, Raw: m.Payload,
+			FreeMiB: b.FreeMiB, Supply: b.Supply, Share: shares(b.Share), Execution: fleet.ExecutionID(b.Execution), Crashes: b.Crashes,
+		}
+		for _, c := range b.Installed {
+			in.Report.Installed = append(in.Report.Installed, fleet.Installed(c))
 		}
 		return time.UnixMilli(b.Head.Sent), err
 	case wire.Result:
@@ -336,6 +341,17 @@ func (i *Ingest) fill(ctx context.Context, in *fleet.Intake, m Message) (time.Ti
 	return time.Time{}, fmt.Errorf("nothing is stored from %s: %w", m.Channel, wire.ErrMalformed)
 }
 
+// shares is where a device shares what it has, if that is an address of a
+// network at the site: other devices are sent there, and no device shall send
+// them elsewhere.
+func shares(addr string) string {
+	a, err := netip.ParseAddrPort(addr)
+	if err != nil || a.Port() == 0 || !a.Addr().IsPrivate() && !a.Addr().IsLoopback() && !a.Addr().IsLinkLocalUnicast() {
+		return ""
+	}
+	return a.String()
+}
+
 func (i *Ingest) result(in *fleet.Intake, m Message) (time.Time, error) {
 	r, err := wire.Decode[wire.ResultReport](m.Payload)
 	if err != nil {
@@ -344,11 +360,16 @@ func (i *Ingest) result(in *fleet.Intake, m Message) (time.Time, error) {
 	sent := time.UnixMilli(r.Head.Sent)
 	if r.Kind == wire.OrderOffer {
 		state := fleet.ExecutionState(r.State)
+		switch state {
+		case fleet.ExecQueued, fleet.ExecRemoved, fleet.ExecTimedOut, fleet.ExecCanceled:
+			return sent, fmt.Errorf("execution state %s, which is the service's to say: %w", state, wire.ErrMalformed)
+		}
 		if !state.Known() {
 			return sent, fmt.Errorf("execution state %.30q: %w", r.State, wire.ErrMalformed)
 		}
 		in.Step = &fleet.ExecutionStep{
 			ID: fleet.ExecutionID(r.ID), State: state, Reason: r.Reason, Text: r.Text, From: r.From, To: r.To, Done: r.Done, Total: r.Total,
+			Attempt: int(r.Attempt), Number: r.Step, Bytes: fleet.Bytes{Wire: r.Wire, Peer: r.Peer, Medium: r.Medium, Reused: r.Reused},
 		}
 		return sent, nil
 	}

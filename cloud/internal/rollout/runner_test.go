@@ -22,6 +22,7 @@ type link struct {
 	trust   map[fleet.DeviceID]fleet.Trust
 	deaf    map[fleet.DeviceID]bool // connected, and nothing can be sent
 	offered chan wire.OfferOrder
+	taken   chan wire.OfferOrder // back: offers whose life is over
 }
 
 func (l *link) Send(d fleet.DeviceID, c wire.Channel, payload []byte) error {
@@ -36,6 +37,10 @@ func (l *link) Send(d fleet.DeviceID, c wire.Channel, payload []byte) error {
 	o, err := wire.Decode[wire.OfferOrder](payload)
 	if err != nil {
 		return err
+	}
+	if time.Now().UnixMilli() > o.NotAfter {
+		l.taken <- o
+		return nil
 	}
 	l.offered <- o
 	return nil
@@ -79,7 +84,7 @@ func newWorld(t *testing.T, change ...func(*rollout.Options)) *world {
 	}
 	must(t, st.AddRelease(t.Context(), fleet.Release{ID: "agent/1.2.3", Class: "agent", Version: "1.2.3"}, fleet.AuditEvent{Kind: "release.published"}))
 	w := &world{
-		store: st, link: &link{trust: map[fleet.DeviceID]fleet.Trust{}, deaf: map[fleet.DeviceID]bool{}, offered: make(chan wire.OfferOrder, 100)},
+		store: st, link: &link{trust: map[fleet.DeviceID]fleet.Trust{}, deaf: map[fleet.DeviceID]bool{}, offered: make(chan wire.OfferOrder, 100), taken: make(chan wire.OfferOrder, 100)},
 		changed: make(chan fleet.RolloutID, 1000),
 	}
 	o := rollout.Options{
@@ -107,11 +112,18 @@ func newWorld(t *testing.T, change ...func(*rollout.Options)) *world {
 	return w
 }
 
+// plain is a spec of one wave and one limit.
+func plain(maxFailed int) fleet.Spec {
+	return fleet.Spec{
+		Filter: fleet.Filter{Group: "canary"}, Deadline: time.Hour, Attempts: 1,
+		Gate: fleet.Gate{Success: -1, Bad: -1, SiteBad: -1, BadCap: maxFailed},
+	}
+}
+
 func (w *world) start(t *testing.T, maxFailed int) fleet.RolloutID {
 	t.Helper()
 	ro := fleet.Rollout{
-		ID: "ro-1", Tenant: "main", Release: "agent/1.2.3", Group: "canary", State: fleet.RolloutRunning,
-		CreatedAt: time.Now(), CreatedBy: "anna", Deadline: time.Hour, MaxFailed: maxFailed,
+		ID: "ro-1", Tenant: "main", Release: "agent/1.2.3", State: fleet.RolloutRunning, CreatedAt: time.Now(), CreatedBy: "anna", Spec: plain(maxFailed),
 	}
 	must(t, w.store.AddRollout(t.Context(), ro, fleet.AuditEvent{Kind: "rollout.started"}))
 	w.Wake()
@@ -126,6 +138,18 @@ func (w *world) offer(t *testing.T) wire.OfferOrder {
 		return o
 	case <-time.After(20 * time.Second):
 		t.Fatal("no offer")
+		return wire.OfferOrder{}
+	}
+}
+
+// recalled waits for an offer to be taken back.
+func (w *world) recalled(t *testing.T) wire.OfferOrder {
+	t.Helper()
+	select {
+	case o := <-w.link.taken:
+		return o
+	case <-time.After(20 * time.Second):
+		t.Fatal("nothing is called back")
 		return wire.OfferOrder{}
 	}
 }
@@ -229,6 +253,9 @@ func TestRunnerPauses(t *testing.T) {
 	if ev := w.newest(t); ev.Kind != "rollout.paused" || ev.Severity != "alarm" || ev.Detail["reason"] == "" {
 		t.Errorf("audited as %+v", ev)
 	}
+	if o := w.recalled(t); o.Execution != open.Execution || o.Attempt != 1 {
+		t.Errorf("called back %+v, want the one that is open", o)
+	}
 	w.link.plug("d4", fleet.Attested, false)
 	w.Deliver(fleet.DeviceID(open.Device))
 	w.Deliver("d4")
@@ -238,7 +265,7 @@ func TestRunnerPauses(t *testing.T) {
 	case <-time.After(1500 * time.Millisecond): // a round and a half
 	}
 	must(t, w.store.AddRollout(t.Context(), fleet.Rollout{
-		ID: "ro-2", Tenant: "main", Release: "agent/1.2.3", Group: "canary", State: fleet.RolloutRunning, CreatedAt: time.Now(), Deadline: time.Hour, MaxFailed: 9,
+		ID: "ro-2", Tenant: "main", Release: "agent/1.2.3", State: fleet.RolloutRunning, CreatedAt: time.Now(), Spec: plain(9),
 	}, fleet.AuditEvent{Kind: "rollout.started"}))
 	_, err := w.store.SetRollout(t.Context(), "main", id, []fleet.RolloutState{fleet.RolloutPaused}, fleet.RolloutAborted, "", fleet.AuditEvent{Kind: "rollout.abort"})
 	must(t, err)
@@ -263,6 +290,9 @@ func TestRunnerResumes(t *testing.T) {
 	}
 	set(fleet.RolloutRunning, fleet.RolloutPaused)
 	w.Deliver("d1")
+	if back := w.recalled(t); back.Execution != o.Execution {
+		t.Errorf("called back %+v, want what waits", back)
+	}
 	select {
 	case o := <-w.link.offered:
 		t.Errorf("offered %+v in the pause", o)
@@ -300,15 +330,17 @@ func TestRepair(t *testing.T) {
 		t.Errorf("offered to %s, which is not trusted", o.Device)
 	case <-time.After(1500 * time.Millisecond): // a round and a half
 	}
+	repair := plain(9)
+	repair.Repair = true
 	must(t, w.store.AddRollout(t.Context(), fleet.Rollout{
-		ID: "ro-2", Tenant: "main", Release: "agent/1.2.3", Group: "canary", State: fleet.RolloutRunning, Repair: true, CreatedAt: time.Now(), Deadline: time.Hour, MaxFailed: 9,
+		ID: "ro-2", Tenant: "main", Release: "agent/1.2.3", State: fleet.RolloutRunning, CreatedAt: time.Now(), Spec: repair,
 	}, fleet.AuditEvent{Kind: "rollout.started"}))
 	w.Wake()
 	got := map[string]bool{}
-	for range 3 {
+	for range 2 {
 		got[w.offer(t).Device] = true
 	}
-	if !got["d1"] || !got["d2"] || !got["d3"] {
-		t.Errorf("repair offered to %v, want all three", got)
+	if !got["d2"] || !got["d3"] { // d1 is at work on it already
+		t.Errorf("repair offered to %v, want the two that have no offer", got)
 	}
 }

@@ -84,3 +84,57 @@ func BenchmarkDeviceByID(b *testing.B) {
 	s, ids := bigFleet(b)
 	each(b, ids, func(id fleet.DeviceID) error { _, err := s.DeviceByID(b.Context(), id); return err })
 }
+
+// BenchmarkUnits is what the rollout loop reads of 150,000 devices: all of them once, then what changed.
+func BenchmarkUnits(b *testing.B) {
+	const members = 150_000
+	dir := b.TempDir()
+	s, err := store.Open(b.Context(), dir, quiet)
+	must(b, err)
+	b.Cleanup(func() { _ = s.Close() })
+	const numbers = ` WITH RECURSIVE c(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM c WHERE n < ? - 1) `
+	sql1(b, dir, `INSERT INTO device (id, tenant, tier, model, serial, site, "group", label, ek_hash, ak_public, cert_serial, cert_not_after, trust, trust_reasons,
+		attested_at, reset_count, enrolled_at, boot_digest, boot_release, installed, last_seen)`+numbers+
+		`SELECT 'd' || n, 'main', 'C', 'vend-' || (n % 7), 'S' || n, 'site-' || (n / 12), '', '', 'ek' || n, randomblob(88), 'ab', 1, 'attested', '[]', 1, 8, 1, X'44', 'agent/1.0.0',
+		'[{"component":"agent","version":"0.9.0","slot":"' || CASE WHEN n % 2 = 0 THEN 'a' ELSE 'b' END || '"},{"component":"os/vend-1/prod","version":"3.0.0"}]', 1 FROM c`, members)
+	must(b, s.AddRelease(b.Context(), fleet.Release{ID: "agent/1.0.0", Component: "agent", Class: "agent", Version: "1.0.0"}, event("release.add")))
+	must(b, s.AddRollout(b.Context(), fleet.Rollout{ID: "r1", Tenant: "main", Release: "agent/1.0.0", State: fleet.RolloutRunning, StartedAt: time.Now().Add(-time.Hour)}, event("rollout.add")))
+	began := time.Now()
+	n, err := s.Enlist(b.Context(), "r1")
+	must(b, err)
+	b.Logf("%d enlisted in %s", n, time.Since(began))
+	us, cursor, err := s.Units(b.Context(), "r1", 0)
+	must(b, err)
+	waves := map[fleet.ExecutionID]int{}
+	for n, u := range us {
+		waves[u.ID] = n % 3
+	}
+	began = time.Now()
+	must(b, s.AssignWaves(b.Context(), "r1", waves))
+	b.Logf("waves assigned in %s", time.Since(began))
+
+	run := func(name string, f func() error) {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				must(b, f())
+			}
+		})
+	}
+	run("all", func() error { _, _, err := s.Units(b.Context(), "r1", 0); return err })
+	_, cursor, err = s.Units(b.Context(), "r1", cursor)
+	must(b, err)
+	run("nothing new", func() error { _, _, err := s.Units(b.Context(), "r1", cursor); return err })
+	run("enlist nobody", func() error { _, err := s.Enlist(b.Context(), "r1"); return err })
+	run("one moves", func() error {
+		if _, err := s.MoveExecution(b.Context(), store.ExecutionStep{ID: us[0].ID, State: fleet.ExecOffered, Attempt: 1}, noon); err != nil {
+			return err
+		}
+		_, _, err := s.Units(b.Context(), "r1", cursor)
+		return err
+	})
+	run("progress", func() error { _, err := s.Progress(b.Context(), "r1", noon); return err })
+	run("counts", func() error { _, err := s.Counts(b.Context(), "r1"); return err })
+	run("health", func() error { _, err := s.RolloutHealth(b.Context(), "r1"); return err })
+	run("sites", func() error { _, err := s.Sites(b.Context(), "main"); return err })
+}

@@ -17,16 +17,21 @@ const ended = `('SUCCEEDED', 'ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJE
 const executionColumns = `e.n, e.id, e.rollout, e.device, e.wave, e.state, e.attempt, e.step, e.version, e.reason, e.text, e.from_value, e.to_value, e.done, e.total,
 	e.bytes_wire, e.bytes_peer, e.bytes_medium, e.bytes_reused, e.offered_at, e.entered_at, e.updated_at`
 
+// scanExecution scans into plain types first: 150,000 rows are read at once, and
+// database/sql takes the long way for all others.
 func scanExecution(row scanner) (numbered[fleet.Execution], error) {
-	var n int64
-	var e fleet.Execution
-	var offered, entered, updated int64
-	if err := row.Scan(&n, &e.ID, &e.Rollout, &e.Device, &e.Wave, &e.State, &e.Attempt, &e.Step, &e.Version, &e.Reason, &e.Text, &e.From, &e.To, &e.Done, &e.Total,
-		&e.Bytes.Wire, &e.Bytes.Peer, &e.Bytes.Medium, &e.Bytes.Reused, &offered, &entered, &updated); err != nil {
+	var n, wave, attempt, step, version, done, total, wire, peer, medium, reused, offered, entered, updated int64
+	var id, rollout, device, state, reason, text, from, to string
+	if err := row.Scan(&n, &id, &rollout, &device, &wave, &state, &attempt, &step, &version, &reason, &text, &from, &to, &done, &total,
+		&wire, &peer, &medium, &reused, &offered, &entered, &updated); err != nil {
 		return numbered[fleet.Execution]{}, found(err)
 	}
-	e.OfferedAt, e.EnteredAt, e.UpdatedAt = at(offered), at(entered), at(updated)
-	return numbered[fleet.Execution]{n, e}, nil
+	return numbered[fleet.Execution]{n, fleet.Execution{
+		ID: fleet.ExecutionID(id), Rollout: fleet.RolloutID(rollout), Device: fleet.DeviceID(device), Wave: int(wave), State: fleet.ExecutionState(state),
+		Attempt: int(attempt), Step: uint32(step), Version: version, Reason: reason, Text: text, From: from, To: to, // #nosec G115 -- as they were stored
+		Done: uint64(done), Total: uint64(total), Bytes: fleet.Bytes{Wire: uint64(wire), Peer: uint64(peer), Medium: uint64(medium), Reused: uint64(reused)}, // #nosec G115 -- as they were stored
+		OfferedAt: at(offered), EnteredAt: at(entered), UpdatedAt: at(updated),
+	}}, nil
 }
 
 // chunk is how many rows one transaction of a long change writes: others write

@@ -100,15 +100,15 @@ func (s *Store) Rollouts(ctx context.Context, t fleet.TenantID, p fleet.Page) (i
 }
 
 // RunningRollouts returns the rollouts of every tenant that somebody has to
-// see to, oldest first: those that run or end, and of each component and
-// filter the newest that is complete and takes joiners. It is for the rollout
-// loop.
+// see to, oldest first: those that run, are paused or end, and of each
+// component and filter the newest that is complete and takes joiners. It is for
+// the rollout loop.
 func (s *Store) RunningRollouts(ctx context.Context) ([]fleet.Rollout, error) {
 	type joining struct {
 		numbered[fleet.Rollout]
 		component string
 	}
-	rows, err := s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.state IN ('RUNNING', 'ABORTING') ORDER BY r.n`)
+	rows, err := s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.state IN ('RUNNING', 'PAUSED', 'ABORTING') ORDER BY r.n`)
 	all, err := list(rows, err, scanRollout)
 	if err != nil {
 		return nil, fmt.Errorf("running rollouts: %w", err)
@@ -144,8 +144,8 @@ func (b behind) Scan(dest ...any) error { return b.row.Scan(append([]any{b.first
 // SaveRollout writes where a rollout stands, if nobody has changed it since it
 // was read: r.Version says which one that was; a newer one is
 // fleet.ErrConflict. What was not offered yet is CANCELED with a rollout that
-// is aborted or superseded. ev goes to the service trail.
-func (s *Store) SaveRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditEvent) (fleet.Rollout, error) {
+// is aborted or superseded. The events go to the service trail.
+func (s *Store) SaveRollout(ctx context.Context, r fleet.Rollout, events ...fleet.AuditEvent) (fleet.Rollout, error) {
 	var saved numbered[fleet.Rollout]
 	err := s.tx(ctx, func(ctx context.Context, w *writer) (err error) {
 		n, err := w.changed(ctx, `UPDATE rollout SET state = ?, reason = ?, auto = ?, approved_at = ?, approved_by = ?, started_at = ?, ended_at = ?, spec = ?, waves = ?, holds = ?, joiners = ?,
@@ -164,7 +164,12 @@ func (s *Store) SaveRollout(ctx context.Context, r fleet.Rollout, ev fleet.Audit
 		if err := w.stop(ctx, r); err != nil {
 			return err
 		}
-		return w.audit(ctx, r.Tenant, ev)
+		for _, ev := range events {
+			if err := w.audit(ctx, r.Tenant, ev); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return fleet.Rollout{}, fmt.Errorf("save rollout %s as %s: %w", r.ID, r.State, err)

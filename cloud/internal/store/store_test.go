@@ -214,6 +214,10 @@ func TestTenants(t *testing.T) {
 	must(t, err)
 	must(t, s.AddRelease(ctx, fleet.Release{ID: "agent/1.0.0"}, event("release.add")))
 	must(t, s.AddRollout(ctx, fleet.Rollout{ID: "r1", Tenant: "main", Release: "agent/1.0.0", State: fleet.RolloutRunning}, event("rollout.add")))
+	_, err = s.Enlist(ctx, "r1")
+	must(t, err)
+	must(t, s.AddRelease(ctx, fleet.Release{ID: "ops/main/pos/1.0.0", Tenant: "main"}, event("release.add")))
+	must(t, s.AddRollout(ctx, fleet.Rollout{ID: "r2", Tenant: "main", Release: "agent/1.0.0", State: fleet.RolloutDraft}, event("rollout.add")))
 	must(t, s.AddToken(ctx, fleet.Token{ID: "tok", Tenant: "main", Role: fleet.Admin, Hash: [32]byte{1}}, event("token.add")))
 	_, err = s.Commit(ctx, []store.Intake{{Device: id, Tenant: "main", At: noon, Samples: samples(1, 1)}})
 	must(t, err)
@@ -247,8 +251,28 @@ func TestTenants(t *testing.T) {
 			_, err := s.AddCommand(ctx, fleet.Command{Device: id, Tenant: x, Verb: "reboot"}, event("command.add"))
 			return err
 		},
-		"Command":    func(x fleet.TenantID) error { _, err := s.Command(ctx, x, c.ID); return err },
-		"Rollout":    func(x fleet.TenantID) error { _, err := s.Rollout(ctx, x, "r1"); return err },
+		"Command":     func(x fleet.TenantID) error { _, err := s.Command(ctx, x, c.ID); return err },
+		"Rollout":     func(x fleet.TenantID) error { _, err := s.Rollout(ctx, x, "r1"); return err },
+		"ReleaseOf":   func(x fleet.TenantID) error { _, err := s.ReleaseOf(ctx, x, "ops/main/pos/1.0.0"); return err },
+		"DeviceUnits": func(x fleet.TenantID) error { _, _, err := s.DeviceUnits(ctx, x, id, fleet.Page{}); return err },
+		"RolloutUnits": func(x fleet.TenantID) error {
+			_, _, err := s.RolloutUnits(ctx, x, "r1", fleet.ExecutionFilter{}, fleet.Page{})
+			return err
+		},
+		"AddRollout": func(x fleet.TenantID) error {
+			return s.AddRollout(ctx, fleet.Rollout{ID: "r3", Tenant: x, Release: "ops/main/pos/1.0.0", State: fleet.RolloutDraft}, event("rollout.add"))
+		},
+		"SaveRollout": func(x fleet.TenantID) error {
+			_, err := s.SaveRollout(ctx, fleet.Rollout{ID: "r2", Tenant: x, State: fleet.RolloutDenied, Version: 1}, event("rollout.denied"))
+			return err
+		},
+		"RetryRollout": func(x fleet.TenantID) error {
+			_, err := s.RetryRollout(ctx, x, "r1", id, event("rollout.retry"))
+			if errors.Is(err, fleet.ErrConflict) { // found, and nothing to be tried again
+				return nil
+			}
+			return err
+		},
 		"Executions": func(x fleet.TenantID) error { _, _, err := s.Executions(ctx, x, "r1", fleet.Page{}); return err },
 		"SetRollout": func(x fleet.TenantID) error {
 			_, err := s.SetRollout(ctx, x, "r1", running, fleet.RolloutRunning, "", event("rollout.set"))
@@ -291,7 +315,12 @@ func TestTenants(t *testing.T) {
 			return len(l), err
 		},
 		"Rollouts": func(x fleet.TenantID) (int, error) { l, _, err := s.Rollouts(ctx, x, fleet.Page{}); return len(l), err },
-		"Tokens":   func(x fleet.TenantID) (int, error) { l, err := s.Tokens(ctx, x); return len(l), err },
+		"ReleasesOf": func(x fleet.TenantID) (int, error) {
+			l, _, err := s.ReleasesOf(ctx, x, fleet.Page{})
+			return len(l) - 1, err // the vendor's is everybody's
+		},
+		"Sites":  func(x fleet.TenantID) (int, error) { l, err := s.Sites(ctx, x); return len(l), err },
+		"Tokens": func(x fleet.TenantID) (int, error) { l, err := s.Tokens(ctx, x); return len(l), err },
 		"FirmwareEvents": func(x fleet.TenantID) (int, error) {
 			l, _, err := s.FirmwareEvents(ctx, x, "", "", fleet.Page{})
 			return len(l), err
@@ -308,7 +337,7 @@ func TestTenants(t *testing.T) {
 		},
 	} {
 		// What belongs to no tenant (the release, the manifest) is seen by every one.
-		none := map[string]int{"service trail": 2}[name]
+		none := map[string]int{"service trail": 3}[name]
 		if n, err := count("stranger"); err != nil || n != none {
 			t.Errorf("%s of a stranger: got %d, %v, want %d", name, n, err, none)
 		}

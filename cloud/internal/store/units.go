@@ -21,30 +21,39 @@ type units struct {
 
 func (u *units) scan(row scanner) (numbered[fleet.Unit], error) {
 	var unit fleet.Unit
-	var changed, seen, enrolled int64
+	var changed, seen, enrolled, free int64
 	var installed string
-	e, err := scanExecution(behindLast{row, []any{&changed, &unit.Model, &unit.Site, &unit.Group, &seen, &installed, &unit.FreeMiB, &enrolled}})
+	e, err := scanExecution(behindLast{row, []any{&changed, &unit.Model, &unit.Site, &unit.Group, &seen, &installed, &free, &enrolled}})
 	if err != nil {
 		return numbered[fleet.Unit]{}, err
 	}
-	runs, ok := u.runs[installed]
-	if !ok {
-		var all []fleet.Installed
-		if err := json.Unmarshal([]byte(installed), &all); err != nil {
-			return numbered[fleet.Unit]{}, fmt.Errorf("what device %s runs: %w", e.v.Device, err)
-		}
-		runs = make(map[string]string, len(all))
-		for _, i := range all {
-			runs[i.Component] = i.Version
-		}
-		if u.runs == nil || len(u.runs) > maxRemembered {
-			u.runs = map[string]map[string]string{}
-		}
-		u.runs[installed] = runs
+	runs, err := u.running(e.v.Device, installed)
+	if err != nil {
+		return numbered[fleet.Unit]{}, err
 	}
 	u.last = max(u.last, changed)
-	unit.Execution, unit.LastSeen, unit.FirstSeen, unit.Installed = e.v, at(seen), at(enrolled), runs
+	unit.Execution, unit.LastSeen, unit.FirstSeen, unit.Installed, unit.FreeMiB = e.v, at(seen), at(enrolled), runs, uint64(free) // #nosec G115 -- as it was stored
 	return numbered[fleet.Unit]{e.n, unit}, nil
+}
+
+// running reads what a device runs.
+func (u *units) running(device fleet.DeviceID, installed string) (map[string]string, error) {
+	if runs, ok := u.runs[installed]; ok {
+		return runs, nil
+	}
+	var all []fleet.Installed
+	if err := json.Unmarshal([]byte(installed), &all); err != nil {
+		return nil, fmt.Errorf("what device %s runs: %w", device, err)
+	}
+	runs := make(map[string]string, len(all))
+	for _, i := range all {
+		runs[i.Component] = i.Version
+	}
+	if u.runs == nil || len(u.runs) > maxRemembered {
+		u.runs = map[string]map[string]string{}
+	}
+	u.runs[installed] = runs
+	return runs, nil
 }
 
 // behindLast scans what stands after the columns of row into more.
@@ -63,12 +72,37 @@ func (b behindLast) Scan(dest ...any) error { return b.row.Scan(slices.Concat(de
 func (s *Store) Units(ctx context.Context, id fleet.RolloutID, since int64) ([]fleet.Unit, int64, error) {
 	u := units{last: since}
 	rows, err := s.read.QueryContext(ctx, `SELECT `+unitColumns+` WHERE e.rollout = ? AND e.changed > ?`, id, since)
-	all, err := list(rows, err, u.scan)
+	items, err := list(rows, err, func(r scanner) (fleet.Unit, error) {
+		n, err := u.scan(r)
+		return n.v, err
+	})
 	if err != nil {
 		return nil, 0, fmt.Errorf("units of rollout %s: %w", id, err)
 	}
-	items, _ := values(all, len(all))
 	return items, u.last, nil
+}
+
+// Reach returns the devices of tenant t that a filter picks as a rollout would
+// begin with them: queued, and in no wave. They have no execution yet, so they
+// have no id of one.
+func (s *Store) Reach(ctx context.Context, t fleet.TenantID, f fleet.Filter) ([]fleet.Unit, error) {
+	where, args := picks(t, f)
+	var u units
+	rows, err := s.read.QueryContext(ctx, `SELECT d.id, d.model, d.site, d."group", d.last_seen, d.installed, d.free_mib, d.enrolled_at FROM device d WHERE `+where+` ORDER BY d.id`, args...) //nolint:gosec // joins constants
+	all, err := list(rows, err, func(row scanner) (unit fleet.Unit, err error) {
+		var seen, enrolled int64
+		var installed string
+		if err := row.Scan(&unit.Device, &unit.Model, &unit.Site, &unit.Group, &seen, &installed, &unit.FreeMiB, &enrolled); err != nil {
+			return unit, err
+		}
+		unit.State, unit.Wave, unit.LastSeen, unit.FirstSeen = fleet.ExecQueued, -1, at(seen), at(enrolled)
+		unit.Installed, err = u.running(unit.Device, installed)
+		return unit, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("devices that a rollout would reach: %w", err)
+	}
+	return all, nil
 }
 
 // RolloutUnits lists the executions of a rollout of tenant t that a filter

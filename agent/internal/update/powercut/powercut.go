@@ -40,8 +40,11 @@ func Run(t *testing.T, prepare func(dir string), work func(dir string, step func
 func run(t *testing.T, lost bool, prepare func(string), work func(string, func(string)), after func(*testing.T, string)) int {
 	t.Helper()
 	base := t.TempDir()
+	if err := os.Chmod(filepath.Dir(base), 0o755); err != nil { // #nosec G302 -- an unprivileged user of the test goes through
+		t.Fatal(err)
+	}
 	d := disk{image: filepath.Join(base, "image"), dir: filepath.Join(base, "disk")}
-	if err := os.Mkdir(d.dir, 0o755); err != nil { // #nosec G301 -- an unprivileged user of the test goes through
+	if err := os.Mkdir(d.dir, 0o755); err != nil { // #nosec G301 -- as above
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 {

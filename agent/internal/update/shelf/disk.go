@@ -104,7 +104,7 @@ func (d Disk) Folder(path string, mode fs.FileMode) error {
 		return err
 	}
 	d.step("make", path)
-	if err := os.Mkdir(path, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := errors.Join(os.Mkdir(path, mode), os.Chmod(path, mode)); err != nil { // whatever the umask says
 		return fmt.Errorf("make folder: %w", err)
 	}
 	return syncDir(filepath.Dir(path))

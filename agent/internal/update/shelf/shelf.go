@@ -43,9 +43,10 @@ type Tree struct {
 // trial is a tree that has not proved itself.
 type trial struct {
 	Tree
-	From  string `json:"from"`  // folder that was current; empty: none
-	Older string `json:"older"` // folder that was previous
-	Over  bool   `json:"over"`  // it was given up; the links may not have followed yet
+	From      string `json:"from"`  // folder that was current; empty: none
+	Older     string `json:"older"` // folder that was previous
+	Over      bool   `json:"over"`  // it was given up; the links may not have followed yet
+	Execution string `json:"execution"`
 }
 
 // state is state.json.
@@ -71,8 +72,7 @@ type seen struct{ mark, hash string }
 
 // Open opens the shelf of the component at dir; it is made with the first tree.
 // A power cut that fell into a change is settled. It reports whether one fell
-// between the begin of a trial and its switch: what runs may have been stopped
-// for it.
+// beside a switch: what is current may have been stopped for it.
 func Open(dir, component string, d Disk) (s *Shelf, halted bool, err error) {
 	s = &Shelf{dir: dir, disk: d, seen: make(map[string]seen)}
 	if err := d.Load(s.path("state.json"), &s.s); err != nil {
@@ -108,12 +108,13 @@ func (s *Shelf) settle() (halted bool, err error) {
 		return false, nil
 	}
 	switch t := s.s.Trial; {
-	case t == nil:
+	case t == nil, s.link("current") == t.Dir: // Back itself ends what it has only begun
 	case t.Over:
+		halted = true
 		if err := s.back(); err != nil {
-			return false, err
+			return halted, err
 		}
-	case s.link("current") != t.Dir: // begun, not switched
+	default: // begun, not switched
 		halted = true
 		if err := s.disk.Link(s.path("previous"), t.Older); err != nil {
 			return halted, err
@@ -172,7 +173,7 @@ func (s *Shelf) Stage(ctx context.Context, j update.Job, l tree.Limits) (string,
 		return "", update.Refuse("incompatible", "%.40q is not a version", j.Version)
 	}
 	if t := s.s.Trial; t != nil {
-		if t.Version == j.Version && t.SHA256 == j.Target.SHA256 {
+		if !t.Over && t.Version == j.Version && t.SHA256 == j.Target.SHA256 {
 			return s.path(t.Dir), nil // it runs already
 		}
 		return "", update.Fail("install", "%s is still on trial", t.Version)
@@ -198,6 +199,9 @@ func (s *Shelf) Stage(ctx context.Context, j update.Job, l tree.Limits) (string,
 	}
 	t := Tree{Dir: dir, Version: j.Version, SHA256: j.Target.SHA256}
 	part := "." + dir + ".part"
+	if err := s.disk.Folder(s.path(part), 0o755); err != nil {
+		return "", err
+	}
 	s.disk.step("unpack", part)
 	if err := s.unpack(ctx, j, s.path(part), l); err != nil {
 		return "", errors.Join(err, os.RemoveAll(s.path(part)))
@@ -263,9 +267,9 @@ func (s *Shelf) Drop() error {
 	return errors.Join(s.save(), s.tidy())
 }
 
-// Try puts the staged tree on trial and makes it current. Between the two stop
-// is called with the folder that was current, or nothing.
-func (s *Shelf) Try(stop func(dir string) error) error {
+// Try puts the staged tree on trial for the execution and makes it current.
+// Between the two stop is called with the folder that was current, or nothing.
+func (s *Shelf) Try(execution string, stop func(dir string) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.s.Trial == nil {
@@ -278,13 +282,16 @@ func (s *Shelf) Try(stop func(dir string) error) error {
 		}
 		// The trial before the links: a cut between them runs the old tree, and
 		// nothing ever runs that is not on trial.
-		s.s.Trial = &trial{Tree: *t, From: s.link("current"), Older: s.link("previous")}
+		s.s.Trial = &trial{Tree: *t, From: s.link("current"), Older: s.link("previous"), Execution: execution}
 		s.s.Staged = nil
 		if err := s.save(); err != nil {
 			return err
 		}
 	}
 	t := s.s.Trial
+	if err := s.over(); err != nil {
+		return err
+	}
 	if s.link("current") == t.Dir {
 		return nil
 	}
@@ -304,10 +311,21 @@ func (s *Shelf) Try(stop func(dir string) error) error {
 	return s.disk.Link(s.path("current"), t.Dir)
 }
 
+// over is an error when the trial was given up: only Back ends it.
+func (s *Shelf) over() error {
+	if t := s.s.Trial; t != nil && t.Over {
+		return update.Fail("install", "%s was given up, and is not yet taken back", t.Version)
+	}
+	return nil
+}
+
 // Keep ends the trial: the tree stays, and the one before it.
 func (s *Shelf) Keep() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.over(); err != nil {
+		return err
+	}
 	if s.s.Trial != nil {
 		s.s.Trial = nil
 		if err := s.save(); err != nil {

@@ -82,7 +82,7 @@ func nothing(string) error { return nil }
 func install(t *testing.T, s *shelf.Shelf, j update.Job) {
 	t.Helper()
 	stage(t, s, j)
-	if err := errors.Join(s.Try(nothing), s.Keep()); err != nil {
+	if err := errors.Join(s.Try("x", nothing), s.Keep()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -140,7 +140,7 @@ func TestShelf(t *testing.T) {
 	j := job(t, "1.3.0", files("1.3.0"))
 	stage(t, s, j)
 	s = open(t, dir, nil) // as after a restart: what is staged stays
-	if err := s.Try(nothing); err != nil {
+	if err := s.Try("x", nothing); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := truth(t, s), (update.Truth{Version: "1.3.0", Slot: "1.3.0", Hash: j.Target.SHA256, Trial: true}); got != want {
@@ -186,7 +186,7 @@ func TestFirstGoesBack(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, nil)
 	stage(t, s, job(t, "1.0.0", files("1.0.0")))
-	if err := errors.Join(s.Try(nothing), s.Back()); err != nil {
+	if err := errors.Join(s.Try("x", nothing), s.Back()); err != nil {
 		t.Fatal(err)
 	}
 	if got := on(t, dir); !slices.Equal(got, []string{"state.json"}) {
@@ -196,7 +196,7 @@ func TestFirstGoesBack(t *testing.T) {
 	if err := s.Drop(); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, s.Try(nothing), "nothing is staged")
+	refused(t, s.Try("x", nothing), "nothing is staged")
 }
 
 // What has been stopped for a trial that did not come is told at the next start.
@@ -207,7 +207,7 @@ func TestHalted(t *testing.T) {
 	stage(t, s, job(t, "1.1.0", files("1.1.0")))
 	func() {
 		defer func() { _ = recover() }()
-		_ = s.Try(func(string) error { panic("the power is cut") })
+		_ = s.Try("x", func(string) error { panic("the power is cut") })
 	}()
 	s, halted, err := shelf.Open(filepath.Join(dir, "pos"), component, shelf.Disk{})
 	if err != nil || !halted {
@@ -216,11 +216,11 @@ func TestHalted(t *testing.T) {
 	if got := truth(t, s); got.Version != "1.0.0" || got.Trial {
 		t.Errorf("runs %+v", got)
 	}
-	refused(t, s.Try(func(string) error { return errors.New("it does not stop") }), "does not stop")
+	refused(t, s.Try("x", func(string) error { return errors.New("it does not stop") }), "does not stop")
 	if got := truth(t, s); got.Version != "1.0.0" || got.Trial {
 		t.Errorf("runs %+v", got)
 	}
-	if err := s.Try(nothing); err != nil {
+	if err := s.Try("x", nothing); err != nil {
 		t.Errorf("what was staged is gone: %v", err)
 	}
 }
@@ -257,7 +257,7 @@ func TestRefusals(t *testing.T) {
 			tt.change(&j)
 			_, err := s.Stage(t.Context(), j, tree.Limits{})
 			refused(t, err, tt.want)
-			refused(t, s.Try(nothing), "nothing is staged")
+			refused(t, s.Try("x", nothing), "nothing is staged")
 			if _, err := os.Stat(filepath.Join(dir, "pos", "1.0.0")); err == nil {
 				t.Error("it lies on the shelf")
 			}
@@ -337,7 +337,7 @@ func TestTampered(t *testing.T) {
 			if err := change(filepath.Join(dir, "pos", "1.2.0")); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Try(nothing); err == nil {
+			if err := s.Try("x", nothing); err == nil {
 				t.Error("a staged tree that was changed is tried")
 			}
 			if got := truth(t, s); got.Version != "1.1.0" {
@@ -363,6 +363,41 @@ func TestLostState(t *testing.T) {
 	install(t, s, job(t, "1.1.0", files("1.1.0")))
 	if got := truth(t, s); got.Version != "1.1.0" {
 		t.Errorf("truth %+v", got)
+	}
+}
+
+// What was given up is neither tried nor kept any more, whatever a cut left.
+func TestGivenUp(t *testing.T) {
+	dir := t.TempDir()
+	for _, v := range []string{"1.0.0", "1.1.0"} {
+		install(t, open(t, dir, nil), job(t, v, files(v)))
+	}
+	stage(t, open(t, dir, nil), job(t, "1.2.0", files("1.2.0")))
+	if err := open(t, dir, nil).Try("x", nothing); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dir, func(step string) {
+		if step == "rename current" {
+			panic("the power is cut")
+		}
+	})
+	func() {
+		defer func() { _ = recover() }()
+		_ = s.Back()
+	}()
+	s = open(t, dir, nil)
+	if got := truth(t, s); got.Version != "1.2.0" || !got.Trial {
+		t.Errorf("runs %+v", got)
+	}
+	refused(t, s.Keep(), "given up")
+	refused(t, s.Try("x", nothing), "given up")
+	_, err := s.Stage(t.Context(), job(t, "1.2.0", files("1.2.0")), tree.Limits{})
+	refused(t, err, "still on trial")
+	if err := s.Back(); err != nil {
+		t.Fatal(err)
+	}
+	if got := truth(t, s); got.Version != "1.1.0" || got.Trial {
+		t.Errorf("runs %+v", got)
 	}
 }
 
@@ -411,7 +446,7 @@ func TestPowerCut(t *testing.T) {
 					t.Errorf("the old one is on trial")
 				}
 				stage(t, s, releases["1.2.0"])
-				if err := s.Try(nothing); err != nil {
+				if err := s.Try("x", nothing); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -428,7 +463,7 @@ func TestPowerCut(t *testing.T) {
 		powercut.Run(t, prepare, func(dir string, step func(string)) {
 			s := open(t, dir, step)
 			stage(t, s, releases["1.2.0"])
-			if err := errors.Join(s.Try(nothing), s.Back()); err != nil {
+			if err := errors.Join(s.Try("x", nothing), s.Back()); err != nil {
 				t.Fatal(err)
 			}
 		}, func(t *testing.T, dir string) {

@@ -1,0 +1,277 @@
+// Package rollout brings a release to the devices that a rollout reaches: wave
+// by wave, so many at a time, and no further when it does harm. A model or a
+// site that does badly is held while the others go on; when it is not one of
+// them alone, the rollout stops and asks a person.
+//
+// Next is pure: it looks at where a rollout stands and says what to do, Why
+// explains one device and Preview a rollout that has not begun. Runner is the
+// small loop around Next. What a device does with an offer is the device's
+// business; one that cannot be reached is waited for only so long, and is in
+// no share that is judged.
+//
+// The package exports more names than other rooms: the pure part is looked at
+// from outside by tests and by what measures it.
+package rollout
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+)
+
+// Plan says what to do with a rollout now. Whatever of it is not carried out is
+// planned again.
+type Plan struct {
+	Assign map[fleet.ExecutionID]int // devices that were in no wave yet
+	Offer  []fleet.Unit              // to be offered: queued ones for the first time or once more, others again since they may have missed it
+	Recall []fleet.Unit              // offered and not installing yet: told to drop it
+	Retry  []fleet.Unit              // ended in a way that may pass: back into the queue
+	Moves  []Move                    // executions whose state the service knows better
+	Waves  []fleet.WaveStatus
+	Holds  []fleet.Hold
+	To     fleet.RolloutState
+	Reason string // of To
+	// Decisions are the changes of Waves, Holds and To, for the audit trail.
+	Decisions []Decision
+	Stopped   map[string]int // devices in the queue by why they are not offered it now
+	Next      time.Time      // when time alone makes another plan; zero: never
+}
+
+// Move is an execution's step that the service takes by itself.
+type Move struct {
+	Unit         fleet.Unit
+	To           fleet.ExecutionState
+	Reason, Text string
+}
+
+// Decision is something that the planner decided and an operator may ask about.
+type Decision struct {
+	Kind, Severity string
+	Detail         map[string]string
+}
+
+// Presence is how a device can be reached.
+type Presence int
+
+// How devices can be reached.
+const (
+	Away   Presence = iota // not connected
+	Barred                 // connected and not trusted, so that it gets no offer
+	Here
+	Back // here again: it may have missed what it was sent
+)
+
+// View is what a plan must know beside the rollout.
+type View struct {
+	Release  fleet.Release
+	Presence func(fleet.DeviceID) Presence
+	Busy     func(fleet.DeviceID) bool // another rollout is at work on it; nil: none is
+	Health   map[string]fleet.Health   // by model; "" of all
+	Sites    map[string]fleet.Site     // by name; one that is missing has no hours of its own
+	Newer    fleet.ReleaseID           // that has taken over from this one; empty: none has
+}
+
+// Next plans. It neither changes nor keeps what it is given.
+func Next(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) Plan {
+	if !planned(ro) {
+		return Plan{To: ro.State, Waves: ro.Waves, Holds: ro.Holds}
+	}
+	p := newPlanner(now, ro, units, v)
+	p.standing()
+	p.assign()
+	p.survey()
+	switch {
+	case p.ro.State == fleet.RolloutAborting:
+		p.drain(fleet.RolloutAborted, "aborted", p.ro.Reason)
+	case v.Newer != "":
+		p.drain(fleet.RolloutSuperseded, reasonSuperseded, fmt.Sprintf("%s has taken over", v.Newer))
+	default:
+		p.judge()
+		p.queue()
+		p.advance()
+		p.complete()
+		p.offer()
+	}
+	return p.Plan
+}
+
+// planned reports whether there is anything to plan.
+func planned(ro fleet.Rollout) bool {
+	switch ro.State {
+	case fleet.RolloutRunning, fleet.RolloutPaused, fleet.RolloutAborting:
+		return true
+	case fleet.RolloutCompleted:
+		return ro.Spec.Joiners
+	}
+	return false
+}
+
+// planner is one run of Next; its methods stand in the files by what they see to.
+type planner struct {
+	Plan
+	now   time.Time
+	ro    fleet.Rollout
+	spec  fleet.Spec
+	waves []fleet.Wave
+	units []fleet.Unit
+	v     View
+
+	moved    map[int]Move // by index in units: what ends in this plan
+	presence []Presence   // as units
+	models   map[string]*tally
+	bads     []int                     // ended badly, held ones included
+	sites    map[string]int            // under way, by site
+	hours    map[string]*timetable     // by site
+	alike    map[fleet.Site]*timetable // by hours
+	requires []string                  // what the release requires
+
+	heldModel, heldSite map[string]bool
+	released            map[fleet.Hold]time.Time // by Model or Site alone
+
+	waiting   []int // by wave: open and waited for
+	members   []int // by wave
+	flying    int
+	perMinute float64   // the rate
+	recent    int       // offered within the window of the rate
+	oldest    time.Time // of those
+	heldOpen  int
+}
+
+func newPlanner(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) *planner {
+	spec := withDefaults(ro.Spec)
+	p := &planner{
+		Plan: Plan{
+			To: ro.State, Reason: ro.Reason, Waves: slices.Clone(ro.Waves), Holds: slices.Clone(ro.Holds),
+			Assign: map[fleet.ExecutionID]int{}, Stopped: map[string]int{},
+		},
+		now: now, ro: ro, spec: spec, waves: spec.Waves, units: units, v: v,
+		moved: map[int]Move{}, presence: make([]Presence, len(units)), models: map[string]*tally{}, sites: map[string]int{}, hours: map[string]*timetable{}, alike: map[fleet.Site]*timetable{}, requires: slices.Sorted(maps.Keys(v.Release.Requires)),
+		heldModel: map[string]bool{}, heldSite: map[string]bool{}, released: map[fleet.Hold]time.Time{},
+	}
+	for len(p.Waves) < len(p.waves) {
+		p.Waves = append(p.Waves, fleet.WaveStatus{State: fleet.WavePending})
+	}
+	p.waiting, p.members = make([]int, len(p.waves)), make([]int, len(p.waves))
+	for i := range units {
+		p.presence[i] = v.Presence(units[i].Device)
+	}
+	for _, h := range p.Holds {
+		key := fleet.Hold{Model: h.Model, Site: h.Site}
+		switch {
+		case !h.ReleasedAt.IsZero():
+			p.released[key] = h.ReleasedAt
+		case h.Model != "":
+			p.heldModel[h.Model] = true
+		default:
+			p.heldSite[h.Site] = true
+		}
+	}
+	return p
+}
+
+// withDefaults fills in what a spec leaves out.
+func withDefaults(s fleet.Spec) fleet.Spec {
+	if len(s.Waves) == 0 {
+		s.Waves = []fleet.Wave{{Name: "all"}}
+	}
+	s.InFlight = orDefault(s.InFlight, 500)
+	s.Deadline = orDefault(s.Deadline, 7*24*time.Hour)
+	s.Attempts = orDefault(s.Attempts, 3)
+	s.Unreachable = orDefault(s.Unreachable, 24*time.Hour)
+	s.Gate = merged(fleet.Gate{Success: 95, Bad: 5, MinSample: 20, SiteBad: 2, Health: 3}, s.Gate)
+	steps := fleet.DefaultSteps()
+	for k, d := range s.Steps {
+		steps[k] = d
+	}
+	s.Steps = steps
+	return s
+}
+
+func orDefault[T int | time.Duration](v, otherwise T) T {
+	if v <= 0 {
+		return otherwise
+	}
+	return v
+}
+
+// merged is a gate with what another says in its place.
+func merged(g, over fleet.Gate) fleet.Gate {
+	put(&g.Success, over.Success)
+	put(&g.Bad, over.Bad)
+	put(&g.MinSample, over.MinSample)
+	put(&g.BadCap, over.BadCap)
+	put(&g.SiteBad, over.SiteBad)
+	put(&g.Health, over.Health)
+	return g
+}
+
+func put[T comparable](to *T, v T) {
+	if v != *new(T) {
+		*to = v
+	}
+}
+
+// standing looks at the rollout as a whole, before its devices.
+func (p *planner) standing() {
+	if p.To != fleet.RolloutRunning {
+		return
+	}
+	if p.v.Release.Withdrawn {
+		p.become(fleet.RolloutPaused, "alarm", "the release was withdrawn; abort, and roll forward to another one")
+		return
+	}
+	// A wave that failed runs again: somebody has resumed the rollout and stands for what happened.
+	for i := range p.Waves {
+		if w := &p.Waves[i]; w.State == fleet.WaveFailed {
+			w.State, w.ForgivenAt, w.EndedAt = fleet.WaveRunning, p.now, time.Time{}
+			p.decide("rollout.wave", "info", "wave", p.waves[i].Name, "state", string(w.State), "reason", "resumed")
+		}
+	}
+}
+
+// become moves the rollout.
+func (p *planner) become(to fleet.RolloutState, severity, reason string) {
+	p.To, p.Reason = to, reason
+	kind := map[fleet.RolloutState]string{
+		fleet.RolloutPaused: "rollout.paused", fleet.RolloutCompleted: "rollout.completed",
+		fleet.RolloutAborted: "rollout.aborted", fleet.RolloutSuperseded: "rollout.superseded",
+	}[to]
+	if reason == "" {
+		p.decide(kind, severity)
+		return
+	}
+	p.decide(kind, severity, "reason", reason)
+}
+
+// decide notes a decision with its details, as keys and values.
+func (p *planner) decide(kind, severity string, details ...string) {
+	d := Decision{Kind: kind, Severity: severity}
+	for i := 0; i+1 < len(details); i += 2 {
+		if d.Detail == nil {
+			d.Detail = map[string]string{}
+		}
+		d.Detail[details[i]] = details[i+1]
+	}
+	p.Decisions = append(p.Decisions, d)
+}
+
+// by asks for another plan at a moment, when that is before others asked for.
+func (p *planner) by(t time.Time) {
+	if t.After(p.now) && (p.Next.IsZero() || t.Before(p.Next)) {
+		p.Next = t
+	}
+}
+
+// current is the index of the wave that runs, soaks or failed; past the last
+// when all have passed.
+func (p *planner) current() int {
+	for i, w := range p.Waves {
+		if w.State != fleet.WavePassed {
+			return i
+		}
+	}
+	return len(p.Waves)
+}
