@@ -23,17 +23,15 @@ require (
 	golang.org/x/sync v0.24.0
 	golang.org/x/sys v0.49.0
 	golang.org/x/term v0.47.0
+	golang.org/x/time v0.15.0
 	periph.io/x/conn/v3 v3.7.2
 	pgregory.net/rapid v1.3.0
 )
-
-require golang.org/x/time v0.15.0
 
 require (
 	aead.dev/minisign v0.2.0 // indirect
 	github.com/ThalesGroup/crypto11 v1.6.0
 	github.com/beorn7/perks v1.0.1 // indirect
-	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/google/go-containerregistry v0.20.7 // indirect
 	github.com/gorilla/websocket v1.5.3 // indirect

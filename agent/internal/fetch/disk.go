@@ -29,7 +29,7 @@ func disk(err error) error {
 }
 
 func noSpace(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG) {
 		return fmt.Errorf("%w: %w", ErrSpace, err)
 	}
 	return err
@@ -38,21 +38,36 @@ func noSpace(err error) error {
 // reserve asks the disk for the room of the whole file before the first byte
 // is fetched. With grow the file has its length from then on.
 func reserve(f *os.File, length int64, grow bool) error {
-	if length == 0 {
+	var st unix.Stat_t
+	var disk unix.Statfs_t
+	fd := int(f.Fd()) // #nosec G115 -- a descriptor
+	if err := errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &disk)); err != nil {
+		return err
+	}
+	if length <= st.Blocks*512 {
+		if grow {
+			return f.Truncate(length)
+		}
 		return nil
+	}
+	// Looked at first: even to try would take the last room from whoever sells.
+	if need := length - st.Blocks*512; uint64(need)/uint64(disk.Bsize) >= disk.Bavail { // #nosec G115 -- positive
+		return fmt.Errorf("%d bytes are needed, %d are free: %w", need, disk.Bavail*uint64(disk.Bsize), syscall.ENOSPC) // #nosec G115 -- positive
 	}
 	mode := uint32(unix.FALLOC_FL_KEEP_SIZE)
 	if grow {
 		mode = 0
 	}
-	err := unix.Fallocate(int(f.Fd()), mode, 0, length) // #nosec G115 -- a descriptor
-	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.ENOSYS) {
-		err = nil
-		if grow {
-			err = f.Truncate(length)
-		}
+	err := unix.Fallocate(fd, mode, 0, length)
+	switch {
+	case errors.Is(err, syscall.EOPNOTSUPP) && grow:
+		return f.Truncate(length)
+	case errors.Is(err, syscall.EOPNOTSUPP):
+		return nil
+	case err != nil:
+		return errors.Join(err, f.Truncate(st.Size)) // what it got is given back
 	}
-	return err
+	return nil
 }
 
 // syncCold brings the file to the disk and out of memory, so that whoever reads

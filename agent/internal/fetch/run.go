@@ -67,6 +67,8 @@ func (j *job) pick(c blob) (*source, error) {
 			why = s.dead // that of the service comes last, and counts
 		case s.lacks[c.sum] != nil:
 			why = fmt.Errorf("%s %w", s.name, s.lacks[c.sum])
+		case time.Now().Before(s.later):
+			why = fmt.Errorf("%s is busy", s.name)
 		default:
 			return s, nil
 		}
@@ -104,6 +106,10 @@ func (j *job) judge(s *source, c blob, err error) time.Duration {
 			s.lacks[c.sum], j.lies = fmt.Errorf("%w: %w", err, ErrMismatch), 0
 			return 0
 		}
+	}
+	if later, ok := errors.AsType[*errLater](err); ok && s.kind == peer {
+		s.later = time.Now().Add(max(later.after, pauseMin)) // others are asked meanwhile
+		return 0
 	}
 	s.fails++
 	enough := s.fails >= tries && !j.patient

@@ -38,6 +38,7 @@ type source struct {
 	dead   error            // why it is not asked again in this fetch
 	lacks  map[string]error // why it is not asked again for a blob, by its sum
 	fails  int              // in a row
+	later  time.Time        // it is busy until then
 	stream bool             // knows no ranges: sends everything from the beginning
 }
 
@@ -94,6 +95,9 @@ func (j *job) around() []*source {
 	lim := slowest(j.f.o.Rate, j.r.Rate)
 	s := newSource(wire, "service", nil)
 	s.open = func(ctx context.Context, c blob, from, to int64) (io.ReadCloser, error) {
+		if n, _ := j.f.budget.left(); n == 0 {
+			return nil, ErrBudget // what is sent before we read costs as well
+		}
 		base := j.f.o.URL()
 		if base == "" {
 			return nil, errors.New("the address of the artifacts is not known yet")
@@ -180,10 +184,8 @@ func (j *job) openHTTP(ctx context.Context, s *source, client *http.Client, at s
 func answer(resp *http.Response, c blob, from, to int64) error {
 	switch code := resp.StatusCode; {
 	case code == http.StatusPartialContent:
-		var a, b int64
-		span, total, _ := strings.Cut(resp.Header.Get("Content-Range"), "/")
-		if n, err := fmt.Sscanf(span, "bytes %d-%d", &a, &b); n != 2 || err != nil || a != from || b < a || b >= to ||
-			total != "*" && total != strconv.FormatInt(c.length, 10) {
+		a, b, total, ok := contentRange(resp.Header.Get("Content-Range"))
+		if !ok || a != from || b > to || total >= 0 && total != c.length {
 			return fmt.Errorf("asked for bytes %d-%d of %d, got %.60q: %w", from, to-1, c.length, resp.Header.Get("Content-Range"), errAnswer)
 		}
 	case code == http.StatusOK:
@@ -206,6 +208,27 @@ func answer(resp *http.Response, c blob, from, to int64) error {
 		return fmt.Errorf("sends it as %.20q: %w", e, errAnswer)
 	}
 	return nil
+}
+
+// contentRange reads a Content-Range of bytes: from, to (excluded), and the
+// length of the whole, -1 when the server does not say. [RFC 9110, 14.4]
+func contentRange(h string) (from, to, total int64, ok bool) {
+	h, ok = strings.CutPrefix(h, "bytes ")
+	if !ok {
+		return 0, 0, 0, false
+	}
+	h, whole, _ := strings.Cut(h, "/")
+	first, last, _ := strings.Cut(h, "-")
+	number := func(s string) int64 {
+		n, err := strconv.ParseUint(s, 10, 62)
+		ok = ok && err == nil
+		return int64(n) // #nosec G115 -- 62 bits
+	}
+	from, to, total = number(first), number(last)+1, -1
+	if whole != "*" {
+		total = number(whole)
+	}
+	return from, to, total, ok && from < to && (total < 0 || to <= total)
 }
 
 // patience reads a Retry-After, within reason.
