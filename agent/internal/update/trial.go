@@ -135,13 +135,9 @@ func (m *Machine) prove(ctx context.Context, j *journal) error {
 		return ctx.Err() // stopped, not failed: whoever counts starts counts this one
 	}
 	if why == nil {
-		m.o.Step("commit")
-		effect, err := m.o.Handlers[j.Offer.class()].Move(ctx, j.job(), Keep)
-		if err != nil && left > 0 {
+		err := m.commit(ctx, j)
+		if err == nil || left > 0 || errors.Is(err, ErrRestart) || errors.Is(err, ErrReboot) {
 			return err
-		}
-		if err == nil {
-			return cmp.Or(m.end(ctx, j, Progress{State: succeeded}), after(effect))
 		}
 		reason, why = "unproven", err
 	}
@@ -158,6 +154,30 @@ func (m *Machine) prove(ctx context.Context, j *journal) error {
 		return ErrReboot
 	}
 	return m.giveUp(ctx, j, Progress{State: rolledBack, Reason: reason, Text: why.Error()})
+}
+
+// commit keeps what has proved itself, and says so only when it is what runs.
+func (m *Machine) commit(ctx context.Context, j *journal) error {
+	o := *j.Offer
+	t, err := m.running(ctx, o.class(), o.component())
+	if err != nil {
+		return err
+	}
+	if t.Version != o.Version {
+		return m.giveUp(ctx, j, m.lost(j, fmt.Sprintf("%s does not run, but %s", o.Version, cmp.Or(t.Version, "nothing"))))
+	}
+	m.o.Step("commit")
+	effect, err := m.o.Handlers[o.class()].Move(ctx, j.job(), Keep)
+	if err != nil {
+		return fmt.Errorf("keep %s: %w", o.Version, err)
+	}
+	if t, err = m.running(ctx, o.class(), o.component()); err != nil {
+		return err
+	}
+	if t.Version != o.Version || t.Trial {
+		return fmt.Errorf("%s was to be kept, and %s runs, on trial: %v", o.Version, cmp.Or(t.Version, "nothing"), t.Trial)
+	}
+	return cmp.Or(m.end(ctx, j, Progress{State: succeeded}), after(effect))
 }
 
 // checks runs the checks until each has held, or the time is up.
