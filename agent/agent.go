@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,11 +19,13 @@ import (
 	"github.com/tillward/tillward/agent/internal/audit"
 	"github.com/tillward/tillward/agent/internal/clock"
 	"github.com/tillward/tillward/agent/internal/discover"
+	"github.com/tillward/tillward/agent/internal/fetch"
 	"github.com/tillward/tillward/agent/internal/gate"
 	"github.com/tillward/tillward/agent/internal/member"
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/telemetry"
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/update/app"
 	"github.com/tillward/tillward/agent/internal/update/binary"
 	"github.com/tillward/tillward/agent/internal/vault"
 	"github.com/tillward/tillward/cloud/wire"
@@ -62,6 +65,8 @@ type Agent struct {
 	settings *settings
 	devices  []hal.Device
 	machine  *update.Machine
+	fetcher  *fetch.Fetcher
+	apps     *app.Handler  // nil: the box takes no applications
 	again    chan struct{} // settings changed: watch devices anew
 	found    discover.Service
 	sought   bool // the last try to be a member was about what is found
@@ -90,7 +95,8 @@ type Agent struct {
 	looks   chan struct{} // find out anew what runs
 
 	mu      sync.Mutex
-	stale   string // the lock of the POS application, as told last
+	stale   string   // the lock of the POS application, as told last
+	shared  net.Addr // where tills of the site get content; nil: nowhere
 	monitor *telemetry.Monitor
 	member  *membership // nil until enrolled
 	dev     TPM         // nil while it is closed
@@ -158,6 +164,7 @@ func (a *Agent) live(ctx context.Context) (err error) {
 	g.Go(func() error { return a.belong(inner) })
 	g.Go(func() error { return a.update(inner) })
 	g.Go(func() error { return a.look(inner) })
+	g.Go(func() error { return a.share(inner) })
 	g.Go(func() error { return a.part(inner) })
 	g.Go(func() error {
 		why := "stop"
@@ -215,7 +222,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	}
 	a.beginRun()
 	a.openDevices(ctx)
-	if a.machine, err = a.newMachine(); err != nil {
+	if a.machine, err = a.newMachine(ctx); err != nil {
 		a.close()
 		return err
 	}
@@ -285,7 +292,7 @@ func (a *Agent) fill(r *wire.StateReport) {
 	r.Model, r.Serial, r.AuditHead = a.cfg.Model, a.serial(), seq
 	r.Settings, r.Label = a.settings.hash(), a.settings.get("label")
 	r.Installed, r.Execution, r.Crashes = a.installed(), a.machine.Execution(), a.crashes
-	r.Supply = gate.Supply(a.cfg.Update.PowerDir)
+	r.Supply, r.Share = gate.Supply(a.cfg.Update.PowerDir), a.sharedAt()
 	if free, ok := a.free(); ok {
 		r.FreeMiB = free >> 20
 	}

@@ -79,6 +79,18 @@ type UpdateConfig struct {
 	IdleLock      string       `toml:"idle_lock" comment:"file that exists while the POS application must not be disturbed, best below /run; with the number of a process in it, as long as that lives; or locked with flock"`
 	PowerDir      string       `toml:"power_dir" comment:"where the kernel tells about power supplies; on battery the till is not touched"`
 	Health        []string     `toml:"health" comment:"command that fails while the POS application is not well; what was well before an update must be after it"`
+
+	RateKiB      int    `toml:"rate_kib_s" comment:"fetch at most so many KiB per second from the service; 0: as fast as they come"`
+	BudgetMiB    int    `toml:"budget_mib_day" comment:"fetch at most so many MiB in 24 hours from the service; 0: no limit"`
+	FullDownload bool   `toml:"full_download" comment:"whether a release may be fetched whole from the service when hardly any part of it is here"`
+	Peers        bool   `toml:"peers" comment:"ask tills of the site for what they have before the service"`
+	Share        string `toml:"share" comment:"host:port where tills of the site may get what this one has fetched; empty: it shares nothing"`
+	ShareRateKiB int    `toml:"share_rate_kib_s" comment:"give away at most so many KiB per second; 0: as fast as they go"`
+	KeepMiB      int    `toml:"keep_mib" comment:"how much of what was fetched is kept to be shared"`
+
+	AppsDir    string   `toml:"apps_dir" comment:"folder of the POS applications: NAME/current is what the image starts; empty: this box takes none"`
+	AppUser    string   `toml:"app_user" comment:"who runs the commands of applications; empty: the agent's own user, or nobody where that is root"`
+	AppTimeout Duration `toml:"app_timeout" comment:"how long a command of an application may take that says nothing of it"`
 }
 
 // TelemetryConfig sets the pace of measuring. set-config may change it later.
@@ -141,7 +153,8 @@ func DefaultConfig() Config {
 		},
 		Update: UpdateConfig{
 			Root: "/etc/tillward/root.json", CheckFor: Duration{2 * time.Minute}, Channel: "prod", MinFreeMiB: 32,
-			PowerDir: "/sys/class/power_supply",
+			PowerDir: "/sys/class/power_supply", FullDownload: true, Peers: true, KeepMiB: 256,
+			AppsDir: "/var/lib/tillward-apps", AppTimeout: Duration{30 * time.Second},
 		},
 		Telemetry: TelemetryConfig{Poll: Duration{10 * time.Second}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute}},
 		Spool:     SpoolConfig{MaxMiB: 256},
@@ -199,10 +212,14 @@ func (c Config) validate() error {
 	if r := c.TPM.AKRotate.Duration; r != 0 && r < time.Minute {
 		return fmt.Errorf("tpm.ak_rotate %s: at least 1m, or 0s for never", c.TPM.AKRotate)
 	}
-	for _, d := range c.TenantData {
+	theirs := slices.Clone(c.TenantData)
+	if d := c.Update.AppsDir; d != "" {
+		theirs = append(theirs, d)
+	}
+	for _, d := range theirs {
 		// A slip here costs data: no relative path, no top folder, nothing of ours.
 		if d != filepath.Clean(d) || strings.Count(d, "/") < 2 || !filepath.IsAbs(d) || below(c.StateDir, d) || below(d, c.StateDir) {
-			return fmt.Errorf("tenant_data %q: give the full path of a folder below another one, apart from state_dir", d)
+			return fmt.Errorf("tenant_data or update.apps_dir %q: give the full path of a folder below another one, apart from state_dir", d)
 		}
 	}
 	if c.Update.CheckFor.Duration < time.Second {
@@ -218,6 +235,22 @@ func (c Config) validate() error {
 		if f.v != "" && !filepath.IsAbs(f.v) {
 			return fmt.Errorf("update.%s %q: give an absolute path", f.name, f.v)
 		}
+	}
+	for _, f := range [...]struct {
+		name string
+		v    int
+	}{{"rate_kib_s", c.Update.RateKiB}, {"budget_mib_day", c.Update.BudgetMiB}, {"share_rate_kib_s", c.Update.ShareRateKiB}, {"keep_mib", c.Update.KeepMiB}} {
+		if f.v < 0 {
+			return fmt.Errorf("update.%s %d: must be 0 or more", f.name, f.v)
+		}
+	}
+	if s := c.Update.Share; s != "" {
+		if _, _, err := net.SplitHostPort(s); err != nil {
+			return fmt.Errorf("update.share %q: give host:port, or :port for every address of the box", s)
+		}
+	}
+	if d := c.Update.AppTimeout.Duration; d < time.Second || d > 10*time.Minute {
+		return fmt.Errorf("update.app_timeout %s: must lie between 1s and 10m", c.Update.AppTimeout)
 	}
 	if h := c.Update.Health; len(h) > 0 && !filepath.IsAbs(h[0]) {
 		return fmt.Errorf("update.health %q: give the absolute path of a program, then its arguments", h[0])

@@ -143,6 +143,15 @@ func (a *Agent) health(ctx context.Context) (map[string]string, error) {
 	if online {
 		now[healthLink] = string(hal.OK)
 	}
+	for _, r := range a.machine.Truth() {
+		if r.Class != trust.ClassApp || a.apps == nil {
+			continue
+		}
+		now[r.Name] = string(hal.OK)
+		if err := a.apps.Health(ctx, r.Name); err != nil {
+			now[r.Name] = cut(err.Error(), wire.MaxText)
+		}
+	}
 	if h := a.cfg.Update.Health; len(h) > 0 {
 		ctx, cancel := context.WithTimeout(ctx, healthTime)
 		defer cancel()

@@ -7,13 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/tillward/tillward/agent/internal/command"
 	"github.com/tillward/tillward/agent/internal/member"
 	"github.com/tillward/tillward/agent/internal/spool"
+	"github.com/tillward/tillward/agent/internal/update"
 	"github.com/tillward/tillward/cloud/wire"
 )
 
@@ -211,13 +212,21 @@ func (a *Agent) wipe(keys func()) error {
 		a.log.Error("wipe", slog.Any("err", err)) // then nothing was locked either
 	}
 	var steps []member.Step
-	for _, dir := range a.cfg.TenantData {
+	theirs := slices.Clone(a.cfg.TenantData)
+	if d := a.cfg.Update.AppsDir; d != "" {
+		theirs = append(theirs, d)
+	}
+	for _, dir := range theirs {
 		steps = append(steps, member.Step{Name: dir, Run: func() error { return member.Empty(dir) }})
 	}
 	steps = append(steps,
 		member.Step{Name: "keys", Run: func() error { keys(); return nil }},
 		member.Step{Name: "release metadata", Run: func() error { return os.RemoveAll(a.file("tuf")) }},
-		member.Step{Name: "update journal", Run: func() error { return member.Remove(filepath.Join(a.cfg.StateDir, "agent"), "journal.json") }},
+		member.Step{Name: "update journal", Run: func() error {
+			return cmp.Or(member.Remove(a.file("agent"), "journal.json"), update.Forget(a.file("agent"), "ops/"))
+		}},
+		member.Step{Name: "configuration", Run: func() error { return os.RemoveAll(a.file("settings")) }},
+		member.Step{Name: "fetched content", Run: func() error { return os.RemoveAll(a.file("fetch")) }},
 		member.Step{Name: "sealed key", Run: func() error {
 			if a.vault == nil {
 				return nil

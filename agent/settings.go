@@ -72,11 +72,8 @@ func openSettings(ctx context.Context, sp *spool.Spool) (*settings, error) {
 	return s, nil
 }
 
-// set checks every change before it makes any.
-func (s *settings) set(ctx context.Context, change map[string]string) error {
-	if len(change) == 0 {
-		return errors.New("no settings given: label, poll_s, telemetry_s and log_level can be set")
-	}
+// validate says what is wrong with a change.
+func validate(change map[string]string) error {
 	for k, v := range change {
 		rule, ok := settingRules[k]
 		if !ok {
@@ -86,9 +83,23 @@ func (s *settings) set(ctx context.Context, change map[string]string) error {
 			return fmt.Errorf("setting %s: must be %w", k, err)
 		}
 	}
+	return nil
+}
+
+// set checks every change before it makes any, and unsets others with it.
+func (s *settings) set(ctx context.Context, change map[string]string, unset ...string) error {
+	if len(change)+len(unset) == 0 {
+		return errors.New("no settings given: label, poll_s, telemetry_s and log_level can be set")
+	}
+	if err := validate(change); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := maps.Clone(s.values)
+	for _, k := range unset {
+		delete(next, k)
+	}
 	maps.Copy(next, change)
 	b, err := json.Marshal(next)
 	if err != nil {
@@ -105,6 +116,13 @@ func (s *settings) get(key string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.values[key]
+}
+
+// all returns what is set.
+func (s *settings) all() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.values)
 }
 
 // period returns the setting key as a duration, or def when it is not set.
@@ -124,3 +142,31 @@ func (s *settings) hash() string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:8])
 }
+
+// change sets and unsets, and has it take effect.
+func (a *Agent) change(ctx context.Context, set map[string]string, unset ...string) error {
+	if err := a.settings.set(ctx, set, unset...); err != nil {
+		return err
+	}
+	a.applyLevel()
+	poke(a.again)
+	return nil
+}
+
+// box is the agent's settings as a configuration release sees them; it
+// implements setting.Box.
+type box struct{ a *Agent }
+
+// Validate implements setting.Box.
+func (box) Validate(values map[string]string) error { return validate(values) }
+
+// Apply implements setting.Box.
+func (b box) Apply(ctx context.Context, set map[string]string, unset []string) error {
+	if len(set)+len(unset) == 0 {
+		return nil
+	}
+	return b.a.change(ctx, set, unset...)
+}
+
+// Current implements setting.Box.
+func (b box) Current() map[string]string { return b.a.settings.all() }

@@ -12,24 +12,29 @@ import (
 
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/update/app"
 	"github.com/tillward/tillward/agent/internal/update/binary"
+	"github.com/tillward/tillward/agent/internal/update/setting"
 	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
 // newMachine wires the update room.
-func (a *Agent) newMachine() (*update.Machine, error) {
-	dir := a.file("agent")
-	self, err := binary.New(binary.Options{Dir: dir, Version: a.o.Version, Slot: a.o.Slot, OS: runtime.GOOS, Arch: runtime.GOARCH})
+func (a *Agent) newMachine(ctx context.Context) (*update.Machine, error) {
+	handlers, err := a.handlers(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if a.fetcher, err = a.newFetcher(); err != nil {
 		return nil, err
 	}
 	whole := []string{trust.ClassAgent, trust.ClassOS}
 	return update.New(update.Options{
-		Dir:       dir,
-		Handlers:  map[string]update.Handler{trust.ClassAgent: self},
+		Dir:       a.file("agent"),
+		Handlers:  handlers,
 		Installed: []update.Component{{Name: binary.Component, Class: trust.ClassAgent}},
-		Releases:  releases{a}, Content: content{a, dir}, Names: targetOf,
+		Releases:  releases{a}, Content: content{a, a.fetcher}, Names: targetOf,
 		Report: a.reportUpdate, Record: a.note, Gate: a.gate, Permit: a.permit, Health: a.health,
 		Checks: []update.Check{
 			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
@@ -39,6 +44,30 @@ func (a *Agent) newMachine() (*update.Machine, error) {
 		},
 		CheckFor: a.cfg.Update.CheckFor.Duration, Log: a.log,
 	})
+}
+
+// handlers are what this box can install, by class.
+func (a *Agent) handlers(ctx context.Context) (map[string]update.Handler, error) {
+	self, err := binary.New(binary.Options{Dir: a.file("agent"), Version: a.o.Version, Slot: a.o.Slot, OS: runtime.GOOS, Arch: runtime.GOARCH})
+	if err != nil {
+		return nil, err
+	}
+	config, err := setting.Open(ctx, setting.Options{Dir: a.file("settings"), Box: box{a}, Link: a.linkAsBefore, Log: a.log})
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]update.Handler{trust.ClassAgent: self, trust.ClassConfig: config}
+	c := a.cfg.Update
+	if c.AppsDir == "" {
+		return out, nil
+	}
+	a.apps, err = app.New(app.Options{Dir: c.AppsDir, User: c.AppUser, Timeout: c.AppTimeout.Duration, Log: a.log})
+	if err != nil { // e.g. a user that is not there: everything else goes on
+		a.log.Error("this box takes no applications", slog.Any("err", err))
+		return out, nil
+	}
+	out[trust.ClassApp] = a.apps
+	return out, nil
 }
 
 // update runs the machine. When the box is to start again, it does so in order.
@@ -141,6 +170,15 @@ func (a *Agent) trustedAsBefore(ctx context.Context) error {
 		return nil
 	}
 	return errors.New("not attested yet")
+}
+
+// linkAsBefore wants the box that was connected before an update to be so after
+// it.
+func (a *Agent) linkAsBefore(context.Context) error {
+	if a.isOnline() || a.isHeld() || a.machine.Before()[healthLink] != string(hal.OK) {
+		return nil
+	}
+	return errors.New("the fleet service is not reached")
 }
 
 // noteRepair remembers whether an offer came to a box in quarantine.

@@ -102,13 +102,8 @@ func (a *Agent) collectLogs(_ context.Context, args map[string]string) ([]byte, 
 }
 
 func (a *Agent) setConfig(ctx context.Context, args map[string]string) ([]byte, error) {
-	if err := a.settings.set(ctx, args); err != nil {
+	if err := a.change(ctx, args); err != nil {
 		return nil, err
-	}
-	a.applyLevel()
-	select {
-	case a.again <- struct{}{}:
-	default:
 	}
 	return []byte("settings " + a.settings.hash() + "\n"), nil
 }

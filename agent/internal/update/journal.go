@@ -71,7 +71,7 @@ func (m *Machine) journal() journal {
 
 func (m *Machine) keep(j *journal) error {
 	m.mu.Lock()
-	m.current = ""
+	m.current, m.before = "", j.Baseline
 	if j.Offer != nil {
 		m.current = j.Offer.Execution
 	}

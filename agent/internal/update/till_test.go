@@ -191,7 +191,7 @@ func (b *till) Get(_ context.Context, o update.Order) (string, error) {
 		return "", errors.New("no network")
 	}
 	b.step("fetch")
-	o.Told(o.Target.Length, o.Target.Length, update.Bytes{Wire: o.Target.Length})
+	o.Told(o.Target.Length, o.Target.Length, update.Bytes{Wire: o.Target.Length}, "")
 	return "content", nil
 }
 

@@ -36,17 +36,18 @@ func (j *journal) job() Job {
 // stage has the content written beside what runs.
 func (m *Machine) stage(ctx context.Context, j *journal) error {
 	h := m.o.Handlers[j.Offer.class()]
+	told, done := m.count(ctx, j)
 	err := m.timed(ctx, j, func(ctx context.Context) error {
 		job := j.job()
 		if s, ok := h.(Streamer); ok && s.Streams(job.Target) {
-			content, err := m.o.Content.Open(ctx, m.order(j, h, m.count(ctx, j)))
+			content, err := m.o.Content.Open(ctx, m.order(ctx, j, h, told))
 			if err != nil {
 				return err
 			}
 			job.Content = content
 		} else {
 			if j.file == "" { // started anew since it was fetched
-				file, err := m.o.Content.Get(ctx, m.order(j, h, m.count(ctx, j)))
+				file, err := m.o.Content.Get(ctx, m.order(ctx, j, h, told))
 				if err != nil {
 					return err
 				}
@@ -57,6 +58,7 @@ func (m *Machine) stage(ctx context.Context, j *journal) error {
 		m.o.Step("stage")
 		return h.Stage(ctx, job)
 	})
+	done()
 	if err != nil {
 		return err
 	}

@@ -64,6 +64,22 @@ func (m *Machine) floors() floors {
 	return f
 }
 
+// Forget removes the floors of components whose names begin with prefix from
+// the folder of a machine that does not run: they were another owner's.
+func Forget(dir, prefix string) error {
+	f := floors{}
+	file := filepath.Join(dir, "floors.json")
+	err := load(file, &f)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil { // nobody reads it any more
+		return os.Remove(file)
+	}
+	maps.DeleteFunc(f, func(name string, _ floor) bool { return strings.HasPrefix(name, prefix) })
+	return save(file, f)
+}
+
 // older reports whether version a comes before b.
 func older(a, b string) bool { return semver.Compare("v"+a, "v"+b) < 0 }
 

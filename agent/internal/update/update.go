@@ -136,7 +136,8 @@ type Order struct {
 	RateKiB   uint32
 	Medium    string
 	Seed      func() (io.ReadCloser, error) // what runs, as the target would be; nil: nothing like it
-	Told      func(done, total int64, b Bytes)
+	// Told says how far it is, and, in words, why it is dearer than it might be.
+	Told func(done, total int64, b Bytes, note string)
 }
 
 // Content gets the bytes of targets. What was cut short it goes on with.
@@ -156,7 +157,7 @@ type Streamer interface{ Streams(t trust.Target) bool }
 // Seeder is a Handler that can give back what it installed, as the content of
 // the target it came from, or something like it.
 type Seeder interface {
-	Seed(component string) (io.ReadCloser, error)
+	Seed(ctx context.Context, component string) io.ReadCloser // nil: there is nothing
 }
 
 // Check is one thing that a box must be able to do after an update.
@@ -214,6 +215,7 @@ type Machine struct {
 	mail      []Offer
 	interrupt context.CancelCauseFunc // ends what may be interrupted; nil: nothing
 	current   string                  // execution in work
+	before    map[string]string       // its baseline
 	truths    []Running
 	settled   bool
 }
@@ -291,6 +293,13 @@ func (m *Machine) Execution() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.current
+}
+
+// Before returns how everything on the box was before the present trial.
+func (m *Machine) Before() map[string]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.before
 }
 
 // Truth returns what runs, as found last.

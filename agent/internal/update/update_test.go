@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tillward/tillward/agent/internal/update"
@@ -84,7 +85,7 @@ func (b *box) Get(_ context.Context, o update.Order) (string, error) {
 	if err := os.WriteFile(path, c, 0o600); err != nil {
 		return "", err
 	}
-	o.Told(int64(len(c)), o.Target.Length, update.Bytes{Wire: int64(len(c))})
+	o.Told(int64(len(c)), o.Target.Length, update.Bytes{Wire: int64(len(c))}, "")
 	if err := o.Target.CheckFile(path); err != nil {
 		return "", update.Refuse("signature", "%w", err)
 	}
@@ -223,31 +224,33 @@ func offer(version string) update.Offer {
 }
 
 func TestUpdate(t *testing.T) {
-	b := newBox(t)
-	b.release("1.1.0", 0)
-	if p := b.last(offer("1.1.0")); p.State != "SUCCEEDED" || p.From != "1.0.0" || p.To != "1.1.0" {
-		t.Fatalf("got %+v", p)
-	}
-	if v, slot, _ := b.boot(offer("1.1.0")); v != "1.1.0" || slot != "a" {
-		t.Errorf("runs %s from %s", v, slot)
-	}
-	var states []string
-	for _, p := range b.reports {
-		if len(states) == 0 || states[len(states)-1] != p.State {
-			states = append(states, p.State)
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t)
+		b.release("1.1.0", 0)
+		if p := b.last(offer("1.1.0")); p.State != "SUCCEEDED" || p.From != "1.0.0" || p.To != "1.1.0" {
+			t.Fatalf("got %+v", p)
 		}
-	}
-	want := []string{"OFFERED", "DOWNLOADING", "STAGED", "INSTALLING", "INSTALLED", "REBOOTING", "CHECKING", "SUCCEEDED"}
-	if !slices.Equal(states[:len(want)], want) {
-		t.Errorf("states %v, want %v", states, want)
-	}
-	b.release("1.2.0", 0)
-	if p := b.last(offer("1.2.0")); p.State != "SUCCEEDED" {
-		t.Fatalf("got %+v", p)
-	}
-	if v, slot, _ := b.boot(offer("1.2.0")); v != "1.2.0" || slot != "b" {
-		t.Errorf("runs %s from %s, want 1.2.0 from b", v, slot)
-	}
+		if v, slot, _ := b.boot(offer("1.1.0")); v != "1.1.0" || slot != "a" {
+			t.Errorf("runs %s from %s", v, slot)
+		}
+		var states []string
+		for _, p := range b.reports {
+			if len(states) == 0 || states[len(states)-1] != p.State {
+				states = append(states, p.State)
+			}
+		}
+		want := []string{"OFFERED", "DOWNLOADING", "STAGED", "INSTALLING", "INSTALLED", "REBOOTING", "CHECKING", "SUCCEEDED"}
+		if !slices.Equal(states[:len(want)], want) {
+			t.Errorf("states %v, want %v", states, want)
+		}
+		b.release("1.2.0", 0)
+		if p := b.last(offer("1.2.0")); p.State != "SUCCEEDED" {
+			t.Fatalf("got %+v", p)
+		}
+		if v, slot, _ := b.boot(offer("1.2.0")); v != "1.2.0" || slot != "b" {
+			t.Errorf("runs %s from %s, want 1.2.0 from b", v, slot)
+		}
+	})
 }
 
 // What must not be installed leaves the running agent alone and says why.
@@ -302,125 +305,139 @@ func TestRefusals(t *testing.T) {
 		}, "REJECTED", "metadata-expired"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBox(t)
-			o := tt.prepare(b)
-			p := b.last(o)
-			if p.State != tt.state || p.Reason != tt.reason {
-				t.Errorf("got %+v, want %s (%s)", p, tt.state, tt.reason)
-			}
-			b.broken.Store(false)
-			if v, slot, _ := b.boot(o); v != "1.0.0" || slot != binary.Golden {
-				t.Errorf("%s runs from %s, want the golden 1.0.0", v, slot)
-			}
-			if tt.state != "ALREADY_INSTALLED" && !slices.ContainsFunc(b.audit, func(a string) bool { return strings.Contains(a, "alarm x-") }) {
-				t.Errorf("audit trail %q holds no alarm", b.audit)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				b := newBox(t)
+				o := tt.prepare(b)
+				p := b.last(o)
+				if p.State != tt.state || p.Reason != tt.reason {
+					t.Errorf("got %+v, want %s (%s)", p, tt.state, tt.reason)
+				}
+				b.broken.Store(false)
+				if v, slot, _ := b.boot(o); v != "1.0.0" || slot != binary.Golden {
+					t.Errorf("%s runs from %s, want the golden 1.0.0", v, slot)
+				}
+				if tt.state != "ALREADY_INSTALLED" && !slices.ContainsFunc(b.audit, func(a string) bool { return strings.Contains(a, "alarm x-") }) {
+					t.Errorf("audit trail %q holds no alarm", b.audit)
+				}
+			})
 		})
 	}
 }
 
 // A redelivered offer is answered, not run again.
 func TestRedeliveredOffer(t *testing.T) {
-	b := newBox(t)
-	b.release("1.1.0", 0)
-	o := offer("1.1.0")
-	b.last(o)
-	n := len(b.reports)
-	b.boot(o)
-	if got := b.reports[n:]; len(got) != 1 || got[0].State != "SUCCEEDED" || got[0] != b.reports[n-1] {
-		t.Errorf("redelivered offer: reports %+v, want the end alone", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t)
+		b.release("1.1.0", 0)
+		o := offer("1.1.0")
+		b.last(o)
+		n := len(b.reports)
+		b.boot(o)
+		if got := b.reports[n:]; len(got) != 1 || got[0].State != "SUCCEEDED" || got[0] != b.reports[n-1] {
+			t.Errorf("redelivered offer: reports %+v, want the end alone", got)
+		}
+	})
 }
 
 // A download that breaks off is taken up again.
 func TestDownloadIsTriedAgain(t *testing.T) {
-	b := newBox(t)
-	b.release("1.1.0", 0)
-	b.cutOff = 1
-	if p := b.last(offer("1.1.0")); p.State != "SUCCEEDED" || p.Bytes.Wire == 0 {
-		t.Fatalf("got %+v", p)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t)
+		b.release("1.1.0", 0)
+		b.cutOff = 1
+		if p := b.last(offer("1.1.0")); p.State != "SUCCEEDED" || p.Bytes.Wire == 0 {
+			t.Fatalf("got %+v", p)
+		}
+	})
 }
 
 // The power is cut before each step of the whole way in turn. Whatever was
 // half done, something runs, and in the end the update has succeeded once.
 func TestPowerCutAtEachStep(t *testing.T) {
-	for n := 1; ; n++ {
-		b := newBox(t)
-		b.release("1.1.0", 0)
-		b.cutAt = n
-		p := b.last(offer("1.1.0"))
-		if p.State != "SUCCEEDED" {
-			t.Fatalf("cut at step %d: %+v", n, p)
-		}
-		if v, _, _ := b.boot(offer("1.1.0")); v != "1.1.0" {
-			t.Fatalf("cut at step %d: %s runs in the end", n, v)
-		}
-		if b.steps < n {
-			if n < 15 {
-				t.Errorf("only %d steps were tried", n)
+	synctest.Test(t, func(t *testing.T) {
+		for n := 1; ; n++ {
+			b := newBox(t)
+			b.release("1.1.0", 0)
+			b.cutAt = n
+			p := b.last(offer("1.1.0"))
+			if p.State != "SUCCEEDED" {
+				t.Fatalf("cut at step %d: %+v", n, p)
 			}
-			return
+			if v, _, _ := b.boot(offer("1.1.0")); v != "1.1.0" {
+				t.Fatalf("cut at step %d: %s runs in the end", n, v)
+			}
+			if b.steps < n {
+				if n < 15 {
+					t.Errorf("only %d steps were tried", n)
+				}
+				return
+			}
 		}
-	}
+	})
 }
 
 // The same for an update that cannot prove itself: in the end the old agent
 // runs and the journal says so.
 func TestPowerCutWhileFallingBack(t *testing.T) {
-	for n := 1; ; n++ {
-		b := newBox(t)
-		b.release("1.1.0", 0)
-		b.broken.Store(true)
-		b.cutAt = n
-		p := b.last(offer("1.1.0"))
-		if p.State != "ROLLED_BACK" {
-			t.Fatalf("cut at step %d: %+v", n, p)
+	synctest.Test(t, func(t *testing.T) {
+		for n := 1; ; n++ {
+			b := newBox(t)
+			b.release("1.1.0", 0)
+			b.broken.Store(true)
+			b.cutAt = n
+			p := b.last(offer("1.1.0"))
+			if p.State != "ROLLED_BACK" {
+				t.Fatalf("cut at step %d: %+v", n, p)
+			}
+			if v, slot, _ := b.boot(offer("1.1.0")); v != "1.0.0" || slot != binary.Golden {
+				t.Fatalf("cut at step %d: %s runs from %s in the end", n, v, slot)
+			}
+			if b.steps < n {
+				return
+			}
 		}
-		if v, slot, _ := b.boot(offer("1.1.0")); v != "1.0.0" || slot != binary.Golden {
-			t.Fatalf("cut at step %d: %s runs from %s in the end", n, v, slot)
-		}
-		if b.steps < n {
-			return
-		}
-	}
+	})
 }
 
 // An agent that dies at once is started three times, then the old one again.
 func TestCrashLoopFallsBack(t *testing.T) {
-	b := newBox(t)
-	b.release("1.1.0", 0)
-	o := offer("1.1.0")
-	b.boot(o) // installs and asks for the restart
-	for range 3 {
-		if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != "a" {
-			t.Fatalf("slot %s, want a on trial", slot)
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t)
+		b.release("1.1.0", 0)
+		o := offer("1.1.0")
+		b.boot(o) // installs and asks for the restart
+		for range 3 {
+			if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != "a" {
+				t.Fatalf("slot %s, want a on trial", slot)
+			}
 		}
-	}
-	if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != binary.Golden {
-		t.Fatalf("slot %s after three crashes, want golden", slot)
-	}
-	if p := b.last(o); p.State != "ROLLED_BACK" {
-		t.Errorf("got %+v", p)
-	}
+		if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != binary.Golden {
+			t.Fatalf("slot %s after three crashes, want golden", slot)
+		}
+		if p := b.last(o); p.State != "ROLLED_BACK" {
+			t.Errorf("got %+v", p)
+		}
+	})
 }
 
 func TestBrokenSlotIsPassedOver(t *testing.T) {
-	b := newBox(t)
-	b.release("1.1.0", 0)
-	b.last(offer("1.1.0"))
-	b.release("1.2.0", 0)
-	b.last(offer("1.2.0"))
-	if err := os.WriteFile(filepath.Join(b.dir, "b", "tillward-agent"), []byte("rubbish"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != "a" {
-		t.Errorf("slot %s, want the other one", slot)
-	}
-	if err := os.Remove(filepath.Join(b.dir, "a", "tillward-agent")); err != nil {
-		t.Fatal(err)
-	}
-	if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != binary.Golden {
-		t.Errorf("slot %s, want golden", slot)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t)
+		b.release("1.1.0", 0)
+		b.last(offer("1.1.0"))
+		b.release("1.2.0", 0)
+		b.last(offer("1.2.0"))
+		if err := os.WriteFile(filepath.Join(b.dir, "b", "tillward-agent"), []byte("rubbish"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != "a" {
+			t.Errorf("slot %s, want the other one", slot)
+		}
+		if err := os.Remove(filepath.Join(b.dir, "a", "tillward-agent")); err != nil {
+			t.Fatal(err)
+		}
+		if _, slot := binary.Choose(b.dir, b.golden, "1.0.0"); slot != binary.Golden {
+			t.Errorf("slot %s, want golden", slot)
+		}
+	})
 }

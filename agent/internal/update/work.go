@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/semver"
@@ -359,40 +360,59 @@ func (m *Machine) get(ctx context.Context, j *journal, h Handler) error {
 		open, stop = context.WithDeadlineCause(ctx, s.To, errClosed)
 		defer stop()
 	}
-	file, err := "", error(nil)
-	err = m.timed(open, j, func(ctx context.Context) error {
-		file, err = m.o.Content.Get(ctx, m.order(j, h, m.count(ctx, j)))
+	file := ""
+	told, done := m.count(ctx, j)
+	err := m.timed(open, j, func(ctx context.Context) (err error) {
+		file, err = m.o.Content.Get(ctx, m.order(ctx, j, h, told))
 		return err
 	})
+	done()
 	if err == nil {
 		j.file = file
 	}
 	return cause(ctx, open, err)
 }
 
-// count returns what keeps the account of a download, and tells now and then.
-func (m *Machine) count(ctx context.Context, j *journal) func(done, total int64, b Bytes) {
-	before, told := j.Last.Bytes, time.Now()
-	return func(done, total int64, b Bytes) {
-		if time.Since(told) < tellEvery {
+// count returns what keeps the account of a download, and tells now and then;
+// and what ends that: until then the journal is its own.
+func (m *Machine) count(ctx context.Context, j *journal) (told func(done, total int64, b Bytes, note string), end func()) {
+	var mu sync.Mutex
+	before, last, ended := j.Last.Bytes, time.Now(), false
+	told = func(done, total int64, b Bytes, note string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if ended {
+			return
+		}
+		if time.Since(last) < tellEvery && note == j.Last.Text {
 			j.Last.Done, j.Last.Total, j.Last.Bytes = done, total, before.plus(b)
 			return
 		}
-		told = time.Now()
-		j.enter(Progress{State: j.State, Done: done, Total: total, Bytes: before.plus(b)})
+		last = time.Now()
+		j.enter(Progress{State: j.State, Text: note, Done: done, Total: total, Bytes: before.plus(b)})
 		if m.keep(j) == nil {
 			_ = m.o.Report(ctx, j.Last) // the next one tells more
 		}
 	}
+	return told, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		ended = true
+	}
 }
 
-func (m *Machine) order(j *journal, h Handler, told func(int64, int64, Bytes)) Order {
+func (m *Machine) order(ctx context.Context, j *journal, h Handler, told func(int64, int64, Bytes, string)) Order {
 	o := Order{
 		Execution: j.Offer.Execution, Component: j.Offer.component(), Target: *j.Target,
 		Peers: j.Offer.Peers, RateKiB: j.Offer.RateKiB, Medium: j.Offer.Medium, Told: told,
 	}
-	if s, ok := h.(Seeder); ok {
-		o.Seed = func() (io.ReadCloser, error) { return s.Seed(o.Component) }
+	if s, ok := h.(Seeder); ok && j.From != "" {
+		o.Seed = func() (io.ReadCloser, error) {
+			if r := s.Seed(ctx, o.Component); r != nil {
+				return r, nil
+			}
+			return nil, fmt.Errorf("nothing of %s is left to build on", o.Component)
+		}
 	}
 	return o
 }
