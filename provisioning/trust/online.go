@@ -15,6 +15,9 @@ import (
 // nothing else with it.
 func (r *Repository) Online(pub crypto.PublicKey) (bool, error) {
 	file, err := r.latest(RoleRoot)
+	if err == nil && file == "" {
+		err = fmt.Errorf("%s is not a release repository: it has no root metadata", r.Dir)
+	}
 	if err != nil {
 		return false, err
 	}

@@ -137,22 +137,32 @@ func (c *Catalog) Publish(ctx context.Context, r io.Reader) ([]fleet.Release, er
 	return found, syncFolder(c.dir)
 }
 
-// root returns the pinned root, or the first root of the very first upload.
+// root returns the pinned root, or the first root of the very first upload. An
+// operator may pin a later one by hand: one that was made because the keys of
+// the old are lost follows from none.
 func (c *Catalog) root(stage string) ([]byte, error) {
-	sent, err := os.ReadFile(filepath.Join(stage, "metadata", "1.root.json")) // #nosec G304 -- our own folder
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read root: %w", err)
-	}
 	pinned, err := os.ReadFile(filepath.Join(c.dir, "root.json"))
-	switch {
-	case err == nil && sent != nil && !bytes.Equal(sent, pinned):
-		return nil, fmt.Errorf("metadata/1.root.json is not the root this service and its devices trust; publish the repository they came with: %w", fleet.ErrInvalid)
-	case err == nil:
-		return pinned, nil
-	case !errors.Is(err, fs.ErrNotExist):
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read pinned root: %w", err)
-	case sent == nil:
-		return nil, fmt.Errorf("upload holds no metadata/1.root.json; send the folder that tillward-provision made: %w", fleet.ErrInvalid)
+	}
+	name := trust.MetadataFile(trust.RoleRoot, 1)
+	if pinned != nil {
+		var m struct{ Signed struct{ Version int64 } }
+		if err := json.Unmarshal(pinned, &m); err != nil {
+			return nil, fmt.Errorf("read pinned root: %w", err)
+		}
+		name = trust.MetadataFile(trust.RoleRoot, m.Signed.Version)
+	}
+	sent, err := os.ReadFile(filepath.Join(stage, "metadata", name)) // #nosec G304 -- our own folder
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("read root: %w", err)
+	case pinned != nil && err == nil && !bytes.Equal(sent, pinned):
+		return nil, fmt.Errorf("metadata/%s is not the root this service and its devices trust; publish the repository they came with: %w", name, fleet.ErrInvalid)
+	case pinned != nil:
+		return pinned, nil
+	case err != nil:
+		return nil, fmt.Errorf("upload holds no metadata/%s; send the folder that tillward-provision made: %w", name, fleet.ErrInvalid)
 	}
 	return sent, nil
 }

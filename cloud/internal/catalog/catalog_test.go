@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ed25519"
 	"errors"
 	"io"
@@ -159,6 +160,64 @@ func TestOnlyVerifiedMetadataIsPlaced(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(w.dir, "targets", "stray")); err == nil {
 		t.Error("a stray target was put in place")
 	}
+}
+
+// TestRecoveredRoot goes on after the keys of the root were lost: devices of the
+// old root and those whose image carries the new one read the same catalog, and
+// once the operator has pinned the new root it may change its keys again.
+func TestRecoveredRoot(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.publish(t)
+	must(t, err)
+	key, err := trust.NewKey(filepath.Join(t.TempDir(), "key.pem"))
+	must(t, err)
+	sign := func() {
+		t.Helper()
+		d, err := trust.ReadDraft(w.repo.DraftFile(trust.RoleRoot))
+		must(t, err)
+		s, err := d.Sign(key)
+		must(t, err)
+		done, err := w.repo.Merge([]trust.Signature{s})
+		if err != nil || len(done) != 1 {
+			t.Fatalf("merged %v, %v", done, err)
+		}
+		must(t, w.repo.Refresh(w.keys))
+		must(t, os.RemoveAll(filepath.Join(w.repo.Dir, "draft")))
+	}
+	device := func(root string) error {
+		b, err := os.ReadFile(filepath.Join(w.repo.Dir, "metadata", root))
+		must(t, err)
+		const base = "https://catalog.invalid/metadata"
+		dev := &trust.Client{Dir: t.TempDir(), FactoryRoot: b, URL: base, Fetch: trust.FolderFetch(base, filepath.Join(w.dir, "metadata"))}
+		_, err = dev.Target(t.Context(), "agent/1.0.0/bin")
+		return err
+	}
+	must(t, w.repo.Recover(trust.Signers{Keys: []crypto.PublicKey{key.Public()}}))
+	sign()
+	_, err = w.publish(t)
+	must(t, err)
+	must(t, device("1.root.json"))
+	must(t, device("101.root.json"))
+
+	must(t, w.repo.Renew([]string{trust.RoleRoot}, nil))
+	sign()
+	_, err = w.publish(t)
+	must(t, err)
+	served := filepath.Join(w.dir, "metadata", "102.root.json")
+	if _, err := os.Stat(served); err == nil {
+		t.Error("a root that does not follow from the pinned one is served")
+	}
+	b, err := os.ReadFile(filepath.Join(w.repo.Dir, "metadata", "101.root.json"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(w.dir, "root.json"), b, 0o600))
+	must(t, os.RemoveAll(filepath.Join(w.dir, "trusted")))
+	_, err = w.publish(t)
+	must(t, err)
+	if _, err := os.Stat(served); err != nil {
+		t.Error(err)
+	}
+	must(t, device("1.root.json"))
+	must(t, device("101.root.json"))
 }
 
 // TestRottenTargetHeals publishes once more over a target that has rotted.
