@@ -36,6 +36,7 @@ type Config struct {
 	Enrol     EnrolConfig     `toml:"enrol"`
 	Attest    AttestConfig    `toml:"attest"`
 	Authority AuthorityConfig `toml:"authority"`
+	Rollout   RolloutConfig   `toml:"rollout"`
 }
 
 // DeviceConfig holds the listeners devices speak to.
@@ -97,6 +98,17 @@ type AttestConfig struct {
 	Every    Duration `toml:"every" comment:"a connected device is challenged this often; silence for twice as long is stale"`
 }
 
+// Who has to approve a rollout before it can be started.
+const (
+	ApprovalNone  = "none"
+	ApprovalOther = "other" // somebody else than who composed it
+)
+
+// RolloutConfig is the policy of rollouts.
+type RolloutConfig struct {
+	Approval string `toml:"approval" comment:"who approves a rollout before it starts: none, or other for somebody else than who composed it (four eyes)"`
+}
+
 // Duration is a time.Duration written as "30s" or "15m" in the file.
 type Duration struct{ time.Duration }
 
@@ -126,6 +138,7 @@ func DefaultConfig() Config {
 		Metrics:  MetricsConfig{Listen: "127.0.0.1:9464"},
 		Enrol:    EnrolConfig{CertDays: 30, Makers: []string{"infineon", "nuvoton", "stmicro"}},
 		Attest:   AttestConfig{Every: Duration{15 * time.Minute}, Unjudged: "degraded"},
+		Rollout:  RolloutConfig{Approval: ApprovalNone},
 	}
 }
 
@@ -173,6 +186,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("attest.every %s: must be at least 1s", c.Attest.Every)
 	case !slices.Contains([]string{"attested", "degraded", "quarantined"}, c.Attest.Unjudged):
 		return fmt.Errorf("attest.unjudged %q: use attested, degraded or quarantined", c.Attest.Unjudged)
+	case c.Rollout.Approval != ApprovalNone && c.Rollout.Approval != ApprovalOther:
+		return fmt.Errorf("rollout.approval %q: use none, or other for four eyes", c.Rollout.Approval)
 	case slices.ContainsFunc(c.Enrol.Vendors, func(v VendorConfig) bool { return v.Name == "" || v.Key == "" }):
 		return errors.New("enrol.vendors: give each vendor's name and the file with his public key")
 	case len(c.OwnerName) > 64 || strings.ContainsFunc(c.OwnerName, unicode.IsControl):

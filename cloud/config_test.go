@@ -39,11 +39,13 @@ name = "Wend"
 key = "wend.json"
 [attest]
 every = "90s"
+[rollout]
+approval = "other"
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.Tenant != "acme" || cfg.Device.MQTT != ":8883" || cfg.Enrol.CertDays != 30 || cfg.Attest.Every.Duration != 90*time.Second || !cfg.Operator.Plain || len(cfg.Enrol.Vendors) != 2 || cfg.Enrol.Vendors[1].Key != "wend.json" {
+	if cfg.Tenant != "acme" || cfg.Device.MQTT != ":8883" || cfg.Enrol.CertDays != 30 || cfg.Attest.Every.Duration != 90*time.Second || !cfg.Operator.Plain || cfg.Rollout.Approval != cloud.ApprovalOther || len(cfg.Enrol.Vendors) != 2 || cfg.Enrol.Vendors[1].Key != "wend.json" {
 		t.Errorf("got %+v", cfg)
 	}
 	again, err := cloud.Load(write(t, cfg.String()))
@@ -89,6 +91,8 @@ func TestBadConfigs(t *testing.T) {
 		"owner_name = '" + strings.Repeat("a", 65) + "'": "at most 64",
 		"[attest]\nevery = '15'":                         "is not a duration such as",
 		"[attest]\nevery = '10ms'":                       "at least 1s",
+		"[rollout]\napproval = 'me'":                     "use none, or other",
+		"[rollout]\napproval = ''":                       "use none, or other",
 	} {
 		path := write(t, text)
 		_, err := cloud.Load(path)

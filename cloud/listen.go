@@ -19,6 +19,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/console"
 	"github.com/tillward/tillward/cloud/internal/api"
+	"github.com/tillward/tillward/cloud/internal/rollout"
 	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/provisioning/identity"
 	"github.com/tillward/tillward/provisioning/makers"
@@ -105,6 +106,11 @@ func (s *Service) serveOperators(ctx context.Context) error {
 		Tenant: s.tenant, Store: s.store, Accounts: s.accounts, Send: s.dispatch.Send,
 		Releases: releases{s},
 		Watch:    s.hub.Subscribe, Changed: s.hub.Publish, Wake: s.rollout.Wake, Version: Version, Log: s.log,
+		Preview: s.rollout.Preview, Why: s.rollout.Why, Check: rollout.Check, FourEyes: s.cfg.Rollout.Approval == ApprovalOther,
+		Hours: func(text string) error {
+			_, err := rollout.ParseHours(text)
+			return err
+		},
 		Owners: s.owners, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate, Retire: s.retire,
 	}))
 	app := console.Handler()

@@ -103,7 +103,7 @@ func watch(ctx context.Context, o *out, api *client, id string) error {
 		switch r.State {
 		case "COMPLETED":
 			return nil
-		case "PAUSED", "ABORTED":
+		case "PAUSED", "ABORTED", "DENIED", "SUPERSEDED":
 			return fmt.Errorf("rollout is %s: %s", r.State, r.Reason)
 		}
 		select {

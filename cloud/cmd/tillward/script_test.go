@@ -25,6 +25,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/live"
 	"github.com/tillward/tillward/cloud/internal/owner"
+	fleetrollout "github.com/tillward/tillward/cloud/internal/rollout"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/trust"
@@ -60,6 +61,7 @@ func (p published) Export(ctx context.Context, m fleet.Medium) (time.Time, func(
 type unplugged struct{}
 
 func (unplugged) Send(fleet.DeviceID, wire.Channel, []byte) error { return errors.New("not connected") }
+func (unplugged) Connected() map[fleet.DeviceID]fleet.Trust       { return nil }
 
 func setup(env *testscript.Env) error {
 	ctx, quiet, dir := context.Background(), slog.New(slog.DiscardHandler), filepath.Join(env.WorkDir, ".service")
@@ -107,7 +109,15 @@ func setup(env *testscript.Env) error {
 		Authorities: func() []fleet.Authority {
 			return []fleet.Authority{{Serial: "0a", NotAfter: time.Now().Add(time.Hour), Current: true}, {Serial: "09"}}
 		},
-		Rotate: func(context.Context) error { return nil },
+		Rotate:  func(context.Context) error { return nil },
+		Preview: fleetrollout.New(fleetrollout.Options{Store: st, Link: unplugged{}, Log: quiet}).Preview, Check: fleetrollout.Check,
+		Hours: func(text string) error {
+			_, err := fleetrollout.ParseHours(text)
+			return err
+		},
+		Why: func(context.Context, fleet.TenantID, fleet.DeviceID) ([]fleet.Delay, error) {
+			return []fleet.Delay{{Rollout: "ro_x", Reason: "window", Text: "it waits for the hours in which it may fetch", Since: time.Now()}}, nil
+		},
 		Tenant: "main", Store: st, Accounts: accounts, Send: d.Send, Releases: published{cat, trust.NewOrderSigner(key)}, Watch: hub.Subscribe, Changed: hub.Publish, Wake: func() {}, Version: "1", Log: quiet,
 	}))
 	srv.Config.ErrorLog = slog.NewLogLogger(quiet.Handler(), slog.LevelError)

@@ -42,6 +42,11 @@ type Deps struct {
 	Watch    func(ctx context.Context, t fleet.TenantID) <-chan fleet.Change
 	Changed  func(c fleet.Change)
 	Wake     func() // a rollout changed
+	Preview  func(ctx context.Context, t fleet.TenantID, r fleet.ReleaseID, s fleet.Spec) (fleet.Preview, error)
+	Why      func(ctx context.Context, t fleet.TenantID, device fleet.DeviceID) ([]fleet.Delay, error) // of rollouts that run
+	Check    func(s fleet.Spec) error                                                                  // whether it can be carried out
+	Hours    func(text string) error                                                                   // whether they can be read
+	FourEyes bool                                                                                      // a rollout is approved by somebody else
 	Version  string
 	Log      *slog.Logger
 
@@ -56,7 +61,9 @@ type Deps struct {
 // server holds the handlers.
 type server struct {
 	Deps
-	api huma.API
+	api      huma.API
+	progress costly[fleet.Progress]
+	health   costly[map[string]fleet.Health]
 }
 
 type ctxKey struct{}
@@ -89,6 +96,7 @@ func New(d Deps) http.Handler {
 	s.devices()
 	s.commands()
 	s.rollouts()
+	s.sites()
 	s.releases()
 	s.trust()
 	s.owners()

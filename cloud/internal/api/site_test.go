@@ -25,6 +25,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/live"
 	"github.com/tillward/tillward/cloud/internal/owner"
+	"github.com/tillward/tillward/cloud/internal/rollout"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/trust"
@@ -46,8 +47,9 @@ type site struct {
 	token     map[fleet.Role]string
 	other     string // an admin's of the other tenant
 
-	mu   sync.Mutex
-	acts []string // what was asked of other rooms
+	delays []fleet.Delay // why devices wait, by another room
+	mu     sync.Mutex
+	acts   []string // what was asked of other rooms
 }
 
 func (s *site) act(format string, args ...any) {
@@ -80,7 +82,14 @@ type unplugged struct{}
 
 func (unplugged) Send(fleet.DeviceID, wire.Channel, []byte) error { return errors.New("not connected") }
 
+func (unplugged) Connected() map[fleet.DeviceID]fleet.Trust { return nil }
+
 func newSite(t *testing.T) *site {
+	t.Helper()
+	return siteWith(t, func(*api.Deps) {})
+}
+
+func siteWith(t *testing.T, change func(*api.Deps)) *site {
 	t.Helper()
 	dir := t.TempDir()
 	st, err := store.Open(t.Context(), dir, quiet)
@@ -124,7 +133,17 @@ func newSite(t *testing.T) *site {
 		Store: st, Tenant: "main", Name: "Main GmbH", Key: tenant, Vendors: []owner.Vendor{{Name: "Vend", Key: s.vendor.Public().(ed25519.PublicKey)}}, Waiting: true,
 		Relinquish: d.Relinquish, Cut: func(id fleet.DeviceID, why string) { s.act("cut %s: %s", id, why) }, Changed: func(fleet.DeviceID) {}, Log: quiet,
 	})
-	s.Server = httptest.NewServer(api.New(api.Deps{
+	deps := api.Deps{
+		Preview: rollout.New(rollout.Options{Store: st, Link: unplugged{}, Log: quiet}).Preview,
+		Check:   rollout.Check,
+		Hours: func(text string) error {
+			_, err := rollout.ParseHours(text)
+			return err
+		},
+		Why: func(_ context.Context, t fleet.TenantID, id fleet.DeviceID) ([]fleet.Delay, error) {
+			s.act("why %s %s", t, id)
+			return s.delays, nil
+		},
 		Owners: s.owners,
 		Challenge: func(id fleet.DeviceID) error {
 			s.act("challenge %s", id)
@@ -147,7 +166,9 @@ func newSite(t *testing.T) *site {
 		},
 		Tenant: "main", Store: st, Accounts: s.accounts, Send: d.Send, Releases: published{cat, trust.NewOrderSigner(key)}, Watch: s.hub.Subscribe, Changed: s.hub.Publish,
 		Wake: func() { s.woken <- struct{}{} }, Version: "1.2.3", Log: quiet,
-	}))
+	}
+	change(&deps)
+	s.Server = httptest.NewServer(api.New(deps))
 	t.Cleanup(func() {
 		s.CloseClientConnections()
 		s.Close()

@@ -38,12 +38,19 @@ type commandStore interface {
 
 type rolloutStore interface {
 	Release(ctx context.Context, id fleet.ReleaseID) (fleet.Release, error)
+	ReleaseOf(ctx context.Context, t fleet.TenantID, id fleet.ReleaseID) (fleet.Release, error)
 	AddRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditEvent) error
 	Rollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID) (fleet.Rollout, error)
 	Rollouts(ctx context.Context, t fleet.TenantID, p fleet.Page) ([]fleet.Rollout, string, error)
-	SetRollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, from []fleet.RolloutState, to fleet.RolloutState, reason string, ev fleet.AuditEvent) (fleet.Rollout, error)
-	Executions(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, p fleet.Page) ([]fleet.Execution, string, error)
+	SaveRollout(ctx context.Context, r fleet.Rollout, events ...fleet.AuditEvent) (fleet.Rollout, error)
+	RetryRollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, device fleet.DeviceID, ev fleet.AuditEvent) (int, error)
+	RolloutUnits(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, f fleet.ExecutionFilter, p fleet.Page) ([]fleet.Unit, string, error)
+	DeviceUnits(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p fleet.Page) ([]fleet.Unit, string, error)
 	Counts(ctx context.Context, id fleet.RolloutID) (map[fleet.ExecutionState]int, error)
+	Progress(ctx context.Context, id fleet.RolloutID, silent time.Time) (fleet.Progress, error)
+	RolloutHealth(ctx context.Context, id fleet.RolloutID) (map[string]fleet.Health, error)
+	Sites(ctx context.Context, t fleet.TenantID) ([]fleet.Site, error)
+	PutSite(ctx context.Context, s fleet.Site, ev fleet.AuditEvent) error
 }
 
 type accessStore interface {

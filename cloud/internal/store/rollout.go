@@ -144,13 +144,13 @@ func (b behind) Scan(dest ...any) error { return b.row.Scan(append([]any{b.first
 // SaveRollout writes where a rollout stands, if nobody has changed it since it
 // was read: r.Version says which one that was; a newer one is
 // fleet.ErrConflict. What was not offered yet is CANCELED with a rollout that
-// is aborted or superseded. The events go to the service trail.
+// is aborted or superseded, or completed and takes no joiners. The events go to the service trail.
 func (s *Store) SaveRollout(ctx context.Context, r fleet.Rollout, events ...fleet.AuditEvent) (fleet.Rollout, error) {
 	var saved numbered[fleet.Rollout]
 	err := s.tx(ctx, func(ctx context.Context, w *writer) (err error) {
-		n, err := w.changed(ctx, `UPDATE rollout SET state = ?, reason = ?, auto = ?, approved_at = ?, approved_by = ?, started_at = ?, ended_at = ?, spec = ?, waves = ?, holds = ?, joiners = ?,
+		n, err := w.changed(ctx, `UPDATE rollout SET "release" = ?, created_by = ?, state = ?, reason = ?, auto = ?, approved_at = ?, approved_by = ?, started_at = ?, ended_at = ?, spec = ?, waves = ?, holds = ?, joiners = ?,
 			version = version + 1 WHERE id = ? AND tenant = ? AND version = ?`,
-			r.State, r.Reason, r.Auto, ms(r.ApprovedAt), r.ApprovedBy, ms(r.StartedAt), ms(r.EndedAt), toJSON(r.Spec), toJSON(some(r.Waves)), toJSON(some(r.Holds)), r.Spec.Joiners,
+			r.Release, r.CreatedBy, r.State, r.Reason, r.Auto, ms(r.ApprovedAt), r.ApprovedBy, ms(r.StartedAt), ms(r.EndedAt), toJSON(r.Spec), toJSON(some(r.Waves)), toJSON(some(r.Holds)), r.Spec.Joiners,
 			r.ID, r.Tenant, r.Version)
 		if err != nil {
 			return err
@@ -180,8 +180,10 @@ func (s *Store) SaveRollout(ctx context.Context, r fleet.Rollout, events ...flee
 // stop takes back what a rollout that stops has not offered yet; what was
 // offered goes on at the device.
 func (w *writer) stop(ctx context.Context, r fleet.Rollout) error {
-	reason := map[fleet.RolloutState]string{fleet.RolloutAborting: "aborted", fleet.RolloutAborted: "aborted", fleet.RolloutSuperseded: "superseded"}[r.State]
-	if reason == "" {
+	reason := map[fleet.RolloutState]string{
+		fleet.RolloutAborting: "aborted", fleet.RolloutAborted: "aborted", fleet.RolloutSuperseded: "superseded", fleet.RolloutCompleted: "completed",
+	}[r.State]
+	if reason == "" || r.State == fleet.RolloutCompleted && r.Spec.Joiners {
 		return nil
 	}
 	change, err := w.count(ctx, "execution")

@@ -263,7 +263,7 @@ func TestTenants(t *testing.T) {
 			return s.AddRollout(ctx, fleet.Rollout{ID: "r3", Tenant: x, Release: "ops/main/pos/1.0.0", State: fleet.RolloutDraft}, event("rollout.add"))
 		},
 		"SaveRollout": func(x fleet.TenantID) error {
-			_, err := s.SaveRollout(ctx, fleet.Rollout{ID: "r2", Tenant: x, State: fleet.RolloutDenied, Version: 1}, event("rollout.denied"))
+			_, err := s.SaveRollout(ctx, fleet.Rollout{ID: "r2", Tenant: x, Release: "agent/1.0.0", State: fleet.RolloutDenied, Version: 1}, event("rollout.denied"))
 			return err
 		},
 		"RetryRollout": func(x fleet.TenantID) error {
@@ -404,7 +404,7 @@ func TestMigrates(t *testing.T) {
 				t.Errorf("executions: got %+v, %v", es, err)
 			}
 			r, err := s.Rollout(ctx, "main", "r1")
-			if err != nil || r.Spec.Filter.Group != "canary" || r.Spec.Deadline != time.Hour || r.Spec.Gate.BadCap != 1 || r.Spec.Gate.Bad != 100 || r.Spec.Attempts != 1 || r.Version < 1 || !r.StartedAt.Equal(r.CreatedAt) {
+			if err != nil || r.Spec.Filter.Group != "canary" || r.Spec.Deadline != time.Hour || r.Spec.Gate.BadCap != 1 || r.Spec.Gate.Bad != -1 || r.Spec.Attempts != 1 || r.Version < 1 || !r.StartedAt.Equal(r.CreatedAt) {
 				t.Errorf("rollout: got %+v, %v", r, err)
 			}
 			if version >= 5 && (len(r.Waves) != 1 || r.Waves[0].State != fleet.WaveRunning || len(r.Holds) != 1 || r.Holds[0].Model != "bad") {

@@ -17,7 +17,7 @@ INSERT INTO "release" (n, id, class, version, targets, published_at, published_b
 VALUES (1, 'agent/1.0.0', 'agent', '1.0.0', '[]', 1790000000000, 'anna', 'agent', '[]', '{}');
 INSERT INTO rollout (n, id, tenant, "release", state, reason, created_at, created_by, started_at, spec, waves, holds, joiners, version)
 VALUES (1, 'r1', 'main', 'agent/1.0.0', 'RUNNING', '', 1790000000000, 'anna', 1790000000000,
-  '{"filter":{"group":"canary"},"gate":{"success":1,"bad":100,"bad_cap":1},"in_flight":50,"deadline":3600000000000,"attempts":1}',
+  '{"filter":{"group":"canary"},"gate":{"success":-1,"bad":-1,"bad_cap":1},"in_flight":50,"deadline":3600000000000,"attempts":1}',
   '[{"state":"RUNNING","started_at":"2026-09-21T13:33:20Z"}]', '[{"model":"bad","reason":"3 of 20","since":"2026-09-21T13:33:20Z"}]', 0, 7);
 INSERT INTO execution (n, id, rollout, device, state, offered_at, entered_at, updated_at, wave, attempt, step, version, changed, bytes_wire)
 VALUES (1, 'x1', 'r1', 'd1', 'DOWNLOADING', 1790000000000, 1790000000000, 1790000000000, 0, 1, 2, 3, 1, 100);
