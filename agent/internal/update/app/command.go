@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/user"
@@ -68,6 +69,24 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// listen reads what is written to w until the function it returns is called,
+// which returns the end of it. Who has left the group and holds w is not waited
+// for.
+func listen(r, w *os.File) func() string {
+	var out tail
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(&out, r)
+	}()
+	return func() string {
+		_ = w.Close()
+		_ = r.SetReadDeadline(time.Now().Add(time.Second))
+		<-done
+		return strings.TrimSpace(strings.ToValidUTF8(string(out.b), "?"))
+	}
+}
+
 // command is one call of a program of an application.
 type command struct {
 	what    string // for errors
@@ -89,15 +108,23 @@ func (c command) run(ctx context.Context) error {
 	cmd.Dir, cmd.Env = c.dir, c.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.as}
 	kill := func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.Cancel, cmd.WaitDelay = kill, 2*time.Second
-	var out tail
+	cmd.Cancel = kill
+	said := func() string { return "" }
 	if !c.lasting {
-		cmd.Stdout, cmd.Stderr = &out, &out
+		r, w, err := os.Pipe()
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.what, err)
+		}
+		defer r.Close()
+		defer w.Close()
+		cmd.Stdout, cmd.Stderr = w, w
+		said = listen(r, w)
 	}
 	err := cmd.Run()
 	if cmd.Process != nil && (!c.lasting || err != nil) {
 		_ = kill() // whoever is left of the group
 	}
+	text := said()
 	switch {
 	case err == nil:
 		return nil
@@ -106,8 +133,8 @@ func (c command) run(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
-	if said := strings.TrimSpace(strings.ToValidUTF8(string(out.b), "?")); said != "" {
-		return fmt.Errorf("%s: %w: %s", c.what, err, said)
+	if text != "" {
+		return fmt.Errorf("%s: %w: %s", c.what, err, text)
 	}
 	return fmt.Errorf("%s: %w", c.what, err)
 }

@@ -117,7 +117,7 @@ func TestScript(t *testing.T) {
 	one := job(t, "1.0.0", firmware)
 	l.stage(one)
 	l.move(one, update.Try)
-	if got, want := l.truth(), (update.Truth{Version: "1.0.0", Slot: "1.0.0", Hash: one.Target.SHA256, Trial: true}); got != want {
+	if got, want := l.truth(), (update.Truth{Version: "1.0.0", Slot: "1.0.0", Hash: one.Target.SHA256, Trial: true, Execution: one.Execution}); got != want {
 		t.Errorf("on trial: %+v, want %+v", got, want)
 	}
 	l.move(one, update.Try, update.Prove, update.Keep, update.Keep)

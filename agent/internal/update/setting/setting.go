@@ -66,9 +66,10 @@ type version struct {
 // trial is a version in force that has not proved itself.
 type trial struct {
 	version
-	Before map[string]string `json:"before"` // of what it touches, what was set
-	Touch  []string          `json:"touch"`
-	Failed string            `json:"failed,omitempty"` // why it was given up; it may still be in force
+	Execution string            `json:"execution"`
+	Before    map[string]string `json:"before"` // of what it touches, what was set
+	Touch     []string          `json:"touch"`
+	Failed    string            `json:"failed,omitempty"` // why it was given up; it may still be in force
 }
 
 // state is the file of a component.
@@ -215,7 +216,7 @@ func (h *Handler) Move(ctx context.Context, j update.Job, m update.Move) (update
 	err = nil
 	switch m {
 	case update.Try:
-		err = h.try(ctx, file, s)
+		err = h.try(ctx, file, s, j.Execution)
 	case update.Prove:
 		err = h.prove(ctx, s)
 	case update.Keep:
@@ -237,7 +238,7 @@ func (h *Handler) Move(ctx context.Context, j update.Job, m update.Move) (update
 
 // try applies what is staged. The trial is recorded first: whatever a cut
 // leaves in force is known to be on trial.
-func (h *Handler) try(ctx context.Context, file string, s state) error {
+func (h *Handler) try(ctx context.Context, file string, s state, execution string) error {
 	if s.Trial == nil {
 		if s.Staged == nil {
 			return update.Fail("storage", "nothing is staged")
@@ -246,7 +247,7 @@ func (h *Handler) try(ctx context.Context, file string, s state) error {
 		if err := h.o.Box.Validate(next); err != nil { // the agent may have changed since
 			return update.Refuse("incompatible", "settings %s: %w", s.Staged.Version, err)
 		}
-		t := &trial{version: *s.Staged, Before: make(map[string]string)}
+		t := &trial{version: *s.Staged, Execution: execution, Before: make(map[string]string)}
 		touch := maps.Clone(next)
 		maps.Copy(touch, kept)
 		t.Touch = slices.Sorted(maps.Keys(touch))
@@ -341,7 +342,7 @@ func (h *Handler) Running(_ context.Context, component string) (update.Truth, er
 	}
 	v, t := s.Kept, update.Truth{Failed: s.Failed}
 	if s.Trial != nil {
-		v, t.Trial = &s.Trial.version, true
+		v, t.Trial, t.Execution = &s.Trial.version, true, s.Trial.Execution
 	}
 	if v == nil {
 		return t, nil

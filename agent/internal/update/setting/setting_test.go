@@ -142,7 +142,7 @@ func TestSettings(t *testing.T) {
 	l.stage(one)
 	l.has("label:Kasse 3")
 	l.move(one, update.Try, update.Try, update.Prove)
-	if got, want := l.truth(), (update.Truth{Version: "1.0.0", Hash: one.Target.SHA256, Trial: true}); got != want {
+	if got, want := l.truth(), (update.Truth{Version: "1.0.0", Hash: one.Target.SHA256, Trial: true, Execution: one.Execution}); got != want {
 		t.Errorf("on trial: %+v, want %+v", got, want)
 	}
 	l.move(one, update.Keep, update.Keep)

@@ -409,6 +409,9 @@ func (s *Shelf) Truth() (update.Truth, error) {
 		return update.Truth{}, nil
 	}
 	truth := update.Truth{Slot: filepath.Base(dir), Trial: onTrial}
+	if onTrial {
+		truth.Execution = s.s.Trial.Execution
+	}
 	hash, err := s.hash(truth.Slot)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, tree.ErrInvalid) {
 		return truth, err

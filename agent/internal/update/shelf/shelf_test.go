@@ -143,7 +143,7 @@ func TestShelf(t *testing.T) {
 	if err := s.Try("x", nothing); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := truth(t, s), (update.Truth{Version: "1.3.0", Slot: "1.3.0", Hash: j.Target.SHA256, Trial: true}); got != want {
+	if got, want := truth(t, s), (update.Truth{Version: "1.3.0", Slot: "1.3.0", Hash: j.Target.SHA256, Trial: true, Execution: "x"}); got != want {
 		t.Errorf("on trial: %+v, want %+v", got, want)
 	}
 	_, err := s.Stage(t.Context(), job(t, "1.4.0", files("1.4.0")), tree.Limits{})
