@@ -98,7 +98,7 @@ func (a *Agent) memberOf(id member.Identity, cert tls.Certificate) (*membership,
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("TUF root of the image: %w", err)
 	}
-	m.tuf = &trust.Client{Dir: a.file("tuf"), FactoryRoot: factory, URL: m.Artifacts + "/metadata", Fetch: m.fetch}
+	m.tuf = &trust.Client{Dir: a.file("tuf"), FactoryRoot: factory, URL: m.Artifacts + "/metadata", Fetch: m.fetch, Now: a.clock.Now}
 	return m, nil
 }
 

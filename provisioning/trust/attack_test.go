@@ -416,7 +416,11 @@ func TestClockFloors(t *testing.T) {
 	if err := w.dev.Refresh(t.Context()); !errors.Is(err, trust.ErrExpired) {
 		t.Errorf("built after the metadata ended: got %v, want ErrExpired", err)
 	}
-	w.dev.NotBefore = time.Time{}
+	w.dev.NotBefore, w.dev.Now = time.Time{}, func() time.Time { return time.Now().Add(8 * 24 * time.Hour) }
+	if err := w.dev.Refresh(t.Context()); !errors.Is(err, trust.ErrExpired) {
+		t.Errorf("by the clock of the agent the metadata ended: got %v, want ErrExpired", err)
+	}
+	w.dev.Now = nil
 	must(t, w.dev.Refresh(t.Context()))
 	write(t, filepath.Join(w.dev.Dir, "floor.json"), fmt.Appendf(nil, `{"root_version":1,"at":%q}`, time.Now().Add(8*24*time.Hour).Format(time.RFC3339)))
 	if err := w.dev.Refresh(t.Context()); !errors.Is(err, trust.ErrExpired) {
@@ -584,4 +588,74 @@ func TestDamagedCacheHeals(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(w.dev.Dir, "cache", "[lt]*")); len(left) != 2 { // timestamp.json and targets.json
 		t.Errorf("left in the cache: %v", left)
 	}
+}
+
+// FuzzSigned has the right keys sign whatever metadata there is: who holds one
+// must not be able to stop an agent, or to have it believe what is none.
+func FuzzSigned(f *testing.F) {
+	for _, seed := range []string{
+		`{"signed":{"_type":"timestamp","spec_version":"1.0.31","version":9,"expires":"2099-01-01T00:00:00Z","meta":{"snapshot.json":{"version":4}}},"signatures":[]}`,
+		`{"signed":{"_type":"timestamp","spec_version":"1.0.31","version":9,"expires":"2099-01-01T00:00:00Z","meta":{"snapshot.json":null}},"signatures":[]}`,
+		`{"signed":{"_type":"snapshot","spec_version":"1.0.31","version":3,"expires":"2099-01-01T00:00:00Z","meta":{"targets.json":null,"agent/prod.json":{"version":3}}},"signatures":[]}`,
+		`{"signed":{"_type":"targets","spec_version":"1.0.31","version":1,"expires":"2099-01-01T00:00:00Z","targets":{"a":null},"delegations":{"keys":{"x":null},"roles":[{"name":"../x","keyids":["x"],"threshold":1,"paths":["**"]}]}},"signatures":[]}`,
+		`{"signed":{"_type":"root","spec_version":"1.0.31","version":2,"expires":"2099-01-01T00:00:00Z","consistent_snapshot":true,"keys":{"a":null},"roles":{"root":null,"timestamp":null,"snapshot":null,"targets":null}},"signatures":[]}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	keys := trust.Keys{}
+	for _, role := range []string{trust.RoleRoot, trust.RoleTargets, trust.RoleSnapshot, trust.RoleTimestamp, "agent/prod"} {
+		keys[role] = []ed25519.PrivateKey{ed25519.NewKeyFromSeed(bytes.Repeat([]byte(role[:1]), ed25519.SeedSize))}
+	}
+	repo, err := trust.InitRepository(f.TempDir(), keys, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	root, err := repo.Root()
+	if err != nil {
+		f.Fatal(err)
+	}
+	honest := trust.FolderFetch(base, filepath.Join(repo.Dir, "metadata"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for role, forged := range map[string][]byte{
+			"timestamp.json": signedBy[metadata.TimestampType](b, keys[trust.RoleTimestamp][0]), "snapshot.json": signedBy[metadata.SnapshotType](b, keys[trust.RoleSnapshot][0]),
+			"targets.json": signedBy[metadata.TargetsType](b, keys[trust.RoleTargets][0]), "2.root.json": signedBy[metadata.RootType](b, keys[trust.RoleRoot][0]),
+		} {
+			if forged == nil {
+				continue
+			}
+			dev := &trust.Client{Dir: t.TempDir(), FactoryRoot: root, URL: base, Fetch: func(ctx context.Context, url string, limit int64) ([]byte, error) {
+				if strings.HasSuffix(url, role) {
+					return forged, nil
+				}
+				return honest(ctx, url, limit)
+			}}
+			if got, err := dev.Target(t.Context(), "os/x/prod/1.0.0/bundle.raucb"); err == nil && role != "targets.json" {
+				t.Errorf("found %+v by what the holder of another role signed", got)
+			}
+			if _, err := dev.Targets(t.Context()); err != nil && err.Error() == "" {
+				t.Error("an error without a word")
+			}
+		}
+	})
+}
+
+func signedBy[T metadata.Roles](b []byte, key ed25519.PrivateKey) (out []byte) {
+	defer func() { // what go-tuf cannot even sign
+		if recover() != nil {
+			out = nil
+		}
+	}()
+	m := &metadata.Metadata[T]{}
+	s, err := signature.LoadSigner(key, crypto.Hash(0))
+	if err != nil || json.Unmarshal(b, m) != nil {
+		return nil
+	}
+	m.ClearSignatures()
+	if _, err := m.Sign(s); err != nil {
+		return nil
+	}
+	if out, err = m.ToBytes(false); err != nil {
+		return nil
+	}
+	return out
 }

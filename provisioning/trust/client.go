@@ -41,8 +41,9 @@ type Client struct {
 	FactoryRoot []byte // root.json of the image
 	URL         string // of the metadata folder
 	Fetch       Fetch
-	NotBefore   time.Time // build date: no clock is believed to be earlier
-	Floor       Floor     // that a wiped disk does not lower; nil: on the disk alone
+	NotBefore   time.Time        // build date: no clock is believed to be earlier
+	Now         func() time.Time // nil: the system's clock
+	Floor       Floor            // that a wiped disk does not lower; nil: on the disk alone
 
 	mu     sync.Mutex
 	raised uint64  // what Floor stands at, once it was asked
@@ -170,7 +171,7 @@ func (c *Client) Freshness() (signed, expires time.Time) {
 func (c *Client) Medium(dir string) *Client {
 	const base = "https://medium.invalid/metadata"
 	return &Client{
-		Dir: c.Dir, FactoryRoot: c.FactoryRoot, URL: base, Fetch: FolderFetch(base, filepath.Join(dir, "metadata")), NotBefore: c.NotBefore, Floor: c.Floor, online: c,
+		Dir: c.Dir, FactoryRoot: c.FactoryRoot, URL: base, Fetch: FolderFetch(base, filepath.Join(dir, "metadata")), NotBefore: c.NotBefore, Now: c.Now, Floor: c.Floor, online: c,
 	}
 }
 

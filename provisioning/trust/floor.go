@@ -49,6 +49,9 @@ func (c *Client) open(ctx context.Context, v *view) (low floor, now time.Time, e
 		return low, now, fmt.Errorf("no readable TUF root: the image's root.json is missing or broken: %w: %w", ErrSignature, err)
 	}
 	now = time.Now()
+	if c.Now != nil {
+		now = c.Now()
+	}
 	for _, t := range []time.Time{c.NotBefore, low.At} {
 		if t.After(now) {
 			now = t // the clock of a till may have lost its battery

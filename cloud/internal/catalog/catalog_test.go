@@ -280,3 +280,42 @@ func TestCutOff(t *testing.T) {
 type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// FuzzPublish uploads whatever there is: what gets in is a repository that a
+// device takes.
+func FuzzPublish(f *testing.F) {
+	keys := trust.Keys{}
+	for _, role := range []string{trust.RoleRoot, trust.RoleTargets, trust.RoleSnapshot, trust.RoleTimestamp} {
+		keys[role] = []ed25519.PrivateKey{ed25519.NewKeyFromSeed(bytes.Repeat([]byte(role[:1]), ed25519.SeedSize))}
+	}
+	repo, err := trust.InitRepository(f.TempDir(), keys, nil)
+	must(f, err)
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	must(f, w.AddFS(os.DirFS(repo.Dir)))
+	must(f, w.Close())
+	f.Add(b.Bytes())
+	f.Add(b.Bytes()[:b.Len()/2])
+	f.Add([]byte{})
+	root, err := repo.Root()
+	must(f, err)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		dir := t.TempDir()
+		c, err := catalog.Open(dir)
+		must(t, err)
+		if _, err := c.Publish(t.Context(), bytes.NewReader(b)); err != nil {
+			if left, _ := filepath.Glob(filepath.Join(dir, "metadata", "*")); len(left) != 0 {
+				t.Errorf("refused, and left %v", left)
+			}
+			return
+		}
+		if pinned, err := os.ReadFile(filepath.Join(dir, "root.json")); err != nil || !bytes.Equal(pinned, root) {
+			return // a repository of somebody else, who may be the first
+		}
+		const base = "https://catalog.invalid/metadata"
+		dev := &trust.Client{Dir: t.TempDir(), FactoryRoot: root, URL: base, Fetch: trust.FolderFetch(base, filepath.Join(dir, "metadata"))}
+		if err := dev.Refresh(t.Context()); err != nil {
+			t.Errorf("published, and no device takes it: %v", err)
+		}
+	})
+}
