@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -53,10 +55,36 @@ func (p *Peering) client() *http.Client {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			TLSClientConfig: t, DisableCompression: true, MaxConnsPerHost: 1, IdleConnTimeout: 30 * time.Second,
-			DialContext:         (&net.Dialer{Timeout: 3 * time.Second}).DialContext, // it is in the same room
+			DialContext:         (&net.Dialer{Timeout: 3 * time.Second, Control: near}).DialContext, // it is in the same room
 			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 10 * time.Second, MaxResponseHeaderBytes: 16 << 10,
 		},
 	}
+}
+
+// shared is the range of providers' own networks. [RFC 6598]
+var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+// near refuses addresses that no till of the same site can have: whoever names
+// tills to us shall not make us knock at doors elsewhere.
+func near(_, address string, _ syscall.RawConn) error {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	ip := at.Addr().Unmap().WithZone("")
+	if ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast() || shared.Contains(ip) {
+		return nil
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return err
+	}
+	for _, a := range own {
+		if n, ok := a.(*net.IPNet); ok && n.Contains(ip.AsSlice()) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s is not an address of this site", ip)
 }
 
 // config is what both ends have in common.

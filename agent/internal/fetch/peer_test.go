@@ -288,6 +288,69 @@ func TestPeerLiesAboutAPart(t *testing.T) {
 	}
 }
 
+// plainly reaches another service where a till would be.
+type plainly struct{ s *service }
+
+func (p plainly) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.URL.Scheme = "http"
+	return p.s.client.Transport.RoundTrip(r)
+}
+
+// A till that is slow, on purpose or not, holds up nobody for long.
+func TestPeerIsSlow(t *testing.T) {
+	for _, index := range []bool{true, false} {
+		for name, m := range map[string]meddler{"holds the line": nothing, "trickles": trickle} {
+			bubble(t, fmt.Sprintf("%s, index %v", name, index), func(t *testing.T) {
+				s, till := newService(t), newService(t)
+				content := noise(1, 1<<20)
+				target := s.release("1.0.0", content, index)
+				till.meddle = func(w http.ResponseWriter, r *http.Request, _ []byte) bool { return m(w, r, content) }
+				f := s.box(fetch.Options{})
+				f.AskBy(&http.Client{Transport: plainly{till}})
+				begin := time.Now()
+				r := full(nil)
+				r.Peers = []string{"till-1:8446", "till-2:8446"}
+				mustGet(t, f, target, r)
+				// Two tills, asked once each, for the index or the content.
+				if took, n := time.Since(begin), len(till.asked()); took > 2*20*time.Second || n > 2 {
+					t.Errorf("took %s, they were asked %d times", took, n)
+				}
+			})
+		}
+	}
+}
+
+// A till that is busy is asked again when it said it may.
+func TestPeerIsBusy(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		s, till := newService(t), newService(t)
+		content := noise(1, 1<<20)
+		target := s.release("1.0.0", content, true)
+		busy := status(2, http.StatusServiceUnavailable, "Retry-After", "5")
+		till.meddle = func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+			if busy(w, r, nil) {
+				return true
+			}
+			if !strings.HasSuffix(r.URL.Path, target.SHA256) {
+				return false
+			}
+			http.ServeContent(w, r, "", time.Time{}, strings.NewReader(string(content)))
+			return true
+		}
+		s.meddle = cutting(64 << 10) // the service goes on meanwhile, badly
+		f := s.box(fetch.Options{Rate: 100 << 10})
+		f.AskBy(&http.Client{Transport: plainly{till}})
+		var last fetch.Progress
+		r := full(&last)
+		r.Peers = []string{"till:8446"}
+		mustGet(t, f, target, r)
+		if last.Bytes.Wire < 100<<10 || last.Bytes.Peer < 100<<10 {
+			t.Errorf("bytes: %+v, want some of both", last.Bytes)
+		}
+	})
+}
+
 // Nothing but whole contents can be had, by their exact hash.
 func TestServesContentAlone(t *testing.T) {
 	s, a := newService(t), newAuthority(t)

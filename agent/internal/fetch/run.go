@@ -114,7 +114,7 @@ func (j *job) judge(s *source, c blob, err error) time.Duration {
 	s.fails++
 	enough := s.fails >= tries && !j.patient
 	if s.kind != wire {
-		enough = s.fails >= peerTries || errors.Is(err, errAnswer)
+		enough = s.fails >= peerTries || errors.Is(err, errAnswer) || errors.Is(err, errSlow)
 	}
 	if enough {
 		s.dead = fmt.Errorf("%s: %w", s.name, err)

@@ -143,7 +143,11 @@ func (j *job) openMedium(_ context.Context, c blob, from, to int64) (io.ReadClos
 // of the range, whatever comes, and a read of it fails when too little does.
 func (j *job) openHTTP(ctx context.Context, s *source, client *http.Client, at string, c blob, from, to int64) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	w := newWatch(cancel)
+	n, p := &j.bytes.Wire, wirePace
+	if s.kind == peer {
+		n, p = &j.bytes.Peer, peerPace
+	}
+	w := newWatch(p, cancel)
 	fail := func(err error) (io.ReadCloser, error) {
 		w.stop()
 		if why := context.Cause(ctx); why != nil {
@@ -170,10 +174,6 @@ func (j *job) openHTTP(ctx context.Context, s *source, client *http.Client, at s
 		return fail(err)
 	}
 	w.stop()
-	n := &j.bytes.Wire
-	if s.kind == peer {
-		n = &j.bytes.Peer
-	}
 	return &body{Reader: &counter{io.LimitReader(resp.Body, to-from), n}, ctx: ctx, w: w, close: func() error {
 		cancel(nil) // what the source would still send is not read
 		return resp.Body.Close()

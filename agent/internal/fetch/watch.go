@@ -7,32 +7,38 @@ import (
 	"time"
 )
 
-// A source that sends nothing for stall, or less than floor bytes per second
-// over a window of waiting, is let go: an attacker who trickles could hold up
-// an update for ever. [TUF specification 1.5.2, slow retrieval]
-const (
-	stall  = 30 * time.Second
-	window = time.Minute
-	floor  = 1 << 10 // bytes per second
+// pace is what a source must keep to. One that sends nothing for stall, or less
+// than floor bytes per second over a window of waiting, is let go: an attacker
+// who trickles could hold up an update for ever. [TUF specification 1.5.2, slow
+// retrieval]
+type pace struct {
+	stall, window time.Duration
+	floor         time.Duration // bytes per second
+}
+
+// A line may be poor, and there is no other. A till is in the same room, and
+// the service does what it does not.
+var (
+	wirePace = pace{stall: 30 * time.Second, window: time.Minute, floor: 1 << 10}
+	peerPace = pace{stall: 10 * time.Second, window: 20 * time.Second, floor: 16 << 10}
 )
 
-// Errors of a source that is too slow.
-var (
-	errStalled = fmt.Errorf("sent nothing for %s", stall)
-	errSlow    = errors.New("sends too slowly to be worth waiting for")
-)
+// errSlow is a source that does not keep to its pace.
+var errSlow = errors.New("sends too slowly to be worth waiting for")
 
 // watch measures how long a source is waited for. The time that we take
 // ourselves - for the rate cap, for the disk - does not count.
 type watch struct {
+	pace
 	timer  *time.Timer // runs while a source is waited for
 	since  time.Time
 	waited time.Duration
 	bytes  int
 }
 
-func newWatch(cancel context.CancelCauseFunc) *watch {
-	w := &watch{timer: time.AfterFunc(stall, func() { cancel(errStalled) })}
+func newWatch(p pace, cancel context.CancelCauseFunc) *watch {
+	stalled := fmt.Errorf("sent nothing for %s: %w", p.stall, errSlow)
+	w := &watch{pace: p, timer: time.AfterFunc(p.stall, func() { cancel(stalled) })}
 	w.timer.Stop()
 	return w
 }
@@ -40,7 +46,7 @@ func newWatch(cancel context.CancelCauseFunc) *watch {
 // start begins to wait.
 func (w *watch) start() {
 	w.since = time.Now()
-	w.timer.Reset(stall)
+	w.timer.Reset(w.stall)
 }
 
 func (w *watch) stop() { w.timer.Stop() }
@@ -50,10 +56,10 @@ func (w *watch) got(n int) error {
 	w.timer.Stop()
 	w.waited += time.Since(w.since)
 	w.bytes += n
-	if w.waited < window {
+	if w.waited < w.window {
 		return nil
 	}
-	enough := time.Duration(w.bytes)*time.Second >= floor*w.waited
+	enough := time.Duration(w.bytes)*time.Second >= w.floor*w.waited
 	w.waited, w.bytes = 0, 0
 	if !enough {
 		return errSlow
