@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"crypto"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -101,15 +103,15 @@ func (r *Repository) drafted() (*book, error) {
 		if err != nil {
 			return nil, err
 		}
-		if v.root != nil {
-			if b.old != nil && v.version() <= b.old.Signed.Version {
-				return nil, fmt.Errorf("draft of root: version %d is published already: throw the draft away with release discard root", v.version())
+		if done, err := r.promoted(role, v); err != nil || done {
+			if err != nil {
+				return nil, err
 			}
+			continue
+		}
+		if v.root != nil {
 			b.root, b.recovers = v.root, d.Recovers
 		} else {
-			if m := b.roles[role]; m != nil && v.version() <= m.Signed.Version {
-				return nil, fmt.Errorf("draft of %s: version %d is published already: throw the draft away with release discard %s", role, v.version(), role)
-			}
 			b.roles[role] = v.targets
 		}
 		b.edited[role] = true
@@ -124,6 +126,32 @@ func (r *Repository) drafted() (*book, error) {
 		}
 	}
 	return b, nil
+}
+
+// promoted reports whether a draft was published, and a power cut left it; it
+// then takes it away. One that another version has overtaken is an error.
+func (r *Repository) promoted(role string, v *draftView) (bool, error) {
+	file, err := r.latest(role)
+	if err != nil || file == "" {
+		return false, err
+	}
+	number, _, _ := strings.Cut(filepath.Base(file), ".")
+	newest, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || v.version() > newest {
+		return false, err
+	}
+	there, err := os.ReadFile(file) // #nosec G304 -- our own folder
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", role, err)
+	}
+	mine, err := v.document().ToBytes(true)
+	if err != nil || !bytes.Equal(there, mine) {
+		return false, errors.Join(err, fmt.Errorf("draft of %s: version %d is published already: throw the draft away with release discard %s", role, v.version(), role))
+	}
+	if err := os.Remove(r.DraftFile(role)); err != nil {
+		return false, fmt.Errorf("close draft: %w", err)
+	}
+	return true, nil
 }
 
 // Delegate lets keys sign the targets of a role that nobody signs yet.
@@ -335,7 +363,8 @@ func (r *Repository) Discard(role string) error {
 }
 
 // Merge puts signatures on their drafts, and publishes those that have enough.
-// It returns the roles that it published.
+// It returns the roles that it published. Without signatures it goes on where a
+// power cut has stopped it.
 func (r *Repository) Merge(list []Signature) ([]string, error) {
 	b, err := r.drafted()
 	if err != nil {

@@ -76,11 +76,7 @@ func (p *party) refresh(t *testing.T) {
 
 func (p *party) draft(t *testing.T, role string) *trust.Draft {
 	t.Helper()
-	d, err := trust.ReadDraft(p.repo.DraftFile(role))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
+	return p.draftOf(t, p.repo.Dir, role)
 }
 
 // signs signs a role's draft with keys, each on its own, and merges.
@@ -359,6 +355,96 @@ func TestExpiredDraft(t *testing.T) {
 			t.Errorf("merged: got %v and %v", done, err)
 		}
 	})
+}
+
+// A power cut while drafts are published leaves some of them published, or
+// published and still there as drafts. The next merge completes it.
+func TestPowerCutWhilePublishing(t *testing.T) {
+	p := newParty(t)
+	p.add(t, path)
+	fresh := newKey(t)
+	gone, err := trust.TUFKeyID(p.agents[0].Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.repo.Rotate(trust.RoleTargets, public(fresh), []string{gone}, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.repo.Rotate(trust.RoleAgent, public(fresh), []string{gone}, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.signs(t, trust.RoleRoot, p.root[0])
+	p.signs(t, trust.RoleAgent, p.agents[1], fresh)
+	p.signs(t, trust.RoleTargets, fresh, p.agents[1])
+	before, after := t.TempDir(), t.TempDir()
+	copyTree := func(to, from string) {
+		t.Helper()
+		if err := os.RemoveAll(to); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyTree(before, p.repo.Dir)
+	s, err := p.draft(t, trust.RoleRoot).Sign(p.root[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, err := p.repo.Merge([]trust.Signature{s})
+	if want := []string{trust.RoleRoot, trust.RoleTargets, trust.RoleAgent}; err != nil || !slices.Equal(done, want) {
+		t.Fatalf("complete: %v, %v, want %v", done, err, want)
+	}
+	copyTree(after, p.repo.Dir)
+	// The draft of the root as it was signed in full, just before it was published.
+	root := p.draftOf(t, before, trust.RoleRoot)
+	root.Metadata = read(t, filepath.Join(after, "metadata", "2.root.json"))
+	signed, err := json.Marshal(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := []string{"2.root.json", "2.targets.json", "2.agent%2Fprod.json"}
+	drafts := []string{trust.RoleRoot, trust.RoleTargets, trust.RoleAgent}
+	for cut := range 2*len(steps) + 1 {
+		copyTree(p.repo.Dir, before)
+		write(t, p.repo.DraftFile(trust.RoleRoot), signed)
+		for i := range steps { // what happened before the cut: a file written, its draft removed
+			if cut > 2*i {
+				write(t, filepath.Join(p.repo.Dir, "metadata", steps[i]), read(t, filepath.Join(after, "metadata", steps[i])))
+			}
+			if cut > 2*i+1 {
+				if err := os.Remove(p.repo.DraftFile(drafts[i])); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if _, err := p.repo.Merge(nil); err != nil {
+			t.Errorf("cut %d: %v", cut, err)
+			continue
+		}
+		for i, name := range steps {
+			if got, want := read(t, filepath.Join(p.repo.Dir, "metadata", name)), read(t, filepath.Join(after, "metadata", name)); string(got) != string(want) {
+				t.Errorf("cut %d: %s differs", cut, name)
+			}
+			if _, err := os.Stat(p.repo.DraftFile(drafts[i])); err == nil {
+				t.Errorf("cut %d: the draft of %s is still there", cut, drafts[i])
+			}
+		}
+		p.refresh(t)
+		dev := &trust.Client{Dir: t.TempDir(), FactoryRoot: p.dev.FactoryRoot, URL: base, Fetch: p.dev.Fetch}
+		if _, err := dev.Target(t.Context(), path); err != nil {
+			t.Errorf("cut %d: %v", cut, err)
+		}
+	}
+}
+
+func (p *party) draftOf(t *testing.T, dir, role string) *trust.Draft {
+	t.Helper()
+	d, err := trust.ReadDraft((&trust.Repository{Dir: dir}).DraftFile(role))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 // One key under two ids would count as two.
