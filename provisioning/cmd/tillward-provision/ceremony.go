@@ -109,7 +109,7 @@ type releaseRotate struct {
 	change
 	Role      string   `arg:"" help:"root, targets, snapshot, timestamp or a delegated role."`
 	Add       []string `help:"Public keys that sign it from now on." placeholder:"FILE"`
-	Revoke    []string `help:"Ids of keys that sign it no more, as release status shows them." placeholder:"ID"`
+	Revoke    []string `help:"Keys that sign it no more: ids as release status shows them, or files of public keys." placeholder:"KEY"`
 	Threshold int      `help:"How many keys must sign from now on; as before by default."`
 }
 
@@ -125,6 +125,18 @@ func (c *releaseRotate) Run(o *out) error {
 	pubs, err := readKeysOf(c.Add)
 	if err != nil {
 		return err
+	}
+	for i, name := range c.Revoke {
+		if _, err := os.Stat(name); err != nil {
+			continue // an id
+		}
+		gone, err := readKeysOf([]string{name})
+		if err != nil {
+			return err
+		}
+		if c.Revoke[i], err = trust.TUFKeyID(gone[0]); err != nil {
+			return err
+		}
 	}
 	if err := repo.Rotate(c.Role, pubs, c.Revoke, c.Threshold, keys); err != nil {
 		return err
@@ -302,7 +314,7 @@ func ask(w io.Writer) error {
 
 type releaseMerge struct {
 	Repo       string   `required:"" help:"Folder of the repository." placeholder:"DIR"`
-	Signatures []string `arg:"" help:"What signers handed back." placeholder:"FILE"`
+	Signatures []string `arg:"" optional:"" help:"What signers handed back; none: go on where a power cut has stopped it." placeholder:"FILE"`
 }
 
 // Run implements the command.

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestReleasesDocument runs every command of docs/releases.md, from the first
+// to the last, as somebody would who follows it. The fleet service is played by
+// what it would do with its online key: sign what is published, and check it as
+// a device.
+func TestReleasesDocument(t *testing.T) {
+	doc, err := os.ReadFile("../../../docs/releases.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var script bytes.Buffer
+	script.WriteString("set -eux\nPATH=$PWD/service:$PATH\n")
+	blocks := regexp.MustCompile("(?ms)^```sh\n(.*?)^```$").FindAllSubmatch(doc, -1)
+	if len(blocks) < 10 {
+		t.Fatalf("%d blocks of commands, want 10 at least", len(blocks))
+	}
+	for _, b := range blocks {
+		script.Write(b[1])
+		script.WriteString("[ -e 1.root.json ] || cp repo/metadata/1.root.json . || true\n")
+	}
+	dir := t.TempDir()
+	for name, content := range map[string]string{"doc.sh": script.String(), "docs.txtar": fmt.Sprintf(docs, runtime.GOARCH)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testscript.Run(t, testscript.Params{Dir: dir, Cmds: map[string]func(*testscript.TestScript, bool, []string){
+		"softtoken": softToken, "signers": signers, "bundle": newBundle,
+		"take": func(ts *testscript.TestScript, _ bool, _ []string) { // the commands, with the module where it is here
+			s := strings.ReplaceAll(script.String(), "/usr/lib/softhsm/libsofthsm2.so", ts.Getenv("MODULE"))
+			ts.Check(os.WriteFile(ts.MkAbs("doc.sh"), []byte(s), 0o600))
+		},
+	}})
+}
+
+const docs = `
+softtoken
+chmod 600 pin
+chmod 755 till/bin/check
+chmod 755 pinpad/run
+chmod 755 service/tillward
+bundle image.raucb pos500 7.0.0 verity
+mkdir service/keys
+signers service/keys/timestamp
+take
+exec sh doc.sh
+exists repo/metadata/103.root.json
+exec tillward-provision repo show --dir repo
+stdout '^agent/1.2.3/tillward-agent-linux-%s'
+stdout '^os/POS_500/beta/7.0.0/bundle.raucb'
+stdout '^ops/main/till/4.0.0/tree.tar'
+stdout '^ops/main/pinpad/1.0.0/script.tar'
+
+-- service/tillward --
+#!/bin/sh
+set -eu
+case "$1 $2" in
+"release online-key") cat service/keys/timestamp.pub ;;
+"release publish")
+	tillward-provision release refresh --repo repo --keys service/keys
+	tillward-provision repo verify --dir repo ;;
+*) echo "tillward $*: not played" >&2; exit 2 ;;
+esac
+-- pin --
+1234
+-- bin/tillward-agent --
+an agent
+-- till/bin/check --
+#!/bin/sh
+-- till/tillward.json --
+{"health": ["./bin/check"]}
+-- settings.json --
+{"update.hours": "22:00-05:00"}
+-- pinpad/run --
+#!/bin/sh
+`
