@@ -20,6 +20,7 @@ type TPM interface {
 	enrol.Rotator
 	vault.TPM
 	trust.Floor
+	trust.Floor
 	// Floor returns the rollback floor, and makes it on first use.
 	Floor(ctx context.Context) (uint64, error)
 	// RaiseFloor brings the rollback floor to the given number; there is no way back.

@@ -12,6 +12,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -25,6 +26,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/update/script"
 )
 
 // Config is everything the agent is told by its file. It holds no secret and
@@ -88,9 +90,31 @@ type UpdateConfig struct {
 	ShareRateKiB int    `toml:"share_rate_kib_s" comment:"give away at most so many KiB per second; 0: as fast as they go"`
 	KeepMiB      int    `toml:"keep_mib" comment:"how much of what was fetched is kept to be shared"`
 
+	Media []string `toml:"media" comment:"folders that an update medium, e.g. a stick, may bring; none: no medium is taken"`
+
 	AppsDir    string   `toml:"apps_dir" comment:"folder of the POS applications: NAME/current is what the image starts; empty: this box takes none"`
 	AppUser    string   `toml:"app_user" comment:"who runs the commands of applications; empty: the agent's own user, or nobody where that is root"`
 	AppTimeout Duration `toml:"app_timeout" comment:"how long a command of an application may take that says nothing of it"`
+
+	Scripts []ScriptConfig `toml:"script" comment:"one [[update.script]] per vendor's handler that may be installed; none: this box takes none"`
+}
+
+// ScriptConfig is one handler of a vendor, and what its sandbox allows.
+type ScriptConfig struct {
+	Name    string   `toml:"name" comment:"last part of its component, ops/TENANT/NAME"`
+	Time    Duration `toml:"time" comment:"for each step; 0s: 5m"`
+	WorkMiB int      `toml:"work_mib" comment:"of its work folder; 0: 64"`
+	Devices []string `toml:"devices" comment:"below /dev, that it may use"`
+}
+
+// scripts are the vendors' handlers as the room knows them.
+func (c UpdateConfig) scripts() (out []script.Script) {
+	for _, s := range c.Scripts {
+		out = append(out, script.Script{
+			Name: s.Name, Time: cmp.Or(s.Time.Duration, 5*time.Minute), WorkMiB: cmp.Or(s.WorkMiB, 64), Devices: s.Devices,
+		})
+	}
+	return out
 }
 
 // TelemetryConfig sets the pace of measuring. set-config may change it later.
@@ -155,6 +179,7 @@ func DefaultConfig() Config {
 			Root: "/etc/tillward/root.json", CheckFor: Duration{2 * time.Minute}, Channel: "prod", MinFreeMiB: 32,
 			PowerDir: "/sys/class/power_supply", FullDownload: true, Peers: true, KeepMiB: 256,
 			AppsDir: "/var/lib/tillward-apps", AppTimeout: Duration{30 * time.Second},
+			Media: []string{"/media/*/tillward-update", "/media/*/*/tillward-update", "/run/media/*/*/tillward-update", "/mnt/*/tillward-update"},
 		},
 		Telemetry: TelemetryConfig{Poll: Duration{10 * time.Second}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute}},
 		Spool:     SpoolConfig{MaxMiB: 256},
@@ -252,12 +277,15 @@ func (c Config) validate() error {
 	if d := c.Update.AppTimeout.Duration; d < time.Second || d > 10*time.Minute {
 		return fmt.Errorf("update.app_timeout %s: must lie between 1s and 10m", c.Update.AppTimeout)
 	}
+	if _, err := script.New(script.Options{Dir: filepath.Join(c.StateDir, "scripts"), Scripts: c.Update.scripts()}); err != nil {
+		return fmt.Errorf("update.script: %w", err)
+	}
 	if h := c.Update.Health; len(h) > 0 && !filepath.IsAbs(h[0]) {
 		return fmt.Errorf("update.health %q: give the absolute path of a program, then its arguments", h[0])
 	}
-	for _, g := range slices.Concat(c.Service.Files, c.Service.Leases) {
+	for _, g := range slices.Concat(c.Service.Files, c.Service.Leases, c.Update.Media) {
 		if _, err := filepath.Match(g, ""); err != nil || !filepath.IsAbs(g) {
-			return fmt.Errorf("service.files or service.leases %q: give an absolute path, * stands for any name", g)
+			return fmt.Errorf("service.files, service.leases or update.media %q: give an absolute path, * stands for any name", g)
 		}
 	}
 	for _, p := range [...]struct {

@@ -65,7 +65,7 @@ func (m *membership) show(c tls.Certificate) {
 }
 
 // memberOf makes a membership that shows the certificate.
-func (a *Agent) memberOf(id member.Identity, cert tls.Certificate) (*membership, error) {
+func (a *Agent) memberOf(dev TPM, id member.Identity, cert tls.Certificate) (*membership, error) {
 	roots, err := a.roots()
 	if err != nil {
 		return nil, err
@@ -98,7 +98,7 @@ func (a *Agent) memberOf(id member.Identity, cert tls.Certificate) (*membership,
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("TUF root of the image: %w", err)
 	}
-	m.tuf = &trust.Client{Dir: a.file("tuf"), FactoryRoot: factory, URL: m.Artifacts + "/metadata", Fetch: m.fetch, Now: a.clock.Now}
+	m.tuf = &trust.Client{Dir: a.file("tuf"), FactoryRoot: factory, URL: m.Artifacts + "/metadata", Fetch: m.fetch, Now: a.clock.Now, Floor: dev}
 	return m, nil
 }
 
@@ -112,7 +112,7 @@ func (a *Agent) connect(ctx context.Context, dev TPM, id member.Identity) error 
 	if err != nil {
 		return err
 	}
-	m, err := a.memberOf(id, cert)
+	m, err := a.memberOf(dev, id, cert)
 	if err != nil {
 		return err
 	}
@@ -179,6 +179,8 @@ func (a *Agent) stay(ctx context.Context, dev TPM, m *membership, renew func(), 
 	g.Go(func() error { return runner.Run(ctx) })
 	g.Go(func() error { return keep(ctx) })
 	g.Go(func() error { return a.follow(ctx, m, dev) })
+	g.Go(func() error { return a.watchMedia(ctx, m) })
+	g.Go(func() error { return a.watchAge(ctx, m) })
 	g.Go(func() error { return w.run(ctx) })
 	return g.Wait()
 }

@@ -78,6 +78,7 @@ type fleet struct {
 	audit    map[uint64]wire.AuditRecord // of the device, by sequence
 	results  []wire.ResultReport
 	samples  map[string]float64 // the newest of the box itself
+	state    wire.StateReport   // the newest
 	taken    int
 	deaf     map[wire.Channel]bool // is stored and not acknowledged: the line is cut instead
 	counter  uint64
@@ -406,6 +407,10 @@ func (f *fleet) store(topic wire.Topic, payload []byte) {
 				f.samples[s.Name] = s.Value
 			}
 		}
+	case wire.State:
+		s, err := wire.Decode[wire.StateReport](payload)
+		must(f.t, err)
+		f.state = s
 	case wire.Result:
 		r, err := wire.Decode[wire.ResultReport](payload)
 		must(f.t, err)
@@ -552,7 +557,8 @@ func (f *fleet) box() *box {
 	b.cfg.StateDir, b.cfg.Model, b.cfg.Serial, b.cfg.Reboot = f.t.TempDir(), model, "till-1", nil
 	b.cfg.Service = agent.ServiceConfig{Enrol: f.https.URL, Roots: f.path("roots.pem")}
 	b.cfg.TPM.Device, b.cfg.TPM.EventLog = "unix:"+b.chip.Socket(), f.path("log")
-	b.cfg.Update.Root = f.path("root.json")
+	b.cfg.Update.Root, b.cfg.Update.AppsDir, b.cfg.Update.Media = f.path("root.json"), f.t.TempDir(), []string{f.path("media/*")}
+	must(f.t, os.Chmod(filepath.Dir(b.cfg.Update.AppsDir), 0o755)) // #nosec G302 -- applications run as a user without rights
 	f.t.Cleanup(func() {
 		b.stop()
 		if f.t.Failed() {

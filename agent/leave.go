@@ -226,6 +226,7 @@ func (a *Agent) wipe(keys func()) error {
 			return cmp.Or(member.Remove(a.file("agent"), "journal.json"), update.Forget(a.file("agent"), "ops/"))
 		}},
 		member.Step{Name: "configuration", Run: func() error { return os.RemoveAll(a.file("settings")) }},
+		member.Step{Name: "vendors' handlers", Run: func() error { return os.RemoveAll(a.file("scripts")) }},
 		member.Step{Name: "fetched content", Run: func() error { return os.RemoveAll(a.file("fetch")) }},
 		member.Step{Name: "sealed key", Run: func() error {
 			if a.vault == nil {

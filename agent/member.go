@@ -364,7 +364,7 @@ func (a *Agent) rescue(ctx context.Context, dev TPM, id member.Identity, why err
 	}
 	a.log.Error("the certificate cannot be used and enrolment fails; going on with the recovery certificate", slog.Any("err", why))
 	a.record(ctx, "identity.recovery", "alarm", id.Device, map[string]string{"reason": cut(why.Error(), wire.MaxText), "check": enrol.Check(why)})
-	m, err := a.memberOf(id, tls.Certificate{Certificate: id.Recovery, PrivateKey: key, Leaf: id.Rescue()})
+	m, err := a.memberOf(dev, id, tls.Certificate{Certificate: id.Recovery, PrivateKey: key, Leaf: id.Rescue()})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/tillward/tillward/agent/internal/update"
 	"github.com/tillward/tillward/agent/internal/update/app"
 	"github.com/tillward/tillward/agent/internal/update/binary"
+	"github.com/tillward/tillward/agent/internal/update/script"
 	"github.com/tillward/tillward/agent/internal/update/setting"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/hal"
@@ -34,7 +35,7 @@ func (a *Agent) newMachine(ctx context.Context) (*update.Machine, error) {
 		Dir:       a.file("agent"),
 		Handlers:  handlers,
 		Installed: []update.Component{{Name: binary.Component, Class: trust.ClassAgent}},
-		Releases:  releases{a}, Content: content{a, a.fetcher}, Names: targetOf,
+		Releases:  releases{a}, Content: content{a, a.fetcher}, Names: targetOf, Medium: a.fromMedium,
 		Report: a.reportUpdate, Record: a.note, Gate: a.gate, Permit: a.permit, Health: a.health,
 		Checks: []update.Check{
 			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
@@ -58,6 +59,11 @@ func (a *Agent) handlers(ctx context.Context) (map[string]update.Handler, error)
 	}
 	out := map[string]update.Handler{trust.ClassAgent: self, trust.ClassConfig: config}
 	c := a.cfg.Update
+	if len(c.Scripts) > 0 {
+		if out[trust.ClassScript], err = script.New(script.Options{Dir: a.file("scripts"), Scripts: c.scripts(), Log: a.log}); err != nil {
+			return nil, err
+		}
+	}
 	if c.AppsDir == "" {
 		return out, nil
 	}
@@ -210,7 +216,10 @@ func (a *Agent) driversLoaded() error {
 
 // reportUpdate queues where an execution stands.
 func (a *Agent) reportUpdate(ctx context.Context, p update.Progress) error {
-	a.touch() // what is in work, and in the end what runs
+	a.touch()           // what is in work, and in the end what runs
+	if p.Medium != "" { // no rollout waits for it; the trail has it
+		return nil
+	}
 	return a.spool.Compose(ctx, spool.Keep, string(wire.Result), func() ([]byte, error) {
 		return wire.Encode(&wire.ResultReport{
 			Head: a.heads.Next(), Kind: wire.OrderOffer, ID: p.Execution, State: p.State, Reason: p.Reason, Text: cut(p.Text, wire.MaxText),

@@ -201,10 +201,11 @@ device = "unix:%s"
 event_log = ""
 [update]
 root = ""
+apps_dir = %q
 [[device]]
 id = "box"
 driver = "board"
-`, filepath.Join(b.dir, "state"), resaleModel, b.pos, s.web, roots, s.mqtt, s.web, code, b.vend, b.chip.Socket()), 0o600))
+`, filepath.Join(b.dir, "state"), resaleModel, b.pos, s.web, roots, s.mqtt, s.web, code, b.vend, b.chip.Socket(), filepath.Join(b.dir, "apps")), 0o600))
 	log, err := os.OpenFile(filepath.Join(b.dir, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	must(b.t, err)
 	defer log.Close()

@@ -82,6 +82,8 @@ root = "{{.RootTUF}}"
 seal_key = "{{.SealKey}}"
 check_for = "30s"
 min_free_mib = 1
+apps_dir = "{{.Apps}}"
+media = ["{{.Media}}"]
 
 [telemetry]
 poll = "{{.Pace.Poll}}"
@@ -106,7 +108,7 @@ driver = "board"
 func (t *Till) configure() error {
 	var b bytes.Buffer
 	err := agentFile.Execute(&b, map[string]any{
-		"Model": simModel, "State": filepath.Join(t.dir, "state"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
+		"Model": simModel, "State": filepath.Join(t.dir, "state"), "Apps": filepath.Join(t.dir, "apps"), "Media": filepath.Join(t.dir, "media", "*", "tillward-update"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
 		"Roots": t.service.roots(), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
 		"Reader": t.reader.file, "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
 	})

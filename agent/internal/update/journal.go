@@ -71,7 +71,7 @@ func (m *Machine) journal() journal {
 
 func (m *Machine) keep(j *journal) error {
 	m.mu.Lock()
-	m.current, m.before = "", j.Baseline
+	m.current, m.before, m.ended = "", j.Baseline, slices.Clone(j.Ended)
 	if j.Offer != nil {
 		m.current = j.Offer.Execution
 	}
@@ -93,7 +93,7 @@ func (j *journal) enter(p Progress) {
 		j.Entered = time.Now()
 	}
 	p.Execution, p.Component, p.Attempt, p.From, p.To = j.Offer.Execution, j.Offer.component(), j.Offer.Attempt, j.From, j.Offer.Version
-	p.Step = j.Last.Step + 1
+	p.Step, p.Medium = j.Last.Step+1, j.Offer.Medium
 	if p.Bytes == (Bytes{}) {
 		p.Bytes = j.Last.Bytes
 	}
@@ -257,7 +257,7 @@ func (m *Machine) drop(ctx context.Context, j *journal, q queued) error {
 
 // queue puts an offer on record as received.
 func (m *Machine) queue(ctx context.Context, j *journal, o Offer) error {
-	q := queued{Offer: o, Last: Progress{Execution: o.Execution, Component: o.component(), Attempt: o.Attempt, Step: 1, State: offered, To: o.Version}}
+	q := queued{Offer: o, Last: Progress{Execution: o.Execution, Component: o.component(), Attempt: o.Attempt, Step: 1, State: offered, To: o.Version, Medium: o.Medium}}
 	if t, err := m.running(ctx, o.class(), o.component()); err == nil { // else it is asked again before anything is done
 		q.Last.From = t.Version
 	}

@@ -338,7 +338,7 @@ func (m *Machine) settle(ctx context.Context, j *journal) error {
 	case t.Failed != "" && (j.Part == partFetch || j.Part == partStage):
 		return m.tidy(ctx, o, t)
 	case t.Failed != "":
-		return m.ended(j, m.lost(j, t.Failed))
+		return m.over(j, m.lost(j, t.Failed))
 	case t.Version == o.Version && t.Trial:
 		j.Part = partProve
 		return m.keep(j)
@@ -347,9 +347,9 @@ func (m *Machine) settle(ctx context.Context, j *journal) error {
 	case t.Version == o.Version: // kept, and cut before the journal knew
 		return m.end(ctx, j, Progress{State: succeeded})
 	case t.Version != "" && older(o.Version, t.Version): // e.g. an image came with it
-		return m.ended(j, Progress{State: failed, Reason: "superseded", Text: t.Version + " runs, which is newer"})
+		return m.over(j, Progress{State: failed, Reason: "superseded", Text: t.Version + " runs, which is newer"})
 	case j.Part == partProve:
-		return m.ended(j, m.lost(j, t.Version+" runs again"))
+		return m.over(j, m.lost(j, t.Version+" runs again"))
 	case j.Target == nil: // an agent of before got so far: from the beginning
 		j.Part = partFetch
 		return m.keep(j)
@@ -371,9 +371,9 @@ func (m *Machine) tidy(ctx context.Context, o Offer, t Truth) error {
 	return after(effect)
 }
 
-// ended notes that the trial is over, as p; what it left is still to be put in
+// over notes that the trial is over, as p; what it left is still to be put in
 // order.
-func (m *Machine) ended(j *journal, p Progress) error {
+func (m *Machine) over(j *journal, p Progress) error {
 	j.Why, j.Part, j.Backs = &p, partBack, 0
 	return m.keep(j)
 }
@@ -408,7 +408,7 @@ func (m *Machine) adopt(ctx context.Context, j *journal) error {
 		}})
 		j.Part, j.Tries = partProve, 1
 		if r.Failed != "" {
-			return m.ended(j, m.lost(j, r.Failed))
+			return m.over(j, m.lost(j, r.Failed))
 		}
 		return m.keep(j)
 	}

@@ -120,6 +120,7 @@ type Progress struct {
 	Done      int64  `json:"done,omitempty"`
 	Total     int64  `json:"total,omitempty"` // bytes
 	Bytes     Bytes  `json:"bytes,omitzero"`
+	Medium    string `json:"medium,omitempty"` // that brought the offer; empty: the service did
 }
 
 // Releases says what is genuine; trust.Client fits.
@@ -184,7 +185,7 @@ type Options struct {
 	Installed []Component        // what the box had from the start
 	Releases  Releases
 	Content   Content
-	Medium    func(dir string) Releases                   // what the metadata of a medium vouches for; nil: none is taken
+	Medium    func(dir string) (Releases, error)          // what the metadata of a medium vouches for
 	Names     func(o Offer) string                        // of the target of an offer
 	Report    func(ctx context.Context, p Progress) error // durable
 	Record    func(ctx context.Context, kind, severity, subject string, detail map[string]string) error
@@ -216,6 +217,7 @@ type Machine struct {
 	interrupt context.CancelCauseFunc // ends what may be interrupted; nil: nothing
 	current   string                  // execution in work
 	before    map[string]string       // its baseline
+	ended     []Progress
 	truths    []Running
 	settled   bool
 }
@@ -234,7 +236,9 @@ func New(o Options) (*Machine, error) {
 	if o.Step == nil {
 		o.Step = func(string) {}
 	}
-	return &Machine{o: o, wake: make(chan struct{}, 1)}, nil
+	m := &Machine{o: o, wake: make(chan struct{}, 1)}
+	m.ended = m.journal().Ended
+	return m, nil
 }
 
 // Submit hands in an offer; false when there are too many.
@@ -293,6 +297,19 @@ func (m *Machine) Execution() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.current
+}
+
+// Last returns how the newest attempt of an execution ended, if it is
+// remembered.
+func (m *Machine) Last(execution string) (Progress, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range slices.Backward(m.ended) {
+		if p.Execution == execution {
+			return p, true
+		}
+	}
+	return Progress{}, false
 }
 
 // Before returns how everything on the box was before the present trial.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -276,7 +275,10 @@ func (m *Machine) loops(j *journal, o Offer) (n int) {
 func (m *Machine) genuine(ctx context.Context, o Offer) (trust.Target, error) {
 	releases := m.o.Releases
 	if o.Medium != "" {
-		releases = m.o.Medium(o.Medium)
+		var err error
+		if releases, err = m.o.Medium(o.Medium); err != nil {
+			return trust.Target{}, err
+		}
 	}
 	path := m.o.Names(o)
 	t, err := releases.Target(ctx, path)
@@ -415,81 +417,4 @@ func (m *Machine) order(ctx context.Context, j *journal, h Handler, told func(in
 		}
 	}
 	return o
-}
-
-// linger waits for what the content is held up by.
-func (m *Machine) linger(ctx context.Context, j *journal, h *hold) error {
-	if j.State != waiting || j.Last.Reason != h.reason {
-		if err := m.advance(ctx, j, Progress{State: waiting, Reason: h.reason, Text: h.text, Done: j.Last.Done, Total: j.Last.Total}); err != nil {
-			return err
-		}
-	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(time.Minute):
-		return nil
-	}
-}
-
-// wait holds until the gate opens, and says what it waits for.
-func (m *Machine) wait(ctx context.Context, j *journal, p Phase) error {
-	for {
-		reason, text := m.closed(j, p)
-		if reason == "" {
-			return nil
-		}
-		if time.Now().After(j.Offer.NotAfter) {
-			return Fail("timeout", "the offer expired in WAITING: %s", text)
-		}
-		if j.State != waiting || reason != j.Last.Reason {
-			if err := m.advance(ctx, j, Progress{State: waiting, Reason: reason, Text: text, Done: j.Last.Done, Total: j.Last.Total}); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(gateEvery):
-		}
-	}
-}
-
-// closed says why it is not the time for a phase.
-func (m *Machine) closed(j *journal, p Phase) (reason, text string) {
-	spans, name, need := j.Offer.Download, "window-download", int64(0)
-	if p == Touch {
-		spans, name = j.Offer.Install, "window-install"
-	}
-	switch {
-	case j.Target == nil || j.Part == partTry: // what it takes is taken
-	case p == Touch:
-		need = j.Target.Custom.Unpacked
-	default:
-		need = j.Target.Length + j.Target.Custom.Unpacked
-	}
-	if _, next, ok := spanAt(spans, time.Now()); !ok {
-		if next.IsZero() {
-			return name, "the last window is over"
-		}
-		return name, "opens at " + next.UTC().Format(time.RFC3339)
-	}
-	return m.o.Gate(p, need)
-}
-
-// spanAt finds the span that holds a time, or when the next begins. No spans
-// are one without end.
-func spanAt(spans []Span, t time.Time) (in Span, next time.Time, ok bool) {
-	if len(spans) == 0 {
-		return Span{}, time.Time{}, true
-	}
-	for _, s := range slices.SortedFunc(slices.Values(spans), func(a, b Span) int { return a.From.Compare(b.From) }) {
-		switch {
-		case !t.Before(s.From) && t.Before(s.To):
-			return s, time.Time{}, true
-		case t.Before(s.From):
-			return Span{}, s.From, false
-		}
-	}
-	return Span{}, time.Time{}, false
 }

@@ -1,0 +1,253 @@
+package agent_test
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tillward/tillward/agent"
+	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/tree"
+	"github.com/tillward/tillward/provisioning/trust"
+	"github.com/tillward/tillward/simulator/tpmfarm"
+)
+
+const pos = "ops/" + tenant + "/pos"
+
+// application publishes a version of a POS application whose health command
+// ends with a code.
+func (f *fleet) application(version, code string) {
+	f.t.Helper()
+	dir := f.t.TempDir()
+	must(f.t, os.WriteFile(filepath.Join(dir, "tillward.json"), []byte(`{"health":["./check"]}`), 0o600))
+	must(f.t, os.WriteFile(filepath.Join(dir, "check"), []byte("#!/bin/sh\necho version "+version+"; exit "+code+"\n"), 0o700)) // #nosec G306 -- a program
+	file := filepath.Join(f.t.TempDir(), "tree.tar")
+	w, err := os.Create(file)
+	must(f.t, err)
+	must(f.t, tree.Pack(w, dir))
+	must(f.t, w.Close())
+	f.release(pos+"/"+version+"/tree.tar", file, trust.Custom{Class: "app", Version: version})
+}
+
+// configuration publishes settings.
+func (f *fleet) configuration(name, version, settings string) {
+	f.t.Helper()
+	file := filepath.Join(f.t.TempDir(), "settings.json")
+	must(f.t, os.WriteFile(file, []byte(settings), 0o600))
+	f.release("ops/"+tenant+"/"+name+"/"+version+"/settings.json", file, trust.Custom{Class: "config", Version: version})
+}
+
+func (f *fleet) release(path, file string, c trust.Custom) {
+	f.t.Helper()
+	must(f.t, f.repo.Add([]trust.NewTarget{{Path: path, File: file, Custom: c}}, f.keys))
+}
+
+// offerOf offers a release of any class, and waits for the end of it.
+func (f *fleet) offerOf(class, component, version string, change func(*wire.OfferOrder)) wire.ResultReport {
+	f.t.Helper()
+	o := wire.OfferOrder{
+		V: wire.Version, Execution: "x-" + class + "-" + version, Attempt: 1, Tenant: tenant, Device: f.device(), Class: class, Version: version,
+		Target: component + "/" + version, IssuedAt: time.Now().UnixMilli(), NotAfter: time.Now().Add(time.Hour).UnixMilli(),
+	}
+	if change != nil {
+		change(&o)
+	}
+	payload, err := wire.Encode(&o)
+	must(f.t, err)
+	f.send(o.Device, wire.DownOffer, wire.OrderOffer, payload)
+	return f.ended(o.Execution)
+}
+
+func (f *fleet) ended(execution string) (got wire.ResultReport) {
+	f.t.Helper()
+	f.until(execution+" does not end", func() bool {
+		for _, r := range f.results {
+			if r.ID == execution && slices.Contains([]string{"SUCCEEDED", "ALREADY_INSTALLED", "FAILED", "ROLLED_BACK", "REJECTED"}, r.State) {
+				got = r
+				return true
+			}
+		}
+		return false
+	})
+	return got
+}
+
+// states lists what was reported of an execution.
+func (f *fleet) states(execution string) (out []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.results {
+		if s := strings.TrimSpace(r.State + " " + r.Reason); r.ID == execution && (len(out) == 0 || out[len(out)-1] != s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// connected is a box that is a member and trusted.
+func (f *fleet) connected() *box {
+	f.t.Helper()
+	b := f.box()
+	b.cfg.Update.CheckFor = agent.Duration{Duration: time.Second}
+	b.boot(tpmfarm.Default("agent/1.0.0"))
+	f.until("not connected", func() bool { return f.has("link.up", 1) })
+	return b
+}
+
+// An application and a configuration come to a box over the air like an agent
+// does, and what is not well is taken back.
+func TestApplicationAndConfiguration(t *testing.T) {
+	f := newFleet(t)
+	f.application("1.0.0", "0")
+	f.application("1.1.0", "3")
+	f.configuration("till", "1.0.0", `{"label":"till seven","poll_s":30}`)
+	f.configuration("till", "1.1.0", `{"label":"till eight","colour":"red"}`)
+	b := f.connected()
+	if r := f.offerOf("app", pos, "1.0.0", nil); r.State != "SUCCEEDED" || r.Wire == 0 || r.Attempt != 1 || r.Step < 5 {
+		t.Fatalf("got %+v", r)
+	}
+	want := []string{"OFFERED", "DOWNLOADING", "STAGED", "INSTALLING", "INSTALLED", "CHECKING", "SUCCEEDED"}
+	if got := f.states("x-app-1.0.0"); !slices.Equal(got, want) {
+		t.Errorf("states %q, want %q", got, want)
+	}
+	if r := f.offerOf("app", pos, "1.1.0", nil); r.State != "ROLLED_BACK" || r.Reason != "unhealthy" || r.From != "1.0.0" {
+		t.Errorf("got %+v", r)
+	}
+	if to, err := os.Readlink(filepath.Join(b.cfg.Update.AppsDir, "pos", "current")); err != nil || !strings.Contains(to, "1.0.0") {
+		t.Errorf("current leads to %q, %v", to, err)
+	}
+	if r := f.offerOf("config", "ops/"+tenant+"/till", "1.1.0", nil); r.State != "REJECTED" || r.Reason != "incompatible" {
+		t.Errorf("got %+v", r)
+	}
+	if r := f.offerOf("config", "ops/"+tenant+"/till", "1.0.0", nil); r.State != "SUCCEEDED" {
+		t.Errorf("got %+v", r)
+	}
+	f.until("the state does not say what runs", func() bool {
+		return f.state.Label == "till seven" && f.state.Execution == "" && slices.ContainsFunc(f.state.Installed, func(c wire.Installed) bool {
+			return c.Component == pos && c.Version == "1.0.0" && !c.Trial && c.Hash != ""
+		}) && slices.ContainsFunc(f.state.Installed, func(c wire.Installed) bool { return c.Component == "agent" && c.Slot == "golden" }) && f.state.FreeMiB > 0
+	})
+}
+
+// What a box must not have it refuses by name.
+func TestPolicyOfTheBox(t *testing.T) {
+	f := newFleet(t)
+	file := filepath.Join(t.TempDir(), "content")
+	must(t, os.WriteFile(file, []byte(`{"label":"x"}`), 0o600))
+	f.release("ops/others/till/1.0.0/settings.json", file, trust.Custom{Class: "config", Version: "1.0.0"})
+	f.release("ops/"+tenant+"/a/1.0.0/settings.json", file, trust.Custom{Class: "config", Version: "1.0.0", Models: []string{"box-1"}})
+	f.release("ops/"+tenant+"/b/1.0.0/settings.json", file, trust.Custom{Class: "config", Version: "1.0.0", Requires: map[string]string{"agent": "1.0.1"}})
+	f.release("ops/"+tenant+"/c/1.0.0/settings.json", file, trust.Custom{Class: "config", Version: "1.0.0", Withdrawn: true})
+	f.release("ops/"+tenant+"/d/1.0.0/settings.json", file, trust.Custom{Class: "app", Version: "1.0.0"})
+	f.connected()
+	for component, want := range map[string]string{
+		"ops/others/till": "policy", "ops/" + tenant + "/a": "incompatible", "ops/" + tenant + "/b": "requires", "ops/" + tenant + "/c": "withdrawn",
+		"ops/" + tenant + "/d": "incompatible",
+	} {
+		r := f.offerOf("config", component, "1.0.0", func(o *wire.OfferOrder) { o.Execution = "x-" + strings.ReplaceAll(component, "/", "-") })
+		if r.State != "REJECTED" || r.Reason != want {
+			t.Errorf("%s: got %+v, want %s", component, r, want)
+		}
+	}
+	if r := f.offerOf("script", "ops/"+tenant+"/s", "1.0.0", nil); r.State != "FAILED" || r.Reason != "no-handler" {
+		t.Errorf("a class that this box does not install: got %+v", r)
+	}
+}
+
+// A till that is in use is not touched, and says what it waits for.
+func TestWaitsForTheApplication(t *testing.T) {
+	f := newFleet(t)
+	f.configuration("till", "1.0.0", `{"label":"till seven"}`)
+	b := f.box()
+	b.cfg.Update.IdleLock = filepath.Join(t.TempDir(), "busy")
+	must(t, os.WriteFile(b.cfg.Update.IdleLock, nil, 0o600))
+	b.cfg.Update.CheckFor = agent.Duration{Duration: time.Second}
+	b.boot(tpmfarm.Default("agent/1.0.0"))
+	f.until("not connected", func() bool { return f.has("link.up", 1) })
+	done := make(chan wire.ResultReport)
+	go func() { done <- f.offerOf("config", "ops/"+tenant+"/till", "1.0.0", nil) }()
+	f.until("it does not wait", func() bool {
+		return slices.ContainsFunc(f.results, func(r wire.ResultReport) bool { return r.State == "WAITING" && r.Reason == "idle-lock" && r.Text != "" })
+	})
+	f.until("the state does not say what is in work", func() bool { return f.state.Execution == "x-config-1.0.0" })
+	must(t, os.Remove(b.cfg.Update.IdleLock))
+	if r := <-done; r.State != "SUCCEEDED" {
+		t.Errorf("got %+v", r)
+	}
+}
+
+// medium writes an update medium.
+func (f *fleet) medium(name, id, ofTenant string, signer *trust.OrderSigner, items ...wire.MediumItem) {
+	f.t.Helper()
+	dir := f.path("media/" + name)
+	must(f.t, os.MkdirAll(filepath.Dir(dir), 0o700))
+	tmp := filepath.Join(f.t.TempDir(), "medium")
+	must(f.t, os.CopyFS(tmp, os.DirFS(f.repo.Dir)))
+	payload, err := wire.Encode(&wire.MediumOrder{
+		V: wire.Version, ID: id, Tenant: ofTenant, IssuedAt: time.Now().UnixMilli(), NotAfter: time.Now().Add(time.Hour).UnixMilli(), Releases: items, By: "test",
+	})
+	must(f.t, err)
+	o := wire.Order{Kind: wire.OrderMedium, Payload: payload}
+	o.KeyID, o.Signature, err = signer.SignOrder(o.Kind, payload)
+	must(f.t, err)
+	b, err := wire.Encode(&o)
+	must(f.t, err)
+	must(f.t, os.WriteFile(filepath.Join(tmp, "order.cbor"), b, 0o600))
+	must(f.t, os.Rename(tmp, dir))
+}
+
+// A stick brings an update to a till that has no network, and only what is
+// meant for it.
+func TestMedium(t *testing.T) {
+	f := newFleet(t)
+	f.configuration("till", "1.0.0", `{"label":"by stick"}`)
+	item := wire.MediumItem{Class: "config", Version: "1.0.0", Target: "ops/" + tenant + "/till/1.0.0/settings.json"}
+	b := f.connected()
+	b.stop()
+	f.set(func() { f.locked["till-1"] = true }) // the service does not know it any more
+	b.start()
+	_, other, err := ed25519.GenerateKey(rand.Reader)
+	must(t, err)
+	f.medium("forged", "m-1", tenant, trust.NewOrderSigner(other), item)
+	f.medium("others", "m-2", "others", f.orders, item)
+	f.medium("good", "m-3", tenant, f.orders, item, wire.MediumItem{Class: "os", Version: "1.0.0", Target: "os/box-1/prod/1.0.0/bundle.raucb"})
+	label := func() bool {
+		b, err := os.ReadFile(filepath.Join(b.cfg.StateDir, "agent", "journal.json"))
+		return err == nil && strings.Contains(string(b), `"state":"SUCCEEDED"`) && strings.Contains(string(b), `"execution":"m-3-ops-demo-till"`)
+	}
+	for deadline := time.Now().Add(30 * time.Second); !label(); {
+		if time.Now().After(deadline) {
+			t.Fatal("the medium was not taken within 30 s")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	f.set(func() { f.locked["till-1"] = false })
+	b.stop()
+	b.start()
+	f.until("the label is not told", func() bool { return f.state.Label == "by stick" })
+	f.until("the trail of the media is not complete", func() bool {
+		refused, executions := 0, map[string]bool{}
+		for _, r := range f.audit {
+			if r.Kind == "update.medium-refused" && r.Severity == "alarm" {
+				refused++
+			}
+			if strings.HasPrefix(r.Kind, "update.") && strings.HasPrefix(r.Subject, "m-") {
+				executions[r.Subject] = true
+			}
+		}
+		if executions["m-1-ops-demo-till"] || executions["m-2-ops-demo-till"] || executions["m-3-os-box-1-prod"] {
+			t.Errorf("something was taken that was not meant for this box: %v", executions)
+		}
+		return refused >= 2 && executions["m-3-ops-demo-till"]
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if slices.ContainsFunc(f.results, func(r wire.ResultReport) bool { return strings.HasPrefix(r.ID, "m-") }) {
+		t.Error("the service was sent reports of an execution that it does not have")
+	}
+}
