@@ -29,7 +29,8 @@ type cli struct {
 	Device    deviceCmd    `cmd:"" help:"Devices: list, show, attest, attestations, waive, revoke, readmit, voucher, transfer, object."`
 	Command   commandCmd   `cmd:"" help:"Commands: send, list."`
 	Release   releaseCmd   `cmd:"" help:"Releases: publish, list."`
-	Rollout   rolloutCmd   `cmd:"" help:"Rollouts: start, show, list, pause, resume, abort."`
+	Rollout   rolloutCmd   `cmd:"" help:"Rollouts: start, create, preview, show, list, why, submit, approve, deny, pause, resume, abort, complete, retry, release-hold."`
+	Site      siteCmd      `cmd:"" help:"Sites and their hours: list, set."`
 	Firmware  firmwareCmd  `cmd:"" help:"Firmware events that no reference values know: list, approve, reject, reopen."`
 	Reference referenceCmd `cmd:"" help:"Reference values of releases: list."`
 	Waiting   waitingCmd   `cmd:"" help:"Devices that nobody owns yet: list."`
@@ -88,7 +89,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "tillward: %v; see tillward --help\n", err)
 		return 2
 	}
-	verb := k.Selected().Name // pause, resume and abort share their code
+	verb := k.Selected().Name // verbs of the API that are no more share their code
 	err = k.Run(&out{w: stdout, err: stderr, json: c.JSON}, &client{server: c.Server, tokenFile: c.TokenFile, ca: c.Roots}, verb)
 	if err == nil {
 		return 0

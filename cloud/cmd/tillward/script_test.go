@@ -40,7 +40,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata", Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"grab": grab, "release": addRelease, "end": end, "exits": exits, "tamper": tamper,
-			"manifest": addManifest, "order": addOrder, "label": label, "buyer": buyer, "asks": addWaiting, "firmware": addFirmware, "online": online,
+			"manifest": addManifest, "order": addOrder, "label": label, "buyer": buyer, "asks": addWaiting, "firmware": addFirmware, "online": online, "hold": addHold,
 		},
 	})
 }
@@ -77,12 +77,16 @@ func setup(env *testscript.Env) error {
 		}
 	}
 	accounts := account.New(st)
-	for _, role := range []fleet.Role{fleet.Viewer, fleet.Operator, fleet.Admin} {
-		plain, _, err := accounts.Issue(ctx, "main", string(role), role, 0, "test")
+	for _, name := range []string{"viewer", "operator", "admin", "anna"} {
+		role := fleet.Role(name)
+		if name == "anna" {
+			role = fleet.Operator
+		}
+		plain, _, err := accounts.Issue(ctx, "main", name, role, 0, "test")
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(env.WorkDir, string(role)+".token"), []byte(plain+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(env.WorkDir, name+".token"), []byte(plain+"\n"), 0o600); err != nil {
 			return err
 		}
 	}
@@ -104,6 +108,7 @@ func setup(env *testscript.Env) error {
 		Store: st, Tenant: "main", Name: "Main GmbH", Key: keyOf('m'), Vendors: []owner.Vendor{{Name: "Vend", Key: publicOf('v')}}, Waiting: true,
 		Relinquish: d.Relinquish, Cut: func(fleet.DeviceID, string) {}, Changed: func(fleet.DeviceID) {}, Log: quiet,
 	})
+	_, fourEyes := os.Stat(filepath.Join(env.WorkDir, "four-eyes")) // a session with this file is at a service that asks for them
 	srv := httptest.NewUnstartedServer(api.New(api.Deps{
 		Owners: owners, Challenge: func(fleet.DeviceID) error { return nil }, Reappraise: func(string) {}, Disconnect: func(fleet.DeviceID, string) {},
 		Authorities: func() []fleet.Authority {
@@ -115,6 +120,7 @@ func setup(env *testscript.Env) error {
 			_, err := fleetrollout.ParseHours(text)
 			return err
 		},
+		FourEyes: fourEyes == nil,
 		Why: func(context.Context, fleet.TenantID, fleet.DeviceID) ([]fleet.Delay, error) {
 			return []fleet.Delay{{Rollout: "ro_x", Reason: "window", Text: "it waits for the hours in which it may fetch", Since: time.Now()}}, nil
 		},
@@ -191,13 +197,26 @@ func end(ts *testscript.TestScript, _ bool, args []string) {
 	st, id, ctx := ts.Value(storeKey{}).(*store.Store), fleet.RolloutID(args[0]), context.Background()
 	_, err := st.Enlist(ctx, id)
 	ts.Check(err)
-	execs, _, err := st.Executions(ctx, "main", id, fleet.Page{})
+	units, _, err := st.Units(ctx, id, 0)
 	ts.Check(err)
-	for _, e := range execs {
+	for _, e := range units {
 		_, err := st.MoveExecution(ctx, fleet.ExecutionStep{ID: e.ID, State: fleet.ExecSucceeded, From: "0.1.0", To: "1.0.0"}, time.Now())
 		ts.Check(err)
 	}
-	_, err = st.SetRollout(ctx, "main", id, []fleet.RolloutState{fleet.RolloutRunning}, fleet.RolloutCompleted, "", fleet.AuditEvent{Kind: "rollout.completed"})
+	r, err := st.Rollout(ctx, "main", id)
+	ts.Check(err)
+	r.State = fleet.RolloutCompleted
+	_, err = st.SaveRollout(ctx, r, fleet.AuditEvent{Kind: "rollout.completed"})
+	ts.Check(err)
+}
+
+// addHold ROLLOUT SITE keeps a site out of a rollout.
+func addHold(ts *testscript.TestScript, _ bool, args []string) {
+	st, ctx := ts.Value(storeKey{}).(*store.Store), context.Background()
+	r, err := st.Rollout(ctx, "main", fleet.RolloutID(args[0]))
+	ts.Check(err)
+	r.Holds = append(r.Holds, fleet.Hold{Site: args[1], Reason: "2 ended badly", Since: time.Now()})
+	_, err = st.SaveRollout(ctx, r, fleet.AuditEvent{Kind: "rollout.held"})
 	ts.Check(err)
 }
 

@@ -22,11 +22,6 @@ type site struct {
 
 func viewSite(s fleet.Site) site { return site{s.Name, s.Zone, s.Download, s.Install, s.Devices} }
 
-// SiteName is the site in a path.
-type SiteName struct {
-	Name string `path:"name" maxLength:"64"`
-}
-
 func (s *server) sites() {
 	huma.Register(s.api, huma.Operation{
 		OperationID: "list-sites", Method: http.MethodGet, Path: "/v1/sites", Summary: "List sites and their hours", Metadata: needs(fleet.Viewer),
@@ -36,7 +31,10 @@ func (s *server) sites() {
 	})
 	huma.Register(s.api, huma.Operation{
 		OperationID: "get-site", Method: http.MethodGet, Path: "/v1/sites/{name}", Summary: "Show a site", Metadata: needs(fleet.Viewer),
-	}, func(ctx context.Context, in *SiteName) (*body[site], error) {
+	}, func(ctx context.Context, in *struct {
+		Name string `path:"name" maxLength:"64"`
+	},
+	) (*body[site], error) {
 		v, err := s.site(ctx, in.Name)
 		return &body[site]{viewSite(v)}, s.fault(ctx, err)
 	})
@@ -61,7 +59,7 @@ func (s *server) site(ctx context.Context, name string) (fleet.Site, error) {
 }
 
 func (s *server) setSite(ctx context.Context, in *struct {
-	SiteName
+	Name string `path:"name" maxLength:"64"`
 	Body struct {
 		Zone     string `json:"zone" maxLength:"64" doc:"IANA time zone, e.g. Europe/Berlin; empty: UTC"`
 		Download string `json:"download" maxLength:"512" doc:"hours in which updates may be fetched; empty: at any time"`

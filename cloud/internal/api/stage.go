@@ -73,18 +73,15 @@ func (s *server) verbs() []move {
 	}
 }
 
-// Reason is why somebody does something.
-type Reason struct {
-	Reason string `json:"reason,omitempty" maxLength:"512" doc:"kept in the audit trail"`
-}
-
 func (s *server) moves() {
 	for _, m := range s.verbs() {
 		huma.Register(s.api, huma.Operation{
 			OperationID: m.verb + "-rollout", Method: http.MethodPost, Path: "/v1/rollouts/{id}/" + m.verb, Summary: m.summary, Metadata: needs(fleet.Operator),
 		}, func(ctx context.Context, in *struct {
 			RolloutID
-			Body Reason
+			Body struct {
+				Reason string `json:"reason,omitempty" maxLength:"512" doc:"kept in the audit trail"`
+			}
 		},
 		) (*body[rollout], error) {
 			return s.moved(ctx, in.ID, "rollout."+m.verb, map[string]string{"reason": in.Body.Reason}, func(r *fleet.Rollout, p fleet.Principal) error {
