@@ -75,7 +75,7 @@ type Request struct {
 type Progress struct {
 	Done, Total int64  // bytes
 	Bytes       Bytes  // of this fetch; what an earlier one left in the staging file is in Done alone
-	Full        string // why it is a full download, in words; empty: only parts are fetched
+	Full        string // why hardly anything of it could be reused, in words; empty: parts are fetched
 }
 
 // Bytes counts where the content came from.

@@ -185,8 +185,8 @@ func (p *parts) scan(ctx context.Context, fresh bool) error {
 	p.wanted = make(map[[32]byte][]int32)
 	buf := make([]byte, chunk.Max)
 	for i, c := range p.chunks {
-		if err := ctx.Err(); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		b := buf[:c.Length]
 		if !fresh {
@@ -227,7 +227,7 @@ func (p *parts) seed(ctx context.Context) error {
 		return own
 	}
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		// The seed may be broken: that is why it is replaced, perhaps.

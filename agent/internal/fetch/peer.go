@@ -34,7 +34,9 @@ const (
 )
 
 // Peering is how tills of a tenant know each other: by the certificates of
-// their devices, in both directions.
+// their devices, in both directions. That a certificate was revoked they do not
+// know; it lives for weeks, what it opens is no secret, and what it sends is
+// verified.
 type Peering struct {
 	Certificate func() (*tls.Certificate, error) // one's own, with the chain
 	Roots       func() (*x509.CertPool, error)   // authorities of the tenant's devices
@@ -145,7 +147,7 @@ func (f *Fetcher) Serve(ctx context.Context, ln net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	err := srv.Serve(tls.NewListener(newDoor(ctx, ln), t))
-	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
+	if ctx.Err() != nil {
 		return nil
 	}
 	return fmt.Errorf("serve other tills: %w", err)
