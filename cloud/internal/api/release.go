@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -136,7 +137,9 @@ func (s *server) publish(ctx context.Context, in *upload) (*body[list[release]],
 		changed = append(changed, r)
 		s.Changed(fleet.Change{Kind: fleet.ChangedRelease, ID: string(r.ID), Tenant: p.Tenant})
 	}
-	if len(changed) > 0 {
+	if len(changed) == 0 { // roots and delegations come this way, too
+		s.note(ctx, fleet.AuditEvent{Kind: "release.metadata", Severity: "info", Actor: p.Name, Subject: "upload", Detail: map[string]string{"releases": strconv.Itoa(len(all))}})
+	} else {
 		s.Wake() // nobody gets any more what was withdrawn
 	}
 	return pageOf(changed, "", viewRelease), nil

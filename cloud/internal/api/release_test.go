@@ -86,6 +86,9 @@ func TestPublish(t *testing.T) {
 	if again, _ := items(t, s.as(t, fleet.Admin, "POST", "/v1/releases", pack(t, repo.Dir))); len(again) != 0 {
 		t.Errorf("the same once more: got %v, want nothing new", again)
 	}
+	if ev := s.trail(t)["release.metadata"]; ev.Actor != "admin" || ev.Detail["releases"] != "1" {
+		t.Errorf("audited as %+v", ev)
+	}
 	release(t, repo, keys, "1.1.0")
 	if added, _ = items(t, s.as(t, fleet.Admin, "POST", "/v1/releases", pack(t, repo.Dir))); len(added) != 1 || added[0]["id"] != "agent/1.1.0" {
 		t.Errorf("the next: got %v", added)
