@@ -347,21 +347,6 @@ func (r *Repository) Renew(roles []string, keys Keys) error {
 	})
 }
 
-// Discard throws a draft away.
-func (r *Repository) Discard(role string) error {
-	open, err := r.drafts()
-	if err != nil {
-		return err
-	}
-	if !slices.Contains(open, role) {
-		return fmt.Errorf("there is no draft of %.80q", role)
-	}
-	if err := os.Remove(r.DraftFile(role)); err != nil {
-		return fmt.Errorf("throw draft away: %w", err)
-	}
-	return nil
-}
-
 // Merge puts signatures on their drafts, and publishes those that have enough.
 // It returns the roles that it published. Without signatures it goes on where a
 // power cut has stopped it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -24,6 +25,15 @@ func keyID(ts *testscript.TestScript, _ bool, args []string) {
 	id, err := trust.TUFKeyID(keys[0])
 	ts.Check(err)
 	ts.Setenv(args[0], trust.Short(id))
+}
+
+// stillthere COMPONENT VERSION N wants N files of a release in the folder repo.
+func stillThere(ts *testscript.TestScript, _ bool, args []string) {
+	names, err := filepath.Glob(ts.MkAbs(filepath.Join("repo/targets", args[0], args[1], "*")))
+	ts.Check(err)
+	if strconv.Itoa(len(names)) != args[2] {
+		ts.Fatalf("there is %q, want %s files", names, args[2])
+	}
 }
 
 // sign NAME DRAFT... signs drafts of the folder repo as NAME and merges the signature.

@@ -18,7 +18,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata", Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "flip": flip, "owner-only": ownerOnly, "cmp-sheet": cmpSheet, "authority": newAuthority, "firmware": firmware, "soften": soften,
-			"issues": issues, "keyof": keyOf, "serialof": serialOf, "softtoken": softToken, "signers": signers, "keyid": keyID, "sign": signAs, "replace": swap, "bundle": newBundle,
+			"issues": issues, "keyof": keyOf, "serialof": serialOf, "softtoken": softToken, "signers": signers, "keyid": keyID, "sign": signAs, "replace": swap, "stillthere": stillThere, "bundle": newBundle,
 		},
 	})
 }
