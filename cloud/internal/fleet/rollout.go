@@ -151,7 +151,8 @@ const (
 type WaveStatus struct {
 	State     WaveState `json:"state"`
 	StartedAt time.Time `json:"started_at,omitzero"`
-	SoakedAt  time.Time `json:"soaked_at,omitzero"` // the soak began
+	OfferedAt time.Time `json:"offered_at,omitzero"` // whoever of it could be reached had been offered it
+	SoakedAt  time.Time `json:"soaked_at,omitzero"`  // the soak began
 	EndedAt   time.Time `json:"ended_at,omitzero"`
 	// Somebody resumed the rollout after the wave had failed: what ended before
 	// is not judged again.

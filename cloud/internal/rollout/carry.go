@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -21,7 +22,7 @@ func (r *Runner) carryOut(ctx context.Context, run *run, p Plan, sites map[strin
 			return err
 		}
 	}
-	if len(p.Decisions) > 0 {
+	if len(p.Decisions) > 0 || len(run.ro.Waves) > 0 && !slices.Equal(run.ro.Waves, p.Waves) {
 		if saved, err := r.decide(ctx, run.ro, p, now); errors.Is(err, fleet.ErrConflict) {
 			r.Wake()
 			return nil

@@ -19,36 +19,42 @@ func (p *planner) judge() {
 	}
 	cur := min(p.current(), len(p.waves)-1)
 	g := merged(p.spec.Gate, p.waves[cur].Gate)
-	before := len(p.heldModel)
-	for _, m := range slices.Sorted(maps.Keys(p.models)) {
-		if p.heldModel[m] {
+	before := len(p.Holds)
+	for _, t := range p.byName() {
+		if t.held {
 			continue
 		}
-		t := p.models[m]
-		why := tripped(g, t.bad, t.ended())
-		if why == "" {
-			why = tripped(g, t.waveBad, t.waveGood+t.waveBad)
+		why := cmp.Or(tripped(g, t.bad, t.ended()), tripped(g, t.waveBad, t.waveGood+t.waveBad))
+		if why == "" && t.name != "" {
+			why = unwell(g, p.v.Health[t.name])
 		}
-		if why == "" && m != "" {
-			why = unwell(g, p.v.Health[m])
-		}
-		if why == "" {
+		switch {
+		case why == "":
 			continue
-		}
-		if m == "" || !p.others(m) {
+		case t.name == "" || !p.others(t):
 			p.stop(cur, why)
 			return
 		}
-		p.hold(fleet.Hold{Model: m, Reason: why})
+		p.holdModel(t, why)
 	}
 	p.judgeSites(g)
 	if why := p.judgeAll(g); why != "" {
 		p.stop(cur, why)
 		return
 	}
-	if len(p.heldModel) > before {
+	if len(p.Holds) > before {
 		p.explain(g)
 	}
+}
+
+// byName are the tallies in an order that is the same each time.
+func (p *planner) byName() []*tally {
+	all := make([]*tally, len(p.models))
+	for i := range p.models {
+		all[i] = &p.models[i]
+	}
+	slices.SortFunc(all, func(a, b *tally) int { return strings.Compare(a.name, b.name) })
+	return all
 }
 
 // stop pauses a rollout that runs. One that is complete takes late devices only
@@ -69,37 +75,28 @@ func tripped(g fleet.Gate, bad, ended int) string {
 }
 
 // others reports whether any other model is left to go on with.
-func (p *planner) others(model string) bool {
-	for m, t := range p.models {
-		if m != model && !p.heldModel[m] && t.units > 0 {
+func (p *planner) others(than *tally) bool {
+	for i := range p.models {
+		if t := &p.models[i]; t != than && !t.held && t.units > 0 {
 			return true
 		}
 	}
 	return false
 }
 
-func (p *planner) hold(h fleet.Hold) {
-	h.Since = p.now
-	p.Holds = append(p.Holds, h)
-	if h.Model != "" {
-		p.heldModel[h.Model] = true
-		p.decide("rollout.held", "alarm", "model", h.Model, "reason", h.Reason)
-		return
-	}
-	p.heldSite[h.Site] = true
-	p.decide("rollout.held", "alarm", "site", h.Site, "reason", h.Reason)
+func (p *planner) holdModel(t *tally, why string) {
+	t.held = true
+	p.Holds = append(p.Holds, fleet.Hold{Model: t.name, Reason: why, Since: p.now})
+	p.decide("rollout.held", "alarm", "model", t.name, "reason", why)
 }
 
 // badSites counts bad ends by site, apart from those of held models.
-func (p *planner) badSites() map[string]int {
-	n := map[string]int{}
+func (p *planner) badSites() map[int32]int {
+	n := map[int32]int{}
 	for _, i := range p.bads {
-		u := &p.units[i]
-		if u.Site == "" || p.heldModel[u.Model] {
-			continue
-		}
-		if _, _, at := p.end(i); at.After(p.released[fleet.Hold{Site: u.Site}]) {
-			n[u.Site]++
+		s := p.site[i]
+		if p.sites[s].name != "" && !p.models[p.model[i]].held && p.endedAt(i).After(p.sites[s].released) {
+			n[s]++
 		}
 	}
 	return n
@@ -110,9 +107,13 @@ func (p *planner) judgeSites(g fleet.Gate) {
 		return
 	}
 	bad := p.badSites()
-	for _, site := range slices.Sorted(maps.Keys(bad)) {
-		if n := bad[site]; n >= g.SiteBad && !p.heldSite[site] {
-			p.hold(fleet.Hold{Site: site, Reason: fmt.Sprintf("%s devices there ended badly", count(n))})
+	for _, s := range slices.SortedFunc(maps.Keys(bad), func(a, b int32) int { return strings.Compare(p.sites[a].name, p.sites[b].name) }) {
+		site := &p.sites[s]
+		if n := bad[s]; n >= g.SiteBad && !site.held {
+			site.held = true
+			why := fmt.Sprintf("%s devices there ended badly", count(n))
+			p.Holds = append(p.Holds, fleet.Hold{Site: site.name, Reason: why, Since: p.now})
+			p.decide("rollout.held", "alarm", "site", site.name, "reason", why)
 		}
 	}
 }
@@ -120,40 +121,48 @@ func (p *planner) judgeSites(g fleet.Gate) {
 // explain lifts holds of sites whose bad ends turn out to be those of a model
 // that is held since: the others there need not wait.
 func (p *planner) explain(g fleet.Gate) {
-	bad := p.badSites()
+	bad := map[string]int{}
+	for s, n := range p.badSites() {
+		bad[p.sites[s].name] = n
+	}
 	p.Holds = slices.DeleteFunc(p.Holds, func(h fleet.Hold) bool {
 		if h.Site == "" || !h.ReleasedAt.IsZero() || bad[h.Site] >= g.SiteBad {
 			return false
 		}
-		delete(p.heldSite, h.Site)
+		for s := range p.sites {
+			if p.sites[s].name == h.Site {
+				p.sites[s].held = false
+			}
+		}
 		p.decide("rollout.released", "info", "site", h.Site, "reason", "its bad ends are of a model that is held")
 		return true
 	})
 }
 
 // judgeAll judges the devices that nothing holds, and all of them against the
-// cap. When one model alone is to blame, that one is held instead.
+// cap. When few models are to blame, those are held instead.
 func (p *planner) judgeAll(g fleet.Gate) string {
 	if g.BadCap > 0 && len(p.bads) > g.BadCap {
 		return fmt.Sprintf("%s devices ended badly, at most %s may", count(len(p.bads)), count(g.BadCap))
 	}
-	for {
-		why := p.trippedAll(g)
-		if why == "" {
-			break
-		}
-		m, t := p.culprit()
-		if m == "" || !p.others(m) {
+	if why := p.trippedAll(g); why != "" {
+		blamed := p.blame(g)
+		if len(blamed) == 0 {
 			return why
 		}
-		p.hold(fleet.Hold{Model: m, Reason: fmt.Sprintf("%s of its %s devices that ended did so badly, and without them the rollout is well", count(t.bad), count(t.ended()))})
+		for _, t := range blamed {
+			p.holdModel(t, fmt.Sprintf("%s of its %s devices that ended did so badly, and without them the rollout is well", count(t.bad), count(t.ended())))
+		}
+		if why := p.trippedAll(g); why != "" {
+			return why
+		}
 	}
 	var all fleet.Health
 	byModel := false
-	for m, h := range p.v.Health {
-		if m != "" {
+	for i := range p.models {
+		if h, ok := p.v.Health[p.models[i].name]; ok && p.models[i].name != "" {
 			byModel = true
-			if !p.heldModel[m] {
+			if !p.models[i].held {
 				all.Updated, all.Control = plus(all.Updated, h.Updated), plus(all.Control, h.Control)
 			}
 		}
@@ -164,42 +173,52 @@ func (p *planner) judgeAll(g fleet.Gate) string {
 	return unwell(g, all)
 }
 
-func (p *planner) trippedAll(g fleet.Gate) string {
-	var all tally
-	for m, t := range p.models {
-		if !p.heldModel[m] {
-			all.good, all.bad, all.waveGood, all.waveBad = all.good+t.good, all.bad+t.bad, all.waveGood+t.waveGood, all.waveBad+t.waveBad
+// sum adds up what nothing holds.
+func (p *planner) sum() (all tally) {
+	for i := range p.models {
+		if t := &p.models[i]; !t.held {
+			all.units, all.good, all.bad, all.waveGood, all.waveBad = all.units+t.units, all.good+t.good, all.bad+t.bad, all.waveGood+t.waveGood, all.waveBad+t.waveBad
 		}
 	}
-	if len(p.heldSite) > 0 {
-		cur := p.current()
-		for _, i := range p.bads {
-			if u := &p.units[i]; p.heldSite[u.Site] && !p.heldModel[u.Model] {
-				all.bad--
-				if p.wave(i) == cur {
-					all.waveBad--
-				}
+	cur := int32(p.current()) //nolint:gosec // a handful of waves
+	for _, i := range p.bads {
+		t := &p.models[p.model[i]]
+		if p.sites[p.site[i]].held && !t.held && p.endedAt(i).After(t.released) {
+			all.bad--
+			if p.wave[i] == cur {
+				all.waveBad--
 			}
 		}
 	}
-	if why := tripped(g, all.bad, all.ended()); why != "" {
-		return why
-	}
-	return tripped(g, all.waveBad, all.waveGood+all.waveBad)
+	return all
 }
 
-// culprit is the model with the most bad ends among those where most are bad.
-func (p *planner) culprit() (string, *tally) {
-	var worst string
-	for m, t := range p.models {
-		if m == "" || p.heldModel[m] || t.bad < 2 || t.bad*2 <= t.ended() {
+func (p *planner) trippedAll(g fleet.Gate) string {
+	all := p.sum()
+	return cmp.Or(tripped(g, all.bad, all.ended()), tripped(g, all.waveBad, all.waveGood+all.waveBad))
+}
+
+// blame finds the models without which the rollout is well: those that do
+// worst, if the others have shown something and are at least half of it.
+func (p *planner) blame(g fleet.Gate) (blamed []*tally) {
+	rest := p.sum()
+	half := rest.units / 2
+	worst := p.byName()
+	slices.SortStableFunc(worst, func(a, b *tally) int { return cmp.Compare(b.bad*max(a.ended(), 1), a.bad*max(b.ended(), 1)) })
+	for _, t := range worst {
+		if t.held || t.name == "" || t.bad < 2 || float64(t.bad)*100 <= g.Bad*float64(t.ended()) {
 			continue
 		}
-		if worst == "" || cmp.Or(cmp.Compare(t.bad, p.models[worst].bad), cmp.Compare(worst, m)) > 0 {
-			worst = m
+		blamed = append(blamed, t)
+		rest.units, rest.good, rest.bad = rest.units-t.units, rest.good-t.good, rest.bad-t.bad
+		switch {
+		case rest.units < half:
+			return nil
+		case rest.ended()*2 >= g.MinSample && float64(rest.bad)*100 <= g.Bad*float64(rest.ended()):
+			return blamed
 		}
 	}
-	return worst, p.models[worst]
+	return nil
 }
 
 // fewFaults of one kind are chance.

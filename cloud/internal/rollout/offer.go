@@ -1,7 +1,7 @@
 package rollout
 
 import (
-	"fmt"
+	"cmp"
 	"math"
 	"slices"
 	"strings"
@@ -40,8 +40,8 @@ func (p *planner) rate() float64 {
 	p.perMinute = r.Base
 	if r.Factor > 1 && r.Every > 0 {
 		well := 0
-		for _, t := range p.models {
-			well += t.good
+		for i := range p.models {
+			well += p.models[i].good
 		}
 		p.perMinute *= math.Pow(r.Factor, min(float64(well/r.Every), 64))
 	}
@@ -53,7 +53,7 @@ func (p *planner) rate() float64 {
 
 // quota is how many devices may be offered the release now.
 func (p *planner) quota() (n int, why string) {
-	n, why = p.spec.InFlight-p.flying, "busy"
+	n, why = p.spec.InFlight-p.flying, "in-flight"
 	if p.spec.Rate.Base > 0 {
 		if left := int(max(1, p.rate())) - p.recent; left < n {
 			n, why = left, "rate"
@@ -64,9 +64,7 @@ func (p *planner) quota() (n int, why string) {
 
 // width is how many devices of a model may be exposed at once: a few before
 // anything is known of it, and more with each that ends well.
-func (p *planner) width(model string) int {
-	return 2*p.spec.Gate.MinSample + p.model(model).good
-}
+func (p *planner) width(t *tally) int { return 2*p.spec.Gate.MinSample + t.good }
 
 // offer chooses who is offered the release, again or for the first time, who is
 // tried once more, and who is told to drop it.
@@ -75,77 +73,84 @@ func (p *planner) offer() {
 	quota, short := p.quota()
 	cur := p.current()
 	for i := range p.units {
-		u := &p.units[i]
-		s := p.state(i)
-		here := p.presence[i] == Here || p.presence[i] == Back
-		switch {
-		case s.Ended():
-			again, at := p.retryable(i)
-			switch {
-			case !again || paused || !here || p.held(u):
-			case p.now.Before(at):
-				p.by(at)
-			default:
-				p.Retry = append(p.Retry, *u)
+		switch k := p.kinds[i]; {
+		case k.ended():
+			if again, from := p.retryable(i); !again || paused || !p.here(i) || p.held(i) {
+				continue
+			} else if p.now.Before(from) {
+				p.by(from)
+				continue
 			}
-			continue
-		case s != fleet.ExecQueued:
-			if paused || p.held(u) {
-				if here && !installs(s) {
-					p.Recall = append(p.Recall, *u)
+			p.Retry = append(p.Retry, p.units[i])
+		case k != queued && (paused || p.held(i)):
+			if k == underWay && p.here(i) {
+				p.Recall = append(p.Recall, p.units[i])
+			}
+		case k != queued:
+			if p.presence[i] == Back {
+				p.Offer = append(p.Offer, p.units[i])
+			}
+		case !paused:
+			code := cmp.Or(p.unready(i), p.full(i, cur))
+			if code == "" && quota == 0 {
+				code = short
+				if short == "rate" {
+					p.by(p.oldest.Add(rateWindow(p.rate())))
 				}
-			} else if p.presence[i] == Back {
-				p.Offer = append(p.Offer, *u)
 			}
-			continue
-		}
-		if paused {
-			continue
-		}
-		code, _ := p.unready(i)
-		if code == "" {
-			code = p.full(i, cur)
-		}
-		if code == "" && quota == 0 {
-			code = short
-			if short == "rate" {
-				p.by(p.oldest.Add(rateWindow(p.rate())))
+			if code != "" {
+				p.Stopped[code]++
+				continue
+			}
+			quota--
+			u := p.units[i]
+			u.Wave = int(p.wave[i])
+			p.Offer = append(p.Offer, u)
+			p.flying++
+			p.sites[p.site[i]].flying++
+			if u.Attempt == 0 {
+				p.models[p.model[i]].exposed++
 			}
 		}
-		if code != "" {
-			p.Stopped[code]++
-			continue
-		}
-		quota--
-		p.flying++
-		p.sites[u.Site]++
-		if u.Attempt == 0 {
-			p.model(u.Model).exposed++
-		}
-		o := *u
-		if w, ok := p.Assign[u.ID]; ok {
-			o.Wave = w
-		}
-		p.Offer = append(p.Offer, o)
 	}
 }
 
-// unfit says why a device cannot take the release as things are; empty: it can.
-func (p *planner) unfit(u *fleet.Unit) string {
-	r := &p.v.Release
-	if len(r.Models) > 0 && !slices.Contains(r.Models, u.Model) {
-		return "model"
+// fit says whether the release is for a device, as it is.
+type fit uint8
+
+const (
+	unknown fit = iota
+	fitting
+	otherModel
+	lacking
+	tight
+	noHours
+)
+
+var fitCodes = [...]string{otherModel: "model", lacking: "requires", tight: "space", noHours: "window"}
+
+// unfit says by a code why a device cannot take the release as things are;
+// empty: it can.
+func (p *planner) unfit(i int) string {
+	if p.fits[i] == unknown {
+		p.fits[i] = p.fit(i)
 	}
-	if p.lacks(u) != "" {
-		return "requires"
+	return fitCodes[p.fits[i]]
+}
+
+func (p *planner) fit(i int) fit {
+	r, u := &p.v.Release, &p.units[i]
+	switch {
+	case len(r.Models) > 0 && !slices.Contains(r.Models, u.Model):
+		return otherModel
+	case len(p.requires) > 0 && p.lacks(u) != "":
+		return lacking
+	case u.FreeMiB > 0 && len(r.Targets) > 0 && u.FreeMiB < p.needMiB():
+		return tight
+	case p.timetable(i).err != nil:
+		return noHours
 	}
-	if u.FreeMiB > 0 && len(r.Targets) > 0 && u.FreeMiB < p.needMiB() {
-		return "space"
-	}
-	if p.timetable(u.Site).err != nil {
-		return "window"
-	}
-	return ""
+	return fitting
 }
 
 // lacks names what the release requires and the device has not.
@@ -153,7 +158,7 @@ func (p *planner) lacks(u *fleet.Unit) string {
 	for _, what := range p.requires {
 		version, ok := p.v.Release.Requires[what], false
 		for component, has := range u.Installed {
-			if (component == what || strings.HasPrefix(component, what+"/")) && !older(has, version) {
+			if strings.HasPrefix(component, what) && (len(component) == len(what) || component[len(what)] == '/') && !older(has, version) {
 				ok = true
 			}
 		}
@@ -179,97 +184,60 @@ func (p *planner) needMiB() uint64 {
 	return uint64(max(least, 0)) >> 20
 }
 
-// timetable is when a site may be worked on. Sites with the same hours share one.
-func (p *planner) timetable(site string) *timetable {
-	if t := p.hours[site]; t != nil {
-		return t
+// timetable is when unit i may be worked on. Sites with the same hours share one.
+func (p *planner) timetable(i int) *timetable {
+	site := &p.sites[p.site[i]]
+	if site.hours == nil {
+		s := p.v.Sites[site.name]
+		s = fleet.Site{Zone: s.Zone, Download: s.Download, Install: s.Install}
+		t := p.alike[s]
+		if t == nil {
+			made := timetableOf(p.spec, s, p.now, p.now.Add(life(p.spec)))
+			t = &made
+			p.alike[s] = t
+		}
+		site.hours = t
 	}
-	s := p.v.Sites[site]
-	s.Tenant, s.Name = "", ""
-	t := p.alike[s]
-	if t == nil {
-		made := timetableOf(p.spec, s, p.now, p.now.Add(life(p.spec)))
-		t = &made
-		p.alike[s] = t
-	}
-	p.hours[site] = t
-	return t
+	return site.hours
 }
 
-// unready says by a code and a sentence why a queued device cannot be offered
-// the release whatever the others do; empty: it can.
-func (p *planner) unready(i int) (code, text string) {
-	u := &p.units[i]
-	if p.held(u) {
-		return "held", "held: " + p.holdOf(u)
+// unready says by a code why a queued device cannot be offered the release
+// whatever the others do; empty: it can.
+func (p *planner) unready(i int) string {
+	if p.held(i) {
+		return "held"
 	}
-	switch code := p.unfit(u); code {
-	case "model":
-		return code, fmt.Sprintf("the release is for %s, and this is %s", strings.Join(p.v.Release.Models, ", "), orNone(u.Model))
-	case "requires":
-		return code, fmt.Sprintf("the release requires %s; bring it that first", p.lacks(u))
-	case "space":
-		return code, fmt.Sprintf("%s MiB are free and the release alone takes %s; make room", count(int(u.FreeMiB)), count(int(p.needMiB()))) //nolint:gosec // a disk
-	case "window":
-		return code, p.timetable(u.Site).err.Error()
+	if code := p.unfit(i); code != "" {
+		return code
 	}
 	switch p.presence[i] {
 	case Away:
-		if p.passed(silent(u)) {
-			return reasonUnreachable, "not heard of " + ago(p.now, silent(u)) + "; nobody waits for it, and it is offered the release when it is back"
+		if p.passed(silent(&p.units[i])) {
+			return reasonUnreachable
 		}
-		return "offline", "not connected; it is offered the release when it is back"
+		return "offline"
 	case Barred:
-		return "quarantined", "it has not shown that it can be trusted; see its attestation"
+		return "quarantined"
 	}
-	if p.v.Busy != nil && p.v.Busy(u.Device) {
-		return "busy", "it is at work on another release, and takes one at a time"
+	if p.v.Busy != nil && p.v.Busy(p.units[i].Device) {
+		return "busy"
 	}
-	if !p.timetable(u.Site).opens() {
-		return "window", fmt.Sprintf("none of the site's hours lie within the next %v", life(p.spec))
+	if !p.timetable(i).opens() {
+		return "window"
 	}
-	return "", ""
+	return ""
 }
 
-// full says why a queued device that is ready must wait for others.
+// full says by a code why a queued device that is ready must wait for others.
 func (p *planner) full(i, cur int) string {
-	u := &p.units[i]
-	if p.wave(i) > cur {
+	site, t, fresh := &p.sites[p.site[i]], &p.models[p.model[i]], p.units[i].Attempt == 0
+	switch {
+	case int(p.wave[i]) > cur:
 		return "wave"
-	}
-	if p.spec.PerSite > 0 && u.Site != "" && p.sites[u.Site] >= p.spec.PerSite {
+	case p.spec.PerSite > 0 && site.name != "" && site.flying >= p.spec.PerSite:
 		return "site"
-	}
-	if t := p.model(u.Model); u.Attempt == 0 && t.exposed >= p.width(u.Model) {
+	case fresh && t.exposed >= p.width(t):
 		return "model-unproved"
 	}
 	return ""
-}
-
-func (p *planner) holdOf(u *fleet.Unit) string {
-	for _, h := range p.Holds {
-		if h.ReleasedAt.IsZero() && (h.Model != "" && h.Model == u.Model || h.Site != "" && h.Site == u.Site) {
-			return h.Reason
-		}
-	}
-	return ""
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "of no known model"
-	}
-	return s
-}
-
-// ago is a time in the past, for people.
-func ago(now, t time.Time) string {
-	if t.IsZero() {
-		return "ever"
-	}
-	d := now.Sub(t)
-	if d >= 48*time.Hour {
-		return fmt.Sprintf("for %d days", int(d.Hours()/24))
-	}
-	return "for " + d.Round(time.Minute).String()
 }

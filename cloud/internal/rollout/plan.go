@@ -109,7 +109,8 @@ func planned(ro fleet.Rollout) bool {
 	return false
 }
 
-// planner is one run of Next; its methods stand in the files by what they see to.
+// planner is one run of Next; its methods stand in the files by what they see
+// to. What is known of a unit is kept beside the units, by their index.
 type planner struct {
 	Plan
 	now   time.Time
@@ -119,20 +120,24 @@ type planner struct {
 	units []fleet.Unit
 	v     View
 
-	moved    map[int]Move // by index in units: what ends in this plan
-	presence []Presence   // as units
-	models   map[string]*tally
-	bads     []int                     // ended badly, held ones included
-	sites    map[string]int            // under way, by site
-	hours    map[string]*timetable     // by site
+	presence []Presence
+	kinds    []kind
+	fits     []fit
+	wave     []int32 // -1: of none yet
+	moved    []int32 // what ends in this plan: 1 + its index in Moves; nil: nothing
+	model    []int32 // its index in models
+	site     []int32 // its index in sites
+	models   []tally
+	sites    []place
+	bads     []int // ended badly, held ones included
+
 	alike    map[fleet.Site]*timetable // by hours
 	requires []string                  // what the release requires
 
-	heldModel, heldSite map[string]bool
-	released            map[fleet.Hold]time.Time // by Model or Site alone
-
 	waiting   []int // by wave: open and waited for
+	ready     []int // by wave: could be offered it
 	members   []int // by wave
+	active    int   // open and within reach
 	flying    int
 	perMinute float64   // the rate
 	recent    int       // offered within the window of the rate
@@ -140,33 +145,69 @@ type planner struct {
 	heldOpen  int
 }
 
+// tally is what happened to a model. Ends are counted that say something of the
+// release; a device that ran it already is in none.
+type tally struct {
+	name              string
+	held              bool
+	released          time.Time // a hold was: earlier ends are not counted
+	units             int
+	good, bad         int
+	waveGood, waveBad int // of the wave that runs
+	exposed           int // under way, or to be tried once more
+}
+
+func (t *tally) ended() int { return t.good + t.bad }
+
+// place is what a site is like.
+type place struct {
+	name     string
+	held     bool
+	released time.Time // a hold was: earlier ends are not counted
+	flying   int
+	hours    *timetable
+}
+
 func newPlanner(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) *planner {
 	spec := withDefaults(ro.Spec)
+	n := len(units)
 	p := &planner{
 		Plan: Plan{
 			To: ro.State, Reason: ro.Reason, Waves: slices.Clone(ro.Waves), Holds: slices.Clone(ro.Holds),
-			Assign: map[fleet.ExecutionID]int{}, Stopped: map[string]int{},
+			Stopped: map[string]int{},
 		},
 		now: now, ro: ro, spec: spec, waves: spec.Waves, units: units, v: v,
-		moved: map[int]Move{}, presence: make([]Presence, len(units)), models: map[string]*tally{}, sites: map[string]int{}, hours: map[string]*timetable{}, alike: map[fleet.Site]*timetable{}, requires: slices.Sorted(maps.Keys(v.Release.Requires)),
-		heldModel: map[string]bool{}, heldSite: map[string]bool{}, released: map[fleet.Hold]time.Time{},
+		presence: make([]Presence, n), kinds: make([]kind, n), fits: make([]fit, n), wave: make([]int32, n), model: make([]int32, n), site: make([]int32, n),
+		alike: map[fleet.Site]*timetable{}, requires: slices.Sorted(maps.Keys(v.Release.Requires)),
 	}
 	for len(p.Waves) < len(p.waves) {
 		p.Waves = append(p.Waves, fleet.WaveStatus{State: fleet.WavePending})
 	}
-	p.waiting, p.members = make([]int, len(p.waves)), make([]int, len(p.waves))
+	p.waiting, p.ready, p.members = make([]int, len(p.waves)), make([]int, len(p.waves)), make([]int, len(p.waves))
+	models, sites := map[string]int32{}, map[string]int32{}
 	for i := range units {
-		p.presence[i] = v.Presence(units[i].Device)
+		u := &units[i]
+		p.presence[i], p.kinds[i], p.wave[i] = v.Presence(u.Device), kindOf(u.State, u.Reason), int32(min(u.Wave, len(p.waves)-1)) //nolint:gosec // a handful of waves
+		m, ok := models[u.Model]
+		if !ok {
+			m = int32(len(models)) //nolint:gosec // no more than devices
+			models[u.Model] = m
+			p.models = append(p.models, tally{name: u.Model})
+		}
+		s, ok := sites[u.Site]
+		if !ok {
+			s = int32(len(sites)) //nolint:gosec // no more than devices
+			sites[u.Site] = s
+			p.sites = append(p.sites, place{name: u.Site})
+		}
+		p.model[i], p.site[i] = m, s
 	}
 	for _, h := range p.Holds {
-		key := fleet.Hold{Model: h.Model, Site: h.Site}
-		switch {
-		case !h.ReleasedAt.IsZero():
-			p.released[key] = h.ReleasedAt
-		case h.Model != "":
-			p.heldModel[h.Model] = true
-		default:
-			p.heldSite[h.Site] = true
+		if m, ok := models[h.Model]; ok && h.Model != "" {
+			p.models[m].held, p.models[m].released = h.ReleasedAt.IsZero(), h.ReleasedAt
+		}
+		if s, ok := sites[h.Site]; ok && h.Site != "" {
+			p.sites[s].held, p.sites[s].released = h.ReleasedAt.IsZero(), h.ReleasedAt
 		}
 	}
 	return p

@@ -78,16 +78,14 @@ func Preview(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) fleet.
 		if u.Site != "" {
 			sites[u.Site] = true
 		}
-		if w := p.wave(i); w >= 0 {
-			p.members[w]++
-		}
-		if _, has := p.over(i); has {
+		p.members[p.wave[i]]++
+		if p.over(i); p.kinds[i] == already {
 			runs++
 			continue
 		}
-		code, text := p.unready(i)
+		code := p.unready(i)
 		switch {
-		case code == "" && !p.timetable(u.Site).openNow(now):
+		case code == "" && !p.timetable(i).openNow(now):
 			code = "window"
 		case code == reasonUnreachable:
 			code = "offline"
@@ -97,7 +95,7 @@ func Preview(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) fleet.
 		}
 		b := blocked[code]
 		if b == nil {
-			b = &fleet.Blocked{Reason: code, Text: cmp.Or(previewTexts[code], text)}
+			b = &fleet.Blocked{Reason: code, Text: previewTexts[code]}
 			blocked[code] = b
 		}
 		b.Devices++

@@ -16,17 +16,6 @@ const (
 	retryPause = 10 * time.Minute
 )
 
-// tally counts ends that say something of the release. A device that ran it
-// already is in none.
-type tally struct {
-	good, bad         int
-	waveGood, waveBad int // of the wave that runs
-	units             int
-	exposed           int // under way, or to be tried once more
-}
-
-func (t *tally) ended() int { return t.good + t.bad }
-
 // Reasons of ends and delays that the service gives itself; others come from
 // the device.
 const (
@@ -39,99 +28,117 @@ const (
 	reasonDowngrade   = "downgrade" // it runs something newer
 )
 
-// installs reports whether a device in this state touches what it runs: from
-// here on it is not called back, and its silence is a bad sign.
-func installs(s fleet.ExecutionState) bool {
+// kind is what a state comes to for the planner.
+type kind uint8
+
+const (
+	queued     kind = iota
+	underWay        // offered, and touches nothing yet: it can be called back
+	installing      // it touches what it runs: its silence is a bad sign
+	// The ends.
+	neutral // says nothing of the release
+	already // ran it before: says nothing of it either
+	good
+	bad
+	out // is no part of the rollout any more
+)
+
+func (k kind) ended() bool { return k >= neutral }
+
+func kindOf(s fleet.ExecutionState, reason string) kind {
 	switch s {
+	case fleet.ExecQueued:
+		return queued
 	case fleet.ExecInstalling, fleet.ExecInstalled, fleet.ExecRebooting, fleet.ExecChecking:
-		return true
-	}
-	return false
-}
-
-// neutral reports whether an end says nothing of the release.
-func neutral(s fleet.ExecutionState, reason string) bool {
-	switch s {
-	case fleet.ExecCanceled, fleet.ExecRemoved, fleet.ExecAlready:
-		return true
+		return installing
+	case fleet.ExecSucceeded:
+		return good
+	case fleet.ExecAlready:
+		return already
+	case fleet.ExecCanceled, fleet.ExecRemoved:
+		return out
 	case fleet.ExecFailed, fleet.ExecTimedOut:
-		return reason == reasonCanceled || reason == reasonSuperseded || reason == reasonUnreachable || reason == reasonWaited
-	case fleet.ExecRejected:
-		return reason == reasonDowngrade
-	}
-	return false
-}
-
-// end returns the end that unit i has come to, in this plan or before.
-func (p *planner) end(i int) (s fleet.ExecutionState, reason string, at time.Time) {
-	if m, ok := p.moved[i]; ok {
-		return m.To, m.Reason, p.now
-	}
-	u := &p.units[i]
-	at = u.EnteredAt
-	if at.IsZero() {
-		at = u.UpdatedAt
-	}
-	return u.State, u.Reason, at
-}
-
-func (p *planner) state(i int) fleet.ExecutionState {
-	if len(p.moved) > 0 {
-		if m, ok := p.moved[i]; ok {
-			return m.To
+		if reason == reasonCanceled || reason == reasonSuperseded || reason == reasonUnreachable || reason == reasonWaited {
+			return neutral
 		}
+		return bad
+	case fleet.ExecRejected:
+		if reason == reasonDowngrade {
+			return neutral
+		}
+		return bad
+	case fleet.ExecRolledBack:
+		return bad
 	}
-	return p.units[i].State
+	return underWay
 }
 
-func (p *planner) model(m string) *tally {
-	t := p.models[m]
-	if t == nil {
-		t = &tally{}
-		p.models[m] = t
+// move ends an execution.
+func (p *planner) move(i int, to fleet.ExecutionState, reason, text string) {
+	if p.moved == nil {
+		p.moved = make([]int32, len(p.units))
 	}
-	return t
+	p.Moves = append(p.Moves, Move{p.units[i], to, reason, text})
+	p.moved[i], p.kinds[i] = int32(len(p.Moves)), kindOf(to, reason) //nolint:gosec // no more than devices
+}
+
+// moving is the move that ends unit i in this plan; nil: none does.
+func (p *planner) moving(i int) *Move {
+	if p.moved == nil || p.moved[i] == 0 {
+		return nil
+	}
+	return &p.Moves[p.moved[i]-1]
+}
+
+// endedAt is when unit i came to its end.
+func (p *planner) endedAt(i int) time.Time {
+	if p.moving(i) != nil {
+		return p.now
+	}
+	if u := &p.units[i]; !u.EnteredAt.IsZero() {
+		return u.EnteredAt
+	}
+	return p.units[i].UpdatedAt
 }
 
 // survey ends what is over, and counts ends.
 func (p *planner) survey() {
 	forgiven := p.forgiven()
-	cur := p.current()
+	cur := int32(p.current()) //nolint:gosec // a handful of waves
 	for i := range p.units {
-		u := &p.units[i]
-		if !u.State.Ended() {
-			if m, over := p.over(i); over {
-				p.move(i, m.To, m.Reason, m.Text)
-			}
+		if !p.kinds[i].ended() {
+			p.over(i)
 		}
-		t := p.model(u.Model)
-		if s := p.state(i); s != fleet.ExecRemoved && s != fleet.ExecCanceled {
+		t := &p.models[p.model[i]]
+		k := p.kinds[i]
+		if k != out {
 			t.units++
 		}
-		s, reason, at := p.end(i)
-		if !s.Ended() || !at.After(forgiven) {
+		if k != good && k != bad {
 			continue
 		}
-		switch {
-		case neutral(s, reason):
+		at := p.endedAt(i)
+		if !at.After(forgiven) {
 			continue
-		case !s.Good():
+		}
+		if k == bad {
 			p.bads = append(p.bads, i)
 		}
-		if since, ok := p.released[fleet.Hold{Model: u.Model}]; ok && !at.After(since) {
+		if !at.After(t.released) {
 			continue
 		}
-		inWave := p.wave(i) == cur
-		if s.Good() {
+		inWave := p.wave[i] == cur
+		switch {
+		case k == good && inWave:
+			t.waveGood++
 			t.good++
-			if inWave {
-				t.waveGood++
-			}
-			continue
-		}
-		t.bad++
-		if inWave {
+		case k == good:
+			t.good++
+		case inWave:
 			t.waveBad++
+			t.bad++
+		default:
+			t.bad++
 		}
 	}
 }
@@ -146,72 +153,74 @@ func (p *planner) forgiven() (t time.Time) {
 	return t
 }
 
-// over says whether an open execution has come to an end that the device has not reported.
-func (p *planner) over(i int) (Move, bool) {
+// over ends an open execution that has come to an end which the device has not
+// reported.
+func (p *planner) over(i int) {
 	u := &p.units[i]
-	if u.State == fleet.ExecQueued {
-		if v := p.v.Release.Version; (p.ro.State == fleet.RolloutRunning || p.ro.State == fleet.RolloutCompleted) && !p.spec.Repair && v != "" {
-			if has := u.Installed[p.v.Release.Component]; has == v {
-				return Move{*u, fleet.ExecAlready, "installed", "it runs " + has}, true
-			}
+	if p.kinds[i] == queued {
+		r := &p.v.Release
+		if takesIn := p.ro.State == fleet.RolloutRunning || p.ro.State == fleet.RolloutCompleted; takesIn && !p.spec.Repair && r.Version != "" && u.Installed[r.Component] == r.Version {
+			p.move(i, fleet.ExecAlready, "installed", "it runs "+r.Version)
 		}
-		return Move{}, false
+		return
 	}
-	away := p.presence[i] == Away
-	if deadline := u.OfferedAt.Add(p.spec.Deadline); !u.OfferedAt.IsZero() && p.now.After(deadline) {
-		m := Move{*u, fleet.ExecTimedOut, reasonDeadline, fmt.Sprintf("no end within %v of its offer; it was %s", p.spec.Deadline, u.State)}
-		switch {
-		case away && !installs(u.State):
-			m.Reason = reasonUnreachable
-		case u.State == fleet.ExecWaiting:
-			m.Reason, m.Text = reasonWaited, m.Text+" ("+u.Reason+")"
+	sleeps := p.presence[i] == Away && p.kinds[i] == underWay
+	if !u.OfferedAt.IsZero() {
+		deadline := u.OfferedAt.Add(p.spec.Deadline)
+		if p.now.After(deadline) {
+			reason, text := reasonDeadline, fmt.Sprintf("no end within %v of its offer; it was %s", p.spec.Deadline, u.State)
+			switch {
+			case sleeps:
+				reason = reasonUnreachable
+			case u.State == fleet.ExecWaiting:
+				reason, text = reasonWaited, text+" ("+u.Reason+")"
+			}
+			p.move(i, fleet.ExecTimedOut, reason, text)
+			return
 		}
-		return m, true
-	} else if !u.OfferedAt.IsZero() {
 		p.by(deadline.Add(time.Millisecond))
 	}
 	// A device that is away may sleep in any step before it touches something;
 	// when it comes back its own timer goes on.
 	limit, ok := p.spec.Steps[u.State]
-	if !ok || limit <= 0 || u.EnteredAt.IsZero() || away && !installs(u.State) {
-		return Move{}, false
+	if !ok || limit <= 0 || u.EnteredAt.IsZero() || sleeps {
+		return
 	}
-	if last := u.EnteredAt.Add(limit + grace); p.now.After(last) {
-		return Move{*u, fleet.ExecTimedOut, reasonTimeout, fmt.Sprintf("nothing heard of it for %v in %s, where %v are enough", p.now.Sub(u.EnteredAt).Round(time.Second), u.State, limit)}, true
-	} else {
-		p.by(last.Add(time.Millisecond))
+	last := u.EnteredAt.Add(limit + grace)
+	if p.now.After(last) {
+		p.move(i, fleet.ExecTimedOut, reasonTimeout, fmt.Sprintf("nothing heard of it for %v in %s, where %v are enough", p.now.Sub(u.EnteredAt).Round(time.Second), u.State, limit))
+		return
 	}
-	return Move{}, false
+	p.by(last.Add(time.Millisecond))
 }
 
 // held reports whether a hold keeps unit i out.
-func (p *planner) held(u *fleet.Unit) bool {
-	return len(p.heldModel) > 0 && p.heldModel[u.Model] || len(p.heldSite) > 0 && p.heldSite[u.Site]
-}
+func (p *planner) held(i int) bool { return p.models[p.model[i]].held || p.sites[p.site[i]].held }
 
 // aside reports whether nobody waits for open unit i: it cannot be reached, or
 // cannot be brought the release as things are.
 func (p *planner) aside(i int) bool {
+	if p.kinds[i] == installing {
+		return false
+	}
 	u := &p.units[i]
 	switch p.presence[i] {
 	case Away:
-		return !installs(u.State) && p.passed(silent(u))
+		return p.passed(silent(u))
 	case Barred: // it may be about to show that it can be trusted
 		since := u.EnteredAt
-		if w := p.wave(i); w >= 0 && since.Before(p.Waves[w].StartedAt) {
+		if w := p.wave[i]; w >= 0 && since.Before(p.Waves[w].StartedAt) {
 			since = p.Waves[w].StartedAt
 		}
-		if !installs(u.State) && p.passed(since) {
+		if p.passed(since) {
 			return true
 		}
 	}
-	switch u.State {
-	case fleet.ExecQueued:
-		return p.unfit(u) != ""
-	case fleet.ExecWaiting: // for hours it may wait for days, and is waited for; else somebody must see to it
-		return !strings.HasPrefix(u.Reason, "window") && p.passed(u.EnteredAt)
+	if p.kinds[i] == queued {
+		return p.unfit(i) != ""
 	}
-	return false
+	// For hours it may wait for days, and is waited for; else somebody must see to it.
+	return u.State == fleet.ExecWaiting && !strings.HasPrefix(u.Reason, "window") && p.passed(u.EnteredAt)
 }
 
 // silent is since when nothing was heard of a device that is away.
@@ -221,6 +230,21 @@ func silent(u *fleet.Unit) time.Time {
 	}
 	return u.LastSeen
 }
+
+// late reports whether unit i came when its wave had been at it for so long
+// that nobody waits for it any more. Without this a fleet whose devices come
+// and go all day would never get past a wave.
+func (p *planner) late(i int) bool {
+	st := p.Waves[p.wave[i]]
+	if st.OfferedAt.IsZero() || !p.passed(st.OfferedAt) {
+		return false
+	}
+	u := &p.units[i]
+	return u.OfferedAt.IsZero() || u.OfferedAt.After(st.OfferedAt.Add(p.spec.Unreachable))
+}
+
+// here reports whether unit i can be told something now.
+func (p *planner) here(i int) bool { return p.presence[i] == Here || p.presence[i] == Back }
 
 // passed reports whether a moment lies back so far that nobody waits any more.
 func (p *planner) passed(since time.Time) bool {
@@ -232,61 +256,71 @@ func (p *planner) passed(since time.Time) bool {
 	return false
 }
 
-// retryable reports whether unit i, which has ended, will be tried again, and when.
-func (p *planner) retryable(i int) (bool, time.Time) {
+// retryable reports whether unit i, which has ended, will be tried again, and
+// from when on.
+func (p *planner) retryable(i int) (again bool, from time.Time) {
 	u := &p.units[i]
-	if _, now := p.moved[i]; now || !u.Retryable() {
+	if k := p.kinds[i]; k != bad && k != neutral || p.moving(i) != nil || !u.Retryable() {
 		return false, time.Time{}
 	}
-	_, reason, at := p.end(i)
-	switch reason {
+	switch u.Reason {
 	case reasonCanceled, reasonUnreachable, reasonWaited:
 		return true, p.now
 	}
 	pause := min(retryPause, p.spec.Deadline/8) * time.Duration(max(u.Attempt, 1))
-	return max(u.Attempt, 1) < p.spec.Attempts, at.Add(pause)
+	return max(u.Attempt, 1) < p.spec.Attempts, p.endedAt(i).Add(pause)
 }
 
 // queue counts what is still to be done, held ones apart.
 func (p *planner) queue() {
+	rate := p.spec.Rate.Base > 0
 	for i := range p.units {
 		u := &p.units[i]
-		s := p.state(i)
-		w := p.wave(i)
-		if w >= 0 && s != fleet.ExecRemoved && s != fleet.ExecCanceled {
+		k, w := p.kinds[i], p.wave[i]
+		if w >= 0 && k != out {
 			p.members[w]++
 		}
-		if !u.OfferedAt.IsZero() {
+		if rate && !u.OfferedAt.IsZero() {
 			p.rated(u.OfferedAt)
 		}
-		if s.Ended() {
-			again, _ := p.retryable(i)
-			if !again {
-				continue
-			}
-			if p.held(u) {
-				p.heldOpen++
-				continue
-			}
+		if k.ended() {
 			// One that timed out and is not back may be lost; one that is here will have its turn.
-			if w >= 0 && (p.presence[i] == Here || p.presence[i] == Back) {
-				p.waiting[w]++
+			switch again, _ := p.retryable(i); {
+			case !again:
+			case p.held(i):
+				p.heldOpen++
+			case w >= 0 && p.here(i):
+				p.await(i)
 			}
 			continue
 		}
-		held, aside := p.held(u), p.aside(i)
+		held, aside := p.held(i), p.aside(i)
 		if held {
 			p.heldOpen++
 		}
-		if s != fleet.ExecQueued && !aside {
+		if aside {
+			continue
+		}
+		if k != queued {
 			p.flying++
-			p.sites[u.Site]++
+			p.sites[p.site[i]].flying++
 		}
-		if (s != fleet.ExecQueued || u.Attempt > 0) && !aside {
-			p.model(u.Model).exposed++
+		if k != queued || u.Attempt > 0 {
+			p.models[p.model[i]].exposed++
 		}
-		if !held && !aside && w >= 0 {
-			p.waiting[w]++
+		if !held && w >= 0 {
+			p.await(i)
+			if k == queued && p.here(i) {
+				p.ready[w]++
+			}
 		}
+	}
+}
+
+// await notes that unit i has a part to play yet.
+func (p *planner) await(i int) {
+	p.active++
+	if !p.late(i) {
+		p.waiting[p.wave[i]]++
 	}
 }

@@ -2,27 +2,14 @@ package rollout
 
 import (
 	"cmp"
-	"encoding/binary"
 	"fmt"
-	"hash/fnv"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
-
-// wave is the wave of unit i; -1: of none yet.
-func (p *planner) wave(i int) int {
-	u := &p.units[i]
-	if u.Wave >= 0 {
-		return min(u.Wave, len(p.waves)-1)
-	}
-	if w, ok := p.Assign[u.ID]; ok {
-		return w
-	}
-	return -1
-}
 
 // assign puts devices that are in no wave into one: the first that picks them,
 // else the last. Which of them a share takes hangs on the rollout and the device
@@ -31,27 +18,30 @@ func (p *planner) wave(i int) int {
 func (p *planner) assign() {
 	var fresh []int
 	for i := range p.units {
-		if p.units[i].Wave < 0 && !p.units[i].State.Ended() {
+		if p.wave[i] < 0 && !p.kinds[i].ended() {
 			fresh = append(fresh, i)
 		}
 	}
 	if len(fresh) == 0 {
 		return
 	}
+	p.Assign = make(map[fleet.ExecutionID]int, len(fresh))
 	last := len(p.waves) - 1
-	first := min(p.current(), last)
+	first, drawn := min(p.current(), last), false
 	for w := first; w < last && len(fresh) > 0; w++ {
 		wave := &p.waves[w]
 		take := len(fresh)
 		if wave.Percent > 0 {
-			take = p.share(w)
-			p.shuffle(fresh)
+			if take = p.share(w); !drawn {
+				p.shuffle(fresh) // those that are left stay in order
+				drawn = true
+			}
 		}
 		picked := picker(wave.Filter)
 		rest := fresh[:0:0]
 		for _, i := range fresh {
 			if take > 0 && picked(&p.units[i]) {
-				p.Assign[p.units[i].ID] = w
+				p.put(i, w)
 				take--
 				continue
 			}
@@ -60,8 +50,13 @@ func (p *planner) assign() {
 		fresh = rest
 	}
 	for _, i := range fresh {
-		p.Assign[p.units[i].ID] = last
+		p.put(i, last)
 	}
+}
+
+func (p *planner) put(i, wave int) {
+	p.Assign[p.units[i].ID] = wave
+	p.wave[i] = int32(wave) //nolint:gosec // a handful of waves
 }
 
 // share is how many devices wave w, which takes a percentage, is short of.
@@ -69,12 +64,11 @@ func (p *planner) share(w int) int {
 	picked := picker(p.waves[w].Filter)
 	all, have := 0, 0
 	for i := range p.units {
-		u := &p.units[i]
-		if u.State == fleet.ExecRemoved || !picked(u) {
+		if p.kinds[i] == out || !picked(&p.units[i]) {
 			continue
 		}
 		all++
-		if in := p.wave(i); in >= 0 && in <= w {
+		if in := int(p.wave[i]); in >= 0 && in <= w {
 			have++
 		}
 	}
@@ -83,18 +77,35 @@ func (p *planner) share(w int) int {
 
 // shuffle orders units by chance that is the same whenever it is drawn.
 func (p *planner) shuffle(units []int) {
-	keys := make(map[int]uint64, len(units))
-	for _, i := range units {
-		h := fnv.New64a()
-		_, _ = h.Write([]byte(p.ro.ID))
-		_, _ = h.Write([]byte{0})
-		_, _ = h.Write([]byte(p.units[i].Device))
-		// FNV alone leaves names that differ at the end close together.
-		keys[i] = mix(binary.BigEndian.Uint64(h.Sum(nil)))
+	type drawn struct {
+		key  uint64
+		unit int
 	}
-	slices.SortFunc(units, func(a, b int) int {
-		return cmp.Or(cmp.Compare(keys[a], keys[b]), cmp.Compare(p.units[a].Device, p.units[b].Device))
+	lots := make([]drawn, len(units))
+	for n, i := range units {
+		lots[n] = drawn{lot(string(p.ro.ID), string(p.units[i].Device)), i}
+	}
+	slices.SortFunc(lots, func(a, b drawn) int {
+		if a.key == b.key {
+			return strings.Compare(string(p.units[a.unit].Device), string(p.units[b.unit].Device))
+		}
+		return cmp.Compare(a.key, b.key)
 	})
+	for n, d := range lots {
+		units[n] = d.unit
+	}
+}
+
+// lot is a number that hangs on two names [FNV-1a], with its bits spread: by
+// itself it is close for names that differ at the end.
+func lot(a, b string) uint64 {
+	h := uint64(14695981039346656037)
+	for _, s := range [...]string{a, "\x00", b} {
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * 1099511628211
+		}
+	}
+	return mix(h)
 }
 
 // mix spreads the bits of a number [splitmix64].
@@ -138,8 +149,17 @@ func (p *planner) step(w int) bool {
 		p.decide("rollout.wave", "info", "wave", wave.Name, "state", string(st.State), "devices", count(p.members[w]))
 		return true
 	case fleet.WaveRunning:
-		if p.waiting[w] > 0 || !p.proved(w) {
+		if st.OfferedAt.IsZero() && p.ready[w] == 0 {
+			st.OfferedAt = p.now
+		}
+		switch {
+		case p.waiting[w] > 0:
 			return false
+		case !p.proved(w) && !p.passed(st.StartedAt):
+			return false
+		case !p.proved(w):
+			p.fail(w, fmt.Sprintf("nobody of wave %s has come to run the release within %v, so it shows nothing; resume to go on without it", wave.Name, p.spec.Unreachable))
+			return true
 		}
 		if why := p.missed(w); why != "" {
 			p.fail(w, why)
@@ -153,6 +173,9 @@ func (p *planner) step(w int) bool {
 	case fleet.WaveSoaking:
 		if end := st.SoakedAt.Add(wave.Soak); p.now.Before(end) && p.members[w] > 0 {
 			p.by(end)
+			return false
+		}
+		if p.waiting[w] > 0 { // back in time
 			return false
 		}
 		if why := p.missed(w); why != "" {
@@ -177,7 +200,7 @@ func (p *planner) proved(w int) bool {
 		return true
 	}
 	for i := range p.units {
-		if p.state(i).Good() {
+		if k := p.kinds[i]; k == good || k == already {
 			return true
 		}
 	}
@@ -188,19 +211,18 @@ func (p *planner) proved(w int) bool {
 func (p *planner) missed(w int) string {
 	g := merged(p.spec.Gate, p.waves[w].Gate)
 	forgiven := p.forgiven()
-	good, ended := 0, 0
+	well, ended := 0, 0
 	for i := range p.units {
-		s, reason, at := p.end(i)
-		if !s.Ended() || neutral(s, reason) || p.wave(i) != w || !at.After(forgiven) || p.held(&p.units[i]) {
+		if k := p.kinds[i]; k != good && k != bad || int(p.wave[i]) != w || p.held(i) || !p.endedAt(i).After(forgiven) {
 			continue
 		}
 		ended++
-		if s.Good() {
-			good++
+		if p.kinds[i] == good {
+			well++
 		}
 	}
-	if ended > 0 && float64(good)*100 < g.Success*float64(ended) {
-		return fmt.Sprintf("of %s devices of wave %s that ended %s ended well, %s must", count(ended), p.waves[w].Name, share(good, ended), percent(g.Success))
+	if ended > 0 && float64(well)*100 < g.Success*float64(ended) {
+		return fmt.Sprintf("of %s devices of wave %s that ended %s ended well, %s must", count(ended), p.waves[w].Name, share(well, ended), percent(g.Success))
 	}
 	return ""
 }
@@ -219,10 +241,8 @@ func (p *planner) complete() {
 	if p.To != fleet.RolloutRunning || p.current() < len(p.waves) || len(p.units) == 0 {
 		return
 	}
-	for _, n := range p.waiting {
-		if n > 0 { // late ones of waves that have passed
-			return
-		}
+	if p.active > 0 { // late ones, too
+		return
 	}
 	if p.heldOpen > 0 {
 		p.become(fleet.RolloutPaused, "warn", fmt.Sprintf("everybody else is done; %s devices are held: %s. Release the hold, or complete the rollout without them", count(p.heldOpen), p.holdText()))
@@ -230,13 +250,11 @@ func (p *planner) complete() {
 	}
 	p.become(fleet.RolloutCompleted, "info", "")
 	for i := range p.units {
-		switch s := p.state(i); {
-		case s.Ended() || installs(s):
-		case s != fleet.ExecQueued:
-			p.move(i, fleet.ExecTimedOut, reasonUnreachable, "the rollout was completed while it was "+string(s)+" and silent")
-		case !p.spec.Joiners:
-			code, _ := p.unready(i)
-			p.move(i, fleet.ExecCanceled, code, "the rollout was completed without it")
+		switch k := p.kinds[i]; {
+		case k == underWay:
+			p.move(i, fleet.ExecTimedOut, reasonUnreachable, "the rollout was completed while it was "+string(p.units[i].State)+" and silent")
+		case k == queued && !p.spec.Joiners:
+			p.move(i, fleet.ExecCanceled, p.unready(i), "the rollout was completed without it")
 		}
 	}
 }
@@ -246,12 +264,11 @@ func (p *planner) complete() {
 func (p *planner) drain(to fleet.RolloutState, reason, text string) {
 	left := 0
 	for i := range p.units {
-		s := p.state(i)
-		switch {
-		case s.Ended():
-		case s == fleet.ExecQueued:
+		switch k := p.kinds[i]; {
+		case k.ended():
+		case k == queued:
 			p.move(i, fleet.ExecCanceled, reason, text)
-		case installs(s):
+		case k == installing:
 			left++
 		case to == fleet.RolloutSuperseded:
 			p.move(i, fleet.ExecCanceled, reason, text)
@@ -264,13 +281,6 @@ func (p *planner) drain(to fleet.RolloutState, reason, text string) {
 	if left == 0 && !p.ro.State.Ended() {
 		p.become(to, "info", text)
 	}
-}
-
-// move ends an execution.
-func (p *planner) move(i int, to fleet.ExecutionState, reason, text string) {
-	m := Move{p.units[i], to, reason, text}
-	p.moved[i] = m
-	p.Moves = append(p.Moves, m)
 }
 
 // rateWindow is the time over which a rate is looked at.

@@ -1,7 +1,9 @@
 package rollout
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -32,12 +34,12 @@ func Why(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View, device fle
 	p.judge()
 	p.queue()
 	p.advance()
-	switch s := p.state(at); {
-	case s.Good():
+	switch k := p.kinds[at]; {
+	case k == already:
 		return nil
-	case s.Ended():
+	case k.ended():
 		d.Reason, d.Text = p.whyEnded(at)
-	case s == fleet.ExecQueued:
+	case k == queued:
 		d.Reason, d.Text, d.Since = p.whyQueued(at)
 	default:
 		d.Reason, d.Text = p.whyUnderWay(at)
@@ -63,14 +65,17 @@ func standsStill(ro fleet.Rollout) string {
 }
 
 func (p *planner) whyEnded(i int) (code, text string) {
-	s, reason, _ := p.end(i)
 	u := &p.units[i]
-	text = fmt.Sprintf("attempt %d ended %s", max(u.Attempt, 1), s)
-	if reason != "" {
-		text += " (" + reason + ")"
+	state, code, said := u.State, u.Reason, u.Text
+	if m := p.moving(i); m != nil {
+		state, code, said = m.To, m.Reason, m.Text
 	}
-	if u.Text != "" {
-		text += ": " + u.Text
+	text = fmt.Sprintf("attempt %d ended %s", max(u.Attempt, 1), state)
+	if code != "" {
+		text += " (" + code + ")"
+	}
+	if said != "" {
+		text += ": " + said
 	}
 	switch again, at := p.retryable(i); {
 	case !again:
@@ -82,51 +87,68 @@ func (p *planner) whyEnded(i int) (code, text string) {
 	default:
 		text += "; it is about to be tried again"
 	}
-	return reason, text
+	return code, text
 }
 
 func (p *planner) whyQueued(i int) (code, text string, since time.Time) {
 	u := &p.units[i]
 	since = u.EnteredAt
-	code, text = p.unready(i)
-	switch code {
-	case "held":
-		for _, h := range p.Holds {
-			if h.ReleasedAt.IsZero() && (h.Model != "" && h.Model == u.Model || h.Site != "" && h.Site == u.Site) {
-				since = h.Since
-			}
-		}
-	case "offline", reasonUnreachable:
-		since = silent(u)
-	}
 	cur := p.current()
-	if code == "" {
-		code = p.full(i, cur)
-	}
-	quota, short := p.quota()
-	if code == "" && quota == 0 {
+	code = cmp.Or(p.unready(i), p.full(i, cur))
+	if quota, short := p.quota(); code == "" && quota == 0 {
 		code = short
 	}
 	switch code {
+	case "held":
+		h := p.holdOf(i)
+		text, since = "held: "+h.Reason, h.Since
+	case "model":
+		text = fmt.Sprintf("the release is for %s, and this is %s", strings.Join(p.v.Release.Models, ", "), cmp.Or(u.Model, "of no known model"))
+	case "requires":
+		text = fmt.Sprintf("the release requires %s; bring it that first", p.lacks(u))
+	case "space":
+		text = fmt.Sprintf("%d MiB are free and the release alone takes %d; make room", u.FreeMiB, p.needMiB())
+	case "offline":
+		text, since = "not connected; it is offered the release when it is back", silent(u)
+	case reasonUnreachable:
+		text, since = "not heard of "+ago(p.now, silent(u))+"; nobody waits for it, and it is offered the release when it is back", silent(u)
+	case "quarantined":
+		text = "it has not shown that it can be trusted; see its attestation"
+	case "busy":
+		text = "another rollout is at work on it"
+	case "window":
+		text = fmt.Sprintf("none of the site's hours lie within the next %v", life(p.spec))
+		if err := p.timetable(i).err; err != nil {
+			text = err.Error()
+		}
 	case "wave":
-		text = fmt.Sprintf("its wave, %s, begins when wave %s has passed", p.waves[p.wave(i)].Name, p.waves[cur].Name)
+		text = fmt.Sprintf("its wave, %s, begins when wave %s has passed", p.waves[p.wave[i]].Name, p.waves[cur].Name)
 		if p.Waves[cur].State == fleet.WaveSoaking {
 			text += ", which is watched until " + p.Waves[cur].SoakedAt.Add(p.waves[cur].Soak).UTC().Format("2006-01-02 15:04") + " UTC"
 		}
 	case "site":
-		text = fmt.Sprintf("%s of its site are under way, at most %s may be at once", count(p.sites[u.Site]), count(p.spec.PerSite))
+		text = fmt.Sprintf("%s of its site are under way, at most %s may be at once", count(p.sites[p.site[i]].flying), count(p.spec.PerSite))
 	case "model-unproved":
-		text = fmt.Sprintf("too little is known yet of how model %s takes the release; %s of it are under way", u.Model, count(p.model(u.Model).exposed))
+		text = fmt.Sprintf("too little is known yet of how model %s takes the release; %s of it are under way", u.Model, count(p.models[p.model[i]].exposed))
 	case "rate":
 		text = fmt.Sprintf("%s were offered the release within %v, which is the rate of the rollout", count(p.recent), rateWindow(p.rate()))
-	case "busy":
-		if text == "" {
-			text = fmt.Sprintf("%s devices are under way, at most %s may be at once", count(p.flying), count(p.spec.InFlight))
-		}
+	case "in-flight":
+		text = fmt.Sprintf("%s devices are under way, at most %s may be at once", count(p.flying), count(p.spec.InFlight))
 	case "":
 		code, text = "next", "it is about to be offered the release"
 	}
 	return code, text, since
+}
+
+// holdOf is the hold that keeps unit i out.
+func (p *planner) holdOf(i int) fleet.Hold {
+	u := &p.units[i]
+	for _, h := range p.Holds {
+		if h.ReleasedAt.IsZero() && (h.Model != "" && h.Model == u.Model || h.Site != "" && h.Site == u.Site) {
+			return h
+		}
+	}
+	return fleet.Hold{}
 }
 
 // waits are what a device may say it waits for.
@@ -166,8 +188,8 @@ func (p *planner) whyUnderWay(i int) (code, text string) {
 		code, text = "installing", "it is at it: "+string(u.State)
 	}
 	switch {
-	case p.held(u) && !installs(u.State):
-		text += "; it is being called back, for it is held: " + p.holdOf(u)
+	case p.held(i) && p.kinds[i] == underWay:
+		text += "; it is being called back, for it is held: " + p.holdOf(i).Reason
 	case p.presence[i] == Away:
 		text += "; it is not connected now, last heard of " + ago(p.now, silent(u)) + " before"
 	}
@@ -177,3 +199,15 @@ func (p *planner) whyUnderWay(i int) (code, text string) {
 func share64(part, whole uint64) string { return percent(100 * float64(part) / float64(whole)) }
 
 func mib(n uint64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+
+// ago is a time in the past, for people.
+func ago(now, t time.Time) string {
+	if t.IsZero() {
+		return "ever"
+	}
+	d := now.Sub(t)
+	if d >= 48*time.Hour {
+		return fmt.Sprintf("for %d days", int(d.Hours()/24))
+	}
+	return "for " + d.Round(time.Minute).String()
+}
