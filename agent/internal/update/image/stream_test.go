@@ -1,0 +1,329 @@
+package image_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/update/image"
+	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/hal/slot/slottest"
+	"github.com/tillward/tillward/provisioning/trust"
+)
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+func sha256Of(t *testing.T, path string) string {
+	t.Helper()
+	sum := sha256.Sum256(read(t, path))
+	return hex.EncodeToString(sum[:])
+}
+
+// content is what a stream gives.
+type content struct {
+	io.ReaderAt
+	fails func(at int64) error
+}
+
+func (c content) ReadAt(b []byte, at int64) (int, error) {
+	if c.fails != nil {
+		if err := c.fails(at); err != nil {
+			return 0, err
+		}
+	}
+	return c.ReaderAt.ReadAt(b, at)
+}
+
+// stream makes a till whose RAUC streams, as a mock does, and a job.
+func stream(t *testing.T) (*till, *slottest.Mock, update.Job) {
+	t.Helper()
+	l := start(t, slottest.Options{})
+	m := l.ServeMock()
+	l.root = m.Root()
+	l.restart()
+	j := l.job("2.0.0", l.Bundle(slottest.Spec{Version: "2.0.0", Format: "verity"}), "verity")
+	j.Content, j.File = bytes.NewReader(read(t, j.File)), ""
+	return l, m, j
+}
+
+func TestStream(t *testing.T) {
+	l, m, j := stream(t)
+	if !l.Streams(j.Target) {
+		t.Fatal("the box does not stream")
+	}
+	broken := 0
+	j.Content = content{j.Content, func(at int64) error {
+		if broken++; at > 0 && broken%3 == 0 { // a bad line: RAUC asks again
+			return errors.New("the line is bad")
+		}
+		return nil
+	}}
+	l.stage(j)
+	if m.Requests() < 4 {
+		t.Errorf("%d ranges were asked for", m.Requests())
+	}
+	l.next("A", false)
+	l.move(j, update.Try, update.Reboot)
+	l.reboot()
+	l.move(j, update.Prove, update.None)
+	l.move(j, update.Keep, update.None)
+	if got := l.runs("2.0.0", "rootfs.1", false); got.Hash != j.Target.Custom.RAUC.ManifestHash {
+		t.Errorf("truth: %+v; want the manifest hash %s", got, j.Target.Custom.RAUC.ManifestHash)
+	}
+}
+
+// TestStreamFallsBack shows that a fallback is seen by the manifest hash way
+// too.
+func TestStreamFallsBack(t *testing.T) {
+	l, _, j := stream(t)
+	l.stage(j)
+	l.Break("B")
+	l.move(j, update.Try, update.Reboot)
+	l.reboot()
+	if got := l.runs("1.0.0", "rootfs.0", false); got.Failed == "" {
+		t.Errorf("truth: %+v; want that the boot loader came back", got)
+	}
+}
+
+func TestStreamRefused(t *testing.T) {
+	flip := func(at func(length int64) int64) func(*testing.T, *update.Job, *slottest.Mock) {
+		return func(t *testing.T, j *update.Job, _ *slottest.Mock) {
+			b := make([]byte, j.Target.Length)
+			if _, err := j.Content.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+				t.Fatal(err)
+			}
+			b[at(j.Target.Length)] ^= 1
+			j.Content = bytes.NewReader(b)
+		}
+	}
+	for name, tt := range map[string]struct {
+		change func(*testing.T, *update.Job, *slottest.Mock)
+		want   string
+		text   string
+		stays  bool // able to stream
+	}{
+		"flipped byte in the middle":    {flip(func(n int64) int64 { return n / 2 }), "FAILED install", "", true},
+		"flipped byte in the signature": {flip(func(n int64) int64 { return n - 100 }), "REJECTED signature", "signature", true},
+		"another manifest": {func(_ *testing.T, j *update.Job, _ *slottest.Mock) {
+			j.Target.Custom.RAUC.ManifestHash = strings.Repeat("0", 64)
+		}, "REJECTED signature", "unexpected hash", true},
+		"no manifest hash": {func(_ *testing.T, j *update.Job, _ *slottest.Mock) {
+			j.Target.Custom.RAUC.ManifestHash = ""
+		}, "REJECTED signature", "manifest hash", false},
+		"content is not to be had": {func(_ *testing.T, j *update.Job, _ *slottest.Mock) {
+			j.Content = content{j.Content, func(at int64) error {
+				if at > 0 {
+					return errors.New("nobody has it")
+				}
+				return nil
+			}}
+		}, "tried again", "nobody has it", true},
+		"content is short": {func(_ *testing.T, j *update.Job, _ *slottest.Mock) { j.Target.Length++ }, "tried again", "unexpected EOF", true},
+		"RAUC that cannot insist": {func(_ *testing.T, _ *update.Job, m *slottest.Mock) {
+			m.Knows = []string{"http-headers", "transaction-id"}
+		}, "tried again", "1.14", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, m, j := stream(t)
+			before := l.Slot("rootfs.1")
+			tt.change(t, &j, m)
+			err := l.Stage(t.Context(), j)
+			if err == nil || ends(err) != tt.want || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %s: %v; want %s, %q", ends(err), err, tt.want, tt.text)
+			}
+			if !bytes.Equal(l.Slot("rootfs.1"), before) {
+				t.Error("the slot was written")
+			}
+			if _, err := l.Move(t.Context(), j, update.Try); err == nil {
+				t.Error("it is tried all the same")
+			}
+			l.runs("1.0.0", "rootfs.0", false)
+			l.next("A", true)
+			if got := l.Streams(j.Target); got != tt.stays {
+				t.Errorf("streams afterwards: %v, want %v", got, tt.stays)
+			}
+		})
+	}
+}
+
+// TestOldRAUC shows that the real RAUC of this machine, where it cannot stream,
+// is not asked to.
+func TestOldRAUC(t *testing.T) {
+	l := start(t, slottest.Options{})
+	j := l.job("2.0.0", l.Bundle(slottest.Spec{Version: "2.0.0", Format: "verity"}), "verity")
+	if l.Streams(j.Target) {
+		t.Error("streams without NBD")
+	}
+	j.Content, j.File = bytes.NewReader(read(t, j.File)), ""
+	if err := l.Stage(t.Context(), j); !errors.Is(err, hal.ErrNoStream) || ends(err) != "tried again" {
+		t.Errorf("got %v, want %v", err, hal.ErrNoStream)
+	}
+	l.runs("1.0.0", "rootfs.0", false)
+}
+
+// burglar is an installer that tells another process of the box, which asks the
+// proxy for what is not its own.
+type burglar struct {
+	try func(b hal.Bundle)
+}
+
+func (burglar) Status(context.Context) (hal.Boot, error) {
+	return hal.Boot{Compatible: "x", Booted: "rootfs.0", Primary: "rootfs.0", Streams: true, Slots: []hal.Slot{{Name: "rootfs.0"}, {Name: "rootfs.1"}}}, nil
+}
+
+func (b burglar) Install(_ context.Context, bundle hal.Bundle, _ func(int, string)) (string, error) {
+	b.try(bundle)
+	return "", errors.New("caught")
+}
+
+func (burglar) Mark(context.Context, string, string) error { return nil }
+
+// TestProxyIsOurs asks the proxy as somebody else would.
+func TestProxyIsOurs(t *testing.T) {
+	var url string
+	ask := func(method, url string, headers ...string) (int, string) {
+		r, err := http.NewRequestWithContext(t.Context(), method, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range headers {
+			name, value, _ := strings.Cut(h, ": ")
+			r.Header.Set(name, value)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer func() { _ = resp.Body.Close() }()
+		b, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(b)
+	}
+	secret := []byte("only for RAUC")
+	h := image.New(image.Options{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Slots: burglar{func(b hal.Bundle) {
+		url = b.Source
+		token, all := b.Headers[0], "Range: bytes=0-"
+		if !strings.HasPrefix(url, "http://127.0.0.1:") {
+			t.Errorf("the proxy is at %s", url)
+		}
+		for name, tt := range map[string]struct {
+			method  string
+			url     string
+			headers []string
+			want    int
+		}{
+			"RAUC":              {"GET", url, []string{token, all}, 206},
+			"no token":          {"GET", url, []string{all}, 403},
+			"another token":     {"GET", url, []string{token + "x", all}, 403},
+			"another path":      {"GET", url + "x", []string{token, all}, 404},
+			"the folder":        {"GET", url[:strings.LastIndex(url, "/")+1], []string{token, all}, 404},
+			"another, no token": {"GET", url + "x", []string{all}, 403},
+			"a write":           {"POST", url, []string{token, all}, 405},
+			"no range":          {"GET", url, []string{token}, 416},
+			"two ranges":        {"GET", url, []string{token, "Range: bytes=0-1,3-4"}, 416},
+			"after the end":     {"GET", url, []string{token, "Range: bytes=13-"}, 416},
+			"the wrong way":     {"GET", url, []string{token, "Range: bytes=3-2"}, 416},
+			"from the end":      {"GET", url, []string{token, "Range: bytes=-3"}, 416},
+		} {
+			got, body := ask(tt.method, tt.url, tt.headers...)
+			if got != tt.want || strings.Contains(body, string(secret)) != (tt.want == 206) {
+				t.Errorf("%s: got %d %q, want %d", name, got, body, tt.want)
+			}
+		}
+	}}})
+	j := update.Job{Execution: "x", Version: "2.0.0", Content: bytes.NewReader(secret), Target: trust.Target{Length: int64(len(secret)), Custom: trust.Custom{
+		Class: trust.ClassOS, RAUC: &trust.RAUC{Compatible: "x", Version: "2.0.0", Format: "verity", ManifestHash: "00"},
+	}}}
+	if err := h.Stage(t.Context(), j); err == nil || url == "" {
+		t.Fatalf("got %v at %q", err, url)
+	}
+	if got, body := ask("GET", url); got != 0 {
+		t.Errorf("after the installation: got %d %q, want nobody there", got, body)
+	}
+}
+
+// TestProxyStalls gives a range up before the kernel gives the device up.
+func TestProxyStalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stop := make(chan struct{})
+		defer close(stop)
+		h, path, name, token := image.Proxy(content{bytes.NewReader([]byte("x")), func(int64) error { <-stop; return errors.New("stopped") }}, 1)
+		done := make(chan int, 20)
+		for range cap(done) { // more than are served at once
+			go func() {
+				r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
+				r.Header.Set(name, token)
+				r.Header.Set("Range", "bytes=0-0")
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, r)
+				done <- w.Code
+			}()
+		}
+		deadline, cancel := context.WithTimeout(t.Context(), image.Patience+1)
+		defer cancel()
+		for range cap(done) {
+			select {
+			case code := <-done:
+				if code != http.StatusBadGateway && code != http.StatusServiceUnavailable {
+					t.Errorf("got %d", code)
+				}
+			case <-deadline.Done():
+				t.Fatal("a range that does not come is waited for too long")
+			}
+		}
+	})
+	if six := 6*image.Patience.Seconds() + 5; six >= 300 {
+		t.Errorf("RAUC asks six times, with a second between: %v s, and the kernel gives the device up at 300 s", six)
+	}
+}
+
+// FuzzProxy asks for anything: what comes is the range that was asked for, or
+// nothing of the content.
+func FuzzProxy(f *testing.F) {
+	for _, r := range []string{"bytes=0-3", "bytes=5-", "bytes=-1", "bytes=0-0,2-3", "bytes=99999999999999999999-", "bytes=3-1", "bytes=+1-2", "", "bytes=0-\x00"} {
+		f.Add(r, true)
+		f.Add(r, false)
+	}
+	whole := bytes.Repeat([]byte("0123456789abcdef"), 40000) // more than one piece
+	h, path, name, token := image.Proxy(bytes.NewReader(whole), int64(len(whole)))
+	f.Fuzz(func(t *testing.T, ranges string, ours bool) {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
+		r.Header.Set("Range", ranges)
+		if ours {
+			r.Header.Set(name, token)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != http.StatusPartialContent {
+			if w.Body.Len() > 100 {
+				t.Fatalf("%d with %d bytes", w.Code, w.Body.Len())
+			}
+			return
+		}
+		var from, to, length int
+		if _, err := fmt.Sscanf(w.Header().Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &length); err != nil || !ours || length != len(whole) {
+			t.Fatalf("%q, token %v: Content-Range %q", ranges, ours, w.Header().Get("Content-Range"))
+		}
+		if !bytes.Equal(w.Body.Bytes(), whole[from:to+1]) {
+			t.Fatalf("%q: other bytes than %d-%d", ranges, from, to)
+		}
+	})
+}
