@@ -70,11 +70,6 @@ type Rollout struct {
 	Waves      []WaveStatus // as many as Spec.Waves; empty before it started
 	Holds      []Hold
 	Version    int64 // counts changes of the row; whoever changes it says which it saw
-
-	Group     string        // superseded by Spec.Filter
-	Deadline  time.Duration // superseded by Spec.Deadline
-	MaxFailed int           // superseded by Spec.Gate.BadCap
-	Repair    bool          // superseded by Spec.Repair
 }
 
 // Spec is how a rollout goes: what an operator composes and another approves.

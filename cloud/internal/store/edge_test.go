@@ -3,7 +3,6 @@ package store_test
 import (
 	"math"
 	"testing"
-	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
@@ -13,12 +12,12 @@ import (
 func offered(t *testing.T, s *store.Store) fleet.Execution {
 	t.Helper()
 	must(t, s.AddRelease(t.Context(), fleet.Release{ID: "agent/1.0.0"}, event("release.add")))
-	must(t, s.AddRollout(t.Context(), fleet.Rollout{ID: "r1", Tenant: "main", Release: "agent/1.0.0", State: fleet.RolloutRunning, Deadline: time.Hour}, event("rollout.add")))
+	must(t, s.AddRollout(t.Context(), fleet.Rollout{ID: "r1", Tenant: "main", Release: "agent/1.0.0", State: fleet.RolloutRunning}, event("rollout.add")))
 	_, err := s.Enlist(t.Context(), "r1")
 	must(t, err)
-	es, _, err := s.Executions(t.Context(), "main", "r1", fleet.Page{})
+	es, _, err := s.RolloutUnits(t.Context(), "main", "r1", fleet.ExecutionFilter{}, fleet.Page{})
 	must(t, err)
-	return es[0]
+	return es[0].Execution
 }
 
 // TestStepBeyondRange has a device claim numbers of bytes that no column holds. That is the message's fault for
@@ -63,7 +62,7 @@ func TestProgress(t *testing.T) {
 		if (got != nil) != tt.moved {
 			t.Errorf("step %d: got %+v, want moved %v", i, got, tt.moved)
 		}
-		es, _, err := s.Executions(t.Context(), "main", "r1", fleet.Page{})
+		es, _, err := s.RolloutUnits(t.Context(), "main", "r1", fleet.ExecutionFilter{}, fleet.Page{})
 		must(t, err)
 		if es[0].Done != tt.wantDone || es[0].Total != tt.wantTotal {
 			t.Errorf("step %d: got %d of %d, want %d of %d", i, es[0].Done, es[0].Total, tt.wantDone, tt.wantTotal)

@@ -104,7 +104,7 @@ func TestCommandLife(t *testing.T) {
 func TestRolloutLife(t *testing.T) {
 	s, ds := enrolled(t, 3)
 	ctx := t.Context()
-	r := fleet.Rollout{ID: "r1", Tenant: "main", Release: "agent/1.0.0", Group: "canary", State: fleet.RolloutRunning, CreatedAt: noon, Deadline: time.Hour, MaxFailed: 1}
+	r := fleet.Rollout{ID: "r1", Tenant: "main", Release: "agent/1.0.0", State: fleet.RolloutRunning, CreatedAt: noon, Spec: fleet.Spec{Filter: fleet.Filter{Group: "canary"}, Deadline: time.Hour}}
 	wantErr(t, "without its release", s.AddRollout(ctx, r, event("rollout.add")), fleet.ErrNotFound)
 	rel := fleet.Release{ID: "agent/1.0.0", Class: "agent", Version: "1.0.0", Targets: []fleet.Target{{Path: "agent/1.0.0/x", SHA256: "ab", Length: 7}}, PublishedAt: noon}
 	must(t, s.AddRelease(ctx, rel, event("release.add")))
@@ -117,7 +117,7 @@ func TestRolloutLife(t *testing.T) {
 	}
 	must(t, s.AddRollout(ctx, r, event("rollout.add")))
 	wantErr(t, "rollout twice", s.AddRollout(ctx, r, event("rollout.add")), fleet.ErrExists)
-	if got, err := s.Rollout(ctx, "main", "r1"); err != nil || got.Deadline != time.Hour || got.Group != "canary" {
+	if got, err := s.Rollout(ctx, "main", "r1"); err != nil || got.Spec.Deadline != time.Hour || got.Spec.Filter.Group != "canary" {
 		t.Errorf("rollout: got %+v, %v", got, err)
 	}
 
@@ -134,7 +134,7 @@ func TestRolloutLife(t *testing.T) {
 	if n, err := s.Enlist(ctx, "r1"); err != nil || n != 1 {
 		t.Errorf("enlist a late member: got %d, %v, want 1", n, err)
 	}
-	es, next, err := s.Executions(ctx, "main", "r1", fleet.Page{Limit: 2})
+	es, next, err := s.RolloutUnits(ctx, "main", "r1", fleet.ExecutionFilter{}, fleet.Page{Limit: 2})
 	if err != nil || len(es) != 2 || next == "" {
 		t.Fatalf("executions: got %+v %q, %v", es, next, err)
 	}
@@ -180,16 +180,16 @@ func TestRolloutLife(t *testing.T) {
 		t.Errorf("counts: got %v, %v", n, err)
 	}
 
-	running := []fleet.RolloutState{fleet.RolloutRunning}
 	if rs, err := s.RunningRollouts(ctx); err != nil || len(rs) != 1 {
 		t.Errorf("running: got %+v, %v", rs, err)
 	}
-	got, err := s.SetRollout(ctx, "main", "r1", running, fleet.RolloutAborted, "bad", event("rollout.abort"))
+	got, err := s.Rollout(ctx, "main", "r1")
+	must(t, err)
+	got.State, got.Reason, got.EndedAt = fleet.RolloutAborted, "bad", noon
+	got, err = s.SaveRollout(ctx, got, event("rollout.abort"))
 	if err != nil || got.State != fleet.RolloutAborted || got.EndedAt.IsZero() || got.Reason != "bad" {
 		t.Errorf("aborted: got %+v, %v", got, err)
 	}
-	_, err = s.SetRollout(ctx, "main", "r1", running, fleet.RolloutPaused, "", event("rollout.pause"))
-	wantErr(t, "pause what was aborted", err, fleet.ErrConflict)
 	if n, err := s.Counts(ctx, "r1"); err != nil || n[fleet.ExecCanceled] != 2 || n[fleet.ExecSucceeded] != 1 || len(n) != 2 {
 		t.Errorf("counts after abort: got %v, %v", n, err)
 	}

@@ -105,7 +105,7 @@ func TestReset(t *testing.T) {
 	if got, err := s.Command(ctx, "main", c.ID); err != nil || got.Device != was || got.State != fleet.CommandExpired || got.Code != "released" {
 		t.Errorf("open command: got %+v, %v", got, err)
 	}
-	if es, _, err := s.Executions(ctx, "main", "r1", fleet.Page{}); err != nil || len(es) != 1 || es[0].ID != x || es[0].State != fleet.ExecCanceled || es[0].Device != was {
+	if es, _, err := s.RolloutUnits(ctx, "main", "r1", fleet.ExecutionFilter{}, fleet.Page{}); err != nil || len(es) != 1 || es[0].ID != x || es[0].State != fleet.ExecCanceled || es[0].Device != was {
 		t.Errorf("open execution: got %+v, %v", es, err)
 	}
 	if sum, err := s.Summary(ctx, "main"); err != nil || sum.Devices != 0 {

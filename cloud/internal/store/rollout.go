@@ -1,12 +1,10 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
@@ -32,17 +30,12 @@ func scanRollout(row scanner) (numbered[fleet.Rollout], error) {
 		}
 	}
 	r.CreatedAt, r.ApprovedAt, r.StartedAt, r.EndedAt = at(created), at(approved), at(started), at(ended)
-	r.Group, r.Deadline, r.MaxFailed, r.Repair = r.Spec.Filter.Group, r.Spec.Deadline, r.Spec.Gate.BadCap, r.Spec.Repair
 	return numbered[fleet.Rollout]{n, r}, nil
 }
 
 // AddRollout adds a rollout of a release that is there and that its tenant may
 // use, in the state it carries.
 func (s *Store) AddRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditEvent) error {
-	r.Spec.Filter.Group = cmp.Or(r.Spec.Filter.Group, r.Group)
-	r.Spec.Deadline = cmp.Or(r.Spec.Deadline, r.Deadline)
-	r.Spec.Gate.BadCap = cmp.Or(r.Spec.Gate.BadCap, r.MaxFailed)
-	r.Spec.Repair = r.Spec.Repair || r.Repair
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
 		var one int
 		if err := w.row(ctx, `SELECT 1 FROM "release" WHERE id = ? AND tenant IN ('', ?)`, r.Release, r.Tenant).Scan(&one); err != nil {
@@ -197,35 +190,4 @@ func (w *writer) stop(ctx context.Context, r fleet.Rollout) error {
 // count gives the next number of its kind.
 func (w *writer) count(ctx context.Context, name string) (n int64, err error) {
 	return n, w.row(ctx, `UPDATE counter SET n = n + 1 WHERE name = ? RETURNING n`, name).Scan(&n)
-}
-
-// SetRollout moves a rollout of tenant t to a state if it stands in one of
-// from, and writes ev to the service trail. Standing elsewhere is
-// fleet.ErrConflict. With ABORTED what was not offered yet is CANCELED.
-func (s *Store) SetRollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, from []fleet.RolloutState, to fleet.RolloutState, reason string, ev fleet.AuditEvent) (fleet.Rollout, error) {
-	var r numbered[fleet.Rollout]
-	err := s.tx(ctx, func(ctx context.Context, w *writer) (err error) {
-		if r, err = scanRollout(w.row(ctx, `SELECT `+rolloutColumns+` WHERE r.id = ? AND r.tenant = ?`, id, t)); err != nil {
-			return err
-		}
-		if !slices.Contains(from, r.v.State) {
-			return fmt.Errorf("it is %s: %w", r.v.State, fleet.ErrConflict)
-		}
-		r.v.State, r.v.Reason = to, reason
-		if to.Ended() {
-			r.v.EndedAt = w.now.Truncate(time.Millisecond).UTC()
-		}
-		if err := w.exec(ctx, `UPDATE rollout SET state = ?, reason = ?, ended_at = ?, version = version + 1 WHERE id = ?`, to, reason, ms(r.v.EndedAt), id); err != nil {
-			return err
-		}
-		r.v.Version++
-		if err := w.stop(ctx, r.v); err != nil {
-			return err
-		}
-		return w.audit(ctx, t, ev)
-	})
-	if err != nil {
-		return fleet.Rollout{}, fmt.Errorf("set rollout %s to %s: %w", id, to, err)
-	}
-	return r.v, nil
 }

@@ -225,7 +225,6 @@ func TestTenants(t *testing.T) {
 	manifest(t, s, 1)
 	must(t, s.Claim(ctx, "main", "dev-1", "code-1", "", "", fleet.AuditEvent{Kind: "device.claim"}))
 	must(t, s.NoteWaiting(ctx, asks(1, fleet.TierA, time.Now())))
-	running := []fleet.RolloutState{fleet.RolloutRunning}
 
 	for name, call := range map[string]func(fleet.TenantID) error{
 		"Device": func(x fleet.TenantID) error { _, err := s.Device(ctx, x, id); return err },
@@ -271,11 +270,6 @@ func TestTenants(t *testing.T) {
 			if errors.Is(err, fleet.ErrConflict) { // found, and nothing to be tried again
 				return nil
 			}
-			return err
-		},
-		"Executions": func(x fleet.TenantID) error { _, _, err := s.Executions(ctx, x, "r1", fleet.Page{}); return err },
-		"SetRollout": func(x fleet.TenantID) error {
-			_, err := s.SetRollout(ctx, x, "r1", running, fleet.RolloutRunning, "", event("rollout.set"))
 			return err
 		},
 		"Commit": func(x fleet.TenantID) error {
@@ -400,7 +394,7 @@ func TestMigrates(t *testing.T) {
 			if c, err := s.Command(ctx, "main", "c1"); err != nil || c.State != fleet.CommandSucceeded || c.Args["seconds"] != "5" {
 				t.Errorf("command: got %+v, %v", c, err)
 			}
-			if es, _, err := s.Executions(ctx, "main", "r1", fleet.Page{}); err != nil || len(es) != 1 || es[0].State != fleet.ExecDownloading {
+			if es, _, err := s.RolloutUnits(ctx, "main", "r1", fleet.ExecutionFilter{}, fleet.Page{}); err != nil || len(es) != 1 || es[0].State != fleet.ExecDownloading {
 				t.Errorf("executions: got %+v, %v", es, err)
 			}
 			r, err := s.Rollout(ctx, "main", "r1")

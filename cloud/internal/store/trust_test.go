@@ -284,7 +284,7 @@ func rolled(t testing.TB, s *store.Store, n int, release fleet.ReleaseID, state 
 	must(t, s.AddRollout(t.Context(), fleet.Rollout{ID: id, Tenant: "main", Release: release, State: fleet.RolloutRunning}, event("rollout.add")))
 	_, err := s.Enlist(t.Context(), id)
 	must(t, err)
-	l, _, err := s.Executions(t.Context(), "main", id, fleet.Page{})
+	l, _, err := s.RolloutUnits(t.Context(), "main", id, fleet.ExecutionFilter{}, fleet.Page{})
 	must(t, err)
 	if state != fleet.ExecQueued {
 		moved(t, s, l[0].ID, fleet.ExecOffered)

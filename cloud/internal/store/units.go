@@ -139,16 +139,6 @@ func (s *Store) RolloutUnits(ctx context.Context, t fleet.TenantID, id fleet.Rol
 	return items, next, nil
 }
 
-// Executions lists the executions of a rollout of tenant t in the order in
-// which they were enlisted.
-func (s *Store) Executions(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, p fleet.Page) (items []fleet.Execution, next string, err error) {
-	all, next, err := s.RolloutUnits(ctx, t, id, fleet.ExecutionFilter{}, p)
-	for _, u := range all {
-		items = append(items, u.Execution)
-	}
-	return items, next, err
-}
-
 // DeviceUnits lists the executions of a device of tenant t, newest first.
 func (s *Store) DeviceUnits(ctx context.Context, t fleet.TenantID, device fleet.DeviceID, p fleet.Page) (items []fleet.Unit, next string, err error) {
 	if err := s.owns(ctx, t, device); err != nil {
