@@ -16,3 +16,6 @@ func Fetch(ctx context.Context, dial func(ctx context.Context, network, address 
 
 // LookPause is how long after so many failures the reference is looked for again.
 func LookPause(failures int) time.Duration { return lookPause(failures) }
+
+// Aged is 1 from half of the life of metadata on, 2 once it has expired.
+func Aged(now, signed, expires time.Time) int { return aged(now, signed, expires) }

@@ -251,3 +251,17 @@ func TestMedium(t *testing.T) {
 		t.Error("the service was sent reports of an execution that it does not have")
 	}
 }
+
+// Half of the life of the metadata without another is the time to say so.
+func TestAgeOfMetadata(t *testing.T) {
+	signed := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	expires := signed.Add(7 * 24 * time.Hour)
+	for at, want := range map[time.Duration]int{0: 0, 83 * time.Hour: 0, 84 * time.Hour: 1, 167 * time.Hour: 1, 168 * time.Hour: 2} {
+		if got := agent.Aged(signed.Add(at), signed, expires); got != want {
+			t.Errorf("after %s: got %d, want %d", at, got, want)
+		}
+	}
+	if got := agent.Aged(expires, time.Time{}, time.Time{}); got != 0 {
+		t.Errorf("nothing known: got %d", got)
+	}
+}

@@ -2,7 +2,6 @@ package update_test
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -35,11 +34,7 @@ func TestAnySequenceEndsTruthfully(t *testing.T) {
 }
 
 func anySequence(t *testing.T, r *rapid.T) {
-	dir, err := os.MkdirTemp(t.TempDir(), "till")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := newTill(t, dir)
+	b := newTill(t, folder(t))
 	b.fatal = r.Fatalf
 	names := []string{"agent", "os/box/prod", "ops/shop/pos"}
 	last := map[string]string{"agent": "1.0.0", "os/box/prod": "1.0.0"}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -30,7 +31,8 @@ type till struct {
 	health  map[string]string
 	reason  string // why the gate is closed
 	opens   time.Time
-	offline time.Time // until then nothing can be asked or fetched
+	offline time.Time     // until then nothing can be asked or fetched
+	slow    time.Duration // how long a download takes
 
 	machine *update.Machine
 	reports []update.Progress
@@ -58,6 +60,18 @@ type part struct {
 	backFail int
 }
 
+// folder is one in memory, where there is one: what a real disk loses the tests
+// of the handlers show.
+func folder(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "till")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 func newTill(t testing.TB, dir string) *till {
 	b := &till{
 		fatal: t.Fatalf, dir: dir, fate: map[string]string{}, health: map[string]string{"printer": "OK", "reader": "Fault"},
@@ -80,8 +94,11 @@ func (b *till) step(name string) {
 }
 
 // Stage implements update.Handler.
-func (p *part) Stage(_ context.Context, j update.Job) error {
+func (p *part) Stage(ctx context.Context, j update.Job) error {
 	switch p.t.fate[j.Component+"/"+j.Version] {
+	case "endless":
+		<-ctx.Done()
+		return ctx.Err()
 	case "broken":
 		return update.Fail("selfcheck", "it does not run")
 	case "misfit":
@@ -186,11 +203,16 @@ func (b *till) Target(_ context.Context, name string) (trust.Target, error) {
 }
 
 // Get implements update.Content.
-func (b *till) Get(_ context.Context, o update.Order) (string, error) {
+func (b *till) Get(ctx context.Context, o update.Order) (string, error) {
 	if time.Now().Before(b.offline) {
 		return "", errors.New("no network")
 	}
 	b.step("fetch")
+	select {
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case <-time.After(b.slow):
+	}
 	o.Told(o.Target.Length, o.Target.Length, update.Bytes{Wire: o.Target.Length}, "")
 	return "content", nil
 }

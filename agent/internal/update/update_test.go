@@ -47,7 +47,7 @@ type cut struct{ step string }
 
 func newBox(t *testing.T) *box {
 	t.Helper()
-	b := &box{t: t, dir: t.TempDir(), golden: filepath.Join(t.TempDir(), "tillward-agent"), keys: make(trust.Keys)}
+	b := &box{t: t, dir: folder(t), golden: filepath.Join(t.TempDir(), "tillward-agent"), keys: make(trust.Keys)}
 	for _, role := range []string{trust.RoleRoot, trust.RoleTargets, trust.RoleSnapshot, trust.RoleTimestamp} {
 		k, err := trust.NewKey(filepath.Join(t.TempDir(), role))
 		if err != nil {

@@ -168,8 +168,7 @@ func (h *Handler) Running(context.Context, string) (update.Truth, error) {
 		}
 	}
 	if on := h.s.trial(); on != nil {
-		t.Trial = on.Slot == h.o.Slot
-		t.Failed = on.Failed
+		t.Trial, t.Failed, t.Execution = on.Slot == h.o.Slot, on.Failed, on.Execution
 	}
 	return t, nil
 }
