@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,10 +21,12 @@ import (
 // sandbox.
 const sandboxName = "tillward-sandbox"
 
-// What a sandbox is told on descriptor 3; on 4 it says what went wrong.
+// What a sandbox is told on descriptor 3; on 4 it says what went wrong, or that
+// it stands, and then what is wrong with the script.
 const (
 	specFD   = 3
 	statusFD = 4
+	stands   = "!"
 )
 
 // spec is what a sandbox is told.
@@ -44,6 +48,8 @@ var view = []string{
 }
 
 var nodes = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}
+
+const maxMemory = 256 << 20 // of each process
 
 const scratch = "size=16m,nr_inodes=1024,mode=1777" // /tmp
 
@@ -86,10 +92,36 @@ func enter() error {
 	if err := s.shed(); err != nil {
 		return err
 	}
+	return s.become()
+}
+
+// become executes the script, if there is one. The limit of its memory comes at
+// the last moment: it is meant for the script, and this program, which may hold
+// more, must not need any after that.
+func (s spec) become() error {
 	if len(s.Args) == 0 {
-		return nil
+		_, err := unix.Write(statusFD, []byte(stands))
+		return err
 	}
-	return fmt.Errorf("execute %s: %w", s.Args[0], syscall.Exec(s.Args[0], s.Args, s.Env))
+	args, err := syscall.SlicePtrFromStrings(s.Args)
+	if err != nil {
+		return err
+	}
+	env, err := syscall.SlicePtrFromStrings(s.Env)
+	if err != nil {
+		return err
+	}
+	debug.SetGCPercent(-1)
+	if _, err := unix.Write(statusFD, []byte(stands)); err != nil {
+		return err
+	}
+	limit := [2]uint64{maxMemory, maxMemory} // struct rlimit64
+	// #nosec G103 -- the kernel takes addresses
+	_, _, errno := unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_DATA, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	if errno == 0 {
+		_, _, errno = unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(args[0])), uintptr(unsafe.Pointer(&args[0])), uintptr(unsafe.Pointer(&env[0])))
+	}
+	return errno
 }
 
 // build makes a view of the box and moves into it.
@@ -228,7 +260,6 @@ func (s spec) shed() error {
 	}{
 		{unix.RLIMIT_CORE, 0},
 		{unix.RLIMIT_CPU, uint64(s.Time/time.Second) + 1},
-		{unix.RLIMIT_DATA, 256 << 20},
 		{unix.RLIMIT_FSIZE, uint64(s.Quota)},
 		{unix.RLIMIT_MEMLOCK, 0},
 		{unix.RLIMIT_MSGQUEUE, 0},

@@ -98,17 +98,19 @@ func (s spec) run(ctx context.Context, hostUID int) (stdout, stderr *output, cod
 	over := s.watch(ctx, cancel)
 	wrong, _ := io.ReadAll(io.LimitReader(statusR, maxOutput)) // ends when the script is executed
 	err = cmd.Wait()
+	ended := ctx.Err()
 	cancel()
 	if grown := <-over; grown != nil {
 		return stdout, stderr, 0, grown
 	}
-	switch _, exited := errors.AsType[*exec.ExitError](err); {
-	case len(wrong) > 0:
-		return stdout, stderr, 0, fmt.Errorf("%w: %s", errSandbox, wrong)
-	case werr != nil:
-		return stdout, stderr, 0, fmt.Errorf("%w: %w", errSandbox, werr)
-	case err != nil && !exited && !errors.Is(err, exec.ErrWaitDelay) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled):
-		return stdout, stderr, 0, fmt.Errorf("run sandbox: %w", err)
+	wrong, stood := bytes.CutPrefix(wrong, []byte(stands))
+	switch {
+	case stood && len(wrong) > 0:
+		return stdout, stderr, 0, fmt.Errorf("execute run: %s", wrong)
+	case ended != nil:
+		return stdout, stderr, -1, nil
+	case !stood: // whatever it was, it was not the script
+		return stdout, stderr, 0, fmt.Errorf("%w: %s%s", errors.Join(errSandbox, err, werr), wrong, stderr.text())
 	}
 	return stdout, stderr, cmd.ProcessState.ExitCode(), nil
 }
