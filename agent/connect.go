@@ -180,7 +180,9 @@ func (a *Agent) stay(ctx context.Context, dev TPM, m *membership, renew func(), 
 	g.Go(func() error { return keep(ctx) })
 	g.Go(func() error { return a.follow(ctx, m, dev) })
 	g.Go(func() error { return a.watchMedia(ctx, m) })
-	g.Go(func() error { return a.watchAge(ctx, m) })
+	g.Go(func() error {
+		return freshness{releases: m.tuf, now: a.clock.Now, record: a.record, log: a.log}.watch(ctx)
+	})
 	g.Go(func() error { return w.run(ctx) })
 	return g.Wait()
 }

@@ -23,7 +23,6 @@ import (
 const (
 	mediumEvery = 5 * time.Second // between two looks for a medium
 	mediumOrder = "order.cbor"    // the last file that is written to one
-	freshEvery  = time.Hour       // between two looks at the age of the release metadata
 )
 
 // watchMedia takes what update media bring, as long as the device is a member
@@ -157,38 +156,4 @@ func (a *Agent) fromMedium(dir string) (update.Releases, error) {
 		return nil, update.Fail("canceled", "the update medium was taken out: plug it in again for another try")
 	}
 	return m.tuf.Medium(dir), nil
-}
-
-// watchAge raises an alarm when the release metadata grows old: who keeps a
-// device from what is new is seen by that, before updates stop.
-func (a *Agent) watchAge(ctx context.Context, m *membership) error {
-	var told [2]time.Time
-	tick := time.NewTicker(freshEvery)
-	defer tick.Stop()
-	for {
-		signed, expires := m.tuf.Freshness()
-		if stage := aged(a.clock.Now(), signed, expires); stage > 0 && !told[stage-1].Equal(signed) {
-			told[stage-1] = signed
-			kind := [...]string{"update.metadata-old", "update.metadata-expired"}[stage-1]
-			a.record(ctx, kind, "alarm", "", map[string]string{"signed": signed.UTC().Format(time.RFC3339), "expires": expires.UTC().Format(time.RFC3339)})
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
-// aged is 1 from half of the life of metadata on, 2 once it has expired.
-func aged(now, signed, expires time.Time) int {
-	switch {
-	case signed.IsZero() || expires.IsZero():
-		return 0
-	case !now.Before(expires):
-		return 2
-	case !now.Before(signed.Add(expires.Sub(signed) / 2)):
-		return 1
-	}
-	return 0
 }
