@@ -207,6 +207,9 @@ func fits(j update.Job, b hal.Boot) error {
 // holds compares what RAUC says is in a slot with what was to be installed.
 func holds(s hal.Slot, j update.Job) error {
 	want := j.Target.Custom.RAUC
+	if want == nil {
+		return nil // a trial that was found, of which nobody knows what was to be
+	}
 	if s.Version != want.Version {
 		return update.Fail("install", "slot %s holds version %q, not %s (does system.conf name a place for slot states, data-directory?)", s.Name, s.Version, want.Version)
 	}

@@ -224,6 +224,28 @@ func TestFallback(t *testing.T) {
 	l.next("A", false)
 }
 
+// TestFound ends trials that are only known by what Running tells.
+func TestFound(t *testing.T) {
+	for name, tt := range map[string]struct {
+		move  update.Move
+		want  update.Effect
+		after string
+	}{"kept": {update.Keep, update.None, "2.0.0"}, "taken back": {update.Back, update.Reboot, "1.0.0"}} {
+		t.Run(name, func(t *testing.T) {
+			l := start(t, slottest.Options{})
+			j := l.plain("2.0.0")
+			l.stage(j)
+			l.move(j, update.Try, update.Reboot)
+			l.reboot()
+			found := update.Job{Execution: l.runs("2.0.0", "rootfs.1", true).Execution, Component: component}
+			l.move(found, update.Prove, update.None)
+			l.move(found, tt.move, tt.want)
+			l.reboot()
+			l.runs(tt.after, map[string]string{"2.0.0": "rootfs.1", "1.0.0": "rootfs.0"}[tt.after], false)
+		})
+	}
+}
+
 // TestUnprovedFallsBack shows that a trial that nobody ends is not for ever:
 // the tries of the boot loader run out.
 func TestUnprovedFallsBack(t *testing.T) {

@@ -198,8 +198,11 @@ func (h *Handler) Running(ctx context.Context, component string) (update.Truth, 
 	if t.Hash == "" {
 		t.Hash = s.SHA256
 	}
+	if t.Trial {
+		t.Execution = n.Execution
+	}
 	if h.fellBack(b, n) {
-		t.Failed = fallback(b, n)
+		t.Execution, t.Failed = n.Execution, fallback(b, n)
 	}
 	return t, nil
 }
