@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -128,6 +129,23 @@ func decrypt(der, passphrase []byte) ([]byte, error) {
 		return nil, errPassphrase
 	}
 	return data[:len(data)-pad], nil
+}
+
+// EncryptKey returns a private key, PKCS#8 in DER, as the PEM that files of
+// authorities have. Signers of releases keep theirs the same way.
+func EncryptKey(der, passphrase []byte) ([]byte, error) {
+	if len(passphrase) == 0 {
+		return nil, errors.New("encrypt key: an empty passphrase protects nothing")
+	}
+	return folder{o: Options{Passphrase: passphrase}}.encode(der)
+}
+
+// DecryptKey undoes EncryptKey.
+func DecryptKey(block *pem.Block, passphrase []byte) ([]byte, error) {
+	if block.Type != encryptedPEM {
+		return nil, fmt.Errorf("%s is not an encrypted private key (PKCS#8)", block.Type)
+	}
+	return decrypt(block.Bytes, passphrase)
 }
 
 // derive makes the 32-byte key that a passphrase stands for.

@@ -2,7 +2,10 @@ package ca_test
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/pem"
 	"os"
 	"os/exec"
@@ -197,4 +200,33 @@ func FuzzDecrypt(f *testing.F) {
 		}
 		_, _ = ca.Decrypt(der, []byte("x"))
 	})
+}
+
+// Signers of releases keep their keys in the same form.
+func TestEncryptKey(t *testing.T) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := ca.EncryptKey(der, []byte("open sesame"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(b)
+	if got, err := ca.DecryptKey(block, []byte("open sesame")); err != nil || !bytes.Equal(got, der) {
+		t.Errorf("got %x and %v", got, err)
+	}
+	if got, err := ca.DecryptKey(block, []byte("another")); err == nil && bytes.Equal(got, der) {
+		t.Error("another passphrase opened it")
+	}
+	if _, err := ca.DecryptKey(&pem.Block{Type: "PRIVATE KEY", Bytes: der}, []byte("open sesame")); err == nil {
+		t.Error("a plain key was decrypted")
+	}
+	if _, err := ca.EncryptKey(der, nil); err == nil {
+		t.Error("encrypted with nothing")
+	}
 }
