@@ -3,6 +3,7 @@ package main
 import (
 	"crypto"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -11,6 +12,8 @@ import (
 	"net/url"
 	"os"
 	"strings"
+
+	"golang.org/x/term"
 
 	"github.com/tillward/tillward/provisioning/ca"
 	"github.com/tillward/tillward/provisioning/ca/pkcs11"
@@ -23,18 +26,28 @@ type keyCmd struct {
 }
 
 type keyCreate struct {
-	File    string `arg:"" optional:"" help:"Where to write it; readable by its owner only."`
-	PKCS11  string `name:"pkcs11" help:"Make it in this token instead, which never lets it out: pkcs11:token=LABEL;object=NAME?module-path=FILE&pin-source=FILE" placeholder:"URI"`
-	Public  string `help:"Write its public half here, too." placeholder:"FILE"`
+	File   string `arg:"" optional:"" help:"Where to write it; readable by its owner only."`
+	PKCS11 string `name:"pkcs11" help:"Make it in this token instead, which never lets it out: pkcs11:token=LABEL;object=NAME?module-path=FILE&pin-source=FILE" placeholder:"URI"`
+	Public string `help:"Write its public half here, too." placeholder:"FILE"`
+
+	PassphraseFile string `help:"File with a passphrase that encrypts the key." placeholder:"FILE"`
+
 	Sealing string `help:"Make a sealing key (P-256), which approves the boots that a device's secrets open in, and write its public half here." placeholder:"FILE"`
 }
 
 // Run implements the command.
 func (c *keyCreate) Run(o *out) error {
-	if (c.File == "") == (c.PKCS11 == "") {
-		return usage{errors.New("give a file or --pkcs11, and not both")}
-	}
 	switch {
+	case (c.File == "") == (c.PKCS11 == ""):
+		return usage{errors.New("give a file or --pkcs11, and not both")}
+	case c.PassphraseFile != "" && (c.PKCS11 != "" || c.Sealing != ""):
+		return usage{errors.New("--passphrase-file is for a signing key in a file")}
+	case c.PassphraseFile != "":
+		pub, err := createEncrypted(c.File, c.PassphraseFile)
+		if err != nil {
+			return err
+		}
+		return c.made(o, c.File, pub)
 	case c.PKCS11 != "":
 		if c.Sealing != "" {
 			return usage{errors.New("--sealing makes a key in a file")}
@@ -81,6 +94,64 @@ func (c *keyCreate) made(o *out, name string, pub crypto.PublicKey) error {
 	return o.print(v, "%s", text)
 }
 
+// createEncrypted makes a key that only a passphrase opens.
+func createEncrypted(file, passphraseFile string) (crypto.PublicKey, error) {
+	passphrase, err := ca.Passphrase(passphraseFile)
+	if err != nil {
+		return nil, err
+	}
+	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode key: %w", err)
+	}
+	b, err := ca.EncryptKey(der, passphrase)
+	if err != nil {
+		return nil, err
+	}
+	return pub, createAll([]newFile{{file, 0o600, func(w io.Writer) error { _, err := w.Write(b); return err }}})
+}
+
+// readSigner reads a key that may be encrypted. Where nobody has named a file
+// with the passphrase, it is asked for on the terminal.
+func readSigner(file, passphraseFile string) (crypto.Signer, error) {
+	b, err := readFile(file, 64<<10)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || !strings.HasPrefix(block.Type, "ENCRYPTED") {
+		return trust.ReadKey(file)
+	}
+	var passphrase []byte
+	switch stdin := int(os.Stdin.Fd()); { // #nosec G115 -- a descriptor
+	case passphraseFile != "":
+		passphrase, err = ca.Passphrase(passphraseFile)
+	case term.IsTerminal(stdin):
+		fmt.Fprintf(os.Stderr, "Passphrase of %s: ", file)
+		passphrase, err = term.ReadPassword(stdin)
+		fmt.Fprintln(os.Stderr)
+	default:
+		err = usage{fmt.Errorf("%s is encrypted: give --passphrase-file", file)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	der, err := ca.DecryptKey(block, passphrase)
+	if err != nil {
+		return nil, fmt.Errorf("read key %s: %w", file, err)
+	}
+	k, err := x509.ParsePKCS8PrivateKey(der)
+	key, ok := k.(ed25519.PrivateKey)
+	if err != nil || !ok {
+		return nil, errors.Join(fmt.Errorf("read key %s: the passphrase is another, or it holds no Ed25519 key", file), err)
+	}
+	return key, nil
+}
+
 type keyPublic struct {
 	signer
 	Out string `required:"" help:"Where to write it." placeholder:"FILE"`
@@ -102,7 +173,9 @@ func (c *keyPublic) Run(o *out) error {
 
 // signer names the private key of whoever signs.
 type signer struct {
-	Key    string `help:"File with the key." placeholder:"FILE"`
+	Key            string `help:"File with the key." placeholder:"FILE"`
+	PassphraseFile string `help:"File with the passphrase of an encrypted key; asked for on a terminal otherwise." placeholder:"FILE"`
+
 	PKCS11 string `name:"pkcs11" help:"Key in a token: pkcs11:token=LABEL;object=NAME?module-path=FILE&pin-source=FILE" placeholder:"URI"`
 }
 
@@ -112,7 +185,7 @@ func (c *signer) with(f func(crypto.Signer) error) error {
 	case (c.Key == "") == (c.PKCS11 == ""):
 		return usage{errors.New("give --key or --pkcs11, and not both")}
 	case c.Key != "":
-		key, err := trust.ReadKey(c.Key)
+		key, err := readSigner(c.Key, c.PassphraseFile)
 		if err != nil {
 			return err
 		}
