@@ -119,6 +119,7 @@ func (s spec) become() error {
 	// #nosec G103 -- the kernel takes addresses
 	_, _, errno := unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_DATA, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
 	if errno == 0 {
+		// #nosec G103 -- as above
 		_, _, errno = unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(args[0])), uintptr(unsafe.Pointer(&args[0])), uintptr(unsafe.Pointer(&env[0])))
 	}
 	return errno
