@@ -36,6 +36,7 @@ type rollout struct {
 	Total       int            `json:"total"`
 	Good        int            `json:"good" doc:"ended well"`
 	Bad         int            `json:"bad" doc:"ended badly"`
+	Neutral     int            `json:"neutral" doc:"ended in a way that says nothing of the release: called back, silent, or waited too long, before anything was touched"`
 	Unreachable int            `json:"unreachable" doc:"not ended and silent for longer than the spec allows; only when one rollout is asked for, as all that follows"`
 	Health      *health        `json:"health,omitempty"`
 	Bytes       *bytesBy       `json:"bytes,omitempty"`
@@ -54,6 +55,7 @@ type waveStatus struct {
 	Total       int            `json:"total"`
 	Good        int            `json:"good"`
 	Bad         int            `json:"bad"`
+	Neutral     int            `json:"neutral"`
 	Unreachable int            `json:"unreachable"`
 }
 
@@ -117,12 +119,17 @@ func viewExecution(e fleet.Unit) execution {
 // view is a rollout with its counts, which change without its row.
 func (s *server) view(ctx context.Context, r fleet.Rollout) (rollout, error) {
 	counts, err := s.Store.Counts(ctx, r.ID)
+	if err != nil {
+		return rollout{}, err
+	}
+	neutral, err := s.Store.Neutral(ctx, r.ID)
 	v := rollout{
 		ID: string(r.ID), Release: string(r.Release), Group: r.Spec.Filter.Group, State: string(r.State), Reason: r.Reason, Auto: r.Auto,
 		CreatedAt: when(r.CreatedAt), CreatedBy: r.CreatedBy, ApprovedAt: when(r.ApprovedAt), ApprovedBy: r.ApprovedBy, StartedAt: when(r.StartedAt), EndedAt: when(r.EndedAt),
 		DeadlineS: wholeSeconds(r.Spec.Deadline), MaxFailed: r.Spec.Gate.BadCap, Repair: r.Spec.Repair, Spec: viewSpec(r.Spec), Waves: []waveStatus{}, Holds: []hold{}, Version: r.Version,
 	}
 	v.Counts, v.Total, v.Good, v.Bad = counted(counts)
+	v.Neutral, v.Bad = neutral, v.Bad-neutral
 	for i, w := range waveNames(r.Spec) {
 		st := fleet.WaveStatus{State: fleet.WavePending}
 		if i < len(r.Waves) {
@@ -153,10 +160,15 @@ func (s *server) board(ctx context.Context, r fleet.Rollout) (rollout, error) {
 		return v, err
 	}
 	v.Counts, v.Total, v.Good, v.Bad = counted(p.Counts)
+	v.Neutral = 0
+	for _, n := range p.Neutral {
+		v.Neutral, v.Bad = v.Neutral+n, v.Bad-n
+	}
 	for i := range v.Waves {
 		w := &v.Waves[i]
 		w.Counts, w.Total, w.Good, w.Bad = counted(p.Waves[i])
-		w.Unreachable = p.Unreachable[i]
+		w.Neutral, w.Unreachable = p.Neutral[i], p.Unreachable[i]
+		w.Bad -= w.Neutral
 	}
 	for _, n := range p.Unreachable {
 		v.Unreachable += n

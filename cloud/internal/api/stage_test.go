@@ -261,7 +261,14 @@ func TestBoard(t *testing.T) {
 	if ev := s.trail(t)["rollout.retry"]; ev.Detail["reason"] != "disk changed" {
 		t.Errorf("audited as %+v", ev)
 	}
-	if got := into[object](t, s.as(t, fleet.Operator, "POST", path+"/complete", object{})); got["state"] != "COMPLETED" || got["ended_at"] == nil || got["counts"].(object)["CANCELED"] != 2.0 {
+	for _, st := range []fleet.ExecutionStep{{ID: us[2].ID, State: fleet.ExecOffered, Attempt: 1}, {ID: us[2].ID, State: fleet.ExecTimedOut, Reason: "unreachable"}} {
+		_, err := s.store.MoveExecution(ctx, st, time.Now())
+		must(t, err)
+	}
+	if got := into[object](t, s.as(t, fleet.Viewer, "GET", path, nil)); got["neutral"] != 1.0 || got["bad"] != 0.0 || got["waves"].([]any)[1].(object)["neutral"] != 1.0 {
+		t.Errorf("one that fell silent: got %v", got)
+	}
+	if got := into[object](t, s.as(t, fleet.Operator, "POST", path+"/complete", object{})); got["state"] != "COMPLETED" || got["ended_at"] == nil || got["counts"].(object)["CANCELED"] != 1.0 {
 		t.Errorf("completed: got %v", got)
 	}
 	problem(t, s.as(t, fleet.Operator, "POST", path+"/retry", object{}), http.StatusConflict)

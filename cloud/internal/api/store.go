@@ -47,6 +47,7 @@ type rolloutStore interface {
 	RolloutUnits(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, f fleet.ExecutionFilter, p fleet.Page) ([]fleet.Unit, string, error)
 	DeviceUnits(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p fleet.Page) ([]fleet.Unit, string, error)
 	Counts(ctx context.Context, id fleet.RolloutID) (map[fleet.ExecutionState]int, error)
+	Neutral(ctx context.Context, id fleet.RolloutID) (int, error)
 	Progress(ctx context.Context, id fleet.RolloutID, silent time.Time) (fleet.Progress, error)
 	RolloutHealth(ctx context.Context, id fleet.RolloutID) (map[string]fleet.Health, error)
 	Sites(ctx context.Context, t fleet.TenantID) ([]fleet.Site, error)

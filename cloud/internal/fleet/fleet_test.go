@@ -67,6 +67,7 @@ func TestExecutionTakes(t *testing.T) {
 		"the truth after a time-out":           {at(timeout), fleet.ExecutionStep{State: good, Attempt: 2, Number: 8}, true},
 		"no end after a time-out":              {at(timeout), fleet.ExecutionStep{State: install, Attempt: 2, Number: 8}, false},
 		"the truth after it was canceled":      {at(fleet.ExecCanceled), fleet.ExecutionStep{State: good, Attempt: 2, Number: 8}, true},
+		"it did as it was told":                {at(fleet.ExecCanceled), fleet.ExecutionStep{State: fleet.ExecFailed, Reason: "canceled", Attempt: 2, Number: 8}, false},
 		"after an end that the device said":    {at(good), fleet.ExecutionStep{State: fleet.ExecFailed, Attempt: 2, Number: 8}, false},
 		"uncounted, on":                        {at(down), fleet.ExecutionStep{State: staged}, true},
 		"uncounted, back":                      {at(staged), fleet.ExecutionStep{State: down}, false},

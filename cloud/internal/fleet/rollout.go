@@ -226,6 +226,8 @@ func (e Execution) Takes(step ExecutionStep) bool {
 		return false
 	case step.Attempt != 0 && step.Attempt != e.Attempt && (step.Attempt != e.Attempt+1 || e.State != ExecQueued):
 		return false // of an attempt that is over, or that nobody was offered
+	case e.State == ExecCanceled && step.State == ExecFailed && (step.Reason == "canceled" || step.Reason == "superseded"):
+		return false // it only says that it did as it was told
 	case e.State.Ended():
 		return e.State.MayBecome(step.State)
 	case step.Number != 0 && step.Attempt == e.Attempt:
@@ -274,6 +276,19 @@ type Bytes struct {
 // reason that may pass. Refusals, and releases that did not prove themselves,
 // stay as they are.
 func (e Execution) Retryable() bool { return e.State == ExecFailed || e.State == ExecTimedOut }
+
+// Neutral reports whether e ended in a way that says nothing of the release:
+// it was called back, fell silent or waited before anything was touched, or the
+// device runs something newer. Such an end is neither good nor bad.
+func (e Execution) Neutral() bool {
+	switch e.State {
+	case ExecFailed, ExecTimedOut:
+		return e.Reason == "canceled" || e.Reason == "superseded" || e.Reason == "unreachable" || e.Reason == "waited"
+	case ExecRejected:
+		return e.Reason == "downgrade"
+	}
+	return false
+}
 
 // Unit is an execution with what the planner must know of its device.
 type Unit struct {
@@ -331,6 +346,7 @@ type ExecutionFilter struct {
 type Progress struct {
 	Counts      map[ExecutionState]int
 	Waves       map[int]map[ExecutionState]int // by index; -1: not assigned yet
+	Neutral     map[int]int                    // ends that say nothing of the release, by wave
 	Unreachable map[int]int                    // of those that have not ended, by wave: silent for too long
 	Bytes       Bytes
 }

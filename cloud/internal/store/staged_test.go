@@ -446,3 +446,27 @@ func TestSites(t *testing.T) {
 		t.Errorf("another tenant: got %+v, %v", got, err)
 	}
 }
+
+// TestNeutral holds the SQL to what fleet says, for every end and reason.
+func TestNeutral(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	must(t, s.Enrol(t.Context(), device("main", 1)))
+	x := staged(t, s, "r1", "1.0.0", fleet.Spec{})[device("main", 1).ID]
+	for _, state := range []fleet.ExecutionState{fleet.ExecQueued, fleet.ExecWaiting, fleet.ExecSucceeded, fleet.ExecFailed, fleet.ExecRolledBack, fleet.ExecRejected, fleet.ExecTimedOut, fleet.ExecCanceled, fleet.ExecRemoved} {
+		for _, reason := range []string{"", "canceled", "superseded", "unreachable", "waited", "downgrade", "storage", "signature"} {
+			sql1(t, dir, `UPDATE execution SET state = ?, reason = ? WHERE id = ?`, state, reason, x.ID)
+			want := 0
+			if (fleet.Execution{State: state, Reason: reason}).Neutral() {
+				want = 1
+			}
+			n, err := s.Neutral(t.Context(), "r1")
+			must(t, err)
+			p, err := s.Progress(t.Context(), "r1", noon)
+			must(t, err)
+			if n != want || p.Neutral[-1] != want {
+				t.Errorf("%s %s: got %d and %d, want %d", state, reason, n, p.Neutral[-1], want)
+			}
+		}
+	}
+}

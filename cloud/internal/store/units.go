@@ -176,18 +176,33 @@ func (s *Store) Counts(ctx context.Context, id fleet.RolloutID) (map[fleet.Execu
 	return counts, nil
 }
 
+// neutral is fleet.Execution.Neutral in SQL.
+const neutral = `(state IN ('FAILED', 'TIMED_OUT') AND reason IN ('canceled', 'superseded', 'unreachable', 'waited') OR state = 'REJECTED' AND reason = 'downgrade')`
+
+// Neutral says how many executions of a rollout ended in a way that says
+// nothing of the release. It is for whoever has read the rollout by its tenant.
+func (s *Store) Neutral(ctx context.Context, id fleet.RolloutID) (n int, err error) {
+	if err := s.read.QueryRowContext(ctx, `SELECT COUNT(*) FROM execution WHERE rollout = ? AND state IN ('FAILED', 'TIMED_OUT', 'REJECTED') AND `+neutral, id).Scan(&n); err != nil {
+		return 0, fmt.Errorf("neutral ends of rollout %s: %w", id, err)
+	}
+	return n, nil
+}
+
 // Progress says where a rollout stands, wave by wave, and whence its bytes
 // came. Who is not connected and was not heard since silent cannot be reached.
 // It is for whoever has read the rollout by its tenant.
 func (s *Store) Progress(ctx context.Context, id fleet.RolloutID, silent time.Time) (fleet.Progress, error) {
-	p := fleet.Progress{Counts: map[fleet.ExecutionState]int{}, Waves: map[int]map[fleet.ExecutionState]int{}, Unreachable: map[int]int{}}
-	rows, err := s.read.QueryContext(ctx, `SELECT wave, state, COUNT(*), SUM(bytes_wire), SUM(bytes_peer), SUM(bytes_medium), SUM(bytes_reused)
-		FROM execution WHERE rollout = ? GROUP BY wave, state`, id)
+	p := fleet.Progress{Counts: map[fleet.ExecutionState]int{}, Waves: map[int]map[fleet.ExecutionState]int{}, Neutral: map[int]int{}, Unreachable: map[int]int{}}
+	rows, err := s.read.QueryContext(ctx, `SELECT wave, state, COUNT(*), SUM(bytes_wire), SUM(bytes_peer), SUM(bytes_medium), SUM(bytes_reused),
+		SUM(CASE WHEN `+neutral+` THEN 1 ELSE 0 END) FROM execution WHERE rollout = ? GROUP BY wave, state`, id)
 	_, err = list(rows, err, func(r scanner) (struct{}, error) {
-		var wave, n int
+		var wave, n, neutral int
 		var state fleet.ExecutionState
 		var b fleet.Bytes
-		err := r.Scan(&wave, &state, &n, &b.Wire, &b.Peer, &b.Medium, &b.Reused)
+		err := r.Scan(&wave, &state, &n, &b.Wire, &b.Peer, &b.Medium, &b.Reused, &neutral)
+		if neutral > 0 {
+			p.Neutral[wave] += neutral
+		}
 		if p.Waves[wave] == nil {
 			p.Waves[wave] = map[fleet.ExecutionState]int{}
 		}

@@ -37,7 +37,7 @@ ALTER TABLE execution ADD COLUMN bytes_reused BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE execution ADD COLUMN doubted INTEGER NOT NULL DEFAULT 0;
 UPDATE execution SET changed = n, entered_at = updated_at, attempt = CASE WHEN offered_at > 0 THEN 1 ELSE 0 END, wave = 0;
 CREATE INDEX execution_changed ON execution (rollout, changed);
-CREATE INDEX execution_stands ON execution (rollout, state, wave);
+CREATE INDEX execution_stands ON execution (rollout, state, reason, wave);
 
 -- Numbers that are given once: of changes of executions, and of changes in who is a member of what.
 CREATE TABLE counter (
