@@ -27,6 +27,7 @@ import (
 	"github.com/tillward/tillward/agent/internal/update"
 	"github.com/tillward/tillward/agent/internal/update/app"
 	"github.com/tillward/tillward/agent/internal/update/binary"
+	"github.com/tillward/tillward/agent/internal/update/image"
 	"github.com/tillward/tillward/agent/internal/vault"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/hal"
@@ -47,10 +48,14 @@ type Options struct {
 	Slot    string // from Launch
 	Drivers *hal.Registry
 	OpenTPM func(path string) (TPM, error)
+	Slots   func(address string) Slots // the boot slots that RAUC at a D-Bus address drives
 	Log     *slog.Logger
 	Level   *slog.LevelVar
 	Tail    func(lines int) []byte // last lines of the log
 }
+
+// Slots are the boot slots of the box; hal/slot fits.
+type Slots = image.Slots
 
 // Agent is the daemon.
 type Agent struct {

@@ -73,6 +73,7 @@ type UpdateConfig struct {
 	Root       string   `toml:"root" comment:"TUF root.json of the image; newer roots are kept in state_dir"`
 	SealKey    string   `toml:"seal_key" comment:"PEM file with the P-256 key that approves booted states; empty: what lies on the disk is not encrypted"`
 	CheckFor   Duration `toml:"check_for" comment:"how long a new agent may take to prove itself before it is undone"`
+	RAUC       string   `toml:"rauc" comment:"D-Bus address of RAUC, e.g. unix:path=/run/dbus/system_bus_socket; empty: this box takes no system images"`
 	Channel    string   `toml:"channel" comment:"of system images that this box takes: prod or beta"`
 	MinFreeMiB int      `toml:"min_free_mib" comment:"free space that must be left on the state partition"`
 

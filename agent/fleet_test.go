@@ -532,6 +532,8 @@ type box struct {
 	cut  atomic.Bool // the power goes when a new key is to be the only one
 	log  *lines
 
+	slots agent.Slots // nil: it has none
+
 	cancel context.CancelFunc
 	ended  chan error
 }
@@ -593,6 +595,7 @@ func (b *box) start() {
 			}
 			return clumsy{chip{dev}, &b.cut}, nil
 		},
+		Slots: func(string) agent.Slots { return b.slots },
 	}
 	go func() {
 		for {

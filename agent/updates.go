@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path"
 	"runtime"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/tillward/tillward/agent/internal/update"
 	"github.com/tillward/tillward/agent/internal/update/app"
 	"github.com/tillward/tillward/agent/internal/update/binary"
+	"github.com/tillward/tillward/agent/internal/update/image"
 	"github.com/tillward/tillward/agent/internal/update/script"
 	"github.com/tillward/tillward/agent/internal/update/setting"
 	"github.com/tillward/tillward/cloud/wire"
@@ -30,11 +32,15 @@ func (a *Agent) newMachine(ctx context.Context) (*update.Machine, error) {
 	if a.fetcher, err = a.newFetcher(); err != nil {
 		return nil, err
 	}
+	installed := []update.Component{{Name: binary.Component, Class: trust.ClassAgent}}
+	if handlers[trust.ClassOS] != nil {
+		installed = append(installed, update.Component{Name: a.system(), Class: trust.ClassOS})
+	}
 	whole := []string{trust.ClassAgent, trust.ClassOS}
 	return update.New(update.Options{
 		Dir:       a.file("agent"),
 		Handlers:  handlers,
-		Installed: []update.Component{{Name: binary.Component, Class: trust.ClassAgent}},
+		Installed: installed,
 		Releases:  releases{a}, Content: content{a, a.fetcher}, Names: targetOf, Medium: a.fromMedium,
 		Report: a.reportUpdate, Record: a.note, Gate: a.gate, Permit: a.permit, Health: a.health,
 		Checks: []update.Check{
@@ -59,6 +65,13 @@ func (a *Agent) handlers(ctx context.Context) (map[string]update.Handler, error)
 	}
 	out := map[string]update.Handler{trust.ClassAgent: self, trust.ClassConfig: config}
 	c := a.cfg.Update
+	if c.RAUC != "" && a.o.Slots != nil {
+		dir := a.file("system")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("folder of system images: %w", err)
+		}
+		out[trust.ClassOS] = image.New(image.Options{Dir: dir, Slots: a.o.Slots(c.RAUC), Log: a.log})
+	}
 	if len(c.Scripts) > 0 {
 		if out[trust.ClassScript], err = script.New(script.Options{Dir: a.file("scripts"), Scripts: c.scripts(), Log: a.log}); err != nil {
 			return nil, err

@@ -23,6 +23,7 @@ import (
 	"github.com/tillward/tillward/hal/board"
 	"github.com/tillward/tillward/hal/escpos"
 	"github.com/tillward/tillward/hal/pcsc"
+	"github.com/tillward/tillward/hal/slot"
 	"github.com/tillward/tillward/hal/virtual"
 )
 
@@ -69,7 +70,7 @@ func run() int {
 	log := slog.New(slog.NewTextHandler(tail, &slog.HandlerOptions{Level: &level}))
 	o := agent.Options{
 		Version: version, Drivers: drivers, Log: log, Level: &level, Tail: tail.last,
-		OpenTPM: openTPM,
+		OpenTPM: openTPM, Slots: func(address string) agent.Slots { return slot.RAUC{Address: address} },
 	}
 	if *status {
 		return printStatus(cfg, o)

@@ -104,9 +104,14 @@ func TestLostJournal(t *testing.T) {
 					}
 					b.rest()
 					last := map[string]string{"agent": "1.0.0", system: "1.0.0"}
-					if fate == "" {
+					switch p := b.end(t, update.Offer{Execution: o.Execution}); fate {
+					case "":
 						last["agent"] = "1.1.0"
-						is(t, b.end(t, update.Offer{Execution: o.Execution}), "SUCCEEDED", "")
+						is(t, p, "SUCCEEDED", "")
+					case "sick":
+						is(t, p, "ROLLED_BACK", "unhealthy")
+					case "dead":
+						is(t, p, "ROLLED_BACK", "crashed")
 					}
 					b.truthful(last)
 				})

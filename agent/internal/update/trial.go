@@ -408,6 +408,7 @@ func (m *Machine) adopt(ctx context.Context, j *journal) error {
 		}})
 		j.Part, j.Tries = partProve, 1
 		if r.Failed != "" {
+			j.From = r.Version // what failed has no name any more
 			return m.over(j, m.lost(j, r.Failed))
 		}
 		return m.keep(j)

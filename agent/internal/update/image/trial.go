@@ -204,6 +204,9 @@ func (h *Handler) Running(ctx context.Context, component string) (update.Truth, 
 	if h.fellBack(b, n) {
 		t.Execution, t.Failed = n.Execution, fallback(b, n)
 	}
+	if t.Trial || t.Failed != "" {
+		t.Execution = n.Execution
+	}
 	return t, nil
 }
 
