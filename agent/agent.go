@@ -103,6 +103,7 @@ type Agent struct {
 	stale   string   // the lock of the POS application, as told last
 	shared  net.Addr // where tills of the site get content; nil: nowhere
 	monitor *telemetry.Monitor
+	watched time.Time   // since when it watches
 	member  *membership // nil until enrolled
 	dev     TPM         // nil while it is closed
 	online  bool        // connected and attested
@@ -269,7 +270,7 @@ func (a *Agent) watch(ctx context.Context) error {
 			Batch: t.Batch.Duration, Heartbeat: t.Heartbeat.Duration, Log: a.log,
 		})
 		a.mu.Lock()
-		a.monitor = m
+		a.monitor, a.watched = m, time.Now()
 		a.mu.Unlock()
 		round, cancel := context.WithCancel(ctx)
 		done := make(chan error, 1)

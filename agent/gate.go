@@ -78,6 +78,15 @@ func (a *Agent) free() (bytes uint64, known bool) {
 	return fs.Bavail * uint64(fs.Bsize), true // #nosec G115 -- sizes are positive
 }
 
+// roomLeft wants the room that is always to be left on the state partition.
+func (a *Agent) roomLeft() error {
+	free, ok := a.free()
+	if want := uint64(a.cfg.Update.MinFreeMiB) << 20; ok && free < want { // #nosec G115 -- positive
+		return fmt.Errorf("%d MiB are free, %d are to be left", free>>20, want>>20)
+	}
+	return nil
+}
+
 // permit says why this box must not have a target.
 func (a *Agent) permit(ctx context.Context, o update.Offer, t trust.Target) (reason, text string, err error) {
 	if m := t.Custom.Models; len(m) > 0 && !slices.Contains(m, a.cfg.Model) {
@@ -120,8 +129,10 @@ func (a *Agent) system() string {
 
 // Names in a baseline beside the peripherals.
 const (
-	healthLink = "the fleet service"
-	healthApp  = "the POS application"
+	healthLink    = "the fleet service"
+	healthApp     = "the POS application"
+	healthDrivers = "the drivers"
+	healthRoom    = "room on the state partition"
 )
 
 var errNotYet = errors.New("not every peripheral has been asked yet how it is")
@@ -129,16 +140,22 @@ var errNotYet = errors.New("not every peripheral has been asked yet how it is")
 // health is how everything on the box is, for what an update must not break.
 func (a *Agent) health(ctx context.Context) (map[string]string, error) {
 	a.mu.Lock()
-	m, online := a.monitor, a.online || a.held
+	m, since, online := a.monitor, a.watched, a.online || a.held
 	a.mu.Unlock()
 	now := map[string]string{}
 	if m != nil {
 		for _, p := range m.Snapshot() {
 			now[p.ID] = p.Health
-			if p.Health == string(hal.NoSensor) && time.Since(a.started) < 2*a.cfg.Telemetry.Poll.Duration {
+			if p.Health == string(hal.NoSensor) && time.Since(since) < 2*a.cfg.Telemetry.Poll.Duration {
 				return nil, errNotYet
 			}
 		}
+	}
+	if a.driversLoaded() == nil {
+		now[healthDrivers] = string(hal.OK)
+	}
+	if a.roomLeft() == nil {
+		now[healthRoom] = string(hal.OK)
 	}
 	if online {
 		now[healthLink] = string(hal.OK)

@@ -44,7 +44,8 @@ func (a *Agent) newMachine(ctx context.Context) (*update.Machine, error) {
 		Releases:  releases{a}, Content: content{a, a.fetcher}, Names: targetOf, Medium: a.fromMedium,
 		Report: a.reportUpdate, Record: a.note, Gate: a.gate, Permit: a.permit, Health: a.health,
 		Checks: []update.Check{
-			{Name: "drivers are loaded", Run: func(context.Context) error { return a.driversLoaded() }},
+			{Name: "drivers are loaded", Classes: whole, Of: healthDrivers, Run: func(context.Context) error { return a.driversLoaded() }},
+			{Name: "the state partition has room", Of: healthRoom, Run: func(context.Context) error { return a.roomLeft() }},
 			{Name: "what is sealed can be opened", Classes: whole, Run: func(context.Context) error { return a.opensAsBefore() }},
 			{Name: "the broker is reached and the device trusted as before", Classes: whole, Of: healthLink, Run: a.trustedAsBefore},
 			{Name: "release metadata is refreshed", Classes: whole, Of: healthLink, Run: func(ctx context.Context) error { return releases{a}.refresh(ctx) }},

@@ -1,17 +1,27 @@
 package agent_test
 
 import (
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"io"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/tillward/tillward/agent"
 	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/provisioning/identity"
 	"github.com/tillward/tillward/provisioning/tree"
 	"github.com/tillward/tillward/provisioning/trust"
 	"github.com/tillward/tillward/simulator/tpmfarm"
@@ -264,4 +274,74 @@ func TestAgeOfMetadata(t *testing.T) {
 	if got := agent.Aged(expires, time.Time{}, time.Time{}); got != 0 {
 		t.Errorf("nothing known: got %d", got)
 	}
+}
+
+// What a till has fetched other tills of the same owner may have, and nobody
+// else.
+func TestShare(t *testing.T) {
+	f := newFleet(t)
+	f.application("1.0.0", "0")
+	b := f.box()
+	b.cfg.Update.Share = "127.0.0.1:0"
+	b.boot(tpmfarm.Default("agent/1.0.0"))
+	f.until("not connected", func() bool { return f.has("link.up", 1) })
+	if r := f.offerOf("app", pos, "1.0.0", nil); r.State != "SUCCEEDED" {
+		t.Fatalf("got %+v", r)
+	}
+	at := ""
+	f.until("it does not say where it shares", func() bool { at = f.state.Share; return at != "" })
+	var sum string
+	targets, err := f.repo.List()
+	must(t, err)
+	for _, x := range targets {
+		if strings.HasPrefix(x.Path, pos) {
+			sum = x.SHA256
+		}
+	}
+	for of, welcome := range map[string]bool{tenant: true, "others": false} {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		must(t, err)
+		der, err := f.ca.IssueDevice(identity.Identity{Tenant: of, Device: f.device(), Tier: identity.TierA, Model: model}, &key.PublicKey, time.Hour)
+		must(t, err)
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, // #nosec G402 -- the till's name is its device id
+			Certificates: []tls.Certificate{{Certificate: append([][]byte{der}, f.ca.Chain()...), PrivateKey: key}},
+		}}}
+		resp, err := client.Get("https://" + at + "/content/" + sum)
+		if err != nil {
+			if welcome {
+				t.Errorf("a device of %s: %v", of, err)
+			}
+			continue
+		}
+		got := sha256.New()
+		_, err = io.Copy(got, resp.Body)
+		_ = resp.Body.Close()
+		if whole := err == nil && hex.EncodeToString(got.Sum(nil)) == sum; whole != welcome {
+			t.Errorf("a device of %s: got %s, whole %v, want %v", of, resp.Status, whole, welcome)
+		}
+	}
+}
+
+// Starts that no orderly end came before are counted, and a lock whose process
+// is gone is told.
+func TestCrashesAndStaleLock(t *testing.T) {
+	f := newFleet(t)
+	f.configuration("till", "1.0.0", `{"label":"x"}`)
+	b := f.box()
+	b.cfg.Update.IdleLock = filepath.Join(t.TempDir(), "busy")
+	gone := exec.CommandContext(t.Context(), "true")
+	must(t, gone.Run())
+	must(t, os.WriteFile(b.cfg.Update.IdleLock, []byte(strconv.Itoa(gone.Process.Pid)), 0o600))
+	must(t, os.WriteFile(filepath.Join(b.cfg.StateDir, "runs.json"), []byte(`{"running":true,"crashes":2}`), 0o600))
+	b.boot(tpmfarm.Default("agent/1.0.0"))
+	f.until("the crash is not told", func() bool { return f.state.Crashes == 3 })
+	if r := f.offerOf("config", "ops/"+tenant+"/till", "1.0.0", nil); r.State != "SUCCEEDED" {
+		t.Errorf("behind a stale lock: got %+v", r)
+	}
+	f.until("the stale lock is not told", func() bool { return f.audited("update.stale-lock") })
+	b.stop()
+	f.set(func() { f.state = wire.StateReport{} })
+	b.start()
+	f.until("an orderly end counts as a crash", func() bool { return f.state.AgentVersion != "" && f.state.Crashes == 3 })
 }

@@ -42,6 +42,7 @@ type journal struct {
 	Why      *Progress         `json:"why,omitempty"` // the trial is over: how that will be reported
 	Queue    []queued          `json:"queue,omitempty"`
 	Ended    []Progress        `json:"ended,omitempty"`
+	Untold   bool              `json:"untold,omitempty"` // the last of Ended may not have been reported
 
 	file string // the content, since this start
 }
@@ -82,7 +83,7 @@ func (m *Machine) keep(j *journal) error {
 // begin makes an offer the one in work.
 func (j *journal) begin(q queued) {
 	*j = journal{
-		Offer: &q.Offer, State: q.Last.State, From: q.Last.From, Last: q.Last, Entered: time.Now(), Queue: j.Queue, Ended: j.Ended,
+		Offer: &q.Offer, State: q.Last.State, From: q.Last.From, Last: q.Last, Entered: time.Now(), Queue: j.Queue, Ended: j.Ended, Untold: j.Untold,
 	}
 }
 
@@ -136,14 +137,27 @@ func (m *Machine) end(ctx context.Context, j *journal, p Progress) error {
 		return err
 	}
 	m.o.Step("journal " + p.State)
-	*j = journal{Queue: j.Queue, Ended: j.Ended}
+	*j = journal{Queue: j.Queue, Ended: j.Ended, Untold: true}
 	j.remember(p)
 	if err := m.keep(j); err != nil {
 		return err
 	}
 	m.look(ctx)
 	m.o.Log.Info("update ended", slog.String("component", o.component()), slog.String("state", p.State), slog.String("reason", p.Reason), slog.String("to", p.To))
-	return m.o.Report(ctx, p)
+	return m.tellEnd(ctx, j)
+}
+
+// tellEnd reports the last end, unless that is known to be done.
+func (m *Machine) tellEnd(ctx context.Context, j *journal) error {
+	if !j.Untold || len(j.Ended) == 0 {
+		return nil
+	}
+	if err := m.o.Report(ctx, j.Ended[len(j.Ended)-1]); err != nil {
+		return err
+	}
+	m.o.Step("told")
+	j.Untold = false
+	return m.keep(j)
 }
 
 // record puts an end into the audit trail.

@@ -313,6 +313,9 @@ func (m *Machine) stuck(ctx context.Context, j *journal, err error) error {
 // what counts, whatever the journal hoped for.
 func (m *Machine) settle(ctx context.Context, j *journal) error {
 	m.look(ctx)
+	if err := m.tellEnd(ctx, j); err != nil {
+		return err
+	}
 	if j.Offer == nil {
 		return m.adopt(ctx, j)
 	}
