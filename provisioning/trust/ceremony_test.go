@@ -357,6 +357,49 @@ func TestExpiredDraft(t *testing.T) {
 	})
 }
 
+// Where the service signs snapshots the folder has none, and is checked without.
+func TestVerifyWithoutSnapshot(t *testing.T) {
+	p := newParty(t)
+	p.add(t, path)
+	p.signs(t, trust.RoleAgent, p.agents[0], p.agents[1])
+	if !p.repo.Stamped() {
+		t.Error("there is a timestamp")
+	}
+	if err := os.Remove(filepath.Join(p.repo.Dir, "metadata", "timestamp.json")); err != nil {
+		t.Fatal(err)
+	}
+	root := p.dev.FactoryRoot
+	list, err := p.repo.Verify(root)
+	if err != nil || len(list) != 1 || list[0].Path != path || p.repo.Stamped() {
+		t.Fatalf("got %+v and %v, want one target", list, err)
+	}
+	file := filepath.Join(p.repo.Dir, "metadata", "2.agent%2Fprod.json")
+	was := read(t, file)
+	m, err := metadata.Targets().FromBytes(was)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resign(t, m, file, p.agents[0])
+	if _, err := p.repo.Verify(root); !errors.Is(err, trust.ErrSignature) {
+		t.Errorf("below the threshold: got %v, want ErrSignature", err)
+	}
+	write(t, file, was)
+	if _, err := p.repo.Verify(newParty(t).dev.FactoryRoot); !errors.Is(err, trust.ErrSignature) {
+		t.Errorf("from another root: got %v, want ErrSignature", err)
+	}
+	write(t, filepath.Join(p.repo.Dir, "metadata", "2.root.json"), root)
+	if _, err := p.repo.Verify(root); !errors.Is(err, trust.ErrSignature) {
+		t.Errorf("with a root that does not follow: got %v, want ErrSignature", err)
+	}
+	if err := os.Remove(filepath.Join(p.repo.Dir, "metadata", "2.root.json")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(p.repo.Dir, "targets", list[0].File()), []byte("other"))
+	if _, err := p.repo.Verify(root); !errors.Is(err, trust.ErrMismatch) {
+		t.Errorf("another file: got %v, want ErrMismatch", err)
+	}
+}
+
 // A power cut while drafts are published leaves some of them published, or
 // published and still there as drafts. The next merge completes it.
 func TestPowerCutWhilePublishing(t *testing.T) {

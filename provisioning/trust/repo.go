@@ -379,23 +379,28 @@ func VerifyRepository(ctx context.Context, dir, state string, root []byte) ([]Ta
 	if err != nil {
 		return nil, err
 	}
+	return targets, checkFiles(dir, targets)
+}
+
+// checkFiles wants every target and chunk index in its place, and sorts them.
+func checkFiles(dir string, targets []Target) error {
 	for _, t := range targets {
 		if err := t.CheckFile(filepath.Join(dir, "targets", filepath.FromSlash(t.File()))); err != nil {
-			return nil, err
+			return err
 		}
 		if t.Custom.Chunks == nil {
 			continue
 		}
 		index := Target{Path: t.Path + " (its chunk index)", SHA256: t.Custom.Chunks.SHA256, Length: t.Custom.Chunks.Length}
 		if !fs.ValidPath(t.ChunkFile()) {
-			return nil, fmt.Errorf("target %s: its chunk index has no plain name: %w", t.Path, ErrMismatch)
+			return fmt.Errorf("target %s: its chunk index has no plain name: %w", t.Path, ErrMismatch)
 		}
 		if err := index.CheckFile(filepath.Join(dir, "targets", filepath.FromSlash(t.ChunkFile()))); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	slices.SortFunc(targets, func(a, b Target) int { return strings.Compare(a.Path, b.Path) })
-	return targets, nil
+	return nil
 }
 
 // ChunkFile is where the chunk index of the target lies below the targets

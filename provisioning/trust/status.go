@@ -20,7 +20,7 @@ type RoleStatus struct {
 	Threshold int          `json:"threshold"`
 	Keys      []string     `json:"keys"` // ids
 	Draft     *DraftStatus `json:"draft,omitempty"`
-	// Unseen: published, and not in the newest snapshot yet.
+	// Unseen: published, and not yet in the snapshot that lies in the folder.
 	Unseen bool `json:"unseen,omitempty"`
 }
 
@@ -70,7 +70,7 @@ func (r *Repository) Status() ([]RoleStatus, error) {
 			s.Version, s.Expires = stamps[role].version, &stamps[role].expires
 		case pub.roles[role] != nil:
 			s.Version, s.Expires = pub.roles[role].Signed.Version, &pub.roles[role].Signed.Expires
-			s.Unseen = seen[role] != s.Version
+			s.Unseen = stamps[RoleTimestamp] != nil && seen[role] != s.Version
 		}
 		if b.edited[role] {
 			if s.Draft, err = r.draftStatus(b, role); err != nil {

@@ -385,8 +385,11 @@ func (c *releaseStatus) Run(o *out) error {
 	unseen := false
 	for _, s := range list {
 		left := "not published yet"
-		if s.Expires != nil {
+		switch {
+		case s.Expires != nil:
 			left = fmt.Sprintf("version %d, %s", s.Version, ends(*s.Expires))
+		case s.Role == trust.RoleSnapshot || s.Role == trust.RoleTimestamp:
+			left = "none in this folder, the service makes it when it is published"
 		}
 		fmt.Fprintf(o.w, "%-24s %s, signed by %d of %d\n", s.Role, left, s.Threshold, len(s.Keys))
 		for _, id := range s.Keys {
@@ -402,7 +405,7 @@ func (c *releaseStatus) Run(o *out) error {
 		unseen = unseen || s.Unseen
 	}
 	if unseen {
-		fmt.Fprintln(o.w, "devices do not see all of it yet: publish it to a service that signs snapshots itself, or run release refresh")
+		fmt.Fprintln(o.w, "devices do not see all of it yet: run release refresh")
 	}
 	return nil
 }

@@ -59,6 +59,8 @@ signers service/keys/timestamp
 take
 exec sh doc.sh
 exists repo/metadata/103.root.json
+! exists repo/metadata/timestamp.json
+exec tillward-provision repo verify --dir published --root repo/metadata/103.root.json
 exec tillward-provision repo show --dir repo
 stdout '^agent/1.2.3/tillward-agent-linux-%s'
 stdout '^os/POS_500/beta/7.0.0/bundle.raucb'
@@ -71,8 +73,10 @@ set -eu
 case "$1 $2" in
 "release online-key") cat service/keys/timestamp.pub ;;
 "release publish")
-	tillward-provision release refresh --repo repo --keys service/keys
-	tillward-provision repo verify --dir repo ;;
+	mkdir -p published
+	cp -r repo/metadata repo/targets published/
+	tillward-provision release refresh --repo published --keys service/keys
+	tillward-provision repo verify --dir published ;;
 *) echo "tillward $*: not played" >&2; exit 2 ;;
 esac
 -- pin --

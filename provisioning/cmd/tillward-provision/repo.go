@@ -71,6 +71,13 @@ func verify(dir, from string) ([]trust.Target, error) {
 	if err != nil {
 		return nil, err
 	}
+	if repo := (&trust.Repository{Dir: dir}); !repo.Stamped() {
+		targets, err := repo.Verify(root)
+		if err != nil {
+			return nil, err
+		}
+		return targets, checkReferences(dir, targets)
+	}
 	state, err := os.MkdirTemp("", "tillward-verify-")
 	if err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
@@ -113,7 +120,11 @@ func (c *repoVerify) Run(o *out) error {
 	if err != nil {
 		return err
 	}
-	return o.print(map[string]any{"ok": true, "targets": len(targets)}, "%s verifies: %d targets", c.Dir, len(targets))
+	text, stamped := "", (&trust.Repository{Dir: c.Dir}).Stamped()
+	if !stamped {
+		text = "; snapshot and timestamp are the service's to sign"
+	}
+	return o.print(map[string]any{"ok": true, "targets": len(targets), "stamped": stamped}, "%s verifies: %d targets%s", c.Dir, len(targets), text)
 }
 
 // repository opens a folder that must hold a repository.
