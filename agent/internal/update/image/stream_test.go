@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -65,22 +66,64 @@ func stream(t *testing.T) (*till, *slottest.Mock, update.Job) {
 	return l, m, j
 }
 
+// TestStream streams through the mock and, where this machine has a kernel and
+// a RAUC for that, through the real one.
 func TestStream(t *testing.T) {
-	l, m, j := stream(t)
+	t.Run("mock", func(t *testing.T) {
+		l, m, j := stream(t)
+		streams(t, l, j)
+		if m.Requests() < 4 {
+			t.Errorf("%d ranges were asked for", m.Requests())
+		}
+	})
+	l := start(t, slottest.Options{})
+	j := l.job("2.0.0", l.Bundle(slottest.Spec{Version: "2.0.0", Format: "verity"}), "verity")
+	if !l.Streams(j.Target) {
+		t.Log("no NBD or no RAUC that streams: only the mock was seen")
+		return
+	}
+	whole := read(t, j.File)
+	j.Content, j.File = bytes.NewReader(whole), ""
+	t.Run("RAUC refuses", func(t *testing.T) {
+		flipped := bytes.Clone(whole)
+		flipped[len(whole)/2] ^= 1
+		bad := j
+		bad.Content = bytes.NewReader(flipped)
+		if err := l.Stage(t.Context(), bad); ends(err) != "FAILED install" {
+			t.Errorf("flipped byte: got %s: %v", ends(err), err)
+		}
+		bad = j
+		rauc := *j.Target.Custom.RAUC
+		rauc.ManifestHash = strings.Repeat("0", 64)
+		bad.Target.Custom.RAUC = &rauc
+		if err := l.Stage(t.Context(), bad); ends(err) != "REJECTED signature" {
+			t.Errorf("another manifest: got %s: %v", ends(err), err)
+		}
+		l.runs("1.0.0", "rootfs.0", false)
+		if l.Primary() != "A" {
+			t.Errorf("slot %s is started next", l.Primary())
+		}
+	})
+	t.Run("RAUC", func(t *testing.T) { streams(t, l, j) })
+}
+
+// streams installs from a stream over a bad line, and keeps it.
+func streams(t *testing.T, l *till, j update.Job) {
+	t.Helper()
 	if !l.Streams(j.Target) {
 		t.Fatal("the box does not stream")
 	}
-	broken := 0
+	var mu sync.Mutex
+	asked := 0
 	j.Content = content{j.Content, func(at int64) error {
-		if broken++; at > 0 && broken%3 == 0 { // a bad line: RAUC asks again
+		mu.Lock()
+		defer mu.Unlock()
+		if asked++; at > 0 && asked%3 == 0 { // RAUC asks again
 			return errors.New("the line is bad")
 		}
 		return nil
 	}}
 	l.stage(j)
-	if m.Requests() < 4 {
-		t.Errorf("%d ranges were asked for", m.Requests())
-	}
 	l.next("A", false)
 	l.move(j, update.Try, update.Reboot)
 	l.reboot()
