@@ -151,7 +151,8 @@ func (m *Mock) install(source string, args map[string]dbus.Variant) error {
 	cmd := exec.CommandContext(m.b.t.Context(), raucCommand(), "--conf="+m.b.path("system.conf"), "extract", path, out)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		return errors.New(lines[len(lines)-1])
+		why := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(strings.ToLower(l), "failed") })
+		return errors.New(strings.Join(lines[max(why, 0):], " ")) // before that it says what it does
 	}
 	hash := sum(m.b.manifest(path, whole, "verity"))
 	if want, ok := args["require-manifest-hash"].Value().(string); ok && want != hash {
