@@ -250,7 +250,7 @@ func (c *rolloutShow) Run(ctx context.Context, o *out, api *client) error {
 		return fmt.Errorf("read the answer: %w", err)
 	}
 	fmt.Fprintln(o.w)
-	for _, line := range board(r, 30) {
+	for _, line := range board(r, 30)[1:] {
 		fmt.Fprintln(o.w, line)
 	}
 	fmt.Fprintln(o.w)

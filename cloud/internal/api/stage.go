@@ -31,6 +31,9 @@ func to(state fleet.RolloutState) func(*fleet.Rollout, fleet.Principal, string) 
 
 func (s *server) verbs() []move {
 	start := func(r *fleet.Rollout, _ fleet.Principal, _ string) error {
+		if s.FourEyes && (r.ApprovedBy == "" || r.ApprovedBy == r.CreatedBy) { // it became ready before this was asked for
+			return fmt.Errorf("nobody else than %s has approved it; abort it and hand it in again: %w", r.CreatedBy, fleet.ErrForbidden)
+		}
 		r.State, r.StartedAt = fleet.RolloutRunning, time.Now()
 		return nil
 	}

@@ -147,6 +147,11 @@ func TestFourEyes(t *testing.T) {
 		t.Errorf("denied: got %v", got)
 	}
 	problem(t, act(ben, path, "approve"), http.StatusConflict)
+	// What became ready before four eyes were asked for is not started by one pair.
+	must(t, s.store.AddRollout(t.Context(), fleet.Rollout{ID: "ro_old", Tenant: "main", Release: "agent/1.0.0", State: fleet.RolloutReady, CreatedBy: "anna"}, fleet.AuditEvent{Kind: "rollout.add"}))
+	if d := problem(t, act(anna, "/v1/rollouts/ro_old", "start"), http.StatusForbidden); !strings.Contains(d, "nobody else than anna") || state("/v1/rollouts/ro_old") != "READY" {
+		t.Errorf("got %q and %s", d, state("/v1/rollouts/ro_old"))
+	}
 	for _, kind := range []string{"rollout.drafted", "rollout.submitted", "rollout.submit", "rollout.approve", "rollout.deny", "rollout.start", "rollout.changed"} {
 		if ev := s.trail(t)[kind]; ev.Actor == "" || ev.Tenant != "main" {
 			t.Errorf("%s is not audited", kind)
