@@ -24,9 +24,6 @@ var (
 	oidEnvelopedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 3}
 )
 
-// readBundle reads the manifest of a RAUC bundle, which lies inside the CMS
-// signature at its end, and its length behind that [RAUC reference, bundle
-// formats]. Who signed it is for RAUC on the device to judge, by its own keys.
 func readBundle(file string) (trust.RAUC, error) {
 	f, err := os.Open(file) // #nosec G304 -- the operator names the file
 	if err != nil {
@@ -37,16 +34,26 @@ func readBundle(file string) (trust.RAUC, error) {
 	if err != nil {
 		return trust.RAUC{}, err
 	}
+	return parseBundle(f, fi.Size())
+}
+
+// parseBundle reads the manifest of a RAUC bundle, which lies inside the CMS
+// signature at its end, and its length behind that [RAUC reference, bundle
+// formats]. Who signed it is for RAUC on the device to judge, by its own keys.
+func parseBundle(f io.ReaderAt, size int64) (trust.RAUC, error) {
 	var tail [8]byte
-	if _, err := f.ReadAt(tail[:], fi.Size()-8); err != nil {
+	if size < int64(len(tail)) {
+		return trust.RAUC{}, errors.New("not a RAUC bundle: it is too short for one")
+	}
+	if _, err := f.ReadAt(tail[:], size-8); err != nil {
 		return trust.RAUC{}, fmt.Errorf("not a RAUC bundle: %w", err)
 	}
 	n := binary.BigEndian.Uint64(tail[:])
-	if n == 0 || n > maxCMS || int64(n) > fi.Size()-8 { // #nosec G115 -- bounded just before
+	if n == 0 || n > maxCMS || int64(n) > size-8 { // #nosec G115 -- bounded just before
 		return trust.RAUC{}, errors.New("not a RAUC bundle: it does not end in a signature")
 	}
 	cms := make([]byte, n)
-	if _, err := f.ReadAt(cms, fi.Size()-8-int64(n)); err != nil { // #nosec G115 -- bounded above
+	if _, err := f.ReadAt(cms, size-8-int64(n)); err != nil { // #nosec G115 -- bounded above
 		return trust.RAUC{}, fmt.Errorf("not a RAUC bundle: %w", err)
 	}
 	manifest, err := signedContent(cms)
