@@ -53,6 +53,12 @@ func picks(t fleet.TenantID, f fleet.Filter) (where string, args []any) {
 	return strings.Join(conds, ` AND `), args
 }
 
+// enlisted is what is remembered of taking in the devices of a rollout.
+type enlisted struct {
+	members int64     // as they were counted
+	rest    time.Time // not again before: looking at a large fleet is not cheap, and devices come in crowds
+}
+
 // Enlist adds a queued execution for each device that a rollout reaches and
 // that has none, takes in again whom the filter picks again, and removes who
 // was queued and is not picked any more. It says how many it added. It does
@@ -71,10 +77,11 @@ func (s *Store) enlist(ctx context.Context, id fleet.RolloutID) (int, error) {
 	if err := s.read.QueryRowContext(ctx, `SELECT n FROM counter WHERE name = 'member'`).Scan(&members); err != nil {
 		return 0, err
 	}
+	began := time.Now()
 	s.mu.Lock()
-	same := s.enlisted[id] == members
+	last := s.enlisted[id]
 	s.mu.Unlock()
-	if same {
+	if last.members == members || began.Before(last.rest) {
 		return 0, nil
 	}
 	r, err := scanRollout(s.read.QueryRowContext(ctx, `SELECT `+rolloutColumns+` WHERE r.id = ?`, id))
@@ -95,6 +102,10 @@ func (s *Store) enlist(ctx context.Context, id fleet.RolloutID) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	last = enlisted{members: members}
+	if took := time.Since(began); took > 50*time.Millisecond {
+		last.rest = time.Now().Add(10 * took)
+	}
 	n := 0
 	for part := range slices.Chunk(add, chunk) {
 		added, err := s.enlistPart(ctx, r.v, part)
@@ -108,7 +119,7 @@ func (s *Store) enlist(ctx context.Context, id fleet.RolloutID) (int, error) {
 		}
 	}
 	s.mu.Lock()
-	s.enlisted[id] = members
+	s.enlisted[id] = last
 	s.mu.Unlock()
 	return n, nil
 }

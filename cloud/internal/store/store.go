@@ -54,7 +54,7 @@ type Store struct {
 	touched map[fleet.DeviceID]int64 // steady verdicts that wait for theirs, and their time
 	soon    *time.Timer              // writes them
 
-	enlisted map[fleet.RolloutID]int64 // members counted when all that a rollout reaches were taken in
+	enlisted map[fleet.RolloutID]enlisted
 }
 
 // Open opens or creates the database in dir and brings its schema up to date.
@@ -72,7 +72,7 @@ func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{log: log, w: make(chan *writer, 1), touched: map[fleet.DeviceID]int64{}, enlisted: map[fleet.RolloutID]int64{}}
+	s := &Store{log: log, w: make(chan *writer, 1), touched: map[fleet.DeviceID]int64{}, enlisted: map[fleet.RolloutID]enlisted{}}
 	if s.write, err = sql.Open("sqlite3", dsn(path, "&_synchronous=FULL")); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
