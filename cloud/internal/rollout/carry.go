@@ -17,8 +17,14 @@ import (
 // somebody else was faster, nothing of the plan is done and another is made.
 func (r *Runner) carryOut(ctx context.Context, run *run, p Plan, sites map[string]fleet.Site) error {
 	now := time.Now()
-	if len(p.Assign) > 0 {
-		if err := r.o.Store.AssignWaves(ctx, run.ro.ID, p.Assign); err != nil {
+	assigned := map[fleet.ExecutionID]int{}
+	for i, w := range p.Assign {
+		if u := &run.units[i]; u.Wave < 0 && w >= 0 {
+			assigned[u.ID] = int(w)
+		}
+	}
+	if len(assigned) > 0 {
+		if err := r.o.Store.AssignWaves(ctx, run.ro.ID, assigned); err != nil {
 			return err
 		}
 	}
@@ -34,7 +40,7 @@ func (r *Runner) carryOut(ctx context.Context, run *run, p Plan, sites map[strin
 			r.mu.Unlock()
 		}
 	}
-	changed := len(p.Assign)+len(p.Decisions) > 0
+	changed := len(assigned)+len(p.Decisions) > 0
 	for _, m := range p.Moves {
 		moved, err := r.o.Store.MoveExecution(ctx, fleet.ExecutionStep{ID: m.Unit.ID, State: m.To, Reason: m.Reason, Text: m.Text, Version: m.Unit.Version}, now)
 		if err != nil {
@@ -117,7 +123,7 @@ func (r *Runner) recall(run *run, u fleet.Unit) error {
 }
 
 // unsigned is a count on the wire.
-func unsigned(n int) uint32 { return uint32(max(n, 0)) } //nolint:gosec // a handful
+func unsigned(n int) uint32 { return uint32(max(n, 0)) }
 
 // offers makes the offers of one plan.
 type offers struct {
@@ -180,7 +186,7 @@ func (o *offers) order(ctx context.Context, u fleet.Unit) (*wire.OfferOrder, err
 	}
 	for state, d := range spec.Steps {
 		if d >= time.Second {
-			order.Steps[string(state)] = uint32(min(d, maxLife) / time.Second) //nolint:gosec // at most a week
+			order.Steps[string(state)] = uint32(min(d, maxLife) / time.Second)
 		}
 	}
 	var err error
@@ -216,7 +222,7 @@ func (o *offers) peersOf(ctx context.Context, u fleet.Unit) ([]string, error) {
 	}
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(u.Device))
-	first := int(h.Sum32() % uint32(len(all))) //nolint:gosec // tills of a site
+	first := int(h.Sum32() % uint32(len(all)))
 	var some []string
 	for i := range wire.MaxPeers {
 		some = append(some, all[(first+i)%len(all)])

@@ -180,7 +180,7 @@ func (p *planner) sum() (all tally) {
 			all.units, all.good, all.bad, all.waveGood, all.waveBad = all.units+t.units, all.good+t.good, all.bad+t.bad, all.waveGood+t.waveGood, all.waveBad+t.waveBad
 		}
 	}
-	cur := int32(p.current()) //nolint:gosec // a handful of waves
+	cur := int32(p.current())
 	for _, i := range p.bads {
 		t := &p.models[p.model[i]]
 		if p.sites[p.site[i]].held && !t.held && p.endedAt(i).After(t.released) {

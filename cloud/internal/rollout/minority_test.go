@@ -72,58 +72,14 @@ func TestBadMinority(t *testing.T) {
 	}
 }
 
-// large is a rollout over many devices in the middle of its way: the worst that a step has to look at.
-func large(devices int) (fleet.Rollout, []fleet.Unit, rollout.View) {
-	ro := fleet.Rollout{
-		ID: "ro", State: fleet.RolloutRunning, StartedAt: noon.Add(-time.Hour),
-		Spec: fleet.Spec{
-			PerSite: 2, InFlight: 2000, Download: "20:00-06:00", Install: "mon-sat 22:00-05:00",
-			Waves: []fleet.Wave{{Name: "canary", Percent: 1, Soak: time.Hour}, {Name: "tenth", Percent: 10, Soak: time.Hour}, {Name: "rest"}},
-		},
-		Waves: []fleet.WaveStatus{{State: fleet.WavePassed}, {State: fleet.WavePassed}, {State: fleet.WaveRunning, StartedAt: noon.Add(-time.Minute)}},
-	}
-	units := make([]fleet.Unit, devices)
-	runs := map[string]string{"agent": "1.0.0", "os/m/prod": "3.0.0"}
-	zones := []string{"Europe/Berlin", "Europe/London", "America/New_York", ""}
-	v := rollout.View{
-		Release: fleet.Release{ID: "agent/2.0.0", Component: "agent", Version: "2.0.0", Requires: map[string]string{"os": "2.0.0"}, Targets: []fleet.Target{{Path: "agent/2.0.0/a", Length: 10 << 20}}},
-		Sites:   map[string]fleet.Site{}, Presence: nil,
-	}
-	there := make(map[fleet.DeviceID]rollout.Presence, devices)
-	for i := range units {
-		u := &units[i]
-		*u = fleet.Unit{
-			Execution: fleet.Execution{ID: fleet.ExecutionID(fmt.Sprintf("x-%012d", i)), Device: fleet.DeviceID(fmt.Sprintf("device-%016d", i)), State: fleet.ExecQueued, Wave: 2, EnteredAt: noon.Add(-time.Hour)},
-			Model:     fmt.Sprintf("model-%d", i%23), Site: fmt.Sprintf("site-%05d", i/5), LastSeen: noon.Add(-time.Minute), Installed: runs, FreeMiB: 900,
-		}
-		v.Sites[u.Site] = fleet.Site{Name: u.Site, Zone: zones[i/5%len(zones)]}
-		there[u.Device] = rollout.Here
-		switch {
-		case i%10 < 3:
-			there[u.Device] = rollout.Away
-		case i%10 < 7:
-			u.State, u.Attempt, u.OfferedAt, u.Wave = fleet.ExecSucceeded, 1, noon.Add(-time.Hour), i%3
-		case i%100 == 8:
-			u.State, u.Attempt, u.OfferedAt, u.EnteredAt = fleet.ExecWaiting, 1, noon.Add(-time.Minute), noon.Add(-time.Minute)
-		case i%1000 == 9:
-			u.State, u.Attempt, u.OfferedAt = fleet.ExecFailed, 3, noon.Add(-time.Hour)
-		}
-	}
-	v.Presence = func(d fleet.DeviceID) rollout.Presence { return there[d] }
-	return ro, units, v
-}
-
 // BenchmarkStep is one step over 150,000 devices in the middle of a rollout, BenchmarkFirstStep the one that assigns
-// waves. One core has to do it in 200 ms.
-func BenchmarkStep(b *testing.B) {
-	ro, units, v := large(150_000)
-	p := rollout.Next(noon, ro, units, v)
-	b.Logf("offers %d, stopped %v, %s", len(p.Offer), p.Stopped, p.To)
-	steps(b, ro, units, v)
-}
+// waves, on a processor without others.
+func BenchmarkStep(b *testing.B) { steps(b, rollout.Large(150_000, false)) }
+
+func BenchmarkFirstStep(b *testing.B) { steps(b, rollout.Large(150_000, true)) }
 
 // steps counts the time of the processor: what else runs on the machine is in no step.
-func steps(b *testing.B, ro fleet.Rollout, units []fleet.Unit, v rollout.View) {
+func steps(b *testing.B, step func() rollout.Plan) {
 	b.Helper()
 	busy := func() time.Duration {
 		var r syscall.Rusage
@@ -132,19 +88,13 @@ func steps(b *testing.B, ro fleet.Rollout, units []fleet.Unit, v rollout.View) {
 		}
 		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 	}
+	if p := step(); len(p.Offer) < 100 || p.To != fleet.RolloutRunning {
+		b.Fatalf("offers %d, it becomes %s: %s", len(p.Offer), p.To, p.Reason)
+	}
 	runtime.GC()
 	began := busy()
 	for b.Loop() {
-		rollout.Next(noon, ro, units, v)
+		step()
 	}
 	b.ReportMetric(float64((busy()-began).Milliseconds())/float64(b.N), "cpu-ms/op")
-}
-
-func BenchmarkFirstStep(b *testing.B) {
-	ro, units, v := large(150_000)
-	ro.Waves = nil
-	for i := range units {
-		units[i].State, units[i].Wave, units[i].OfferedAt, units[i].Attempt = fleet.ExecQueued, -1, time.Time{}, 0
-	}
-	steps(b, ro, units, v)
 }

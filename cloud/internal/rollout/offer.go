@@ -3,6 +3,7 @@ package rollout
 import (
 	"cmp"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -143,7 +144,7 @@ func (p *planner) fit(i int) fit {
 	switch {
 	case len(r.Models) > 0 && !slices.Contains(r.Models, u.Model):
 		return otherModel
-	case len(p.requires) > 0 && p.lacks(u) != "":
+	case len(p.requires) > 0 && !p.has(u):
 		return lacking
 	case u.FreeMiB > 0 && len(r.Targets) > 0 && u.FreeMiB < p.needMiB():
 		return tight
@@ -151,6 +152,18 @@ func (p *planner) fit(i int) fit {
 		return noHours
 	}
 	return fitting
+}
+
+// has reports whether a device has all that the release requires. Thousands
+// run the same, and share the map that says so.
+func (p *planner) has(u *fleet.Unit) bool {
+	key := reflect.ValueOf(u.Installed).Pointer()
+	ok, known := p.having[key]
+	if !known {
+		ok = p.lacks(u) == ""
+		p.having[key] = ok
+	}
+	return ok
 }
 
 // lacks names what the release requires and the device has not.
@@ -184,17 +197,20 @@ func (p *planner) needMiB() uint64 {
 	return uint64(max(least, 0)) >> 20
 }
 
+// week is what the hours of a site hang on.
+type week struct{ zone, download, install string }
+
 // timetable is when unit i may be worked on. Sites with the same hours share one.
 func (p *planner) timetable(i int) *timetable {
 	site := &p.sites[p.site[i]]
 	if site.hours == nil {
 		s := p.v.Sites[site.name]
-		s = fleet.Site{Zone: s.Zone, Download: s.Download, Install: s.Install}
-		t := p.alike[s]
+		w := week{s.Zone, s.Download, s.Install}
+		t := p.alike[w]
 		if t == nil {
 			made := timetableOf(p.spec, s, p.now, p.now.Add(life(p.spec)))
 			t = &made
-			p.alike[s] = t
+			p.alike[w] = t
 		}
 		site.hours = t
 	}

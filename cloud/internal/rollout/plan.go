@@ -25,11 +25,11 @@ import (
 // Plan says what to do with a rollout now. Whatever of it is not carried out is
 // planned again.
 type Plan struct {
-	Assign map[fleet.ExecutionID]int // devices that were in no wave yet
-	Offer  []fleet.Unit              // to be offered: queued ones for the first time or once more, others again since they may have missed it
-	Recall []fleet.Unit              // offered and not installing yet: told to drop it
-	Retry  []fleet.Unit              // ended in a way that may pass: back into the queue
-	Moves  []Move                    // executions whose state the service knows better
+	Assign []int32      // the wave of each unit, by its index; -1: of one that is over; nil: nobody is in another than before
+	Offer  []fleet.Unit // to be offered: queued ones for the first time or once more, others again since they may have missed it
+	Recall []fleet.Unit // offered and not installing yet: told to drop it
+	Retry  []fleet.Unit // ended in a way that may pass: back into the queue
+	Moves  []Move       // executions whose state the service knows better
 	Waves  []fleet.WaveStatus
 	Holds  []fleet.Hold
 	To     fleet.RolloutState
@@ -88,6 +88,8 @@ func Next(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) Plan {
 		p.drain(fleet.RolloutAborted, "aborted", p.ro.Reason)
 	case v.Newer != "":
 		p.drain(fleet.RolloutSuperseded, reasonSuperseded, fmt.Sprintf("%s has taken over", v.Newer))
+	case p.ro.State == fleet.RolloutCompleted && !p.ro.Spec.Joiners:
+		p.drain(fleet.RolloutCompleted, "completed", "the rollout was completed without it")
 	default:
 		p.judge()
 		p.queue()
@@ -101,10 +103,8 @@ func Next(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) Plan {
 // planned reports whether there is anything to plan.
 func planned(ro fleet.Rollout) bool {
 	switch ro.State {
-	case fleet.RolloutRunning, fleet.RolloutPaused, fleet.RolloutAborting:
+	case fleet.RolloutRunning, fleet.RolloutPaused, fleet.RolloutAborting, fleet.RolloutCompleted:
 		return true
-	case fleet.RolloutCompleted:
-		return ro.Spec.Joiners
 	}
 	return false
 }
@@ -131,8 +131,9 @@ type planner struct {
 	sites    []place
 	bads     []int // ended badly, held ones included
 
-	alike    map[fleet.Site]*timetable // by hours
-	requires []string                  // what the release requires
+	alike    map[week]*timetable
+	having   map[uintptr]bool // what the release requires, by what runs
+	requires []string         // what the release requires
 
 	waiting   []int // by wave: open and waited for
 	ready     []int // by wave: could be offered it
@@ -178,25 +179,25 @@ func newPlanner(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) *pl
 		},
 		now: now, ro: ro, spec: spec, waves: spec.Waves, units: units, v: v,
 		presence: make([]Presence, n), kinds: make([]kind, n), fits: make([]fit, n), wave: make([]int32, n), model: make([]int32, n), site: make([]int32, n),
-		alike: map[fleet.Site]*timetable{}, requires: slices.Sorted(maps.Keys(v.Release.Requires)),
+		alike: map[week]*timetable{}, having: map[uintptr]bool{}, requires: slices.Sorted(maps.Keys(v.Release.Requires)),
 	}
 	for len(p.Waves) < len(p.waves) {
 		p.Waves = append(p.Waves, fleet.WaveStatus{State: fleet.WavePending})
 	}
 	p.waiting, p.ready, p.members = make([]int, len(p.waves)), make([]int, len(p.waves)), make([]int, len(p.waves))
-	models, sites := map[string]int32{}, map[string]int32{}
+	models, sites := map[string]int32{}, make(map[string]int32, len(v.Sites))
 	for i := range units {
 		u := &units[i]
-		p.presence[i], p.kinds[i], p.wave[i] = v.Presence(u.Device), kindOf(u.State, u.Reason), int32(min(u.Wave, len(p.waves)-1)) //nolint:gosec // a handful of waves
+		p.presence[i], p.kinds[i], p.wave[i] = v.Presence(u.Device), kindOf(u.State, u.Reason), int32(min(u.Wave, len(p.waves)-1))
 		m, ok := models[u.Model]
 		if !ok {
-			m = int32(len(models)) //nolint:gosec // no more than devices
+			m = int32(len(models))
 			models[u.Model] = m
 			p.models = append(p.models, tally{name: u.Model})
 		}
 		s, ok := sites[u.Site]
 		if !ok {
-			s = int32(len(sites)) //nolint:gosec // no more than devices
+			s = int32(len(sites))
 			sites[u.Site] = s
 			p.sites = append(p.sites, place{name: u.Site})
 		}
@@ -224,9 +225,7 @@ func withDefaults(s fleet.Spec) fleet.Spec {
 	s.Unreachable = orDefault(s.Unreachable, 24*time.Hour)
 	s.Gate = merged(fleet.Gate{Success: 95, Bad: 5, MinSample: 20, SiteBad: 2, Health: 3}, s.Gate)
 	steps := fleet.DefaultSteps()
-	for k, d := range s.Steps {
-		steps[k] = d
-	}
+	maps.Copy(steps, s.Steps)
 	s.Steps = steps
 	return s
 }

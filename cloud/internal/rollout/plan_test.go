@@ -16,14 +16,14 @@ var noon = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 // scene is devices d1, d2... made from words: a state, then marks.
 //
 //   - away for a minute     ~  away for days           +  back      #  not trusted
-//     !  past its deadline    ?  long in its step        *  ended an hour ago
+//     !  past its deadline    ?  long in its step        *  ended an hour ago    >  just offered
 //     /m of model m           @s at site s               =2 in wave 2        ^2 attempt 2        %r of reason r
 type scene struct {
 	units []fleet.Unit
 	there map[fleet.DeviceID]rollout.Presence
 }
 
-const marks = "-~+#!?*/@=^%"
+const marks = "-~+#!?*>/@=^%"
 
 func stage(words string) *scene {
 	s := &scene{there: map[fleet.DeviceID]rollout.Presence{}}
@@ -68,7 +68,9 @@ func stage(words string) *scene {
 			case '@':
 				u.Site = arg
 			case '%':
-				u.Reason = arg
+				u.Reason = strings.ReplaceAll(arg, "_", "-")
+			case '>':
+				u.OfferedAt = noon.Add(-10 * time.Second)
 			case '=':
 				_, _ = fmt.Sscan(arg, &u.Wave)
 				u.Wave--
@@ -133,6 +135,7 @@ var (
 
 func TestNext(t *testing.T) {
 	running := []fleet.WaveStatus{{State: fleet.WaveRunning, StartedAt: noon.Add(-hour)}}
+	passed := []fleet.WaveStatus{{State: fleet.WavePassed}}
 	for _, c := range []struct {
 		name  string
 		units string
@@ -148,7 +151,8 @@ func TestNext(t *testing.T) {
 		{name: "aborting", units: "QUEUED STAGED CHECKING SUCCEEDED OFFERED-", ro: fleet.Rollout{State: fleet.RolloutAborting, Waves: running}, moves: "d1:CANCELED:aborted", recall: "d2 d5", waves: "RUNNING", to: "ABORTING"},
 		{name: "aborted", units: "QUEUED SUCCEEDED", ro: fleet.Rollout{State: fleet.RolloutAborting, Waves: running, Reason: "bad"}, moves: "d1:CANCELED:aborted", waves: "RUNNING", to: "ABORTED", reason: "bad"},
 		{name: "ends stay", units: "QUEUED", ro: fleet.Rollout{State: fleet.RolloutAborted}, to: "ABORTED"},
-		{name: "complete takes nobody", units: "QUEUED", ro: fleet.Rollout{State: fleet.RolloutCompleted}, to: "COMPLETED"},
+		{name: "complete takes nobody, and who is at it finishes", units: "QUEUED OFFERED WAITING! INSTALLING", ro: fleet.Rollout{State: fleet.RolloutCompleted, Waves: passed}, moves: "d3:TIMED_OUT:waited d1:CANCELED:completed", waves: "PASSED", to: "COMPLETED"},
+		{name: "complete and superseded", units: "QUEUED INSTALLING", ro: fleet.Rollout{State: fleet.RolloutCompleted, Spec: fleet.Spec{Joiners: true}, Waves: passed}, view: func(v *rollout.View) { v.Newer = "agent/1.3.0" }, moves: "d1:CANCELED:superseded", waves: "PASSED", to: "COMPLETED"},
 		{name: "complete takes joiners", units: "QUEUED SUCCEEDED FAILED^3", ro: fleet.Rollout{State: fleet.RolloutCompleted, Spec: fleet.Spec{Joiners: true}, Waves: []fleet.WaveStatus{{State: fleet.WavePassed}}}, offer: "d1", waves: "PASSED", to: "COMPLETED"},
 		{name: "who comes back is offered once more", units: "OFFERED+ DOWNLOADING+ CHECKING OFFERED-", offer: "d1 d2", waves: "RUNNING"},
 		{name: "all good", units: "SUCCEEDED ALREADY_INSTALLED REMOVED CANCELED", waves: "PASSED", to: "COMPLETED"},
@@ -157,7 +161,7 @@ func TestNext(t *testing.T) {
 		{name: "two bad are not", units: "REJECTED ROLLED_BACK QUEUED", ro: fleet.Rollout{Spec: fleet.Spec{Gate: fleet.Gate{BadCap: 1}}}, waves: "FAILED", to: "PAUSED", reason: "2 devices ended badly, at most 1 may"},
 		{name: "past the deadline", units: "OFFERED! DOWNLOADING WAITING! OFFERED!~ CHECKING!~ QUEUED", moves: "d1:TIMED_OUT:deadline d3:TIMED_OUT:waited d4:TIMED_OUT:unreachable d5:TIMED_OUT:deadline", offer: "d6", waves: "RUNNING"},
 		{name: "too long in a step", units: "OFFERED? OFFERED?- CHECKING?- DOWNLOADING? REBOOTING QUEUED", moves: "d1:TIMED_OUT:timeout d3:TIMED_OUT:timeout", offer: "d6", waves: "RUNNING"},
-		{name: "unreachable ones are not waited for, and end with it", units: "SUCCEEDED QUEUED~ OFFERED~", moves: "d2:CANCELED:unreachable d3:TIMED_OUT:unreachable", waves: "PASSED", to: "COMPLETED"},
+		{name: "unreachable ones are not waited for, and end with it", units: "SUCCEEDED QUEUED~ OFFERED~", moves: "d2:CANCELED:completed d3:TIMED_OUT:unreachable", waves: "PASSED", to: "COMPLETED"},
 		{name: "with joiners they stay", units: "SUCCEEDED QUEUED~", ro: fleet.Rollout{Spec: fleet.Spec{Joiners: true}}, waves: "PASSED", to: "COMPLETED"},
 		{name: "waits for who is away", units: "SUCCEEDED QUEUED-", waves: "RUNNING"},
 		{name: "a failure is tried again, later", units: "FAILED FAILED* FAILED*^2 FAILED*^3 TIMED_OUT* TIMED_OUT*- ROLLED_BACK* REJECTED* SUCCEEDED", ro: fleet.Rollout{Spec: fleet.Spec{Gate: fleet.Gate{Success: -1}}}, retry: "d2 d3 d5", waves: "RUNNING"},
@@ -201,7 +205,8 @@ func TestNext(t *testing.T) {
 
 		{name: "lanes of a site at once", units: "DOWNLOADING@s QUEUED@s QUEUED@t QUEUED@t QUEUED QUEUED WAITING~@u QUEUED@u", ro: fleet.Rollout{Spec: fleet.Spec{PerSite: 1}}, offer: "d3 d5 d6 d8", waves: "RUNNING"},
 		{name: "devices at once", units: "DOWNLOADING WAITING~ QUEUED QUEUED", ro: fleet.Rollout{Spec: fleet.Spec{InFlight: 2}}, offer: "d3", waves: "RUNNING"},
-		{name: "the rate", units: "DOWNLOADING DOWNLOADING QUEUED QUEUED", ro: fleet.Rollout{Spec: fleet.Spec{Rate: fleet.Rate{Base: 1, Factor: 3, Every: 2, Max: 9}}}, offer: "d3", waves: "RUNNING"},
+		{name: "the rate", units: "DOWNLOADING DOWNLOADING> QUEUED QUEUED", ro: fleet.Rollout{Spec: fleet.Spec{Rate: fleet.Rate{Base: 2, Factor: 3, Every: 2, Max: 9}}}, offer: "d3", waves: "RUNNING"},
+		{name: "less than one a minute", units: "DOWNLOADING QUEUED", ro: fleet.Rollout{Spec: fleet.Spec{Rate: fleet.Rate{Base: 0.5}}}, waves: "RUNNING"},
 		{name: "the rate grows", units: "SUCCEEDED SUCCEEDED QUEUED QUEUED QUEUED QUEUED", ro: fleet.Rollout{Spec: fleet.Spec{Rate: fleet.Rate{Base: 1, Factor: 3, Every: 2, Max: 9}}}, offer: "d3 d4 d5", waves: "RUNNING"},
 		{name: "health against the control group", units: "SUCCEEDED QUEUED", view: func(v *rollout.View) {
 			v.Health = map[string]fleet.Health{"": {Updated: fleet.Faults{Devices: 10, Hours: 10, Peripheral: 8}, Control: fleet.Faults{Devices: 90, Hours: 90, Peripheral: 9}}}
@@ -233,8 +238,14 @@ func TestNext(t *testing.T) {
 			}
 			p := rollout.Next(noon, c.ro, s.units, v)
 			for _, g := range []struct{ what, got, want string }{
-				{"offer", devices(p.Offer), c.offer}, {"recall", devices(p.Recall), c.recall}, {"retry", devices(p.Retry), c.retry}, {"moves", moves(p.Moves), c.moves},
-				{"waves", waves(p.Waves), c.waves}, {"holds", holds(p.Holds), c.holds}, {"state", string(p.To), c.to}, {"reason", p.Reason, c.reason},
+				{"offer", devices(p.Offer), c.offer},
+				{"recall", devices(p.Recall), c.recall},
+				{"retry", devices(p.Retry), c.retry},
+				{"moves", moves(p.Moves), c.moves},
+				{"waves", waves(p.Waves), c.waves},
+				{"holds", holds(p.Holds), c.holds},
+				{"state", string(p.To), c.to},
+				{"reason", p.Reason, c.reason},
 			} {
 				if g.got != g.want {
 					t.Errorf("%s: got %q, want %q", g.what, g.got, g.want)

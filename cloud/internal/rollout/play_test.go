@@ -44,7 +44,7 @@ type game struct {
 
 func newGame(t interface{ Fatalf(string, ...any) }, seed uint64, spec fleet.Spec) *game {
 	return &game{
-		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), now: noon, at: map[fleet.ExecutionID]int{}, hit: map[string]map[int]bool{}, tried: map[int]int{}, //nolint:gosec // a game
+		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), now: noon, at: map[fleet.ExecutionID]int{}, hit: map[string]map[int]bool{}, tried: map[int]int{},
 		ro: fleet.Rollout{ID: "ro", State: fleet.RolloutRunning, StartedAt: noon, Spec: spec},
 	}
 }
@@ -88,8 +88,8 @@ func (g *game) round() rollout.Plan {
 	}
 	p := rollout.Next(g.now, g.ro, g.units, g.view())
 	g.check(p)
-	for id, w := range p.Assign {
-		g.units[g.at[id]].Wave = w
+	for i, w := range p.Assign {
+		g.units[i].Wave = int(w)
 	}
 	g.ro.State, g.ro.Reason, g.ro.Waves, g.ro.Holds = p.To, p.Reason, p.Waves, p.Holds
 	for _, m := range p.Moves {
@@ -209,11 +209,12 @@ func (g *game) check(p rollout.Plan) {
 	for _, u := range p.Offer {
 		i := g.at[u.ID]
 		wave := g.units[i].Wave
-		if w, ok := p.Assign[u.ID]; ok {
-			if wave >= 0 {
+		if p.Assign != nil {
+			if w := int(p.Assign[i]); wave >= 0 && wave != w && wave < len(p.Waves) {
 				g.t.Fatalf("%s changes its wave", u.ID)
+			} else {
+				wave = w
 			}
-			wave = w
 		}
 		switch {
 		case !g.here(i) || u.State.Ended() || gone[u.ID]:

@@ -25,7 +25,6 @@ const (
 	reasonWaited      = "waited"      // for its hours, power, space or lock, until time was up
 	reasonCanceled    = "canceled"
 	reasonSuperseded  = "superseded"
-	reasonDowngrade   = "downgrade" // it runs something newer
 )
 
 // kind is what a state comes to for the planner.
@@ -57,17 +56,10 @@ func kindOf(s fleet.ExecutionState, reason string) kind {
 		return already
 	case fleet.ExecCanceled, fleet.ExecRemoved:
 		return out
-	case fleet.ExecFailed, fleet.ExecTimedOut:
-		if reason == reasonCanceled || reason == reasonSuperseded || reason == reasonUnreachable || reason == reasonWaited {
+	case fleet.ExecFailed, fleet.ExecTimedOut, fleet.ExecRejected, fleet.ExecRolledBack:
+		if (fleet.Execution{State: s, Reason: reason}).Neutral() {
 			return neutral
 		}
-		return bad
-	case fleet.ExecRejected:
-		if reason == reasonDowngrade {
-			return neutral
-		}
-		return bad
-	case fleet.ExecRolledBack:
 		return bad
 	}
 	return underWay
@@ -79,7 +71,7 @@ func (p *planner) move(i int, to fleet.ExecutionState, reason, text string) {
 		p.moved = make([]int32, len(p.units))
 	}
 	p.Moves = append(p.Moves, Move{p.units[i], to, reason, text})
-	p.moved[i], p.kinds[i] = int32(len(p.Moves)), kindOf(to, reason) //nolint:gosec // no more than devices
+	p.moved[i], p.kinds[i] = int32(len(p.Moves)), kindOf(to, reason)
 }
 
 // moving is the move that ends unit i in this plan; nil: none does.
@@ -104,7 +96,7 @@ func (p *planner) endedAt(i int) time.Time {
 // survey ends what is over, and counts ends.
 func (p *planner) survey() {
 	forgiven := p.forgiven()
-	cur := int32(p.current()) //nolint:gosec // a handful of waves
+	cur := int32(p.current())
 	for i := range p.units {
 		if !p.kinds[i].ended() {
 			p.over(i)

@@ -25,7 +25,7 @@ func (p *planner) assign() {
 	if len(fresh) == 0 {
 		return
 	}
-	p.Assign = make(map[fleet.ExecutionID]int, len(fresh))
+	p.Assign = p.wave
 	last := len(p.waves) - 1
 	first, drawn := min(p.current(), last), false
 	for w := first; w < last && len(fresh) > 0; w++ {
@@ -55,8 +55,7 @@ func (p *planner) assign() {
 }
 
 func (p *planner) put(i, wave int) {
-	p.Assign[p.units[i].ID] = wave
-	p.wave[i] = int32(wave) //nolint:gosec // a handful of waves
+	p.wave[i] = int32(wave)
 }
 
 // share is how many devices wave w, which takes a percentage, is short of.
@@ -254,7 +253,7 @@ func (p *planner) complete() {
 		case k == underWay:
 			p.move(i, fleet.ExecTimedOut, reasonUnreachable, "the rollout was completed while it was "+string(p.units[i].State)+" and silent")
 		case k == queued && !p.spec.Joiners:
-			p.move(i, fleet.ExecCanceled, p.unready(i), "the rollout was completed without it")
+			p.move(i, fleet.ExecCanceled, "completed", "the rollout was completed without it")
 		}
 	}
 }
@@ -273,7 +272,7 @@ func (p *planner) drain(to fleet.RolloutState, reason, text string) {
 		case to == fleet.RolloutSuperseded:
 			p.move(i, fleet.ExecCanceled, reason, text)
 			p.Recall = append(p.Recall, p.units[i])
-		default:
+		case to == fleet.RolloutAborted:
 			left++
 			p.Recall = append(p.Recall, p.units[i])
 		}

@@ -191,7 +191,7 @@ func (p *planner) whyUnderWay(i int) (code, text string) {
 	case p.held(i) && p.kinds[i] == underWay:
 		text += "; it is being called back, for it is held: " + p.holdOf(i).Reason
 	case p.presence[i] == Away:
-		text += "; it is not connected now, last heard of " + ago(p.now, silent(u)) + " before"
+		text += "; it is not connected now, and was not heard of " + ago(p.now, silent(u))
 	}
 	return code, text
 }

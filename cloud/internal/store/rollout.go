@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -93,15 +94,16 @@ func (s *Store) Rollouts(ctx context.Context, t fleet.TenantID, p fleet.Page) (i
 }
 
 // RunningRollouts returns the rollouts of every tenant that somebody has to
-// see to, oldest first: those that run, are paused or end, and of each
-// component and filter the newest that is complete and takes joiners. It is for
-// the rollout loop.
+// see to, oldest first: those that run, are paused or end, those that are
+// complete while devices are still at it, and of each component and filter the
+// newest that is complete and takes joiners. It is for the rollout loop.
 func (s *Store) RunningRollouts(ctx context.Context) ([]fleet.Rollout, error) {
 	type joining struct {
 		numbered[fleet.Rollout]
 		component string
 	}
-	rows, err := s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.state IN ('RUNNING', 'PAUSED', 'ABORTING') ORDER BY r.n`)
+	rows, err := s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.state IN ('RUNNING', 'PAUSED', 'ABORTING') OR r.state = 'COMPLETED' AND EXISTS
+		(SELECT 1 FROM execution e WHERE e.rollout = r.id AND e.state IN ('QUEUED', 'OFFERED', 'WAITING', 'DOWNLOADING', 'STAGED', 'INSTALLING', 'INSTALLED', 'REBOOTING', 'CHECKING')) ORDER BY r.n`)
 	all, err := list(rows, err, scanRollout)
 	if err != nil {
 		return nil, fmt.Errorf("running rollouts: %w", err)
@@ -121,7 +123,8 @@ func (s *Store) RunningRollouts(ctx context.Context) ([]fleet.Rollout, error) {
 			seen[k], all = true, append(all, j.numbered)
 		}
 	}
-	slices.SortFunc(all, func(a, b numbered[fleet.Rollout]) int { return int(a.n - b.n) })
+	slices.SortFunc(all, func(a, b numbered[fleet.Rollout]) int { return cmp.Compare(a.n, b.n) })
+	all = slices.CompactFunc(all, func(a, b numbered[fleet.Rollout]) bool { return a.n == b.n })
 	items, _ := values(all, len(all))
 	return items, nil
 }

@@ -272,22 +272,38 @@ func TestRunningRollouts(t *testing.T) {
 		{"rests", "1.3.0", fleet.RolloutPaused, fleet.Filter{}, true},
 		{"draft", "1.3.0", fleet.RolloutDraft, fleet.Filter{}, true},
 	} {
-		staged(t, s, r.id, r.version, fleet.Spec{Filter: r.filter, Joiners: r.joiners})
+		for _, u := range staged(t, s, r.id, r.version, fleet.Spec{Filter: r.filter, Joiners: r.joiners}) {
+			_, err := s.MoveExecution(t.Context(), store.ExecutionStep{ID: u.ID, State: fleet.ExecOffered}, noon)
+			must(t, err)
+		}
 		ro, err := s.Rollout(t.Context(), "main", r.id)
 		must(t, err)
 		ro.State = r.state
 		_, err = s.SaveRollout(t.Context(), ro, event("rollout.set"))
 		must(t, err)
 	}
-	rs, err := s.RunningRollouts(t.Context())
-	must(t, err)
-	var ids []fleet.RolloutID
-	for _, r := range rs {
-		ids = append(ids, r.ID)
+	look := func(want ...fleet.RolloutID) {
+		t.Helper()
+		rs, err := s.RunningRollouts(t.Context())
+		must(t, err)
+		var ids []fleet.RolloutID
+		for _, r := range rs {
+			ids = append(ids, r.ID)
+		}
+		if !slices.Equal(ids, want) {
+			t.Errorf("got %v, want %v", ids, want)
+		}
 	}
-	if want := []fleet.RolloutID{"canary", "new", "runs", "ends", "rests"}; !slices.Equal(ids, want) {
-		t.Errorf("got %v, want %v", ids, want)
+	look("old", "canary", "new", "static", "runs", "ends", "rests")
+	for _, id := range []fleet.RolloutID{"old", "canary", "new", "static", "runs"} { // nobody is at it any more
+		us, _, err := s.Units(t.Context(), id, 0)
+		must(t, err)
+		for _, u := range us {
+			_, err := s.MoveExecution(t.Context(), store.ExecutionStep{ID: u.ID, State: fleet.ExecCanceled}, noon)
+			must(t, err)
+		}
 	}
+	look("canary", "new", "runs", "ends", "rests")
 }
 
 // TestUnits reads on from a cursor: what the executions did and what their devices did that matters, and nothing else.
