@@ -78,6 +78,21 @@ func TestHoursRefused(t *testing.T) {
 	}
 }
 
+// TestHoursThatNeverCome: without hours an offer is for any time, and hours that do not come while it lives must not
+// turn into that.
+func TestHoursThatNeverCome(t *testing.T) {
+	if got := rollout.Closed(nil); got != nil {
+		t.Errorf("any time is %v", got)
+	}
+	if got := rollout.Closed([]wire.Span{}); len(got) != 1 || got[0].To <= got[0].From || got[0].To > noon.UnixMilli() {
+		t.Errorf("never is %v", got)
+	}
+	some := []wire.Span{{From: 7, To: 9}}
+	if got := rollout.Closed(some); len(got) != 1 || got[0] != some[0] {
+		t.Errorf("some hours are %v", got)
+	}
+}
+
 // within says by the clock on the wall whether a moment is in hours: what Spans must come to.
 func within(text string, at time.Time) bool {
 	days := []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
