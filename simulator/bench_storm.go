@@ -35,6 +35,7 @@ type storm struct {
 	pid     int
 	enrolAt string // https URL
 	broker  string
+	api     string // http URL of operators
 	conf    *tls.Config
 	say     io.Writer
 }
@@ -168,7 +169,7 @@ func (s *storm) serve(ctx context.Context, o BenchOptions, maker *swarm.Authorit
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("storm: %w", err)
 	}
-	s.pid, s.enrolAt, s.broker = cmd.Process.Pid, "https://"+ports[1], ports[0]
+	s.pid, s.enrolAt, s.broker, s.api = cmd.Process.Pid, "https://"+ports[1], ports[0], "http://"+ports[2]
 	done := make(chan error, 1)
 	go func() {
 		err := cmd.Wait()

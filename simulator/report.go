@@ -179,8 +179,8 @@ func (t TillReport) problems(updateTo string) []string {
 	return out
 }
 
-// write stores the report at path, or prints it when path is "-".
-func (r Report) write(path string) error {
+// writeReport stores a report at path, or prints it when path is "-".
+func writeReport(path string, r any) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode report: %w", err)

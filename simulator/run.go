@@ -126,7 +126,7 @@ func (w *World) finish(ctx context.Context, began time.Time, path string, say fu
 		return err
 	}
 	if path != "" {
-		if err := r.write(path); err != nil {
+		if err := writeReport(path, r); err != nil {
 			return err
 		}
 		say("report   %s", path)

@@ -23,7 +23,8 @@ type Session struct {
 
 	conn           *tls.Conn
 	tenant, device string
-	id             uint16 // of the last packet
+	id             uint16                   // of the last packet
+	early          []*packets.PublishPacket // came while something else was waited for
 }
 
 // Connect dials the broker at addr with the LDevID key and the certificate of
@@ -192,10 +193,46 @@ func (s *Session) Publish(ctx context.Context, c wire.Channel, payload []byte) e
 		if err != nil {
 			return fmt.Errorf("publish: %w", err)
 		}
-		if a, ok := got.(*packets.PubackPacket); ok && a.MessageID == p.MessageID {
-			return nil
+		switch a := got.(type) {
+		case *packets.PubackPacket:
+			if a.MessageID == p.MessageID {
+				return nil
+			}
+		case *packets.PublishPacket:
+			s.early = append(s.early, a)
 		}
 	}
+}
+
+// Next waits for the next message that the service sends.
+func (s *Session) Next(ctx context.Context) (wire.Channel, []byte, error) {
+	defer s.until(ctx)()
+	for {
+		var m *packets.PublishPacket
+		if len(s.early) > 0 {
+			m, s.early = s.early[0], s.early[1:]
+		} else {
+			p, err := s.read()
+			if err != nil {
+				return "", nil, fmt.Errorf("wait for %s: %w", s.device, errors.Join(err, ctx.Err()))
+			}
+			m, _ = p.(*packets.PublishPacket)
+		}
+		if m == nil {
+			continue
+		}
+		t, err := wire.ParseTopic(m.TopicName)
+		if err != nil {
+			return "", nil, fmt.Errorf("topic %.128q: %w", m.TopicName, err)
+		}
+		return t.Channel, m.Payload, nil
+	}
+}
+
+// Ping keeps a silent connection open. It may be called while another call
+// waits: what it writes is one piece.
+func (s *Session) Ping() error {
+	return (&packets.PingreqPacket{FixedHeader: packets.FixedHeader{MessageType: packets.Pingreq}}).Write(s.conn)
 }
 
 // Close says DISCONNECT and hangs up.
