@@ -29,6 +29,8 @@ type CrowdOptions struct {
 	Of       float64 // share of the fleet that this model has; the same as Minority: every box of it is bad
 	Sample   int     // ends before a share is judged; 0: the product's own default
 	Bad      float64 // percent that may end badly; 0: as above
+	Away     int     // seconds of silence after which no wave waits for a device; 0: 30
+	Limit    int     // devices of the bad model that may be hit; 0: 2 % of the fleet
 	Report   string  // file for the CrowdReport; "-" prints it, empty: none
 	Out      io.Writer
 	Say      io.Writer // the service's own words

@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
@@ -51,7 +52,7 @@ func (s staged) line() string {
 // roll starts the rollout, waits until it stands, lets some of those that were
 // away come back, and counts.
 func (c *crowd) roll(ctx context.Context) (CrowdReport, error) {
-	r := CrowdReport{Devices: c.o.Devices, Limit: c.o.Devices / crowdLimit}
+	r := CrowdReport{Devices: c.o.Devices, Limit: cmp.Or(c.o.Limit, c.o.Devices/crowdLimit)}
 	for i := range c.devices {
 		if c.online(i) {
 			r.Online++
@@ -63,8 +64,8 @@ func (c *crowd) roll(ctx context.Context) (CrowdReport, error) {
 		gate["bad"], gate["success"] = c.o.Bad, 100-c.o.Bad
 	}
 	plan := map[string]any{"release": "agent/2.0.0", "spec": map[string]any{
-		"waves": []map[string]any{{"name": "canary", "percent": 1, "soak_s": 2}, {"name": "tenth", "percent": 10, "soak_s": 2}, {"name": "rest"}},
-		"gate":  gate, "per_site": 2, "unreachable_s": 30, "joiners": true, "attempts": 1,
+		"waves": []map[string]any{{"name": "canary", "percent": 2, "soak_s": 2}, {"name": "tenth", "percent": 10, "soak_s": 2}, {"name": "rest"}},
+		"gate":  gate, "per_site": 2, "unreachable_s": cmp.Or(c.o.Away, 30), "joiners": true, "attempts": 1,
 	}}
 	var dry struct {
 		Text string `json:"text"`
