@@ -149,7 +149,7 @@ func TestConsole(t *testing.T) {
 			t.Fatalf("%v: %s", err, need.advice)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	dir := t.TempDir()
 	opt, err := desk(dir, 2, simulator.DeskPace)

@@ -1,7 +1,8 @@
 // Walks through the console in a real browser, as an operator would, and fails
 // when something is not as it must be: it asks a device for proof, sends a
-// command, verifies an audit chain, rolls the newest release out to every device
-// and looks at whom the fleet trusts. Started by the end-to-end test; the fleet needs an online device and a published release.
+// command, verifies an audit chain, rolls the newest release out to every device,
+// composes another rollout that is watched, paused and aborted, and
+// looks at whom the fleet trusts. Started by the end-to-end test; the fleet needs an online device and a published release.
 //
 //   TILLWARD_URL         the console
 //   TILLWARD_TOKEN_FILE  file with an operator token
@@ -107,12 +108,52 @@ try {
 
   const main = page.getByRole('navigation', { name: 'Main' });
   await main.getByRole('link', { name: 'Rollouts' }).click();
-  await page.getByRole('button', { name: 'Start rollout' }).click();
+  await tid('compose').click();
+  await tid('way-quick').click();
+  await tid('dry-text').getByText('Reaches 2 devices').waitFor();
+  await look('compose');
+  await tid('way-once').click();
+  await tid('compose-start').click();
   const ended = page.locator('[data-testid=execution-row]:is([data-state=SUCCEEDED], [data-state=ALREADY_INSTALLED])');
   await ended.first().waitFor({ timeout: 60_000 });
+  await tid('rollout-state').getByText('completed').waitFor({ timeout: 60_000 });
+  await loaded('rollout');
   await look('rollout');
+
+  // Another one goes its whole way by hand: draft, handed in, started, watched, paused, resumed, aborted.
+  const stands = (text) => tid('rollout-state').getByText(text, { exact: true }).waitFor();
   await main.getByRole('link', { name: 'Rollouts' }).click();
-  await tid('rollout-row').first().waitFor();
+  await tid('compose').click();
+  await tid('compose-save').click();
+  await stands('draft');
+  await look('draft');
+  await page.getByRole('link', { name: 'Change' }).click();
+  await tid('wave-edit').nth(2).waitFor();
+  await tid('compose-submit').click();
+  await stands('ready');
+  await tid('start').click();
+  await page.locator('[data-testid=wave][data-state=SOAKING]').waitFor();
+  await tid('soak').waitFor();
+  await page.evaluate(() => scrollTo(0, document.body.scrollHeight / 2));
+  const reach = await tid('pause').evaluate((e) => { const r = e.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight; });
+  if (!reach) faults.push('Pause is out of reach on a page that is scrolled');
+  await tid('pause').click();
+  await stands('paused');
+  await loaded('board');
+  await look('board');
+  await tid('resume').click();
+  await stands('running');
+  await tid('abort-open').click();
+  const abort = page.getByRole('button', { name: 'Abort', exact: true });
+  await page.getByLabel('Reason').fill('seen enough');
+  if (await abort.isEnabled()) faults.push('a rollout may be aborted without the word that confirms it');
+  await page.getByLabel('Type “abort” to confirm').fill('abort');
+  await abort.click();
+  await stands('aborted');
+  await page.getByText('seen enough').first().waitFor();
+
+  await main.getByRole('link', { name: 'Rollouts' }).click();
+  await tid('rollout-row').nth(1).waitFor();
   await look('rollouts');
   await main.getByRole('link', { name: 'Releases' }).click();
   await tid('release-row').first().waitFor();

@@ -66,17 +66,51 @@ export interface Command {
   output_encoding?: string; ended_at: string | null;
 }
 export interface Release {
-  id: string; class: string; version: string; published_at: string | null; published_by: string;
-  targets: { path: string; sha256: string; length: number }[];
+  id: string; component: string; class: string; version: string; tenant: string; models: string[]; requires: Record<string, string>; withdrawn: boolean;
+  published_at: string | null; published_by: string; targets: { path: string; sha256: string; length: number }[];
 }
+
+/** Picks devices; what is left out picks all. */
+export interface Filter { group?: string; model?: string; site?: string; devices?: string[] }
+/** Shares in percent of what ended. Nothing or 0: as by default; negative: not judged. */
+export interface Gate { success?: number; bad?: number; min_sample?: number; bad_cap?: number; site_bad?: number; health?: number }
+export interface Rate { base?: number; factor?: number; every?: number; max?: number }
+export interface WaveSpec { name: string; filter?: Filter; percent?: number; soak_s?: number; gate?: Gate }
+/** How a rollout goes. */
+export interface Spec {
+  filter?: Filter; waves?: WaveSpec[]; gate?: Gate; rate?: Rate; per_site?: number; in_flight?: number; download?: string; install?: string;
+  deadline_s?: number; steps_s?: Record<string, number>; attempts?: number; unreachable_s?: number; joiners?: boolean; rate_kib?: number; repair?: boolean;
+}
+export interface Preview {
+  reaches: number; sites: number; waves: { name: string; devices: number }[]; blocked: { reason: string; text: string; devices: number }[]; text: string;
+}
+export type Counts = Record<string, number>;
+export interface Wave {
+  name: string; state: string; started_at: string | null; soaked_at: string | null; soak_s: number; ended_at: string | null;
+  counts: Counts; total: number; good: number; bad: number; neutral: number; unreachable: number;
+}
+export interface Hold { model: string; site: string; reason: string; since: string | null; released_at: string | null }
+export interface Faults { devices: number; hours: number; peripheral: number; reconnects: number; crashes: number }
+export interface Health { updated: Faults; control: Faults; models?: Record<string, Health> }
+/** Where the bytes of an artifact came from. */
+export interface Bytes { wire: number; peer: number; medium: number; reused: number }
+/** A rollout; what may be missing comes only when one is asked for. */
 export interface Rollout {
-  id: string; release: string; group: string; state: string; reason: string; created_at: string | null; created_by: string;
-  ended_at: string | null; deadline_s: number; max_failed: number; counts: Record<string, number>; total: number;
+  id: string; release: string; state: string; reason: string; auto: boolean; created_at: string | null; created_by: string;
+  approved_at: string | null; approved_by: string; started_at: string | null; ended_at: string | null;
+  spec: Spec; waves: Wave[]; holds: Hold[]; counts: Counts; total: number; good: number; bad: number; neutral: number; unreachable: number;
+  health?: Health; bytes?: Bytes; eta?: string | null;
 }
 export interface Execution {
-  id: string; device: string; state: string; reason: string; text: string; from: string; to: string;
-  done: number; total: number; updated_at: string | null;
+  id: string; rollout: string; device: string; model: string; site: string; wave: number; state: string; reason: string; text: string; from: string; to: string;
+  attempt: number; done: number; total: number; bytes: Bytes; offered_at: string | null; entered_at: string | null; updated_at: string | null;
 }
+export interface Installed { component: string; version: string; slot: string; hash: string; trial: boolean }
+export interface Delay { rollout: string; reason: string; text: string; since: string | null }
+/** What a device runs, and why it waits for what it does not. */
+export interface DeviceUpdate { installed: Installed[]; free_mib: number; supply: string; executions: Execution[]; waiting: Delay[] }
+/** A place with devices, its time zone and its hours. */
+export interface Site { name: string; zone: string; download: string; install: string; devices: number }
 export interface Session { name: string; role: string; tenant: string }
 export interface List<T> { items: T[]; next: string }
 

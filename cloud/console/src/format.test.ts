@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ago, bytes, expiry, gaps, marks, measure, pause, progress, reading, reason, sensor, sentence, seriesName, short, span, tone, words } from './format';
+import { ago, bytes, count, expiry, gaps, many, marks, measure, pause, percent, reading, reason, sensor, sentence, seriesName, short, span, tone, words } from './format';
 
 test('spans are said in the unit that matters', () => {
   expect(span(14 * 60_000)).toBe('14 min');
@@ -59,10 +59,13 @@ test('a certificate warns a week before its end', () => {
   expect(expiry(null, 0).tone).toBe('dim');
 });
 
-test('a rollout shows what is done first and what went wrong last', () => {
-  const parts = progress({ FAILED: 1, QUEUED: 12, SUCCEEDED: 22, ALREADY_INSTALLED: 2, DOWNLOADING: 0 });
-  expect(parts.map((p) => [p.tone, p.n])).toEqual([['good', 24], ['dim', 12], ['bad', 1]]);
-  expect(parts[0]?.text).toBe('2 already installed, 22 succeeded');
+test('counts and shares are written for people', () => {
+  expect(count(4212)).toBe('4,212');
+  expect(many(1, 'device')).toBe('1 device');
+  expect(many(1200, 'device')).toBe('1,200 devices');
+  expect(percent(1, 3)).toBe('33.3 %');
+  expect(percent(2, 2)).toBe('100 %');
+  expect(percent(0, 0)).toBe('0 %');
 });
 
 test('waiting grows, is spread and ends at half a minute', () => {

@@ -75,30 +75,28 @@ export type Tone = 'good' | 'warn' | 'bad' | 'busy' | 'dim';
 /** The tone of a state: which of the few colours it gets. Unknown is never good. */
 export function tone(state: string): Tone {
   switch (state) {
-    case 'attested': case 'OK': case 'SUCCEEDED': case 'ALREADY_INSTALLED': case 'COMPLETED': case 'PS_ONLINE': case 'online':
+    case 'attested': case 'OK': case 'SUCCEEDED': case 'ALREADY_INSTALLED': case 'COMPLETED': case 'PASSED': case 'PS_ONLINE': case 'online':
       return 'good';
-    case 'degraded': case 'Attention': case 'pending': case 'PAUSED': case 'warn': case 'stale': case 'EXPIRED': case 'TIMED_OUT':
+    case 'degraded': case 'Attention': case 'pending': case 'PAUSED': case 'warn': case 'stale': case 'EXPIRED': case 'AWAITING_APPROVAL': case 'ABORTING':
       return 'warn';
-    case 'quarantined': case 'Fault': case 'Offline': case 'FAILED': case 'REJECTED': case 'ROLLED_BACK': case 'ABORTED': case 'alarm':
+    case 'quarantined': case 'Fault': case 'Offline': case 'FAILED': case 'REJECTED': case 'ROLLED_BACK': case 'TIMED_OUT': case 'ABORTED': case 'DENIED': case 'alarm':
     case 'PS_OFF_OFFLINE': case 'PS_OFF': case 'PS_OFFLINE':
       return 'bad';
     case 'SENT': case 'OFFERED': case 'DOWNLOADING': case 'STAGED': case 'INSTALLING': case 'INSTALLED':
-    case 'REBOOTING': case 'CHECKING': case 'RUNNING':
+    case 'REBOOTING': case 'CHECKING': case 'WAITING': case 'RUNNING': case 'SOAKING':
       return 'busy';
   }
   return 'dim';
 }
 
-/** The order in which the tones of a rollout stand: done first, what is to come last. */
-const order: Tone[] = ['good', 'busy', 'dim', 'warn', 'bad'];
+/** A count with its thousands apart: 4,212. */
+export const count = (n: number): string => n.toLocaleString('en');
 
-/** The parts of a rollout, gathered by tone, in an order that does not jump. */
-export function progress(counts: Record<string, number>): { tone: Tone; n: number; text: string }[] {
-  return order.flatMap((t) => {
-    const parts = Object.entries(counts).filter(([k, n]) => n > 0 && tone(k) === t).sort(([a], [b]) => a.localeCompare(b));
-    return parts.length === 0 ? [] : [{ tone: t, n: parts.reduce((a, [, n]) => a + n, 0), text: parts.map(([k, n]) => `${n} ${words(k)}`).join(', ') }];
-  });
-}
+/** A count with its noun: 1 device, 4,212 devices. */
+export const many = (n: number, noun: string): string => `${count(n)} ${noun}${n === 1 ? '' : 's'}`;
+
+/** A share in percent, as short as it may be: 99.4 %. */
+export const percent = (part: number, whole: number): string => `${whole > 0 ? parseFloat(((100 * part) / whole).toFixed(1)) : 0} %`;
 
 /** SOME_STATE -> some state. OK stays as it is, and our own prefix goes. */
 export const words = (s: string) => (s === 'OK' ? s : s.replace(/^M_/, '').replaceAll('_', ' ').toLowerCase());

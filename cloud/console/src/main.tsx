@@ -6,6 +6,7 @@ import { type AuditEvent, call, get, type List, type Session, whenSignedOut } fr
 import { connect, disconnect, live, useLive } from './live';
 import { Alarms } from './pages/alarms';
 import { Audit } from './pages/audit';
+import { Compose } from './pages/compose';
 import { DevicePage } from './pages/device';
 import { Firmware } from './pages/firmware';
 import { Fleet } from './pages/fleet';
@@ -20,13 +21,19 @@ import { go, path, plain } from './router';
 import { session } from './session';
 import './style.css';
 import './parts/parts.css';
+import './parts/rollouts.css';
 
 function Route() {
-  const [, page, rest] = path.value.split('/');
+  const [, page, rest, more] = path.value.split('/');
   switch (page) {
     case '': return <Fleet />;
     case 'device': return <DevicePage device={plain(rest ?? '')} key={rest} />;
-    case 'rollouts': return rest ? <RolloutPage rollout={plain(rest)} key={rest} /> : <Rollouts />;
+    case 'rollouts':
+      if (!rest) return <Rollouts />;
+      if (rest === 'new') return <Compose release={more && plain(more)} key={path.value} />;
+      if (more === 'edit') return <Compose draft={plain(rest)} key={path.value} />;
+      if (more === 'again') return <Compose like={plain(rest)} key={path.value} />;
+      return <RolloutPage rollout={plain(rest)} key={rest} />;
     case 'releases': return <Releases />;
     case 'waiting': return <WaitingPage />;
     case 'firmware': return <Firmware />;

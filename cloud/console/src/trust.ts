@@ -100,6 +100,8 @@ const kinds: [RegExp, Alarm][] = [
   [/^attest\./, { title: 'Failed its proof', todo: 'Open the device: each finding says what to do.' }],
   [/^enrol\./, { title: 'Refused to enrol', todo: 'Read the reason below. Do not claim the device before you know what it is.' }],
   [/^release\.refused/, { title: 'Release refused', todo: 'An upload was not signed as it must be. Ask who sent it; publish again from the signing desk.' }],
+  [/^rollout\.held/, { title: 'Held in a rollout', todo: 'A model or a site does badly and is kept out; the others go on. Open the rollout, look at a device that ended badly, and let it in again when you know why.' }],
+  [/^update\.truth/, { title: 'Runs an older release than it said', todo: 'Look whether the box fell back after it had reported success, or was flashed anew; then try the rollout again.' }],
   [/^rollout\./, { title: 'Rollout stopped', todo: 'Too many devices ended badly. Open the rollout and read why before you resume it.' }],
   [/^manifest\.refused/, { title: 'Manifest refused', todo: 'The file is not signed by a vendor whose key is configured. Ask the vendor for the file again, over another way.' }],
   [/^ownership\.override/, { title: 'The vendor moves a device', todo: 'The vendor was told that its owner is lost. Object on the device\'s page before the date below if you are not.' }],

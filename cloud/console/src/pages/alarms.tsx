@@ -29,7 +29,7 @@ function About({ g, d, before }: { g: Group; d: Device | undefined; before: numb
     <li class="card" data-testid="alarm-group" data-subject={g.subject}>
       <div class="head">
         <div>
-          <h2>{device ? <a href={`/device/${id(g.subject)}`}>{d?.label || d?.serial || g.subject}</a> : g.subject || 'The service'}</h2>
+          <h2>{device ? <a href={`/device/${id(g.subject)}`}>{d?.label || d?.serial || g.subject}</a> : g.subject.startsWith('ro_') ? <a href={`/rollouts/${id(g.subject)}`}>Rollout {g.subject}</a> : g.subject || 'The service'}</h2>
           <p class="dim">{g.events.length} {g.events.length === 1 ? 'alarm' : 'alarms'}{fresh > 0 && `, ${fresh} new`}; last <When at={g.events[0]?.at ?? null} /></p>
         </div>
         {d && <span class="badges"><span class="dim">now</span><Badge state={d.trust} /></span>}

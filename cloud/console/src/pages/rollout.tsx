@@ -1,74 +1,115 @@
 import { useState } from 'preact/hooks';
-import { type Device, type Execution, id, type List, post, type Rollout } from '../api';
-import { bytes, words } from '../format';
-import { useLive, useRows } from '../live';
-import { Progress } from '../parts/progress';
-import { Badge, Card, Empty, Fault, Loading, More, Operators, Page, Table, When } from '../parts/ui';
+import { type AuditEvent, type Device, type Execution, id, type List, post, type Rollout, type Spec } from '../api';
+import { clock, many, sentence, span, words } from '../format';
+import { type Change, useLive, useRows } from '../live';
+import { Board, HealthCard, Holds, Whole } from '../parts/board';
+import { Detail, Fetched, State } from '../parts/execution';
+import { Before, Moves } from '../parts/moves';
+import { Badge, Card, Empty, Fault, Listed, Loading, Page, Table, useAct, When } from '../parts/ui';
+import { takes, whom } from '../plan';
+import { ended, executionStates, timeline } from '../rollout';
+import { operator } from '../session';
+
+const before = ['DRAFT', 'AWAITING_APPROVAL', 'READY'];
 
 export function RolloutPage({ rollout }: { rollout: string }) {
-  const own = (c: { kind: string; id: string }) => c.kind === 'rollout' && c.id === rollout;
-  const r = useLive<Rollout>(`/v1/rollouts/${id(rollout)}`, own, 500);
-  const rows = useRows<Execution>(`/v1/rollouts/${id(rollout)}/executions`, own, 200, 500);
-  const devices = useLive<List<Device>>('/v1/devices?limit=1000', (c) => c.kind === 'device', 30_000);
-  const names = new Map(devices.data?.items.map((d) => [d.id, d.label || d.serial]));
+  const own = (c: Change) => c.kind === 'rollout' && c.id === rollout;
+  const at = `/v1/rollouts/${id(rollout)}`;
+  const r = useLive<Rollout>(at, own, 1000);
+  const waiting = useRows<Execution>(`${at}/executions?state=WAITING`, own, 1000, 3000);
+  const trail = useLive<List<AuditEvent>>('/v1/audit?limit=500', own, 5000);
   if (!r.data) return <Page title="Rollout" up={['/rollouts', 'Rollouts']}>{r.error ? <Fault text={r.error} retry={r.reload} /> : <Loading />}</Page>;
   const d = r.data;
+  const begun = d.started_at !== null;
+  const moves = ['RUNNING', 'PAUSED'].includes(d.state);
   return (
-    <Page title={d.release} up={['/rollouts', 'Rollouts']} aside={<Badge state={d.state} />}
-      lead={<>To {d.group ? `group ${d.group}` : 'every device'}, started <When at={d.created_at} /> by {d.created_by}{d.ended_at && <>, ended <When at={d.ended_at} /></>}.</>}>
-      <Card title="Progress" note={`${d.total} ${d.total === 1 ? 'device' : 'devices'}. Pauses by itself when more than ${d.max_failed} end badly.`}>
-        <Progress counts={d.counts} total={d.total} legend />
-        {d.reason && <p class="finding Attention"><strong>{words(d.state)}:</strong> {d.reason}</p>}
-        {(d.state === 'RUNNING' || d.state === 'PAUSED') && <Operators what="moving a rollout"><Moves r={d} moved={r.reload} /></Operators>}
-        <Fault text={r.error} retry={r.reload} />
-      </Card>
-      <Card title="Devices">
-        <Fault text={rows.error} retry={rows.reload} />
-        {!rows.data && !rows.error && <Loading />}
-        {rows.data && rows.items.length === 0 && <Empty title="No device is in this group yet.">A device that joins the group while the rollout runs is taken in.</Empty>}
-        {rows.items.length > 0 && (
-          <Table label="Devices" head={['Device', 'State', 'Version', 'Download', 'Detail', 'Changed']}>
-            {rows.items.map((e) => <Row e={e} name={names.get(e.device)} key={e.id} />)}
-          </Table>
-        )}
-        <More rows={rows} />
-      </Card>
+    <Page title={d.release} up={['/rollouts', 'Rollouts']}
+      aside={<span class="badges"><Badge state={d.state} testid={moves ? undefined : 'rollout-state'} />{operator.value && (ended(d.state) || d.state === 'ABORTING') && <a class="button" href={`/rollouts/${d.id}/again`}>Compose one like it</a>}</span>}
+      lead={<>To {whom(d.spec.filter)}, composed <When at={d.created_at} /> by {d.created_by}{d.approved_by && <>, approved by {d.approved_by}</>}{d.ended_at && <>, ended <When at={d.ended_at} /></>}.</>}>
+      <Fault text={r.error} retry={r.reload} />
+      {moves && <Moves r={d} moved={r.reload} />}
+      {d.reason && <p class="finding Attention" data-testid="rollout-reason"><strong>{sentence(words(d.state)).replace(/\.$/, '')}{d.auto && ' by itself'}:</strong> {d.reason}</p>}
+      {before.includes(d.state) && <Before r={d} moved={r.reload} />}
+      {begun && <Whole r={d} />}
+      <Holds r={d} moved={r.reload} />
+      <Card title="Waves" note={waiting.more ? 'Reasons are those of the first thousand that wait.' : undefined}><Board r={d} waiting={waiting.items} /></Card>
+      {begun && <HealthCard r={d} />}
+      {begun && <Executions r={d} own={own} moved={r.reload} />}
+      <div class="pair">
+        <Card title="Plan"><Plan s={d.spec} /></Card>
+        <Card title="Timeline">
+          <Fault text={trail.error} retry={trail.reload} />
+          <ol class="timeline">{timeline(d, trail.data?.items ?? []).map((m) => <li key={`${m.at}${m.text}`} class={m.tone}><span>{m.text}</span><small><When at={m.at} />, {clock(m.at)}</small></li>)}</ol>
+        </Card>
+      </div>
     </Page>
   );
 }
 
-function Row({ e, name }: { e: Execution; name: string | undefined }) {
-  const loading = e.total > 0 && e.done < e.total;
+/** How it goes, in words. */
+function Plan({ s }: { s: Spec }) {
+  const waves = s.waves ?? [];
+  const share = (n: number | undefined, usual: number, unit = ' %') => (!n ? `${usual}${unit}` : n < 0 ? 'not judged' : `${n}${unit}`);
+  const facts: [string, string][] = [
+    ['To', whom(s.filter)],
+    ['Waves', waves.map((w, i) => `${w.name}: ${takes(w, i === waves.length - 1)}${w.soak_s ? `, watched ${span(w.soak_s * 1000)}` : ''}`).join('; ') || 'one of all'],
+    ['Must end well', share(s.gate?.success, 95)], ['May end badly', `${share(s.gate?.bad, 5)}${s.gate?.bad_cap ? `, ${s.gate.bad_cap} at most` : ''}`],
+    ['Judged from', many(s.gate?.min_sample || 20, 'end')], ['A site is held at', share(s.gate?.site_bad, 2, ' bad ends')], ['Faults at most', share(s.gate?.health, 3, ' times the others\'')],
+    ['Lanes of a site at once', s.per_site ? String(s.per_site) : 'no limit'], ['Devices at once', String(s.in_flight || 500)],
+    ['Offered', s.rate?.base ? `${s.rate.base} a minute${s.rate.factor && s.rate.every ? `, ${s.rate.factor} times more each ${s.rate.every} that end well` : ''}${s.rate.max ? `, up to ${s.rate.max}` : ''}` : 'without a limit'],
+    ['May fetch', s.download || 'in the hours of each site'], ['May touch the till', s.install || 'in the hours of each site'],
+    ['One attempt may take', span((s.deadline_s || 7 * 86400) * 1000)], ['Attempts', String(s.attempts || 3)], ['Not waited for after silence of', span((s.unreachable_s || 86400) * 1000)],
+    ['After the end', s.joiners ? 'devices that come late get it, too' : 'nobody gets it any more'], ...(s.repair ? [['Quarantined devices', 'are offered it, too'] as [string, string]] : []),
+  ];
+  return <dl class="facts">{facts.map(([k, v]) => <div key={k}><dt>{k}</dt><dd>{v}</dd></div>)}</dl>;
+}
+
+const all = { state: '', wave: '', model: '', site: '' };
+
+function Executions({ r, own, moved }: { r: Rollout; own: (c: Change) => boolean; moved: () => void }) {
+  const [filter, setFilter] = useState(all);
+  const set = (part: Partial<typeof all>) => setFilter({ ...filter, ...part });
+  const query = new URLSearchParams(Object.entries(filter).filter(([, v]) => v));
+  const rows = useRows<Execution>(`/v1/rollouts/${id(r.id)}/executions?${query}`, own, 100, 1000);
+  const devices = useLive<List<Device>>('/v1/devices?limit=1000', (c) => c.kind === 'device', 30_000);
+  const names = new Map(devices.data?.items.map((d) => [d.id, d.label || d.serial]));
+  const of = (f: (e: Execution) => string, value: string) => [...new Set([value, ...rows.items.map(f)])].filter(Boolean).sort();
+  const pick = (name: string, key: keyof typeof all, from: [string, string][]) => (
+    <label>{name} <select value={filter[key]} onChange={(e) => set({ [key]: e.currentTarget.value })}><option value="">any</option>{from.map(([v, text]) => <option value={v} key={v}>{text}</option>)}</select></label>
+  );
   return (
-    <tr data-testid="execution-row" data-state={e.state} data-device={e.device}>
-      <td class="name"><a href={`/device/${e.device}`}>{name || e.device}</a>{name && <small>{e.device}</small>}</td>
-      <td data-label="State"><Badge state={e.state} /></td>
-      <td data-label="Version" class="ver">{e.from || '–'} → {e.to || '–'}</td>
-      <td data-label="Download">{loading && <progress value={e.done} max={e.total} aria-label="downloaded" />}<small>{e.total > 0 ? (loading ? `${bytes(e.done)} of ${bytes(e.total)}` : bytes(e.total)) : '–'}</small></td>
-      <td data-label="Detail" class="detail">{e.reason && <strong>{words(e.reason)}</strong>}<span>{e.text}</span></td>
-      <td data-label="Changed"><When at={e.updated_at} /></td>
-    </tr>
+    <Card title="Devices">
+      <div class="row filters" role="search">
+        {pick('State', 'state', executionStates.map((s) => [s, `${words(s)}${r.counts[s] ? ` (${r.counts[s]})` : ''}`]))}
+        {pick('Wave', 'wave', [...r.waves.map((w, i): [string, string] => [String(i), w.name]), ['-1', 'none yet']])}
+        {pick('Model', 'model', of((e) => e.model, filter.model).map((m) => [m, m]))}
+        {pick('Site', 'site', of((e) => e.site, filter.site).map((s) => [s, s]))}
+        {query.size > 0 && <button type="button" class="quiet" onClick={() => setFilter(all)}>Clear</button>}
+      </div>
+      <Listed rows={rows} empty={query.size > 0
+        ? <Empty title="No device matches."><button type="button" onClick={() => setFilter(all)}>Show all devices</button></Empty>
+        : <Empty title="It reaches no device yet.">A device that fits while it runs is taken in.</Empty>}>
+        <Table label="Devices" head={['Device', 'Wave', 'State', 'Version', 'Fetched', 'Detail', 'Changed']}>
+          {rows.items.map((e) => <Row e={e} r={r} name={names.get(e.device)} moved={() => { rows.reload(); moved(); }} key={e.id} />)}
+        </Table>
+      </Listed>
+    </Card>
   );
 }
 
-function Moves({ r, moved }: { r: Rollout; moved: () => void }) {
-  const [reason, setReason] = useState('');
-  const [error, setError] = useState('');
-  const move = async (verb: string) => {
-    try {
-      await post(`/v1/rollouts/${id(r.id)}/${verb}`, { reason });
-      setError('');
-      setReason('');
-      moved();
-    } catch (e) { setError((e as Error).message); }
-  };
+function Row({ e, r, name, moved }: { e: Execution; r: Rollout; name: string | undefined; moved: () => void }) {
+  const { busy, error, act } = useAct();
+  const again = operator.value && (e.state === 'FAILED' || e.state === 'TIMED_OUT') && (r.state === 'RUNNING' || r.state === 'PAUSED');
+  const retry = async () => { if (await act(() => post(`/v1/rollouts/${id(r.id)}/retry`, { device: e.device, reason: '' }), '')) moved(); };
   return (
-    <form class="row inset" onSubmit={(e) => e.preventDefault()}>
-      <label class="wide">Reason <input value={reason} maxLength={512} placeholder="Kept in the audit trail; needed to abort" onInput={(e) => setReason(e.currentTarget.value)} /></label>
-      {r.state === 'RUNNING' && <button type="button" onClick={() => void move('pause')}>Pause</button>}
-      {r.state === 'PAUSED' && <button type="button" class="main" onClick={() => void move('resume')}>Resume</button>}
-      <button type="button" class="danger" disabled={!reason.trim()} onClick={() => void move('abort')}>Abort</button>
-      <Fault text={error} />
-    </form>
+    <tr data-testid="execution-row" data-state={e.state} data-device={e.device}>
+      <td class="name"><a href={`/device/${id(e.device)}`}>{name || e.device}</a><small class="text">{[e.model, e.site].filter(Boolean).join(', ') || e.device}</small></td>
+      <td data-label="Wave">{r.waves[e.wave]?.name ?? '–'}</td>
+      <td data-label="State"><State e={e} /></td>
+      <td data-label="Version" class="ver">{e.from || '–'} → {e.to || '–'}</td>
+      <td data-label="Fetched"><Fetched e={e} /></td>
+      <td data-label="Detail" class="detail"><Detail e={e} />{again && <button type="button" class="quiet" disabled={busy} onClick={() => void retry()}>Retry</button>}{error && <span class="ink bad">{error}</span>}</td>
+      <td data-label="Changed"><When at={e.updated_at} /></td>
+    </tr>
   );
 }

@@ -1,66 +1,64 @@
 import { useState } from 'preact/hooks';
-import { type Device, type List, post, type Release, type Rollout } from '../api';
-import { useLive, useRows } from '../live';
+import type { Rollout } from '../api';
+import { count, many, words } from '../format';
+import { useRows } from '../live';
 import { Progress } from '../parts/progress';
-import { Badge, Card, Empty, Fault, Loading, More, Operators, Page, Table, When } from '../parts/ui';
+import { Badge, Empty, Listed, Page, Table, When } from '../parts/ui';
+import { whom } from '../plan';
+import { ended } from '../rollout';
 import { go } from '../router';
+import { operator } from '../session';
+
+const shown = {
+  '': { text: 'all', fits: () => true },
+  open: { text: 'not ended', fits: (r: Rollout) => !ended(r.state) },
+  ended: { text: 'ended', fits: (r: Rollout) => ended(r.state) },
+};
 
 export function Rollouts() {
   const rows = useRows<Rollout>('/v1/rollouts', (c) => c.kind === 'rollout');
+  const [show, setShow] = useState<keyof typeof shown>('');
+  const items = rows.items.filter(shown[show].fits);
   return (
-    <Page title="Rollouts" lead="A rollout brings a signed release to a group, device by device, and pauses by itself when too many end badly.">
-      <Card title="Start a rollout"><Operators what="starting a rollout"><Start /></Operators></Card>
-      <Fault text={rows.error} retry={rows.reload} />
-      {!rows.data && !rows.error && <Loading />}
-      {rows.data && rows.items.length === 0 && <Empty title="No rollout has been started.">Begin with a small group. A device that fails its own check goes back to the version before by itself.</Empty>}
-      {rows.items.length > 0 && (
-        <Table label="Rollouts" head={['Release', 'State', 'Progress', 'Group', 'Started', 'By']}>
-          {rows.items.map((r) => (
-            <tr key={r.id} data-testid="rollout-row" data-state={r.state} class="link" onClick={(e) => { if (!(e.target as Element).closest('a')) go(`/rollouts/${r.id}`); }}>
-              <td class="name"><a href={`/rollouts/${r.id}`}>{r.release}</a><small>{r.id}</small></td>
-              <td data-label="State"><Badge state={r.state} />{r.reason && <small>{r.reason}</small>}</td>
-              <td data-label="Progress"><Progress counts={r.counts} total={r.total} /></td><td data-label="Group">{r.group || 'every device'}</td>
-              <td data-label="Started"><When at={r.created_at} /></td><td data-label="By">{r.created_by}</td>
-            </tr>
-          ))}
-        </Table>
-      )}
-      <More rows={rows} />
+    <Page title="Rollouts" lead="A rollout brings a signed release to devices in waves, watches each, and stops by itself when something is wrong."
+      aside={operator.value && <a class="button main" href="/rollouts/new" data-testid="compose">New rollout</a>}>
+      <div class="row filters" role="search">
+        <label>Show <select value={show} onChange={(e) => setShow(e.currentTarget.value as keyof typeof shown)}>{Object.entries(shown).map(([k, v]) => <option value={k} key={k}>{v.text}</option>)}</select></label>
+      </div>
+      <Listed rows={rows} empty={<Empty title="No rollout has been composed.">Begin with a few canaries. A device that fails its own check goes back to the version before by itself.</Empty>}>
+        {items.length === 0
+          ? <Empty title={show === 'open' ? 'No rollout is open.' : 'No rollout has ended.'}><button type="button" onClick={() => setShow('')}>Show all rollouts</button></Empty>
+          : (
+            <Table label="Rollouts" head={['Release', 'State', 'Progress', 'Wave', 'To', 'Composed']}>
+              {items.map((r) => <Row r={r} key={r.id} />)}
+            </Table>
+          )}
+      </Listed>
     </Page>
   );
 }
 
-function Start() {
-  const releases = useLive<List<Release>>('/v1/releases', (c) => c.kind === 'release');
-  const devices = useLive<List<Device>>('/v1/devices?limit=1000', (c) => c.kind === 'device', 30_000);
-  const [release, setRelease] = useState('');
-  const [group, setGroup] = useState('');
-  const [failed, setFailed] = useState('1');
-  const [busy, setBusy] = useState(false);
-  const [error, setError] = useState('');
-  const chosen = release || releases.data?.items[0]?.id || '';
-  const groups = [...new Set(devices.data?.items.map((d) => d.group))].filter(Boolean).sort();
-  const reach = devices.data?.items.filter((d) => !group || d.group === group).length ?? 0;
-  const start = async (e: Event) => {
-    e.preventDefault();
-    setBusy(true);
-    try {
-      go(`/rollouts/${(await post<Rollout>('/v1/rollouts', { release: chosen, group, max_failed: Number(failed) })).id}`);
-    } catch (err) { setError((err as Error).message); setBusy(false); }
-  };
-  if (releases.error) return <Fault text={releases.error} retry={releases.reload} />;
-  if (!releases.data) return <Loading />;
-  if (releases.data.items.length === 0) return <Empty title="There is no release yet.">Sign one with <code>tillward-provision release add</code>, then upload it with <code>tillward release publish</code>.</Empty>;
+function Row({ r }: { r: Rollout }) {
+  const to = `/rollouts/${r.id}`;
+  const held = r.holds.filter((h) => !h.released_at).length;
   return (
-    <form onSubmit={(e) => void start(e)} class="inset">
-      <div class="row">
-        <label>Release <select value={chosen} onChange={(e) => setRelease(e.currentTarget.value)}>{releases.data.items.map((r) => <option key={r.id}>{r.id}</option>)}</select></label>
-        <label>Group <select value={group} onChange={(e) => setGroup(e.currentTarget.value)}><option value="">every device</option>{groups.map((g) => <option key={g}>{g}</option>)}</select></label>
-        <label>Pause after failures <input type="number" min="1" max="1000" required value={failed} onInput={(e) => setFailed(e.currentTarget.value)} /></label>
-        <button type="submit" class="main" disabled={busy || !chosen}>Start rollout</button>
-      </div>
-      <p class="dim">Goes to {group ? `group ${group}` : 'every device'}: {reach} {reach === 1 ? 'device' : 'devices'} now. Devices that run it already are left alone.</p>
-      <Fault text={error} />
-    </form>
+    <tr data-testid="rollout-row" data-state={r.state} class="link" onClick={(e) => { if (!(e.target as Element).closest('a') && !getSelection()?.toString()) go(to); }}>
+      <td class="name"><a href={to}>{r.release}</a><small>{r.id}</small></td>
+      <td data-label="State"><Badge state={r.state} />{held > 0 && <small>{count(held)} held</small>}{r.reason && <small>{r.reason}</small>}</td>
+      <td data-label="Progress">{r.total > 0 ? <Progress counts={r.counts} neutral={r.neutral} /> : <span class="dim">not begun</span>}</td>
+      <td data-label="Wave"><Waves r={r} /></td>
+      <td data-label="To">{whom(r.spec.filter)}</td>
+      <td data-label="Composed"><When at={r.created_at} /><small>by {r.created_by}{r.approved_by && `, approved by ${r.approved_by}`}</small></td>
+    </tr>
   );
+}
+
+/** Which wave it is at: one dot each. */
+function Waves({ r }: { r: Rollout }) {
+  const at = r.waves.findIndex((w) => w.state !== 'PASSED');
+  const now = r.waves[at < 0 ? r.waves.length - 1 : at];
+  if (!now) return <>–</>;
+  if (r.waves.every((w) => w.state === 'PENDING')) return <>{many(r.waves.length, 'wave')}</>;
+  const text = at < 0 ? 'all passed' : `${now.name}${now.state === 'PENDING' ? '' : `, ${words(now.state)}`}`;
+  return <><span class="dots" aria-hidden="true">{r.waves.slice(0, 12).map((w) => <i class={w.state} key={w.name} />)}</span>{text}{r.waves.length > 1 && <small>{at < 0 ? r.waves.length : at + 1} of {r.waves.length}</small>}</>;
 }

@@ -1,21 +1,33 @@
-import { progress, type Tone } from '../format';
+import type { Counts } from '../api';
+import { count, percent } from '../format';
+import { partNames, pieces } from '../rollout';
 
-const names: Record<Tone, string> = { good: 'Done', busy: 'Under way', dim: 'To come', warn: 'Out of time', bad: 'Ended badly' };
-
-/** How far a rollout is: a segment for each kind of state, and the same in words. */
-export function Progress({ counts, total, legend }: { counts: Record<string, number>; total: number; legend?: boolean }) {
-  const parts = progress(counts);
-  const text = parts.map((p) => p.text).join(', ') || 'no devices yet';
-  const done = parts.find((p) => p.tone === 'good')?.n ?? 0;
+/** Parts of a whole as one bar. */
+export function Bar({ parts, label }: { parts: { class: string; n: number }[]; label: string }) {
+  const total = Math.max(parts.reduce((sum, p) => sum + p.n, 0), 1);
+  // What is there is seen, however little it is.
+  const widths = parts.map((p) => (p.n > 0 ? Math.max(p.n / total, 0.008) : 0));
+  const all = widths.reduce((sum, w) => sum + w, 0) || 1;
   let x = 0;
   return (
+    <svg viewBox="0 0 100 4" preserveAspectRatio="none" role="img" aria-label={label}>
+      {parts.map((p, i) => { const w = (widths[i]! * 100) / all; const r = <rect key={p.class} x={x} y="0" width={w} height="4" class={p.class} />; x += w; return r; })}
+    </svg>
+  );
+}
+
+/** How far a rollout is: a segment for each kind of state, and the same in words. */
+export function Progress({ counts, neutral, legend }: { counts: Counts; neutral: number; legend?: boolean }) {
+  const { pieces: all, total } = pieces(counts, neutral);
+  const text = all.map((p) => p.text).join(', ') || 'no devices yet';
+  const n = (part: string) => all.find((p) => p.part === part)?.n ?? 0;
+  const done = n('done');
+  return (
     <figure class="bar">
-      <svg viewBox="0 0 100 4" preserveAspectRatio="none" role="img" aria-label={text}>
-        {parts.map((p) => { const w = (p.n * 100) / Math.max(total, 1); const r = <rect key={p.tone} x={x} y="0" width={w} height="4" class={p.tone} />; x += w; return r; })}
-      </svg>
+      <Bar parts={all.map((p) => ({ class: p.part, n: p.n }))} label={text} />
       {legend && total > 0
-        ? <figcaption class="legend">{parts.map((p) => <span key={p.tone}><i class={p.tone} /><strong>{p.n}</strong> {names[p.tone]} <span class="dim">{p.text.includes(',') ? p.text : p.text.replace(/^\d+ /, '')}</span></span>)}</figcaption>
-        : <figcaption>{total > 0 ? `${done} of ${total} done${parts.some((p) => p.tone === 'bad' || p.tone === 'warn') ? `, ${parts.filter((p) => p.tone === 'bad' || p.tone === 'warn').map((p) => p.text).join(', ')}` : ''}` : text}</figcaption>}
+        ? <figcaption class="legend">{all.map((p) => <span key={p.part}><i class={p.part} /><strong>{count(p.n)}</strong> {partNames[p.part]} {p.states > 1 && <span class="dim">{p.text}</span>}</span>)}</figcaption>
+        : <figcaption>{total > 0 ? <>{count(done)} of {count(total)} done{done > 0 && done < total && ` (${percent(done, total)})`}{n('bad') > 0 && <>, <span class="ink bad">{count(n('bad'))} ended badly</span></>}</> : text}</figcaption>}
     </figure>
   );
 }

@@ -57,6 +57,6 @@ function Row({ e, own }: { e: AuditEvent; own: string | undefined }) {
 /** Whom an entry is about; devices and rollouts have pages of their own. */
 function Subject({ e }: { e: AuditEvent }) {
   if (e.subject.startsWith('ro_')) return <a href={`/rollouts/${id(e.subject)}`}>{e.subject}</a>;
-  if (/^(command|enrol|attest|device|broker|claim|ownership|identity)\./.test(e.kind) && /^[a-z2-7]{24}$/.test(e.subject)) return <a href={`/device/${id(e.subject)}`}>{e.subject}</a>;
+  if (/^(command|enrol|attest|device|broker|claim|ownership|identity|update)\./.test(e.kind) && /^[a-z2-7]{24}$/.test(e.subject)) return <a href={`/device/${id(e.subject)}`}>{e.subject}</a>;
   return <>{e.subject}</>;
 }
