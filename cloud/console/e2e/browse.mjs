@@ -1,8 +1,8 @@
 // Walks through the console in a real browser, as an operator would, and fails
 // when something is not as it must be: it asks a device for proof, sends a
 // command, verifies an audit chain, rolls the newest release out to every device,
-// composes another rollout that is watched, paused and aborted, and
-// looks at whom the fleet trusts. Started by the end-to-end test; the fleet needs an online device and a published release.
+// composes another rollout that is watched, paused and aborted, sets the hours of
+// a site and looks at whom the fleet trusts. Started by the end-to-end test; the fleet needs an online device and a published release.
 //
 //   TILLWARD_URL         the console
 //   TILLWARD_TOKEN_FILE  file with an operator token
@@ -155,6 +155,16 @@ try {
   await main.getByRole('link', { name: 'Rollouts' }).click();
   await tid('rollout-row').nth(1).waitFor();
   await look('rollouts');
+  await main.getByRole('link', { name: 'Sites' }).click();
+  await tid('site-add').click();
+  await page.getByLabel('Name').fill('oslo');
+  await page.getByLabel('Time zone').fill('Europe/Oslo');
+  await page.getByLabel('May touch the till').fill('mon-fri 22:00-05:00');
+  await tid('site-save').click();
+  await tid('site-row').getByText('Europe/Oslo').waitFor();
+  await tid('site-edit').click();
+  await loaded('sites');
+  await look('sites');
   await main.getByRole('link', { name: 'Releases' }).click();
   await tid('release-row').first().waitFor();
   await look('releases');

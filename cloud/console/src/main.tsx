@@ -15,6 +15,7 @@ import { RolloutPage } from './pages/rollout';
 import { Rollouts } from './pages/rollouts';
 import { Settings } from './pages/settings';
 import { SignIn } from './pages/signin';
+import { Sites } from './pages/sites';
 import { WaitingPage } from './pages/waiting';
 import { Empty, Mark, Page } from './parts/ui';
 import { go, path, plain } from './router';
@@ -34,6 +35,7 @@ function Route() {
       if (more === 'edit') return <Compose draft={plain(rest)} key={path.value} />;
       if (more === 'again') return <Compose like={plain(rest)} key={path.value} />;
       return <RolloutPage rollout={plain(rest)} key={rest} />;
+    case 'sites': return <Sites />;
     case 'releases': return <Releases />;
     case 'waiting': return <WaitingPage />;
     case 'firmware': return <Firmware />;
@@ -45,8 +47,8 @@ function Route() {
 }
 
 const nav = [
-  ['/', 'Fleet'], ['/alarms', 'Alarms'], ['/waiting', 'Waiting'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/firmware', 'Firmware'],
-  ['/audit', 'Audit'], ['/settings', 'Settings'],
+  ['/', 'Fleet'], ['/alarms', 'Alarms'], ['/waiting', 'Waiting'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/sites', 'Sites'],
+  ['/firmware', 'Firmware'], ['/audit', 'Audit'], ['/settings', 'Settings'],
 ] as const;
 
 /** How many alarms nobody here has looked at. */
