@@ -91,6 +91,8 @@ try {
   await page.locator('[data-testid=chart] canvas').waitFor();
   await tid('audit-row').first().waitFor();
   await tid('appraisal-row').first().waitFor();
+  await tid('device-waits').waitFor();
+  await tid('installed-row').first().waitFor();
   await tid('attest-now').click();
   await page.getByText('Asked for proof').waitFor();
   await tid('command-verb').selectOption('identify');

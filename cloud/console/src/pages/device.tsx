@@ -10,6 +10,7 @@ import { PeripheralCard } from '../parts/peripheral';
 import { Till } from '../parts/till';
 import { Trail } from '../parts/trail';
 import { Badge, Card, Empty, Fault, Health, Loading, More, Page, Table, When } from '../parts/ui';
+import { Update } from '../parts/update';
 
 export function DevicePage({ device }: { device: string }) {
   const { data: d, error, reload } = useLive<Device>(`/v1/devices/${id(device)}`, (c) => c.id === device);
@@ -22,6 +23,7 @@ export function DevicePage({ device }: { device: string }) {
       <Fault text={error} retry={reload} />
       <Identity d={d} last={appraisals.items[0]} changed={reload} />
       <Till d={d} changed={reload} />
+      {!d.former_of && <Update device={device} />}
       <Card title="Peripherals" note={d.online ? undefined : 'As last reported; the device is offline.'}>
         {d.peripherals.length === 0
           ? <Empty title="None reported yet.">They are listed in the agent's file, one <code>[[device]]</code> each, and show here within a minute of its start.</Empty>
