@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -101,8 +102,14 @@ func (a *Agent) update(ctx context.Context) error {
 	return nil
 }
 
-// look finds out anew what runs, whenever that is asked for, and tells it.
+// calm is how long after a connect what it took is given back.
+const calm = 10 * time.Second
+
+// look finds out anew what runs, whenever that is asked for, and tells it. A
+// while later the memory that connecting took is the till's again: the runtime
+// would keep it for itself.
 func (a *Agent) look(ctx context.Context) error {
+	var quiet <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -110,6 +117,9 @@ func (a *Agent) look(ctx context.Context) error {
 		case <-a.looks:
 			a.machine.Look(ctx)
 			a.touch()
+			quiet = time.After(calm)
+		case <-quiet:
+			debug.FreeOSMemory()
 		}
 	}
 }
