@@ -71,6 +71,8 @@ func Bench(ctx context.Context, o BenchOptions) error {
 		{"size", "size of the binaries", benchSize},
 		{"devices", "enrolment and connections", benchDevices},
 		{"storm", fmt.Sprintf("a reconnect storm of %d devices", o.Storm), benchStorm},
+		{"planner", "a step of the rollout planner over 150,000 devices", benchPlanner},
+		{"delta", "an application release of which one per cent is new", benchDelta},
 		{"agent", "the agent, idle at its default pace (takes a minute)", benchAgent},
 	} {
 		if o.Only != "" && o.Only != step.name {
