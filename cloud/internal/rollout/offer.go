@@ -22,9 +22,10 @@ func life(spec fleet.Spec) time.Duration { return min(spec.Deadline, maxLife) }
 // older reports whether version a comes before b.
 func older(a, b string) bool { return semver.Compare("v"+a, "v"+b) < 0 }
 
-// rated notes when something was offered, for the rate.
+// rated notes when something was offered, for the rate. What lies ahead was
+// written by a clock that has been set back since.
 func (p *planner) rated(at time.Time) {
-	if r := p.spec.Rate; r.Base > 0 && at.After(p.now.Add(-rateWindow(p.rate()))) {
+	if r := p.spec.Rate; r.Base > 0 && at.After(p.now.Add(-rateWindow(p.rate()))) && !at.After(p.now.Add(skew)) {
 		p.recent++
 		if p.oldest.IsZero() || at.Before(p.oldest) {
 			p.oldest = at
@@ -46,6 +47,7 @@ func (p *planner) rate() float64 {
 		}
 		p.perMinute *= math.Pow(r.Factor, min(float64(well/r.Every), 64))
 	}
+	p.perMinute = min(p.perMinute, 1e6) // more than any fleet, and still a number of devices
 	if r.Max > 0 {
 		p.perMinute = min(p.perMinute, r.Max)
 	}

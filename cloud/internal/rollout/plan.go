@@ -69,9 +69,14 @@ type View struct {
 	Release  fleet.Release
 	Presence func(fleet.DeviceID) Presence
 	Busy     func(fleet.DeviceID) bool // another rollout is at work on it; nil: none is
-	Health   map[string]fleet.Health   // by model; "" of all
-	Sites    map[string]fleet.Site     // by name; one that is missing has no hours of its own
-	Newer    fleet.ReleaseID           // that has taken over from this one; empty: none has
+	Lanes    map[string]int            // by site: that other rollouts are at work on
+	// What a device has to say can be heard since Began, when the service did, and
+	// of one that is connected since it came; zero: for long.
+	Began  time.Time
+	Came   func(fleet.DeviceID) time.Time // nil: for long
+	Health map[string]fleet.Health        // by model; "" of all
+	Sites  map[string]fleet.Site          // by name; one that is missing has no hours of its own
+	Newer  fleet.ReleaseID                // that has taken over from this one; empty: none has
 }
 
 // Next plans. It neither changes nor keeps what it is given.
@@ -88,9 +93,12 @@ func Next(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) Plan {
 		p.drain(fleet.RolloutAborted, "aborted", p.ro.Reason)
 	case v.Newer != "":
 		p.drain(fleet.RolloutSuperseded, reasonSuperseded, fmt.Sprintf("%s has taken over", v.Newer))
+	case p.ro.State == fleet.RolloutCompleted && v.Release.Withdrawn:
+		p.drain(fleet.RolloutCompleted, "withdrawn", "the release was withdrawn")
 	case p.ro.State == fleet.RolloutCompleted && !p.ro.Spec.Joiners:
 		p.drain(fleet.RolloutCompleted, "completed", "the rollout was completed without it")
 	default:
+		p.leave()
 		p.judge()
 		p.queue()
 		p.advance()
@@ -136,6 +144,7 @@ type planner struct {
 	requires []string         // what the release requires
 
 	waiting   []int // by wave: open and waited for
+	open      []int // by wave, whoever waits for them
 	ready     []int // by wave: could be offered it
 	members   []int // by wave
 	active    int   // open and within reach
@@ -184,7 +193,8 @@ func newPlanner(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) *pl
 	for len(p.Waves) < len(p.waves) {
 		p.Waves = append(p.Waves, fleet.WaveStatus{State: fleet.WavePending})
 	}
-	p.waiting, p.ready, p.members = make([]int, len(p.waves)), make([]int, len(p.waves)), make([]int, len(p.waves))
+	p.waiting, p.ready, p.members, p.open = make([]int, len(p.waves)), make([]int, len(p.waves)), make([]int, len(p.waves)), make([]int, len(p.waves))
+	p.setBack()
 	models, sites := map[string]int32{}, make(map[string]int32, len(v.Sites))
 	for i := range units {
 		u := &units[i]
@@ -199,7 +209,7 @@ func newPlanner(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) *pl
 		if !ok {
 			s = int32(len(sites))
 			sites[u.Site] = s
-			p.sites = append(p.sites, place{name: u.Site})
+			p.sites = append(p.sites, place{name: u.Site, flying: v.Lanes[u.Site]})
 		}
 		p.model[i], p.site[i] = m, s
 	}
@@ -251,6 +261,28 @@ func merged(g, over fleet.Gate) fleet.Gate {
 func put[T comparable](to *T, v T) {
 	if v != *new(T) {
 		*to = v
+	}
+}
+
+// skew is how far ahead of the clock a moment may lie that it wrote itself.
+const skew = time.Minute
+
+// setBack brings moments that lie ahead to now: the clock that wrote them has
+// been set back since, and nothing waits until it is there again.
+func (p *planner) setBack() {
+	now := func(t *time.Time) {
+		if t.After(p.now.Add(skew)) {
+			*t = p.now
+		}
+	}
+	for i := range p.Waves {
+		w := &p.Waves[i]
+		for _, t := range [...]*time.Time{&w.StartedAt, &w.OfferedAt, &w.SoakedAt, &w.EndedAt, &w.ForgivenAt} {
+			now(t)
+		}
+	}
+	for i := range p.Holds {
+		now(&p.Holds[i].ReleasedAt)
 	}
 }
 

@@ -14,6 +14,12 @@ const (
 	grace = 5 * time.Minute
 	// retryPause stands between the end of an attempt and the next.
 	retryPause = 10 * time.Minute
+	// settling is how long devices take to connect and to say what has happened
+	// after the service began.
+	settling = 15 * time.Minute
+	// callbacks are how often one that was called back, or fell silent, is tried
+	// again at once; then it has to pause, too.
+	callbacks = 3
 )
 
 // Reasons of ends and delays that the service gives itself; others come from
@@ -158,7 +164,7 @@ func (p *planner) over(i int) {
 	}
 	sleeps := p.presence[i] == Away && p.kinds[i] == underWay
 	if !u.OfferedAt.IsZero() {
-		deadline := u.OfferedAt.Add(p.spec.Deadline)
+		deadline := p.heard(i, u.OfferedAt.Add(p.spec.Deadline), grace)
 		if p.now.After(deadline) {
 			reason, text := reasonDeadline, fmt.Sprintf("no end within %v of its offer; it was %s", p.spec.Deadline, u.State)
 			switch {
@@ -173,17 +179,40 @@ func (p *planner) over(i int) {
 		p.by(deadline.Add(time.Millisecond))
 	}
 	// A device that is away may sleep in any step before it touches something;
-	// when it comes back its own timer goes on.
+	// when it comes back it has as long again.
 	limit, ok := p.spec.Steps[u.State]
 	if !ok || limit <= 0 || u.EnteredAt.IsZero() || sleeps {
 		return
 	}
-	last := u.EnteredAt.Add(limit + grace)
+	last := p.heard(i, u.EnteredAt.Add(limit+grace), limit+grace)
 	if p.now.After(last) {
 		p.move(i, fleet.ExecTimedOut, reasonTimeout, fmt.Sprintf("nothing heard of it for %v in %s, where %v are enough", p.now.Sub(u.EnteredAt).Round(time.Second), u.State, limit))
 		return
 	}
 	p.by(last.Add(time.Millisecond))
+}
+
+// heard puts off the moment at which the silence of open unit i is its own: it
+// could not be heard before the service began, and one that touched nothing yet
+// need not have been there before it came.
+func (p *planner) heard(i int, last time.Time, again time.Duration) time.Time {
+	if !p.v.Began.IsZero() {
+		last = latest(last, p.v.Began.Add(settling))
+	}
+	if p.v.Came == nil || p.kinds[i] != underWay || p.presence[i] == Away {
+		return last
+	}
+	if came := p.v.Came(p.units[i].Device); !came.IsZero() {
+		last = latest(last, came.Add(again))
+	}
+	return last
+}
+
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // held reports whether a hold keeps unit i out.
@@ -255,12 +284,26 @@ func (p *planner) retryable(i int) (again bool, from time.Time) {
 	if k := p.kinds[i]; k != bad && k != neutral || p.moving(i) != nil || !u.Retryable() {
 		return false, time.Time{}
 	}
+	n := max(u.Attempt, 1)
+	pause := min(retryPause, p.spec.Deadline/8) * time.Duration(min(n, 100))
 	switch u.Reason {
 	case reasonCanceled, reasonUnreachable, reasonWaited:
-		return true, p.now
+		if n < max(p.spec.Attempts, callbacks) {
+			return true, p.now
+		}
+		return true, p.endedAt(i).Add(pause) // for ever, but not in a loop
 	}
-	pause := min(retryPause, p.spec.Deadline/8) * time.Duration(max(u.Attempt, 1))
-	return max(u.Attempt, 1) < p.spec.Attempts, p.endedAt(i).Add(pause)
+	return n < p.spec.Attempts, p.endedAt(i).Add(pause)
+}
+
+// worn reports whether unit i had its attempts and touched nothing in any: it
+// goes on being tried, and nobody waits for it.
+func (p *planner) worn(i int) bool {
+	u := &p.units[i]
+	if u.Attempt < max(p.spec.Attempts, callbacks) {
+		return false
+	}
+	return p.kinds[i].ended() || p.kinds[i] == queued || u.State == fleet.ExecOffered || u.State == fleet.ExecWaiting && !strings.HasPrefix(u.Reason, "window")
 }
 
 // queue counts what is still to be done, held ones apart.
@@ -285,6 +328,9 @@ func (p *planner) queue() {
 				p.await(i)
 			}
 			continue
+		}
+		if w >= 0 {
+			p.open[w]++
 		}
 		held, aside := p.held(i), p.aside(i)
 		if held {
@@ -311,8 +357,11 @@ func (p *planner) queue() {
 
 // await notes that unit i has a part to play yet.
 func (p *planner) await(i int) {
-	p.active++
-	if !p.late(i) {
+	switch late := p.late(i); {
+	case !late:
 		p.waiting[p.wave[i]]++
+		p.active++
+	case !p.worn(i):
+		p.active++
 	}
 }

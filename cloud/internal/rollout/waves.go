@@ -28,6 +28,9 @@ func (p *planner) assign() {
 	p.Assign = p.wave
 	last := len(p.waves) - 1
 	first, drawn := min(p.current(), last), false
+	if p.ro.State == fleet.RolloutCompleted { // no other wave will begin
+		last = first
+	}
 	for w := first; w < last && len(fresh) > 0; w++ {
 		wave := &p.waves[w]
 		take := len(fresh)
@@ -129,6 +132,9 @@ func picker(f fleet.Filter) func(*fleet.Unit) bool {
 // advance moves waves as far as they go.
 func (p *planner) advance() {
 	if len(p.units) == 0 {
+		if began := p.ro.StartedAt; p.To == fleet.RolloutRunning && !began.IsZero() && p.passed(began) {
+			p.become(fleet.RolloutCompleted, "warn", fmt.Sprintf("it has reached no device within %v; see its filter", p.spec.Unreachable))
+		}
 		return
 	}
 	for p.To == fleet.RolloutRunning {
@@ -154,9 +160,16 @@ func (p *planner) step(w int) bool {
 		switch {
 		case p.waiting[w] > 0:
 			return false
-		case !p.proved(w) && !p.passed(st.StartedAt):
+		case p.proved(w):
+		case p.members[w] == 0:
+			p.fail(w, fmt.Sprintf("no device of the rollout is in wave %s; see its filter, or resume to go on without it", wave.Name))
+			return true
+		case !p.passed(latest(st.StartedAt, st.ForgivenAt)):
 			return false
-		case !p.proved(w):
+		case w == len(p.waves)-1:
+			p.fail(w, fmt.Sprintf("nobody of wave %s has come to run the release within %v; resume to wait for as long again, or complete it without them", wave.Name, p.spec.Unreachable))
+			return true
+		default:
 			p.fail(w, fmt.Sprintf("nobody of wave %s has come to run the release within %v, so it shows nothing; resume to go on without it", wave.Name, p.spec.Unreachable))
 			return true
 		}
@@ -189,13 +202,16 @@ func (p *planner) step(w int) bool {
 }
 
 // proved reports whether anybody runs the release: a first wave of which nobody
-// can be reached, or nobody is any more, says nothing for the others. Without
-// members there is nothing to prove.
+// can be reached, or nobody is any more, says nothing for the others, and neither
+// does one that names devices and has none. In the last wave it is enough that
+// nobody is left.
 func (p *planner) proved(w int) bool {
-	if p.members[w] == 0 || w == len(p.waves)-1 {
-		return true
-	}
-	if !p.forgiven().IsZero() {
+	switch {
+	case w == len(p.waves)-1:
+		if p.open[w] == 0 {
+			return true
+		}
+	case p.members[w] == 0 && !named(p.waves[w].Filter), !p.forgiven().IsZero():
 		return true
 	}
 	for i := range p.units {
@@ -204,6 +220,11 @@ func (p *planner) proved(w int) bool {
 		}
 	}
 	return false
+}
+
+// named reports whether a filter asks for any devices in particular.
+func named(f fleet.Filter) bool {
+	return f.Group != "" || f.Model != "" || f.Site != "" || len(f.Devices) > 0
 }
 
 // missed says why a wave did not succeed; empty: it did.
@@ -258,6 +279,20 @@ func (p *planner) complete() {
 	}
 }
 
+// leave ends what a rollout that was completed early left in waves that never
+// began.
+func (p *planner) leave() {
+	if p.ro.State != fleet.RolloutCompleted {
+		return
+	}
+	cur := p.current()
+	for i := range p.units {
+		if p.kinds[i] == queued && int(p.wave[i]) > cur {
+			p.move(i, fleet.ExecCanceled, "completed", "the rollout was completed without it")
+		}
+	}
+}
+
 // drain ends what must not go on. What installs finishes; who cannot be told is
 // waited for until its offer is over, unless another offer takes its place anyway.
 func (p *planner) drain(to fleet.RolloutState, reason, text string) {
@@ -275,6 +310,8 @@ func (p *planner) drain(to fleet.RolloutState, reason, text string) {
 		case to == fleet.RolloutAborted:
 			left++
 			p.Recall = append(p.Recall, p.units[i])
+		case p.v.Release.Withdrawn:
+			p.Recall = append(p.Recall, p.units[i])
 		}
 	}
 	if left == 0 && !p.ro.State.Ended() {
@@ -287,5 +324,5 @@ func rateWindow(perMinute float64) time.Duration {
 	if perMinute >= 1 {
 		return time.Minute
 	}
-	return time.Duration(float64(time.Minute) / perMinute)
+	return time.Duration(min(float64(time.Minute)/perMinute, float64(366*24*time.Hour)))
 }
