@@ -163,7 +163,26 @@ func (o *offers) send(ctx context.Context, u fleet.Unit) (bool, error) {
 		return false, nil
 	}
 	moved, err := o.r.o.Store.MoveExecution(ctx, fleet.ExecutionStep{ID: u.ID, State: fleet.ExecOffered, To: o.run.release.Version, Attempt: u.Attempt}, o.now)
+	if err == nil && moved == nil {
+		err = o.overruled(ctx, u)
+	}
 	return moved != nil, err
+}
+
+// overruled calls back an offer that could not be noted since somebody ended the
+// execution while it was sent: nobody would know of it any more. If the device
+// was the one who was faster, all is well.
+func (o *offers) overruled(ctx context.Context, u fleet.Unit) error {
+	units, _, err := o.r.o.Store.Units(ctx, o.run.ro.ID, o.run.cursor)
+	if err != nil {
+		return err
+	}
+	for _, now := range units {
+		if now.ID == u.ID && (now.State == fleet.ExecCanceled || now.State == fleet.ExecRemoved) {
+			return o.r.recall(o.run, u)
+		}
+	}
+	return nil
 }
 
 // order is the offer of a release to one device, with all that it needs to know

@@ -66,12 +66,17 @@ const (
 type Runner struct {
 	o    Options
 	wake chan struct{}
-	came chan fleet.DeviceID
+
+	// door guards came: whoever connects does not wait for a plan.
+	door sync.Mutex
+	came map[fleet.DeviceID]time.Time // since the last round
 
 	// mu guards what follows; Run alone changes it.
-	mu   sync.Mutex
-	runs map[fleet.RolloutID]*run
-	back map[fleet.DeviceID]bool // connected again since the last round
+	mu    sync.Mutex
+	began time.Time // Run
+	runs  map[fleet.RolloutID]*run
+	back  map[fleet.DeviceID]bool // connected again since the last round
+	since map[fleet.DeviceID]time.Time
 }
 
 // run is a rollout in memory.
@@ -81,6 +86,7 @@ type run struct {
 	newer    fleet.ReleaseID
 	units    []fleet.Unit
 	at       map[fleet.ExecutionID]int
+	open     map[fleet.DeviceID]lane // under way
 	cursor   int64
 	offered  bool                      // in the last plan; else offers may have been missed
 	recalled map[fleet.ExecutionID]int // the attempt that was called back
@@ -93,9 +99,18 @@ type run struct {
 	rest    time.Time // nothing is planned before
 }
 
+// lane is where a device stands that is under way.
+type lane struct {
+	site       string
+	installing bool
+}
+
 // New returns a Runner; Run works.
 func New(o Options) *Runner {
-	return &Runner{o: o, wake: make(chan struct{}, 1), came: make(chan fleet.DeviceID, 1024), runs: map[fleet.RolloutID]*run{}, back: map[fleet.DeviceID]bool{}}
+	return &Runner{
+		o: o, wake: make(chan struct{}, 1), came: map[fleet.DeviceID]time.Time{}, runs: map[fleet.RolloutID]*run{},
+		back: map[fleet.DeviceID]bool{}, since: map[fleet.DeviceID]time.Time{},
+	}
 }
 
 // Wake asks for a round soon: something changed.
@@ -109,11 +124,23 @@ func (r *Runner) Wake() {
 // Deliver notes that a device is ready again: its open offer is sent once
 // more, and the device answers it or goes on.
 func (r *Runner) Deliver(device fleet.DeviceID) {
-	select {
-	case r.came <- device:
-	default: // the next offer is by the deadline
-	}
+	r.door.Lock()
+	r.came[device] = time.Now()
+	r.door.Unlock()
 	r.Wake()
+}
+
+// greet takes note of who came since the last round.
+func (r *Runner) greet() {
+	r.door.Lock()
+	came := r.came
+	r.came = map[fleet.DeviceID]time.Time{}
+	r.door.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for d, at := range came {
+		r.back[d], r.since[d] = true, at
+	}
 }
 
 // Run makes a round every second, whenever Wake is called, and when a plan asks
@@ -121,6 +148,9 @@ func (r *Runner) Deliver(device fleet.DeviceID) {
 func (r *Runner) Run(ctx context.Context) error {
 	timer := time.NewTimer(tick)
 	defer timer.Stop()
+	r.mu.Lock()
+	r.began = time.Now()
+	r.mu.Unlock()
 	for {
 		select {
 		case <-ctx.Done():
@@ -128,16 +158,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-r.wake:
 		}
-		r.mu.Lock()
-		for more := true; more; {
-			select {
-			case d := <-r.came:
-				r.back[d] = true
-			default:
-				more = false
-			}
-		}
-		r.mu.Unlock()
+		r.greet()
 		next, err := r.round(ctx)
 		if err != nil && ctx.Err() == nil {
 			r.o.Log.Error("rollout round", slog.Any("err", err))
@@ -206,7 +227,7 @@ func (r *Runner) take(ctx context.Context, rollouts []fleet.Rollout) error {
 	for i, ro := range rollouts {
 		u := r.runs[ro.ID]
 		if u == nil {
-			u = &run{at: map[fleet.ExecutionID]int{}, recalled: map[fleet.ExecutionID]int{}, back: map[fleet.DeviceID]bool{}}
+			u = &run{at: map[fleet.ExecutionID]int{}, open: map[fleet.DeviceID]lane{}, recalled: map[fleet.ExecutionID]int{}, back: map[fleet.DeviceID]bool{}}
 		}
 		newer := overtaken(rollouts, releases, i)
 		u.changed = u.changed || u.ro.Version != ro.Version || u.newer != newer || u.release.Withdrawn != releases[i].Withdrawn
@@ -229,11 +250,20 @@ func overtaken(rollouts []fleet.Rollout, releases []fleet.Release, i int) (newes
 		if j == i || b.Tenant != a.Tenant || releases[j].Component != releases[i].Component || !older(version, releases[j].Version) || !covers(b.Spec.Filter, a.Spec.Filter) {
 			continue
 		}
+		if !fitsAll(releases[j].Models, releases[i].Models) || a.Spec.Repair && !b.Spec.Repair {
+			continue
+		}
 		if b.State == fleet.RolloutCompleted || b.State == fleet.RolloutRunning && a.State != fleet.RolloutCompleted {
 			newest, version = b.Release, releases[j].Version
 		}
 	}
 	return newest
+}
+
+// fitsAll reports whether what is for some models is for all of others; none
+// stands for all.
+func fitsAll(models, others []string) bool {
+	return len(models) == 0 || len(others) > 0 && !slices.ContainsFunc(others, func(m string) bool { return !slices.Contains(models, m) })
 }
 
 // covers reports whether a filter picks whatever another one picks.
@@ -276,11 +306,15 @@ func (r *Runner) read(ctx context.Context, run *run) error {
 	for _, u := range units {
 		run.changed = true
 		if i, ok := run.at[u.ID]; ok {
+			delete(run.open, run.units[i].Device) // it may have another name by now
 			run.units[i] = u
-			continue
+		} else {
+			run.at[u.ID] = len(run.units)
+			run.units = append(run.units, u)
 		}
-		run.at[u.ID] = len(run.units)
-		run.units = append(run.units, u)
+		if k := kindOf(u.State, u.Reason); k == underWay || k == installing {
+			run.open[u.Device] = lane{u.Site, k == installing}
+		}
 	}
 	run.cursor = cursor
 	return nil
@@ -313,9 +347,10 @@ func (r *Runner) plan(ctx context.Context, run *run, connected map[fleet.DeviceI
 
 // view is what Next must know.
 func (r *Runner) view(run *run, connected map[fleet.DeviceID]fleet.Trust, sites map[string]fleet.Site) View {
-	busy := r.busy(run)
+	busy, lanes := r.others(run, connected)
 	return View{
-		Release: run.release, Health: run.health, Sites: sites, Newer: run.newer,
+		Release: run.release, Health: run.health, Sites: sites, Newer: run.newer, Lanes: lanes, Began: r.began,
+		Came: func(d fleet.DeviceID) time.Time { return r.since[d] },
 		Presence: func(d fleet.DeviceID) Presence {
 			switch t, ok := connected[d]; {
 			case !ok:
@@ -331,21 +366,29 @@ func (r *Runner) view(run *run, connected map[fleet.DeviceID]fleet.Trust, sites 
 	}
 }
 
-// busy are the devices that another rollout of the same component is at work
-// on: a second offer would take the place of the first.
-func (r *Runner) busy(run *run) map[fleet.DeviceID]bool {
-	busy := map[fleet.DeviceID]bool{}
+// others are the devices that another rollout of the same component is at work
+// on, since a second offer would take the place of the first, and how many lanes
+// of each site other rollouts of any component are at work on.
+func (r *Runner) others(run *run, connected map[fleet.DeviceID]fleet.Trust) (busy map[fleet.DeviceID]bool, lanes map[string]int) {
+	busy, lanes = map[fleet.DeviceID]bool{}, map[string]int{}
+	counted := map[fleet.DeviceID]bool{}
 	for _, other := range r.runs {
-		if other == run || other.ro.Tenant != run.ro.Tenant || other.release.Component != run.release.Component {
+		if other == run || other.ro.Tenant != run.ro.Tenant {
 			continue
 		}
-		for i := range other.units {
-			if u := &other.units[i]; u.State != fleet.ExecQueued && !u.State.Ended() {
-				busy[u.Device] = true
+		for d, l := range other.open {
+			if other.release.Component == run.release.Component {
+				busy[d] = true
 			}
+			_, there := connected[d]
+			if _, ours := run.open[d]; l.site == "" || ours || counted[d] || !there && !l.installing {
+				continue
+			}
+			counted[d] = true
+			lanes[l.site]++
 		}
 	}
-	return busy
+	return busy, lanes
 }
 
 func (r *Runner) sites(ctx context.Context, t fleet.TenantID) (map[string]fleet.Site, error) {

@@ -19,6 +19,15 @@ type watched struct {
 	*store.Store
 	peers []string
 	save  func() // before a rollout is saved by the loop
+	offer func() // before an offer is noted
+}
+
+func (w *watched) MoveExecution(ctx context.Context, step fleet.ExecutionStep, at time.Time) (*fleet.Execution, error) {
+	if w.offer != nil && step.State == fleet.ExecOffered {
+		w.offer()
+		w.offer = nil
+	}
+	return w.Store.MoveExecution(ctx, step, at)
 }
 
 func (w *watched) Peers(ctx context.Context, t fleet.TenantID, site string, r fleet.ReleaseID) ([]string, error) {
