@@ -114,6 +114,12 @@ try {
   await tid('way-quick').click();
   await tid('dry-text').getByText('Reaches 2 devices').waitFor();
   await look('compose');
+  await tid('wave-edit').first().getByLabel('Of whom').selectOption('devices');
+  await tid('dry-lacks').getByText('names nobody yet').waitFor();
+  if (await tid('compose-start').isEnabled()) faults.push('a wave that names nobody may be started: it would take everybody');
+  await page.getByRole('searchbox', { name: 'Which devices' }).fill('till-2');
+  await page.getByRole('button', { name: '+ till-2' }).click();
+  await tid('wave-edit').first().getByText('takes 1 device now').waitFor();
   await tid('way-once').click();
   await tid('compose-start').click();
   const ended = page.locator('[data-testid=execution-row]:is([data-state=SUCCEEDED], [data-state=ALREADY_INSTALLED])');

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { Spec } from './api';
-import { fresh, ids, moved, planOf, secondsOf, spanOf, specOf, takes, wave, whom } from './plan';
+import { fresh, ids, moved, type Pick, planOf, secondsOf, spanOf, specOf, takes, unnamed, wave, whom } from './plan';
 
 test('a new plan begins careful: canaries, an early part, the rest', () => {
   const s = specOf(fresh('agent/1.2.3'));
@@ -34,9 +34,19 @@ test('an empty share is not judged in the gate of the rollout, and is the rollou
   expect(s.waves).toEqual([{ name: 'a', gate: { success: 99 } }]);
 });
 
-test('a wave of a kind that names nobody takes everybody', () => {
-  expect(specOf({ ...fresh('x'), waves: [{ ...wave('a'), pick: 'group', value: ' ' }] }).waves).toEqual([{ name: 'a' }]);
-  expect(specOf({ ...fresh('x'), waves: [{ ...wave('a'), pick: 'devices', value: 'd1, d2\nd1' }] }).waves).toEqual([{ name: 'a', filter: { devices: ['d1', 'd2'] } }]);
+test('a wave that names nobody would take everybody, and is told of', () => {
+  const at = (pick: Pick, value: string) => ({ ...fresh('x'), waves: [{ ...wave('a'), pick, value }, wave('b')] });
+  expect(unnamed(at('group', ' '))?.name).toBe('a');
+  expect(unnamed(at('devices', ', '))?.name).toBe('a');
+  expect(unnamed(at('any', ''))).toBeUndefined();
+  expect(unnamed(at('devices', 'd1'))).toBeUndefined();
+  expect(specOf(at('devices', 'd1, d2\nd1')).waves?.[0]).toEqual({ name: 'a', filter: { devices: ['d1', 'd2'] } });
+});
+
+test('the last wave takes whoever is left, whatever it picked before', () => {
+  const p = { ...fresh('x'), waves: [wave('b'), { ...wave('a', '10'), pick: 'group' as const, value: '' }] };
+  expect(specOf(p).waves).toEqual([{ name: 'b' }, { name: 'a' }]);
+  expect(unnamed(p)).toBeUndefined();
 });
 
 test('nonsense in a number is nothing, and no plan holds it', () => {

@@ -78,17 +78,22 @@ function pickOf(f: Filter | undefined): Pick {
   return set.length === 0 ? 'any' : set.length > 1 ? 'several' : set[0]!;
 }
 
-function waveOf(w: PlanWave): WaveSpec {
+/** A wave as the service takes it; the last takes whoever is left, whatever it picked before it came to be last. */
+function waveOf(w: PlanWave, last: boolean): WaveSpec {
   const value = w.value.trim();
+  if (last) return prune({ name: w.name.trim(), soak_s: secondsOf(w.soak), gate: ownGate(w.gate) });
   const filter: Filter = w.pick === 'several' ? w.several : w.pick === 'any' || !value ? {} : w.pick === 'devices' ? { devices: ids(value) } : { [w.pick]: value };
   return prune({ name: w.name.trim(), filter, percent: num(w.percent), soak_s: secondsOf(w.soak), gate: ownGate(w.gate) });
 }
+
+/** The wave that says whom it takes and names nobody: it would take everybody. */
+export const unnamed = (p: Plan): PlanWave | undefined => p.waves.find((w, i) => i < p.waves.length - 1 && w.pick !== 'any' && w.pick !== 'several' && ids(w.value).length === 0);
 
 /** The form as the service takes it. */
 export function specOf(p: Plan): Spec {
   return prune<Spec>({
     filter: prune<Filter>({ group: p.group.trim(), model: p.model.trim(), site: p.site.trim(), devices: p.devices }),
-    waves: p.waves.map(waveOf), gate: gateOf(p.gate), rate: prune({ base: num(p.base), factor: num(p.factor), every: num(p.every), max: num(p.max) }),
+    waves: p.waves.map((w, i) => waveOf(w, i === p.waves.length - 1)), gate: gateOf(p.gate), rate: prune({ base: num(p.base), factor: num(p.factor), every: num(p.every), max: num(p.max) }),
     per_site: num(p.perSite), in_flight: num(p.inFlight), rate_kib: num(p.rateKiB), attempts: num(p.attempts), download: p.download.trim(), install: p.install.trim(),
     deadline_s: secondsOf(p.deadline), unreachable_s: secondsOf(p.unreachable), joiners: p.joiners, repair: p.repair, steps_s: p.steps,
   });

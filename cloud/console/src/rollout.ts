@@ -25,6 +25,7 @@ export function part(state: string): Part | '' {
   return 'busy';
 }
 
+/** A piece of the bar: how many, and of which states. */
 export interface Piece { part: Part; n: number; states: number; text: string }
 
 /** Whether a device's part ended in a way that says nothing of the release. */
@@ -38,12 +39,15 @@ export function pieces(counts: Counts, voids = 0): { pieces: Piece[]; total: num
   const all = parts.map((p): Piece => {
     const mine = executionStates.filter((s) => part(s) === p && (counts[s] ?? 0) > 0);
     const n = mine.reduce((sum, s) => sum + counts[s]!, 0);
-    if (p === 'void') return { part: p, states: 1, n: voids, text: `${count(voids)} without a verdict` };
-    if (p === 'bad' && voids > 0) return { part: p, states: 1, n: n - voids, text: `${count(n - voids)} ended badly` };
-    return { part: p, states: mine.length, n, text: mine.map((s) => `${count(counts[s]!)} ${words(s)}`).join(', ') };
+    const text = mine.map((s) => `${count(counts[s]!)} ${words(s)}`).join(', ');
+    if (p === 'void') return { part: p, states: 0, n: voids, text: 'called back, silent or waited too long before anything was touched' };
+    return { part: p, states: mine.length, n: p === 'bad' ? n - voids : n, text: p === 'bad' && voids > 0 ? `among ${text}` : text };
   });
   return { pieces: all.filter((p) => p.n > 0), total: all.reduce((sum, p) => sum + p.n, 0) };
 }
+
+/** The bar in words. */
+export const told = (all: Piece[]): string => all.map((p) => `${count(p.n)} ${partNames[p.part].toLowerCase()}`).join(', ');
 
 /** What a device waits for, in two or three words. */
 const waits: Record<string, string> = {

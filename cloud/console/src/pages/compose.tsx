@@ -6,7 +6,7 @@ import { Devices, Known, Num, SpanField } from '../parts/fields';
 import { Bar } from '../parts/progress';
 import { Card, Empty, Fault, Loading, Operators, Page, useAct } from '../parts/ui';
 import { type Fleet, Gate, Waves } from '../parts/waves';
-import { fresh, type Plan, planOf, specOf } from '../plan';
+import { fresh, type Plan, planOf, specOf, unnamed } from '../plan';
 import { blockedBy } from '../rollout';
 import { go } from '../router';
 
@@ -35,7 +35,8 @@ function Form({ plan, set, draft }: { plan: Plan; set: (p: Plan) => void; draft:
   const usable = (releases.data?.items ?? []).filter((r) => !r.withdrawn);
   const release = plan.release || usable[0]?.id || '';
   const body = { release, spec: specOf(plan) };
-  const dry = usePreview(release ? JSON.stringify(body) : '');
+  const nobody = unnamed(plan);
+  const dry = usePreview(release && !nobody ? JSON.stringify(body) : '');
   const up = <K extends keyof Plan>(k: K) => (v: Plan[K]) => set({ ...plan, [k]: v });
   if (releases.error) return <Fault text={releases.error} retry={releases.reload} />;
   if (!releases.data) return <Loading />;
@@ -92,7 +93,7 @@ function Form({ plan, set, draft }: { plan: Plan; set: (p: Plan) => void; draft:
           </details>
         </Card>
       </div>
-      <Side dry={dry} body={body} draft={draft} />
+      <Side dry={dry} body={body} draft={draft} lacks={nobody ? `Wave ${nobody.name} names nobody yet. Say whom it takes, or let it take a share of all.` : ''} />
     </form>
   );
 }
@@ -108,9 +109,9 @@ interface Dry { data: Preview | undefined; error: string; busy: boolean }
 function usePreview(body: string): Dry {
   const [s, set] = useState<Dry>({ data: undefined, error: '', busy: true });
   useEffect(() => {
-    if (!body) return;
     let gone = false;
-    set((v) => ({ ...v, busy: true }));
+    set((v) => ({ data: body ? v.data : undefined, error: '', busy: true }));
+    if (!body) return;
     const timer = setTimeout(() => {
       post<Preview>('/v1/rollouts/preview', JSON.parse(body) as unknown).then(
         (data) => { if (!gone) set({ data, error: '', busy: false }); },
@@ -123,7 +124,7 @@ function usePreview(body: string): Dry {
 }
 
 /** The dry run, and what may be done with the plan. */
-function Side({ dry, body, draft }: { dry: Dry; body: { release: string; spec: unknown }; draft: string | undefined }) {
+function Side({ dry, body, draft, lacks }: { dry: Dry; body: { release: string; spec: unknown }; draft: string | undefined; lacks: string }) {
   const { busy, error, act } = useAct();
   const off = busy || dry.busy || dry.error !== '';
   const open = async (f: () => Promise<Rollout>) => {
@@ -142,9 +143,10 @@ function Side({ dry, body, draft }: { dry: Dry; body: { release: string; spec: u
   return (
     <aside class="card side" aria-label="Dry run" data-testid="dry-run" data-busy={dry.busy}>
       <h2>Dry run</h2>
-      <div aria-live="polite" class={dry.busy ? 'asking' : undefined}>
+      <div aria-live="polite" aria-busy={dry.busy && !lacks}>
         {dry.error && <p class="finding Fault">{sentence(dry.error)}</p>}
-        {!dry.data && !dry.error && <p class="dim">Asking the service…</p>}
+        {lacks && <p class="finding Attention" data-testid="dry-lacks">{lacks}</p>}
+        {!lacks && !dry.data && !dry.error && <p class="dim">Asking the service…</p>}
         {dry.data && <Said p={dry.data} />}
       </div>
       <div class="row acts">

@@ -16,8 +16,9 @@ export function RolloutPage({ rollout }: { rollout: string }) {
   const own = (c: Change) => c.kind === 'rollout' && c.id === rollout;
   const at = `/v1/rollouts/${id(rollout)}`;
   const r = useLive<Rollout>(at, own, 1000);
-  const waiting = useRows<Execution>(`${at}/executions?state=WAITING`, own, 1000, 3000);
-  const trail = useLive<List<AuditEvent>>('/v1/audit?limit=500', own, 5000);
+  const waiting = useRows<Execution>(`${at}/executions?state=WAITING`, own, 1000, 5000);
+  const trail = useLive<List<AuditEvent>>('/v1/audit?limit=300', own, 15_000);
+  const moved = () => { r.reload(); trail.reload(); };
   if (!r.data) return <Page title="Rollout" up={['/rollouts', 'Rollouts']}>{r.error ? <Fault text={r.error} retry={r.reload} /> : <Loading />}</Page>;
   const d = r.data;
   const begun = d.started_at !== null;
@@ -27,14 +28,14 @@ export function RolloutPage({ rollout }: { rollout: string }) {
       aside={<span class="badges"><Badge state={d.state} testid={moves ? undefined : 'rollout-state'} />{operator.value && (ended(d.state) || d.state === 'ABORTING') && <a class="button" href={`/rollouts/${d.id}/again`}>Compose one like it</a>}</span>}
       lead={<>To {whom(d.spec.filter)}, composed <When at={d.created_at} /> by {d.created_by}{d.approved_by && <>, approved by {d.approved_by}</>}{d.ended_at && <>, ended <When at={d.ended_at} /></>}.</>}>
       <Fault text={r.error} retry={r.reload} />
-      {moves && <Moves r={d} moved={r.reload} />}
+      {moves && <Moves r={d} moved={moved} />}
       {d.reason && <p class="finding Attention" data-testid="rollout-reason"><strong>{sentence(words(d.state)).replace(/\.$/, '')}{d.auto && ' by itself'}:</strong> {d.reason}</p>}
-      {before.includes(d.state) && <Before r={d} moved={r.reload} />}
+      {before.includes(d.state) && <Before r={d} moved={moved} />}
       {begun && <Whole r={d} />}
-      <Holds r={d} moved={r.reload} />
+      <Holds r={d} moved={moved} />
       <Card title="Waves" note={waiting.more ? 'Reasons are those of the first thousand that wait.' : undefined}><Board r={d} waiting={waiting.items} /></Card>
       {begun && <HealthCard r={d} />}
-      {begun && <Executions r={d} own={own} moved={r.reload} />}
+      {begun && <Executions r={d} own={own} moved={moved} />}
       <div class="pair">
         <Card title="Plan"><Plan s={d.spec} /></Card>
         <Card title="Timeline">
@@ -108,7 +109,7 @@ function Row({ e, r, name, moved }: { e: Execution; r: Rollout; name: string | u
       <td data-label="State"><State e={e} /></td>
       <td data-label="Version" class="ver">{e.from || '–'} → {e.to || '–'}</td>
       <td data-label="Fetched"><Fetched e={e} /></td>
-      <td data-label="Detail" class="detail"><Detail e={e} />{again && <button type="button" class="quiet" disabled={busy} onClick={() => void retry()}>Retry</button>}{error && <span class="ink bad">{error}</span>}</td>
+      <td data-label="Detail" class="detail"><Detail e={e} />{again && <div><button type="button" disabled={busy} onClick={() => void retry()}>Retry</button></div>}{error && <span class="ink bad">{error}</span>}</td>
       <td data-label="Changed"><When at={e.updated_at} /></td>
     </tr>
   );

@@ -3,7 +3,7 @@ import { useState } from 'preact/hooks';
 import { type Execution, type Hold, id, post, type Rollout, type Wave } from '../api';
 import { bytes, count, many, percent, sentence, span } from '../format';
 import { now } from '../live';
-import { compared, gate, limits, partNames, pieces, reasons, soaking, sources, wait } from '../rollout';
+import { compared, gate, limits, partNames, pieces, reasons, soaking, sources, told, wait } from '../rollout';
 import { operator } from '../session';
 import { Bar, Progress } from './progress';
 import { Reasoned } from './standing';
@@ -22,12 +22,12 @@ function Column({ r, w, i, why }: { r: Rollout; w: Wave; i: number; why: { reaso
     <li class={`inset ${w.state}`} data-testid="wave" data-state={w.state}>
       <div class="head"><h3>{w.name}</h3><Badge state={w.state} /></div>
       <p class="dim">{total > 0 ? many(total, 'device') : 'Nobody yet'}{w.started_at && <>, {w.ended_at ? <>ended <When at={w.ended_at} /></> : <>since <When at={w.started_at} /></>}</>}</p>
-      {total > 0 && <figure class="bar"><Bar parts={all.map((p) => ({ class: p.part, n: p.n }))} label={all.map((p) => p.text).join(', ')} /></figure>}
+      {total > 0 && <figure class="bar"><Bar parts={all.map((p) => ({ class: p.part, n: p.n }))} label={told(all)} /></figure>}
       {total > 0 && (
         <dl class="tally">
           {all.map((p) => (
             <div key={p.part} class={p.part}>
-              <dt><i class={p.part} aria-hidden="true" />{partNames[p.part]}{p.part === 'wait' && why.length > 0 && <small>{why.map((x) => `${count(x.n)} for ${wait(x.reason)}`).join(', ')}</small>}{p.part === 'void' && <small>called back, silent or waited too long before anything was touched</small>}{(p.part === 'busy' || (p.part === 'bad' && w.neutral === 0)) && <small>{p.text}</small>}</dt>
+              <dt><i class={p.part} aria-hidden="true" />{partNames[p.part]}{p.part === 'wait' && why.length > 0 && <small>{why.map((x) => `${count(x.n)} for ${wait(x.reason)}`).join(', ')}</small>}{['busy', 'void', 'bad'].includes(p.part) && <small>{p.text}</small>}</dt>
               <dd>{count(p.n)}</dd>
             </div>
           ))}
@@ -102,6 +102,8 @@ export function Holds({ r, moved }: { r: Rollout; moved: () => void }) {
   );
 }
 
+const kinds = ['Peripherals', 'Connection', 'Crashes'];
+
 /** How updated devices are, against those that are not yet. */
 export function HealthCard({ r }: { r: Rollout }) {
   const h = r.health;
@@ -122,8 +124,8 @@ export function HealthCard({ r }: { r: Rollout }) {
         )}
       {models.length > 1 && (
         <details><summary>By model</summary>
-          <Table label="Health by model" head={['Model', 'Peripherals', 'Connection', 'Crashes']}>
-            {models.map(([name, m]) => <tr key={name}><td class="name"><strong>{name}</strong><small class="text">{hours(m.updated)}</small></td>{compared(m, g).map((c) => <td data-label={c.what} key={c.what}><Badge state="" as={c.tone} text={`${c.updated}, others ${c.control}`} /></td>)}</tr>)}
+          <Table label="Health by model" head={['Model', ...kinds]}>
+            {models.map(([name, m]) => <tr key={name}><td class="name"><strong>{name}</strong><small class="text">{hours(m.updated)}</small></td>{compared(m, g).map((c, i) => <td data-label={kinds[i]} key={c.what}><Badge state="" as={c.tone} text={`${c.updated}, others ${c.control}`} /></td>)}</tr>)}
           </Table>
         </details>
       )}

@@ -1,6 +1,6 @@
 import type { Counts } from '../api';
 import { count, percent } from '../format';
-import { partNames, pieces } from '../rollout';
+import { partNames, pieces, told } from '../rollout';
 
 /** Parts of a whole as one bar. */
 export function Bar({ parts, label }: { parts: { class: string; n: number }[]; label: string }) {
@@ -19,7 +19,7 @@ export function Bar({ parts, label }: { parts: { class: string; n: number }[]; l
 /** How far a rollout is: a segment for each kind of state, and the same in words. */
 export function Progress({ counts, neutral, legend }: { counts: Counts; neutral: number; legend?: boolean }) {
   const { pieces: all, total } = pieces(counts, neutral);
-  const text = all.map((p) => p.text).join(', ') || 'no devices yet';
+  const text = told(all) || 'no devices yet';
   const n = (part: string) => all.find((p) => p.part === part)?.n ?? 0;
   const done = n('done');
   return (

@@ -52,10 +52,10 @@ function One({ w, last, fleet, set }: { w: PlanWave; last: boolean; fleet: Fleet
             <Num label="Share" value={w.percent} set={(percent) => set({ percent })} unit="%" empty="all" max={100} step="any" />
             {w.pick === 'several'
               ? <p class="fixed">of {whom(w.several)} <button type="button" class="quiet" onClick={() => set({ pick: 'any', several: {} })}>choose anew</button></p>
-              : <label>Of whom <select value={w.pick} onChange={(e) => set({ pick: e.currentTarget.value as Pick, value: '' })}>{Object.entries(picks).map(([k, v]) => <option value={k} key={k}>{v}</option>)}</select></label>}
-            {w.pick === 'group' && <Known label="Group" value={w.value} set={(value) => set({ value })} all={fleet.groups} empty="any" />}
-            {w.pick === 'model' && <Known label="Model" value={w.value} set={(value) => set({ value })} all={fleet.models} empty="any" />}
-            {w.pick === 'site' && <Known label="Site" value={w.value} set={(value) => set({ value })} all={fleet.sites} empty="any" />}
+              : <label>Of whom <select value={w.pick} onChange={(e) => set({ pick: e.currentTarget.value as Pick, value: '', ...(e.currentTarget.value !== 'any' && { percent: '' }) })}>{Object.entries(picks).map(([k, v]) => <option value={k} key={k}>{v}</option>)}</select></label>}
+            {w.pick === 'group' && <Known label="Group" value={w.value} set={(value) => set({ value })} all={fleet.groups} empty="which" />}
+            {w.pick === 'model' && <Known label="Model" value={w.value} set={(value) => set({ value })} all={fleet.models} empty="which" />}
+            {w.pick === 'site' && <Known label="Site" value={w.value} set={(value) => set({ value })} all={fleet.sites} empty="which" />}
           </>}
         <SpanField label="Then watch it for" value={w.soak} set={(soak) => set({ soak })} empty="none" />
       </div>
@@ -71,14 +71,14 @@ function One({ w, last, fleet, set }: { w: PlanWave; last: boolean; fleet: Fleet
 
 /** When it stops by itself. */
 export function Gate({ g, set, own }: { g: GateText; set: (g: GateText) => void; own?: boolean }) {
-  const empty = own ? 'as for all' : 'not judged';
+  const empty = own ? 'same' : 'not judged';
   const f = (k: keyof GateText) => ({ value: g[k], set: (v: string) => set({ ...g, [k]: v }), min: own ? -1 : 0, step: 'any' as const, empty });
   return (
     <div class="row gate">
       <Num label="Must end well" {...f('success')} unit="%" max={100} />
       <Num label="May end badly" {...f('bad')} unit="%" max={100} />
-      <Num label="Judged from" {...f('sample')} min={0} step={1} unit="ends on" empty={own ? 'as for all' : '20'} />
-      <Num label="Bad ends at most" {...f('cap')} min={0} step={1} empty={own ? 'as for all' : 'no limit'} />
+      <Num label="Judged from" {...f('sample')} min={0} step={1} unit="ends on" empty={own ? 'same' : '20'} />
+      <Num label="Bad ends at most" {...f('cap')} min={0} step={1} empty={own ? 'same' : 'no limit'} />
       <Num label="Hold a site at" {...f('site')} step={1} unit="bad ends" />
       <Num label="Faults at most" {...f('health')} unit="times the others'" />
     </div>
