@@ -79,4 +79,6 @@ test('the timeline tells of waves, holds and people, newest first', () => {
   expect(all).toEqual([
     'Paused by ann: lunch', 'Model pos-9 held: too many', 'Wave canary passed', 'Wave canary: everybody ended, now watched', 'Wave canary began', 'Started', 'Approved by bob', 'Composed by ann',
   ]);
+  const denied = timeline({ ...r, state: 'DENIED', waves: [], holds: [], started_at: null, approved_at: null, ended_at: at(9) }, [e('rollout.deny', 'ro_1', 9, 'not now'), e('rollout.deny', 'ro_2', 9)]);
+  expect(denied.map((m) => m.text)).toEqual(['Denied by ann: not now', 'Composed by ann']);
 });

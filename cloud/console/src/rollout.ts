@@ -166,10 +166,10 @@ export function timeline(r: Rollout, trail: AuditEvent[]): Moment[] {
   }
   for (const e of mine) {
     const did = acts[e.kind];
-    if (did) add(e.at, sentence(`${did} by ${e.actor}${e.detail?.device ? `, ${e.detail.device}` : ''}${e.detail?.reason ? `: ${e.detail.reason}` : ''}`).replace(/\.$/, ''), /pause|deny|abort/.test(e.kind) ? 'warn' : 'dim');
+    if (did) add(e.at, sentence(`${did} by ${e.actor}${e.detail?.device ? `, ${e.detail.device}` : ''}${e.detail?.reason ? `: ${e.detail.reason}` : ''}`).replace(/\.$/, ''), /pause|deny|abort/.test(e.kind) ? 'warn' : /approve/.test(e.kind) ? 'good' : 'dim');
     if (e.kind === 'rollout.paused') add(e.at, `Paused by itself: ${e.detail?.reason ?? ''}`, 'bad');
   }
-  add(r.ended_at, sentence(words(r.state)).replace(/\.$/, ''), r.state === 'COMPLETED' ? 'good' : 'warn');
+  if (!said.has('rollout.deny') && !said.has('rollout.complete')) add(r.ended_at, sentence(words(r.state)).replace(/\.$/, ''), r.state === 'COMPLETED' ? 'good' : 'warn');
   const order = new Map(out.map((m, i) => [m, i]));
   return out.sort((a, b) => Date.parse(b.at) - Date.parse(a.at) || order.get(b)! - order.get(a)!);
 }
