@@ -271,13 +271,19 @@ func stepped(e fleet.Execution, step ExecutionStep, when time.Time) fleet.Execut
 
 // RetryExecution queues an execution again that ended in a way that may pass.
 // The attempt is counted when it is offered. fleet.ErrConflict: it ended
-// otherwise, or has changed since version was read.
+// otherwise, has changed since version was read, or its rollout was stopped.
 func (s *Store) RetryExecution(ctx context.Context, id fleet.ExecutionID, version int64, when time.Time) error {
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
 		e, err := scanExecution(w.row(ctx, `SELECT `+executionColumns+` FROM execution e WHERE e.id = ?`, id))
+		if err != nil {
+			return err
+		}
+		r, err := scanRollout(w.row(ctx, `SELECT `+rolloutColumns+` WHERE r.id = ?`, e.v.Rollout))
 		switch {
 		case err != nil:
 			return err
+		case !takesIn(r.v): // it was stopped meanwhile
+			return fmt.Errorf("its rollout is %s: %w", r.v.State, fleet.ErrConflict)
 		case !e.v.Retryable():
 			return fmt.Errorf("it is %s: %w", e.v.State, fleet.ErrConflict)
 		case e.v.Version != version:
@@ -306,8 +312,12 @@ func (w *writer) requeue(ctx context.Context, e fleet.Execution, when time.Time)
 // that was. ev goes to the service trail.
 func (s *Store) RetryRollout(ctx context.Context, t fleet.TenantID, id fleet.RolloutID, device fleet.DeviceID, ev fleet.AuditEvent) (n int, err error) {
 	err = s.tx(ctx, func(ctx context.Context, w *writer) error {
-		if _, err := scanRollout(w.row(ctx, `SELECT `+rolloutColumns+` WHERE r.id = ? AND r.tenant = ?`, id, t)); err != nil {
+		r, err := scanRollout(w.row(ctx, `SELECT `+rolloutColumns+` WHERE r.id = ? AND r.tenant = ?`, id, t))
+		if err != nil {
 			return err
+		}
+		if r.v.State != fleet.RolloutRunning && r.v.State != fleet.RolloutPaused { // nobody would see to it
+			return fmt.Errorf("it is %s; start another one: %w", r.v.State, fleet.ErrConflict)
 		}
 		rows, err := w.rows(ctx, `SELECT `+executionColumns+` FROM execution e WHERE e.rollout = ? AND e.state IN ('FAILED', 'TIMED_OUT') AND (e.device = ? OR ? = '')`, id, device, device)
 		es, err := list(rows, err, scanExecution)

@@ -57,6 +57,7 @@ func (s *Store) AddRollout(ctx context.Context, r fleet.Rollout, ev fleet.AuditE
 	if err != nil {
 		return fmt.Errorf("add rollout %s: %w", r.ID, err)
 	}
+	s.completed(r)
 	return nil
 }
 
@@ -96,46 +97,101 @@ func (s *Store) Rollouts(ctx context.Context, t fleet.TenantID, p fleet.Page) (i
 // RunningRollouts returns the rollouts of every tenant that somebody has to
 // see to, oldest first: those that run, are paused or end, those that are
 // complete while devices are still at it, and of each component and filter the
-// newest that is complete and takes joiners. It is for the rollout loop.
+// newest that is complete, if it takes joiners. It is for the rollout loop.
 func (s *Store) RunningRollouts(ctx context.Context) ([]fleet.Rollout, error) {
-	type joining struct {
-		numbered[fleet.Rollout]
-		component string
-	}
 	rows, err := s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.state IN ('RUNNING', 'PAUSED', 'ABORTING') OR r.state = 'COMPLETED' AND EXISTS
 		(SELECT 1 FROM execution e WHERE e.rollout = r.id AND e.state IN ('QUEUED', 'OFFERED', 'WAITING', 'DOWNLOADING', 'STAGED', 'INSTALLING', 'INSTALLED', 'REBOOTING', 'CHECKING')) ORDER BY r.n`)
 	all, err := list(rows, err, scanRollout)
 	if err != nil {
 		return nil, fmt.Errorf("running rollouts: %w", err)
 	}
-	rows, err = s.read.QueryContext(ctx, `SELECT (SELECT l.component FROM "release" l WHERE l.id = r."release"), `+rolloutColumns+` WHERE r.state = 'COMPLETED' AND r.joiners <> 0 ORDER BY r.n DESC`)
-	complete, err := list(rows, err, func(row scanner) (j joining, err error) {
-		j.numbered, err = scanRollout(behind{row, &j.component})
-		return j, err
-	})
+	complete, err := s.complete(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("complete rollouts with joiners: %w", err)
+		return nil, fmt.Errorf("complete rollouts: %w", err)
 	}
-	seen := map[string]bool{}
-	for _, j := range complete {
-		k := string(j.v.Tenant) + "\x00" + j.component + "\x00" + toJSON(j.v.Spec.Filter)
-		if !seen[k] {
-			seen[k], all = true, append(all, j.numbered)
+	newest := map[string]finished{} // by what they were for
+	var more []int64
+	for _, c := range complete {
+		if _, later := newest[c.what]; !later {
+			if newest[c.what] = c; c.joiners {
+				more = append(more, c.n)
+			}
+			continue
+		}
+		// One that is at it yet must hear of the one that came after it.
+		if slices.ContainsFunc(all, func(r numbered[fleet.Rollout]) bool { return r.n == c.n }) {
+			more = append(more, newest[c.what].n)
 		}
 	}
+	rows, err = s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.n IN (SELECT value FROM json_each(?))`, toJSON(some(more)))
+	late, err := list(rows, err, scanRollout)
+	if err != nil {
+		return nil, fmt.Errorf("complete rollouts: %w", err)
+	}
+	all = append(all, late...)
 	slices.SortFunc(all, func(a, b numbered[fleet.Rollout]) int { return cmp.Compare(a.n, b.n) })
 	all = slices.CompactFunc(all, func(a, b numbered[fleet.Rollout]) bool { return a.n == b.n })
 	items, _ := values(all, len(all))
 	return items, nil
 }
 
-// behind scans what stands before the columns of row into first.
-type behind struct {
-	row   scanner
-	first any
+// finished is a rollout that is complete.
+type finished struct {
+	n       int64
+	what    string // tenant, component and filter
+	joiners bool
 }
 
-func (b behind) Scan(dest ...any) error { return b.row.Scan(append([]any{b.first}, dest...)...) }
+// history is all that is complete, as it was read last.
+type history struct {
+	known    bool
+	changes  int // that the store has seen
+	complete []finished
+}
+
+// complete lists the rollouts that are complete, newest first. The loop asks
+// each second, and few are added in a day.
+func (s *Store) complete(ctx context.Context) ([]finished, error) {
+	s.mu.Lock()
+	h := s.history
+	s.mu.Unlock()
+	if h.known {
+		return h.complete, nil
+	}
+	rows, err := s.read.QueryContext(ctx, `SELECT r.n, r.tenant, l.component, r.joiners, r.spec FROM rollout r JOIN "release" l ON l.id = r."release" WHERE r.state = 'COMPLETED' ORDER BY r.n DESC`)
+	h.complete, err = list(rows, err, func(row scanner) (e finished, err error) {
+		var tenant, component, text string
+		var spec struct {
+			Filter fleet.Filter `json:"filter"`
+		}
+		if err := row.Scan(&e.n, &tenant, &component, &e.joiners, &text); err != nil {
+			return e, err
+		}
+		err = json.Unmarshal([]byte(text), &spec)
+		e.what = tenant + "\x00" + component + "\x00" + toJSON(spec.Filter)
+		return e, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h.changes == s.history.changes { // else one was added while we read
+		h.known = true
+		s.history = h
+	}
+	return h.complete, nil
+}
+
+// completed notes that a rollout is complete.
+func (s *Store) completed(r fleet.Rollout) {
+	if r.State != fleet.RolloutCompleted {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.history = history{changes: s.history.changes + 1}
+}
 
 // SaveRollout writes where a rollout stands, if nobody has changed it since it
 // was read: r.Version says which one that was; a newer one is
@@ -170,6 +226,7 @@ func (s *Store) SaveRollout(ctx context.Context, r fleet.Rollout, events ...flee
 	if err != nil {
 		return fleet.Rollout{}, fmt.Errorf("save rollout %s as %s: %w", r.ID, r.State, err)
 	}
+	s.completed(r)
 	return saved.v, nil
 }
 

@@ -147,6 +147,63 @@ func TestRetryRollout(t *testing.T) {
 	}
 }
 
+// TestRetryOfWhatHasEnded: nothing is queued where nobody sees to it any more, by whoever was slow.
+func TestRetryOfWhatHasEnded(t *testing.T) {
+	for _, end := range []fleet.RolloutState{fleet.RolloutAborting, fleet.RolloutAborted, fleet.RolloutCompleted, fleet.RolloutSuperseded} {
+		s, ds := enrolled(t, 1)
+		x := staged(t, s, "r1", "1.0.0", fleet.Spec{})[ds[0].ID]
+		step(t, s, store.ExecutionStep{ID: x.ID, State: fleet.ExecOffered, Attempt: 1})
+		step(t, s, store.ExecutionStep{ID: x.ID, State: fleet.ExecFailed, Attempt: 1, Number: 2})
+		r, err := s.Rollout(t.Context(), "main", "r1")
+		must(t, err)
+		r.State = end
+		_, err = s.SaveRollout(t.Context(), r, event("rollout.set"))
+		must(t, err)
+		_, err = s.RetryRollout(t.Context(), "main", "r1", "", event("rollout.retry"))
+		wantErr(t, string(end)+", an operator", err, fleet.ErrConflict)
+		wantErr(t, string(end)+", the loop", s.RetryExecution(t.Context(), x.ID, members(t, s, "r1")[ds[0].ID].Version, noon), fleet.ErrConflict)
+	}
+}
+
+// TestNeverAStaleOne: a late device is not brought what was complete before the newest one, though that takes no joiners.
+func TestNeverAStaleOne(t *testing.T) {
+	s, ds := enrolled(t, 2)
+	complete := func(id fleet.RolloutID) {
+		t.Helper()
+		r, err := s.Rollout(t.Context(), "main", id)
+		must(t, err)
+		r.State = fleet.RolloutCompleted
+		_, err = s.SaveRollout(t.Context(), r, event("rollout.completed"))
+		must(t, err)
+	}
+	running := func() (ids []fleet.RolloutID) {
+		t.Helper()
+		rs, err := s.RunningRollouts(t.Context())
+		must(t, err)
+		for _, r := range rs {
+			ids = append(ids, r.ID)
+		}
+		return ids
+	}
+	old := staged(t, s, "old", "1.0.0", fleet.Spec{Joiners: true})
+	step(t, s, store.ExecutionStep{ID: old[ds[0].ID].ID, State: fleet.ExecAlready})
+	complete("old")
+	if got := running(); !slices.Equal(got, []fleet.RolloutID{"old"}) {
+		t.Errorf("one is complete: got %v", got)
+	}
+	for _, u := range staged(t, s, "new", "1.1.0", fleet.Spec{}) {
+		step(t, s, store.ExecutionStep{ID: u.ID, State: fleet.ExecAlready})
+	}
+	complete("new")
+	if got := running(); !slices.Equal(got, []fleet.RolloutID{"old", "new"}) {
+		t.Errorf("one device of the old is queued: got %v, want both, so that the loop ends it", got)
+	}
+	step(t, s, store.ExecutionStep{ID: old[ds[1].ID].ID, State: fleet.ExecCanceled})
+	if got := running(); len(got) > 0 {
+		t.Errorf("then: got %v", got)
+	}
+}
+
 // TestSaveRollout: of two who change a rollout that they read at the same time, one is told so.
 func TestSaveRollout(t *testing.T) {
 	s, ds := enrolled(t, 2)
@@ -303,7 +360,7 @@ func TestRunningRollouts(t *testing.T) {
 			must(t, err)
 		}
 	}
-	look("canary", "new", "runs", "ends", "rests")
+	look("canary", "runs", "ends", "rests") // new is stale: static came after it, though it takes nobody
 }
 
 // TestUnits reads on from a cursor: what the executions did and what their devices did that matters, and nothing else.

@@ -55,6 +55,7 @@ type Store struct {
 	soon    *time.Timer              // writes them
 
 	enlisted map[fleet.RolloutID]enlisted
+	history  history
 }
 
 // Open opens or creates the database in dir and brings its schema up to date.

@@ -66,15 +66,17 @@ type said struct {
 	n                  int64
 	component, version string
 	doubted            bool
+	rollout            fleet.RolloutState
+	joiners            bool
 }
 
 func (g *group) reconcile(ctx context.Context, in *Intake, out *Outcome) error {
-	rows, err := g.w.rows(ctx, `SELECT `+executionColumns+`, l.component, l.version, e.doubted FROM execution e JOIN rollout r ON r.id = e.rollout JOIN "release" l ON l.id = r."release"
+	rows, err := g.w.rows(ctx, `SELECT `+executionColumns+`, l.component, l.version, e.doubted, r.state, r.joiners FROM execution e JOIN rollout r ON r.id = e.rollout JOIN "release" l ON l.id = r."release"
 		WHERE e.device = ? AND e.state NOT IN ('ALREADY_INSTALLED', 'FAILED', 'ROLLED_BACK', 'REJECTED', 'REMOVED')
 		AND (e.state NOT IN ('TIMED_OUT', 'CANCELED') OR e.attempt > 0 AND r.state IN ('RUNNING', 'PAUSED', 'ABORTING')) ORDER BY e.n DESC`, in.Device)
 	all, err := list(rows, err, func(row scanner) (said, error) {
 		var s said
-		e, err := scanExecution(behindLast{row, []any{&s.component, &s.version, &s.doubted}})
+		e, err := scanExecution(behindLast{row, []any{&s.component, &s.version, &s.doubted, &s.rollout, &s.joiners}})
 		s.Execution, s.n = e.v, e.n
 		return s, err
 	})
@@ -88,7 +90,7 @@ func (g *group) reconcile(ctx context.Context, in *Intake, out *Outcome) error {
 		case i < 0 || in.Report.Installed[i].Trial || in.Report.Execution == s.ID:
 		case s.State == fleet.ExecSucceeded:
 			if !judged[s.component] {
-				err = g.doubt(ctx, in, s, in.Report.Installed[i])
+				err = g.doubt(ctx, in, out, s, in.Report.Installed[i])
 			}
 			judged[s.component] = true
 		case in.Report.Installed[i].Version == s.version:
@@ -120,11 +122,14 @@ func (g *group) settle(ctx context.Context, in *Intake, out *Outcome, s said) er
 
 // doubt raises the alarm, once, of an execution that ended well by what was
 // said and whose device runs something older.
-func (g *group) doubt(ctx context.Context, in *Intake, s said, runs fleet.Installed) error {
+func (g *group) doubt(ctx context.Context, in *Intake, out *Outcome, s said, runs fleet.Installed) error {
 	if s.doubted || in.At.Sub(s.EnteredAt) < doubtAfter || semver.Compare("v"+runs.Version, "v"+s.version) >= 0 {
 		return nil
 	}
 	if err := g.w.exec(ctx, `UPDATE execution SET doubted = 1 WHERE id = ?`, s.ID); err != nil {
+		return err
+	}
+	if err := g.revoke(ctx, in, out, s, runs); err != nil {
 		return err
 	}
 	return g.w.audit(ctx, in.Tenant, fleet.AuditEvent{
@@ -134,4 +139,31 @@ func (g *group) doubt(ctx context.Context, in *Intake, s said, runs fleet.Instal
 			"what": "it was said to run the release and runs an older one: look whether the box fell back, or was flashed anew",
 		},
 	})
+}
+
+// revoke takes a good end back while somebody still goes by it: a rollout that
+// is judged by its ends gets a bad one, and one that is complete and takes
+// joiners brings the release once more. What is history stays as it was.
+func (g *group) revoke(ctx context.Context, in *Intake, out *Outcome, s said, runs fleet.Installed) error {
+	e := s.Execution
+	switch {
+	case s.rollout == fleet.RolloutRunning || s.rollout == fleet.RolloutPaused || s.rollout == fleet.RolloutAborting:
+		e.State, e.Reason = fleet.ExecRolledBack, "truth"
+		e.Text = "it was said to run " + s.version + " and was found to run " + runs.Version
+	case s.rollout == fleet.RolloutCompleted && s.joiners:
+		e.State, e.Reason, e.OfferedAt = fleet.ExecQueued, "retry", time.Time{}
+		e.Text = fmt.Sprintf("attempt %d ended %s, and then it was found to run %s", e.Attempt, s.State, runs.Version)
+	default:
+		return nil
+	}
+	change, err := g.w.count(ctx, "execution")
+	if err != nil {
+		return err
+	}
+	if err := g.w.exec(ctx, `UPDATE execution SET state = ?, reason = ?, text = ?, offered_at = ?, entered_at = ?, updated_at = ?, version = version + 1, changed = ? WHERE id = ?`,
+		e.State, e.Reason, text(e.Text), ms(e.OfferedAt), ms(in.At), ms(in.At), change, e.ID); err != nil {
+		return err
+	}
+	out.Reconciled = append(out.Reconciled, e)
+	return nil
 }

@@ -107,6 +107,56 @@ func TestDoubt(t *testing.T) {
 	}
 }
 
+// TestTruthTakesBack: what was said to have ended well and did not counts as bad where ends are judged, is brought once
+// more where late devices are, and stays in what is history.
+func TestTruthTakesBack(t *testing.T) {
+	for _, c := range []struct {
+		rollout fleet.RolloutState
+		joiners bool
+		want    fleet.ExecutionState
+	}{
+		{fleet.RolloutRunning, false, fleet.ExecRolledBack},
+		{fleet.RolloutPaused, true, fleet.ExecRolledBack},
+		{fleet.RolloutCompleted, true, fleet.ExecQueued},
+		{fleet.RolloutCompleted, false, fleet.ExecSucceeded},
+		{fleet.RolloutAborted, true, fleet.ExecSucceeded},
+	} {
+		s, ds := enrolled(t, 1)
+		id := ds[0].ID
+		x := staged(t, s, "r1", "1.10.0", fleet.Spec{Joiners: c.joiners})[id]
+		succeed := func(attempt int) {
+			t.Helper()
+			step(t, s, store.ExecutionStep{ID: x.ID, State: fleet.ExecOffered, Attempt: attempt})
+			step(t, s, store.ExecutionStep{ID: x.ID, State: fleet.ExecSucceeded, Attempt: attempt, Number: 9})
+		}
+		succeed(1)
+		r, err := s.Rollout(t.Context(), "main", "r1")
+		must(t, err)
+		r.State = c.rollout
+		_, err = s.SaveRollout(t.Context(), r, event("rollout.set"))
+		must(t, err)
+		seq := uint64(0)
+		found := func(after time.Duration) fleet.Unit {
+			t.Helper()
+			seq++
+			says(t, s, id, noon.Add(after), store.Intake{Report: &store.Report{
+				Boot: [16]byte{1}, Seq: seq, Sent: noon, AgentVersion: "1.9.0", Installed: []fleet.Installed{{Component: "agent", Version: "1.9.0"}},
+			}})
+			return members(t, s, "r1")[id]
+		}
+		if e := found(time.Hour); e.State != c.want {
+			t.Errorf("%s, joiners %v: it is %s (%s), want %s", c.rollout, c.joiners, e.State, e.Reason, c.want)
+		}
+		if c.want != fleet.ExecQueued {
+			continue
+		}
+		succeed(2)
+		if e := found(2 * time.Hour); e.State != fleet.ExecSucceeded { // a box that falls back each time is not flashed for ever
+			t.Errorf("again: it is %s", e.State)
+		}
+	}
+}
+
 // TestHealth sets what befalls updated devices against what befalls the others in the same slots.
 func TestHealth(t *testing.T) { synctest.Test(t, testHealth) }
 
