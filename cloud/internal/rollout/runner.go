@@ -57,6 +57,9 @@ type Options struct {
 const (
 	tick      = time.Second
 	healthFor = time.Minute // health is not asked for more often
+	// healthDuty is how much longer than it took it is not asked for again: what
+	// went wrong in a large fleet in weeks is long to go through.
+	healthDuty = 100
 	// duty is how much longer than a plan took nothing is planned after it:
 	// what a large rollout costs stays a small share of one core.
 	duty = 10
@@ -92,7 +95,7 @@ type run struct {
 	recalled map[fleet.ExecutionID]int // the attempt that was called back
 	back     map[fleet.DeviceID]bool   // since the last plan
 	health   map[string]fleet.Health
-	healthAt time.Time
+	healthAt time.Time // when it is asked for next
 
 	changed bool      // since the last plan
 	due     time.Time // when time alone makes another plan
@@ -183,9 +186,11 @@ func (r *Runner) round(ctx context.Context) (time.Duration, error) {
 	}
 	var errs []error
 	var connected map[fleet.DeviceID]fleet.Trust
+	places := map[fleet.TenantID]map[string]fleet.Site{}
+	asked := false // for health: of one rollout in a round, so that the others do not wait
 	for _, ro := range rollouts {
 		run := r.runs[ro.ID]
-		if err := r.read(ctx, run); err != nil {
+		if err := r.read(ctx, run, &asked); err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -200,7 +205,13 @@ func (r *Runner) round(ctx context.Context) (time.Duration, error) {
 		if connected == nil {
 			connected = r.o.Link.Connected()
 		}
-		if err := r.plan(ctx, run, connected); err != nil {
+		if places[ro.Tenant] == nil {
+			if places[ro.Tenant], err = r.sites(ctx, ro.Tenant); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		if err := r.plan(ctx, run, connected, places[ro.Tenant]); err != nil {
 			run.changed = true
 			errs = append(errs, err)
 		}
@@ -280,7 +291,7 @@ func covers(f, other fleet.Filter) bool {
 }
 
 // read takes in what changed in the store.
-func (r *Runner) read(ctx context.Context, run *run) error {
+func (r *Runner) read(ctx context.Context, run *run, asked *bool) error {
 	if _, err := r.o.Store.Enlist(ctx, run.ro.ID); err != nil {
 		return err
 	}
@@ -288,14 +299,15 @@ func (r *Runner) read(ctx context.Context, run *run) error {
 	if err != nil {
 		return err
 	}
-	if time.Since(run.healthAt) > healthFor {
+	if began := time.Now(); !*asked && began.After(run.healthAt) {
+		*asked = true
 		health, err := r.o.Store.RolloutHealth(ctx, run.ro.ID)
 		if err != nil {
 			return err
 		}
 		r.mu.Lock()
 		run.changed = run.changed || !reflect.DeepEqual(health, run.health)
-		run.health, run.healthAt = health, time.Now()
+		run.health, run.healthAt = health, began.Add(max(healthFor, healthDuty*time.Since(began)))
 		r.mu.Unlock()
 	}
 	r.mu.Lock()
@@ -321,11 +333,7 @@ func (r *Runner) read(ctx context.Context, run *run) error {
 }
 
 // plan makes a plan and carries it out.
-func (r *Runner) plan(ctx context.Context, run *run, connected map[fleet.DeviceID]fleet.Trust) error {
-	sites, err := r.sites(ctx, run.ro.Tenant)
-	if err != nil {
-		return err
-	}
+func (r *Runner) plan(ctx context.Context, run *run, connected map[fleet.DeviceID]fleet.Trust, sites map[string]fleet.Site) error {
 	r.mu.Lock()
 	began := time.Now()
 	for i := range run.units {

@@ -151,9 +151,10 @@ func of(slots map[int64]*slot, n int64) *slot {
 // troubled adds what went wrong in those slots.
 func (s *Store) troubled(ctx context.Context, id fleet.RolloutID, models map[string]*exposure) error {
 	length := slotLen.Milliseconds()
+	// In this order: trouble is found by its time, which would be all of it once more for each device.
 	rows, err := s.read.QueryContext(ctx, `SELECT d.model, CASE WHEN e.state = 'QUEUED' THEN 0 ELSE 1 END AS good, t.slot, SUM(t.faults), SUM(t.reconnects), SUM(t.crashes)
-		FROM rollout r JOIN trouble t ON t.slot >= r.started_at / ? JOIN execution e ON e.rollout = r.id AND e.device = t.device JOIN device d ON d.id = e.device
-		WHERE r.id = ? AND t.slot > d.enrolled_at / ? AND (e.state IN ('SUCCEEDED', 'ALREADY_INSTALLED') AND t.slot > e.entered_at / ? OR e.state = 'QUEUED' AND e.attempt = 0)
+		FROM rollout r CROSS JOIN trouble t CROSS JOIN execution e CROSS JOIN device d
+		WHERE t.slot >= r.started_at / ? AND r.id = ? AND e.rollout = r.id AND e.device = t.device AND d.id = e.device AND t.slot > d.enrolled_at / ? AND (e.state IN ('SUCCEEDED', 'ALREADY_INSTALLED') AND t.slot > e.entered_at / ? OR e.state = 'QUEUED' AND e.attempt = 0)
 		GROUP BY d.model, good, t.slot`, length, id, length, length)
 	_, err = list(rows, err, func(r scanner) (struct{}, error) {
 		var model string

@@ -60,7 +60,7 @@ ALTER TABLE device ADD COLUMN free_mib BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE device ADD COLUMN supply TEXT NOT NULL DEFAULT '';
 ALTER TABLE device ADD COLUMN share TEXT NOT NULL DEFAULT '';
 ALTER TABLE device ADD COLUMN crashes BIGINT NOT NULL DEFAULT 0;
-CREATE INDEX device_site ON device (tenant, site);
+CREATE INDEX device_site ON device (tenant, site, former_of);
 
 -- What went wrong, in slots of ten minutes since 1970; a slot in which nothing did has no row. By the slot first: read
 -- from a time on, and dropped after a month.
