@@ -130,7 +130,7 @@ func (c *rolloutStart) Run(ctx context.Context, o *out, api *client) error {
 		}
 		return shown(ctx, o, api, raw, c.Watch)
 	}
-	spec, err := c.Plan.spec()
+	spec, err := c.Plan.named(ctx, api)
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ type rolloutCreate struct {
 
 // Run implements the command.
 func (c *rolloutCreate) Run(ctx context.Context, o *out, api *client) error {
-	spec, err := c.Plan.spec()
+	spec, err := c.Plan.named(ctx, api)
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ type rolloutPreview struct {
 
 // Run implements the command.
 func (c *rolloutPreview) Run(ctx context.Context, o *out, api *client) error {
-	spec, err := c.Plan.spec()
+	spec, err := c.Plan.named(ctx, api)
 	if err != nil {
 		return err
 	}
@@ -286,13 +286,17 @@ func (rolloutList) Run(ctx context.Context, o *out, api *client) error {
 }
 
 type rolloutWhy struct {
-	Device string `arg:"" help:"Device id."`
+	Device string `arg:"" help:"Its id, label or serial number."`
 }
 
 // Run implements the command.
 func (c *rolloutWhy) Run(ctx context.Context, o *out, api *client) error {
+	id, err := deviceID(ctx, api, c.Device)
+	if err != nil {
+		return err
+	}
 	var raw json.RawMessage
-	if err := api.get(ctx, "/v1/devices/"+url.PathEscape(c.Device)+"/update", &raw); err != nil {
+	if err := api.get(ctx, "/v1/devices/"+url.PathEscape(id)+"/update", &raw); err != nil {
 		return err
 	}
 	if o.json {
@@ -315,7 +319,7 @@ func (c *rolloutWhy) Run(ctx context.Context, o *out, api *client) error {
 		return err
 	}
 	fmt.Fprintln(o.w)
-	err := list(o, u.Installed, "RUNS\tVERSION\tSLOT\tTRIAL", func(i struct {
+	err = list(o, u.Installed, "RUNS\tVERSION\tSLOT\tTRIAL", func(i struct {
 		Component, Version, Slot string
 		Trial                    bool
 	},
