@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -64,6 +65,13 @@ type World struct {
 // returns an error nothing is left running.
 func Open(ctx context.Context, opt Options) (_ *World, err error) {
 	if opt.Dir, err = filepath.Abs(opt.Dir); err != nil {
+		return nil, fmt.Errorf("simulator folder: %w", err)
+	}
+	// Applications run as nobody, below this folder.
+	if err = os.MkdirAll(opt.Dir, 0o711); err == nil {
+		err = os.Chmod(opt.Dir, 0o711) // #nosec G302 -- a folder to pass through
+	}
+	if err != nil {
 		return nil, fmt.Errorf("simulator folder: %w", err)
 	}
 	w := &World{opt: opt}
@@ -139,6 +147,9 @@ func (w *World) makeTill(ctx context.Context, i int) (*Till, error) {
 		rootTUF: w.root, sealKey: w.sealPublic(), pace: w.opt.Pace, firmware: tpmfarm.Default(FirstOS),
 	}
 	t.dir = filepath.Join(w.opt.Dir, t.Name)
+	if err := os.Mkdir(t.dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) { // #nosec G301 -- as above
+		return t, fmt.Errorf("%s: %w", t.Name, err)
+	}
 	if err := os.MkdirAll(filepath.Join(t.dir, "state"), 0o700); err != nil {
 		return t, fmt.Errorf("%s: %w", t.Name, err)
 	}
