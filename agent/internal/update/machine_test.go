@@ -178,7 +178,7 @@ func TestExpiresWhileWaiting(t *testing.T) {
 		o.NotAfter = time.Now().Add(time.Hour)
 		b.reason, b.opens = "power", time.Now().Add(10*time.Hour)
 		b.rest(o)
-		is(t, b.end(t, o), "FAILED", "timeout")
+		is(t, b.end(t, o), "FAILED", "expired")
 		again := o
 		again.Attempt, again.NotAfter = 2, time.Now().Add(24*time.Hour)
 		b.boot(12*time.Hour, again)

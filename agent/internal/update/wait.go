@@ -29,7 +29,7 @@ func (m *Machine) wait(ctx context.Context, j *journal, p Phase) error {
 			return nil
 		}
 		if time.Now().After(j.Offer.NotAfter) {
-			return Fail("timeout", "the offer expired in WAITING: %s", text)
+			return Fail("expired", "the offer expired in WAITING: %s", text)
 		}
 		if j.State != waiting || reason != j.Last.Reason {
 			if err := m.advance(ctx, j, Progress{State: waiting, Reason: reason, Text: text, Done: j.Last.Done, Total: j.Last.Total}); err != nil {

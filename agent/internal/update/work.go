@@ -186,7 +186,7 @@ func (m *Machine) obtain(ctx context.Context, j *journal) error {
 		if j.State == offered {
 			return Refuse("expired", "the offer of %s has expired", o.Version)
 		}
-		return Fail("timeout", "the offer of %s expired in %s", o.Version, j.State)
+		return Fail("expired", "the offer of %s expired in %s", o.Version, j.State)
 	}
 	return m.interruptible(ctx, func(ctx context.Context) error {
 		var t trust.Target

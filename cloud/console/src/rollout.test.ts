@@ -15,6 +15,7 @@ test('ends that say nothing of the release are not held against it', () => {
   expect(bar.total).toBe(9);
   expect(neutral({ state: 'TIMED_OUT', reason: 'unreachable' })).toBe(true);
   expect(neutral({ state: 'REJECTED', reason: 'downgrade' })).toBe(true);
+  expect(neutral({ state: 'REJECTED', reason: 'expired' })).toBe(true);
   expect(neutral({ state: 'FAILED', reason: 'selfcheck' })).toBe(false);
   expect(neutral({ state: 'SUCCEEDED', reason: 'canceled' })).toBe(false);
 });

@@ -30,8 +30,8 @@ export interface Piece { part: Part; n: number; states: number; text: string }
 
 /** Whether a device's part ended in a way that says nothing of the release. */
 export function neutral(e: { state: string; reason: string }): boolean {
-  if (e.state === 'REJECTED') return e.reason === 'downgrade';
-  return (e.state === 'FAILED' || e.state === 'TIMED_OUT') && ['canceled', 'superseded', 'unreachable', 'waited'].includes(e.reason);
+  if (e.state === 'REJECTED') return e.reason === 'downgrade' || e.reason === 'expired';
+  return (e.state === 'FAILED' || e.state === 'TIMED_OUT') && ['canceled', 'superseded', 'unreachable', 'waited', 'expired', 'busy'].includes(e.reason);
 }
 
 /** The pieces of a rollout in an order that does not jump, and how many devices they are. So many of its bad ends say nothing of the release. */

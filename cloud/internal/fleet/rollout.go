@@ -274,18 +274,24 @@ type Bytes struct {
 
 // Retryable reports whether the end e may be tried again: it failed for a
 // reason that may pass. Refusals, and releases that did not prove themselves,
-// stay as they are.
-func (e Execution) Retryable() bool { return e.State == ExecFailed || e.State == ExecTimedOut }
+// stay as they are; an offer that came after its time is no refusal.
+func (e Execution) Retryable() bool {
+	return e.State == ExecFailed || e.State == ExecTimedOut || e.State == ExecRejected && e.Reason == "expired"
+}
 
 // Neutral reports whether e ended in a way that says nothing of the release:
-// it was called back, fell silent or waited before anything was touched, or the
-// device runs something newer. Such an end is neither good nor bad.
+// it was called back, fell silent or waited until its time was over before
+// anything was touched, had too much else to do, or the device runs something
+// newer. Such an end is neither good nor bad.
 func (e Execution) Neutral() bool {
 	switch e.State {
 	case ExecFailed, ExecTimedOut:
-		return e.Reason == "canceled" || e.Reason == "superseded" || e.Reason == "unreachable" || e.Reason == "waited"
+		switch e.Reason {
+		case "canceled", "superseded", "unreachable", "waited", "expired", "busy":
+			return true
+		}
 	case ExecRejected:
-		return e.Reason == "downgrade"
+		return e.Reason == "downgrade" || e.Reason == "expired"
 	}
 	return false
 }

@@ -137,7 +137,7 @@ func TestNobodyAtAll(t *testing.T) {
 
 // TestNoLoop: a device that gives up whatever it is offered is not offered it again and again, and holds nobody up.
 func TestNoLoop(t *testing.T) {
-	for _, reason := range []string{"canceled", "waited", "unreachable"} {
+	for _, reason := range []string{"canceled", "waited", "unreachable", "expired"} {
 		s := stage("SUCCEEDED FAILED^3%" + reason + " FAILED%" + reason)
 		wave := fleet.WaveStatus{State: fleet.WaveRunning, StartedAt: noon.Add(-hour)}
 		p := rollout.Next(noon, fleet.Rollout{State: fleet.RolloutRunning, Waves: []fleet.WaveStatus{wave}}, s.units, s.view())
@@ -187,5 +187,15 @@ func TestLanesOfOthers(t *testing.T) {
 	p := rollout.Next(noon, fleet.Rollout{State: fleet.RolloutRunning, Spec: fleet.Spec{PerSite: 1}}, s.units, v)
 	if devices(p.Offer) != "d3" {
 		t.Errorf("offered to %q", devices(p.Offer))
+	}
+}
+
+// TestOfferThatCameTooLate: who was called back before the offer had reached it, or was away for as long as it lived,
+// refuses it as expired; that is no bad end, and it is tried again.
+func TestOfferThatCameTooLate(t *testing.T) {
+	s := stage(many(18, "SUCCEEDED") + "REJECTED%expired FAILED%expired QUEUED")
+	p := rollout.Next(noon, fleet.Rollout{State: fleet.RolloutRunning, Spec: fleet.Spec{Gate: fleet.Gate{BadCap: 1}}}, s.units, s.view())
+	if p.To != fleet.RolloutRunning || devices(p.Retry) != "d19 d20" || devices(p.Offer) != "d21" {
+		t.Errorf("it is %s (%s), tried again %q, offered to %q", p.To, p.Reason, devices(p.Retry), devices(p.Offer))
 	}
 }

@@ -29,6 +29,7 @@ const (
 	reasonDeadline    = "deadline"
 	reasonUnreachable = "unreachable" // it fell silent before it touched anything
 	reasonWaited      = "waited"      // for its hours, power, space or lock, until time was up
+	reasonExpired     = "expired" // the device's word: its offer was over before it touched anything
 	reasonCanceled    = "canceled"
 	reasonSuperseded  = "superseded"
 )
@@ -287,7 +288,7 @@ func (p *planner) retryable(i int) (again bool, from time.Time) {
 	n := max(u.Attempt, 1)
 	pause := min(retryPause, p.spec.Deadline/8) * time.Duration(min(n, 100))
 	switch u.Reason {
-	case reasonCanceled, reasonUnreachable, reasonWaited:
+	case reasonCanceled, reasonUnreachable, reasonWaited, reasonExpired:
 		if n < max(p.spec.Attempts, callbacks) {
 			return true, p.now
 		}

@@ -319,7 +319,7 @@ func (s *Store) RetryRollout(ctx context.Context, t fleet.TenantID, id fleet.Rol
 		if r.v.State != fleet.RolloutRunning && r.v.State != fleet.RolloutPaused { // nobody would see to it
 			return fmt.Errorf("it is %s; start another one: %w", r.v.State, fleet.ErrConflict)
 		}
-		rows, err := w.rows(ctx, `SELECT `+executionColumns+` FROM execution e WHERE e.rollout = ? AND e.state IN ('FAILED', 'TIMED_OUT') AND (e.device = ? OR ? = '')`, id, device, device)
+		rows, err := w.rows(ctx, `SELECT `+executionColumns+` FROM execution e WHERE e.rollout = ? AND (e.state IN ('FAILED', 'TIMED_OUT') OR e.state = 'REJECTED' AND e.reason = 'expired') AND (e.device = ? OR ? = '')`, id, device, device)
 		es, err := list(rows, err, scanExecution)
 		if err != nil {
 			return err

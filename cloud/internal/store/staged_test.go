@@ -130,17 +130,17 @@ func TestAttempts(t *testing.T) {
 }
 
 func TestRetryRollout(t *testing.T) {
-	s, ds := enrolled(t, 3)
+	s, ds := enrolled(t, 4)
 	us := staged(t, s, "r1", "1.0.0", fleet.Spec{})
-	for n, end := range []fleet.ExecutionState{fleet.ExecFailed, fleet.ExecTimedOut, fleet.ExecRolledBack} {
+	for n, end := range []fleet.ExecutionState{fleet.ExecFailed, fleet.ExecTimedOut, fleet.ExecRolledBack, fleet.ExecRejected} {
 		step(t, s, store.ExecutionStep{ID: us[ds[n].ID].ID, State: fleet.ExecOffered, Attempt: 1})
-		step(t, s, store.ExecutionStep{ID: us[ds[n].ID].ID, State: end, Attempt: 1, Number: 2})
+		step(t, s, store.ExecutionStep{ID: us[ds[n].ID].ID, State: end, Reason: map[bool]string{true: "expired", false: "storage"}[end == fleet.ExecRejected], Attempt: 1, Number: 2})
 	}
 	if n, err := s.RetryRollout(t.Context(), "main", "r1", ds[0].ID, event("rollout.retry")); n != 1 || err != nil {
 		t.Errorf("one device: got %d, %v", n, err)
 	}
-	if n, err := s.RetryRollout(t.Context(), "main", "r1", "", event("rollout.retry")); n != 1 || err != nil {
-		t.Errorf("the rest: got %d, %v, want the one that timed out", n, err)
+	if n, err := s.RetryRollout(t.Context(), "main", "r1", "", event("rollout.retry")); n != 2 || err != nil {
+		t.Errorf("the rest: got %d, %v, want the one that timed out and the one whose offer came too late", n, err)
 	}
 	if e := members(t, s, "r1")[ds[2].ID]; e.State != fleet.ExecRolledBack {
 		t.Errorf("what did not prove itself: got %s, want it left", e.State)
@@ -527,7 +527,7 @@ func TestNeutral(t *testing.T) {
 	must(t, s.Enrol(t.Context(), device("main", 1)))
 	x := staged(t, s, "r1", "1.0.0", fleet.Spec{})[device("main", 1).ID]
 	for _, state := range []fleet.ExecutionState{fleet.ExecQueued, fleet.ExecWaiting, fleet.ExecSucceeded, fleet.ExecFailed, fleet.ExecRolledBack, fleet.ExecRejected, fleet.ExecTimedOut, fleet.ExecCanceled, fleet.ExecRemoved} {
-		for _, reason := range []string{"", "canceled", "superseded", "unreachable", "waited", "downgrade", "storage", "signature"} {
+		for _, reason := range []string{"", "canceled", "superseded", "unreachable", "waited", "expired", "busy", "downgrade", "storage", "signature"} {
 			sql1(t, dir, `UPDATE execution SET state = ?, reason = ? WHERE id = ?`, state, reason, x.ID)
 			want := 0
 			if (fleet.Execution{State: state, Reason: reason}).Neutral() {

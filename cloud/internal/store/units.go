@@ -177,7 +177,7 @@ func (s *Store) Counts(ctx context.Context, id fleet.RolloutID) (map[fleet.Execu
 }
 
 // neutral is fleet.Execution.Neutral in SQL.
-const neutral = `(state IN ('FAILED', 'TIMED_OUT') AND reason IN ('canceled', 'superseded', 'unreachable', 'waited') OR state = 'REJECTED' AND reason = 'downgrade')`
+const neutral = `(state IN ('FAILED', 'TIMED_OUT') AND reason IN ('canceled', 'superseded', 'unreachable', 'waited', 'expired', 'busy') OR state = 'REJECTED' AND reason IN ('downgrade', 'expired'))`
 
 // Neutral says how many executions of a rollout ended in a way that says
 // nothing of the release. It is for whoever has read the rollout by its tenant.
