@@ -135,19 +135,27 @@ func ParseTarget(path string, b []byte) (Reference, error) {
 	return r, nil
 }
 
+// The forms of names. Their lengths are counted in Go: an expression that counts
+// to 64 takes up to 100 KB of a till for good.
 var (
-	modelForm   = regexp.MustCompile(`^[A-Za-z0-9][ -~]{0,63}$`)
-	releaseForm = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}(?:/[A-Za-z0-9][A-Za-z0-9._+-]{0,63}){1,3}$`)
-	chainForm   = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,31}$`)
+	modelForm   = regexp.MustCompile(`^[A-Za-z0-9][ -~]*$`)
+	releaseForm = regexp.MustCompile(`^[a-z][a-z0-9]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*){1,3}$`)
+	chainForm   = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`)
 )
+
+// isRelease reports whether s is the folder of a release.
+func isRelease(s string) bool {
+	parts := strings.Split(s, "/")
+	return releaseForm.MatchString(s) && len(parts[0]) <= 16 && !slices.ContainsFunc(parts, func(p string) bool { return len(p) > 64 })
+}
 
 func (r Reference) check() error {
 	switch {
 	case r.Version != version:
 		return fmt.Errorf("version %d, this program knows %d", r.Version, version)
-	case !modelForm.MatchString(r.Model):
+	case len(r.Model) > 64 || !modelForm.MatchString(r.Model):
 		return fmt.Errorf("model %.80q", r.Model)
-	case !releaseForm.MatchString(r.Release):
+	case !isRelease(r.Release):
 		return fmt.Errorf("release %.80q is not like agent/1.2.3 or os/MODEL/prod/1.2.3", r.Release)
 	case !rising(r.Policy, Registers):
 		return fmt.Errorf("policy %v is not a rising list of registers 0 to %d", r.Policy, Registers-1)
@@ -181,7 +189,7 @@ func (r Reference) check() error {
 }
 
 func (c Chain) check(policy []int) error {
-	if !chainForm.MatchString(c.Name) {
+	if len(c.Name) > 32 || !chainForm.MatchString(c.Name) {
 		return errors.New("a name is lower-case letters, digits, dots and dashes, at most 32")
 	}
 	if len(c.Registers) != len(policy) {

@@ -42,10 +42,10 @@ func topRole(role string) bool {
 
 // roleForm is what the top-level targets role may delegate to: agent/prod,
 // os/{model}/{prod|beta} and ops/{tenant}.
-var roleForm = regexp.MustCompile(`^(?:agent/prod|os/[A-Za-z0-9][A-Za-z0-9._+-]{0,63}/(?:prod|beta)|ops/[a-z0-9][a-z0-9._-]{0,63})$`)
+var roleForm = regexp.MustCompile(`^(?:agent/prod|os/[A-Za-z0-9][A-Za-z0-9._+-]*/(?:prod|beta)|ops/[a-z0-9][a-z0-9._-]*)$`)
 
 // Delegated reports whether targets may delegate to a role of this name.
-func Delegated(role string) bool { return roleForm.MatchString(role) }
+func Delegated(role string) bool { return roleForm.MatchString(role) && brief(role) }
 
 // paths are the targets that a delegated role may sign, as patterns of TUF,
 // whose * stops at a slash.

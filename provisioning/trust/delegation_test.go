@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,6 +87,20 @@ func TestDelegatedTargetsReachTheDevice(t *testing.T) {
 	}
 	if len(top.Signed.Targets) != 0 || len(top.Signed.Delegations.Roles) != 3 {
 		t.Errorf("targets holds %v and %v, want delegations only", top.Signed.Targets, top.Signed.Delegations.Roles)
+	}
+}
+
+// Whom targets may delegate to is few, and no path plays tricks by it.
+func TestDelegated(t *testing.T) {
+	long := strings.Repeat("a", 64)
+	for role, want := range map[string]bool{
+		"agent/prod": true, "os/POS_500/prod": true, "os/POS_500/beta": true, "ops/main": true, "os/" + long + "/prod": true, "ops/" + long: true,
+		"": false, "targets": false, "agent/beta": false, "os/../prod": false, "os/a/b/prod": false, "ops/Main": false, "ops/main/": false, "ops/a\n": false,
+		"os/" + long + "a/prod": false, "ops/" + long + "a": false,
+	} {
+		if got := trust.Delegated(role); got != want {
+			t.Errorf("%.20q: got %v", role, got)
+		}
 	}
 }
 

@@ -146,14 +146,26 @@ func (v *view) snapshot() error {
 
 // roleName is what a delegated role may be called: a path without tricks, that
 // is none of the top-level roles.
-var roleName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._~+-]{0,63}(/[A-Za-z0-9_][A-Za-z0-9._~+-]{0,63}){0,3}$`)
+// How long its parts may be is asked of brief.
+var roleName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._~+-]*(/[A-Za-z0-9_][A-Za-z0-9._~+-]*){0,3}$`)
+
+// brief reports whether no part of a path is longer than 64 bytes. A regular
+// expression that counts so far takes 100 KB of a till for good.
+func brief(path string) bool {
+	for part := range strings.SplitSeq(path, "/") {
+		if len(part) > 64 {
+			return false
+		}
+	}
+	return true
+}
 
 // role returns the metadata of a role that delegates or names targets.
 func (v *view) role(role, parent string) (*metadata.Metadata[metadata.TargetsType], error) {
 	if m, ok := v.set.Targets[role]; ok {
 		return m, nil
 	}
-	if role != metadata.TARGETS && (!roleName.MatchString(role) || role == metadata.ROOT || role == metadata.SNAPSHOT || role == metadata.TIMESTAMP) {
+	if role != metadata.TARGETS && (!roleName.MatchString(role) || !brief(role) || role == metadata.ROOT || role == metadata.SNAPSHOT || role == metadata.TIMESTAMP) {
 		return nil, fmt.Errorf("delegated role %.80q: not a name for one: %w", role, ErrSignature)
 	}
 	name := roleFile(role)

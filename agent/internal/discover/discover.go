@@ -24,6 +24,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -164,14 +165,15 @@ func slurp(name string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-var hostName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`)
+var hostName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 
 // host says whether s is a DNS name in small letters or an IP address without a zone.
 func host(s string) bool {
 	if a, err := netip.ParseAddr(s); err == nil {
 		return a.Zone() == ""
 	}
-	return len(s) <= 253 && hostName.MatchString(s)
+	long := slices.ContainsFunc(strings.Split(s, "."), func(label string) bool { return len(label) > 63 })
+	return len(s) <= 253 && !long && hostName.MatchString(s)
 }
 
 // address returns the address of a service in one form, https://host:port, or

@@ -10,8 +10,10 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// claimCode is what a claim code may look like; enrolment takes up to 64 bytes.
-var claimCode = regexp.MustCompile(`^[A-Za-z0-9-]{4,64}$`)
+var claimForm = regexp.MustCompile(`^[A-Za-z0-9-]+$`)
+
+// claimCode reports whether s may be a claim code; enrolment takes up to 64 bytes.
+func claimCode(s string) bool { return 4 <= len(s) && len(s) <= 64 && claimForm.MatchString(s) }
 
 // readFile reads a service file: three keys and no others. In particular no key
 // can name roots.
@@ -34,7 +36,7 @@ func readFile(s *Service, b []byte) error {
 	if f.ServerName != "" && !host(f.ServerName) {
 		return fmt.Errorf("server_name %q: write the name in the service's certificate, in small letters", f.ServerName)
 	}
-	if f.Claim != "" && !claimCode.MatchString(f.Claim) {
+	if f.Claim != "" && !claimCode(f.Claim) {
 		return errors.New("claim: write the code as on the label: 4 to 64 letters, digits and dashes")
 	}
 	s.Enrol = enrol

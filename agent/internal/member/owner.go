@@ -110,14 +110,14 @@ func (o *Ownership) Check(device, tenant string, voucher []byte) (name string, e
 	return state.Owner.Name, o.save(next)
 }
 
-var markForm = regexp.MustCompile(`^([0-9]{1,4}):([0-9a-f]{16,64})$`)
+var markForm = regexp.MustCompile(`^([0-9]+):([0-9a-f]+)$`)
 
 // Fits says whether the box may be given up by the voucher of this mark, count
 // and head in hex: it must not be older than what the box has seen. It
 // returns how many entries the voucher has. Errors: ErrOwner.
 func (o *Ownership) Fits(mark string) (count int, err error) {
 	m := markForm.FindStringSubmatch(mark)
-	if m == nil {
+	if m == nil || len(m[1]) > 4 || len(m[2]) < 16 || len(m[2]) > 64 {
 		return 0, fmt.Errorf("%w: %.40q is not the mark of a voucher, such as 3:0123456789abcdef", ErrOwner, mark)
 	}
 	count, _ = strconv.Atoi(m[1]) // four digits

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -166,7 +167,7 @@ func TestFits(t *testing.T) {
 	d.sell("one", "two")
 	next := d.mark()
 	other := "2:" + next[2:] // as long as what was seen, and another
-	for mark, want := range map[string]int{here: 2, next: 4, old: 0, other: 0, "": 0, "4": 0, "4:": 0, "4:xyz": 0, "-4:0123456789abcdef": 0, "99999:0123456789abcdef": 0} {
+	for mark, want := range map[string]int{here: 2, next: 4, old: 0, other: 0, "": 0, "4": 0, "4:": 0, "4:xyz": 0, "-4:0123456789abcdef": 0, "99999:0123456789abcdef": 0, here[:17]: 0, here + strings.Repeat("0", 64): 0} {
 		n, err := o.Fits(mark)
 		if n != want || (err == nil) != (want > 0) || err != nil && !errors.Is(err, member.ErrOwner) {
 			t.Errorf("%.12q: got %d, %v, want %d", mark, n, err, want)
