@@ -14,7 +14,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"strings"
 
 	"github.com/godbus/dbus/v5"
@@ -166,7 +166,7 @@ func (s *session) status(ctx context.Context) (hal.Boot, error) {
 			b.Booted = slot.Name
 		}
 	}
-	slices.SortFunc(b.Slots, func(x, y hal.Slot) int { return strings.Compare(x.Name, y.Name) })
+	sort.Slice(b.Slots, func(x, y int) bool { return b.Slots[x].Name < b.Slots[y].Name })
 	return b, nil
 }
 

@@ -2,7 +2,6 @@ package update
 
 import (
 	"context"
-	"slices"
 	"time"
 )
 
@@ -72,13 +71,13 @@ func spanAt(spans []Span, t time.Time) (in Span, next time.Time, ok bool) {
 	if len(spans) == 0 {
 		return Span{}, time.Time{}, true
 	}
-	for _, s := range slices.SortedFunc(slices.Values(spans), func(a, b Span) int { return a.From.Compare(b.From) }) {
+	for _, s := range spans {
 		switch {
 		case !t.Before(s.From) && t.Before(s.To):
 			return s, time.Time{}, true
-		case t.Before(s.From):
-			return Span{}, s.From, false
+		case t.Before(s.From) && (next.IsZero() || s.From.Before(next)):
+			next = s.From
 		}
 	}
-	return Span{}, time.Time{}, false
+	return Span{}, next, false
 }
