@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -290,9 +291,17 @@ func (s *server) compose(ctx context.Context, id string, d fleet.Spec) (fleet.Sp
 		return d, fmt.Errorf("release %s was withdrawn; bring out a newer one: %w", id, fleet.ErrConflict)
 	}
 	if err := s.Check(d); err != nil {
-		return d, fmt.Errorf("%w: %w", err, fleet.ErrInvalid)
+		return d, invalid(err)
 	}
 	return d, nil
+}
+
+// invalid makes an error one of whoever asks.
+func invalid(err error) error {
+	if errors.Is(err, fleet.ErrInvalid) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, fleet.ErrInvalid)
 }
 
 func (s *server) previewRollout(ctx context.Context, in *struct {
@@ -386,6 +395,7 @@ func (s *server) changeRollout(ctx context.Context, in *struct {
 	Body struct {
 		Release string `json:"release" maxLength:"256"`
 		Spec    spec   `json:"spec"`
+		Version int64  `json:"version,omitempty" minimum:"0" doc:"of the draft that this is made from: one that has changed since is left alone"`
 	}
 },
 ) (*body[rollout], error) {
@@ -395,7 +405,7 @@ func (s *server) changeRollout(ctx context.Context, in *struct {
 	}
 	detail := told(d)
 	detail["release"] = in.Body.Release
-	r, err := s.change(ctx, in.ID, "rollout.changed", detail, func(r *fleet.Rollout, p fleet.Principal) error {
+	r, err := s.change(ctx, in.ID, in.Body.Version, "rollout.changed", detail, func(r *fleet.Rollout, p fleet.Principal) error {
 		if r.State != fleet.RolloutDraft {
 			return fmt.Errorf("it is %s, and only a draft can be composed anew: %w", r.State, fleet.ErrConflict)
 		}

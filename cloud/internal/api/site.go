@@ -79,7 +79,7 @@ func (s *server) setSite(ctx context.Context, in *struct {
 	}
 	for what, text := range map[string]string{"download": b.Download, "install": b.Install} {
 		if err := s.Hours(text); err != nil {
-			return nil, s.fault(ctx, fmt.Errorf("%s: %w: %w", what, err, fleet.ErrInvalid))
+			return nil, s.fault(ctx, invalid(fmt.Errorf("%s: %w", what, err)))
 		}
 	}
 	ev := fleet.AuditEvent{

@@ -83,11 +83,12 @@ func (s *server) moves() {
 		}, func(ctx context.Context, in *struct {
 			RolloutID
 			Body struct {
-				Reason string `json:"reason,omitempty" maxLength:"512" doc:"kept in the audit trail"`
+				Reason  string `json:"reason,omitempty" maxLength:"512" doc:"kept in the audit trail"`
+				Version int64  `json:"version,omitempty" minimum:"0" doc:"of the rollout as it was looked at: one that has changed since is left alone"`
 			}
 		},
 		) (*body[rollout], error) {
-			return s.moved(ctx, in.ID, "rollout."+m.verb, map[string]string{"reason": in.Body.Reason}, func(r *fleet.Rollout, p fleet.Principal) error {
+			return s.moved(ctx, in.ID, in.Body.Version, "rollout."+m.verb, map[string]string{"reason": in.Body.Reason}, func(r *fleet.Rollout, p fleet.Principal) error {
 				if !slices.Contains(m.from, r.State) {
 					return fmt.Errorf("it is %s: %w", r.State, fleet.ErrConflict)
 				}
@@ -111,8 +112,8 @@ func (s *server) moves() {
 }
 
 // moved is change, answered.
-func (s *server) moved(ctx context.Context, id, kind string, detail map[string]string, do func(*fleet.Rollout, fleet.Principal) error) (*body[rollout], error) {
-	r, err := s.change(ctx, id, kind, detail, do)
+func (s *server) moved(ctx context.Context, id string, seen int64, kind string, detail map[string]string, do func(*fleet.Rollout, fleet.Principal) error) (*body[rollout], error) {
+	r, err := s.change(ctx, id, seen, kind, detail, do)
 	if err != nil {
 		return nil, s.fault(ctx, err)
 	}
@@ -124,13 +125,17 @@ func (s *server) moved(ctx context.Context, id, kind string, detail map[string]s
 var errChanged = fmt.Errorf("it changes all the time; try again: %w", fleet.ErrConflict)
 
 // change reads a rollout, changes it and writes it, again and again while
-// somebody else was faster: what may be done is decided on what there is.
-func (s *server) change(ctx context.Context, id, kind string, detail map[string]string, do func(*fleet.Rollout, fleet.Principal) error) (fleet.Rollout, error) {
+// somebody else was faster: what may be done is decided on what there is. Who
+// says which version he has seen gets that one changed or none.
+func (s *server) change(ctx context.Context, id string, seen int64, kind string, detail map[string]string, do func(*fleet.Rollout, fleet.Principal) error) (fleet.Rollout, error) {
 	p := who(ctx)
 	for range 10 {
 		r, err := s.Store.Rollout(ctx, p.Tenant, fleet.RolloutID(id))
 		if err != nil {
 			return r, err
+		}
+		if seen != 0 && seen != r.Version {
+			return r, fmt.Errorf("rollout %s has changed since you looked: it is version %d now and was %d; look again: %w", id, r.Version, seen, fleet.ErrConflict)
 		}
 		if err := do(&r, p); err != nil {
 			if errors.Is(err, fleet.ErrForbidden) {
@@ -195,7 +200,7 @@ func (s *server) releaseHold(ctx context.Context, in *struct {
 	} else {
 		detail["site"] = b.Site
 	}
-	return s.moved(ctx, in.ID, "rollout.hold_released", detail, func(r *fleet.Rollout, _ fleet.Principal) error {
+	return s.moved(ctx, in.ID, 0, "rollout.hold_released", detail, func(r *fleet.Rollout, _ fleet.Principal) error {
 		if r.State.Ended() {
 			return fmt.Errorf("it is %s: %w", r.State, fleet.ErrConflict)
 		}

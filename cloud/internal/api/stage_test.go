@@ -159,6 +159,32 @@ func TestFourEyes(t *testing.T) {
 	}
 }
 
+// TestSeenVersion: what somebody has looked at and another has changed since is neither handed in, approved nor
+// overwritten by who says what he saw.
+func TestSeenVersion(t *testing.T) {
+	s := siteWith(t, func(d *api.Deps) { d.FourEyes = true })
+	s.released(t, "agent/1.0.0")
+	anna, ben := s.operator(t, "anna"), s.operator(t, "ben")
+	path := s.drafted(t, anna, object{})
+	seen := into[struct{ Version int64 }](t, s.do(t, anna, "GET", path, nil)).Version
+	into[object](t, s.do(t, ben, "PUT", path, object{"release": "agent/1.0.0", "spec": object{"per_site": 9}, "version": seen}))
+	d := problem(t, s.do(t, anna, "POST", path+"/submit", object{"version": seen}), http.StatusConflict)
+	if !strings.Contains(d, "has changed since you looked: it is version 2 now and was 1") {
+		t.Errorf("got %q", d)
+	}
+	problem(t, s.do(t, anna, "PUT", path, object{"release": "agent/1.0.0", "spec": object{}, "version": seen}), http.StatusConflict)
+	if got := into[struct {
+		Spec struct {
+			PerSite int `json:"per_site"`
+		}
+	}](t, s.do(t, anna, "GET", path, nil)); got.Spec.PerSite != 9 {
+		t.Errorf("what ben wrote is lost: got %+v", got)
+	}
+	into[object](t, s.do(t, anna, "POST", path+"/submit", object{"version": seen + 1}))
+	problem(t, s.do(t, anna, "POST", path+"/approve", object{"version": seen}), http.StatusConflict)
+	into[object](t, s.do(t, anna, "POST", path+"/approve", object{"version": seen + 2}))
+}
+
 // TestWithoutFourEyes is the twin: where no approval is asked for, the one who composed it starts it.
 func TestWithoutFourEyes(t *testing.T) {
 	s := newSite(t)

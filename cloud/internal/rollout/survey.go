@@ -29,7 +29,7 @@ const (
 	reasonDeadline    = "deadline"
 	reasonUnreachable = "unreachable" // it fell silent before it touched anything
 	reasonWaited      = "waited"      // for its hours, power, space or lock, until time was up
-	reasonExpired     = "expired" // the device's word: its offer was over before it touched anything
+	reasonExpired     = "expired"     // the device's word: its offer was over before it touched anything
 	reasonCanceled    = "canceled"
 	reasonSuperseded  = "superseded"
 )
