@@ -16,6 +16,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 )
 
 // client speaks the public API.
@@ -212,11 +213,22 @@ func list[T any](o *out, items []json.RawMessage, head string, row func(T) strin
 // tab joins cells; an empty one is a dash.
 func tab(cells ...string) string {
 	for i, c := range cells {
-		if c == "" {
+		if cells[i] = plainText(c); c == "" {
 			cells[i] = "-"
 		}
 	}
 	return strings.Join(cells, "\t")
+}
+
+// plainText is text without what moves a terminal's cursor: much of what is
+// shown was said by devices.
+func plainText(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 // ago says how long ago t was.

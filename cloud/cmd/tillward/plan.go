@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -173,11 +174,10 @@ func parseWave(s string) (map[string]any, error) {
 	wave["name"] = strings.TrimSpace(name)
 	switch share, percent := strings.CutSuffix(head, "%"); {
 	case percent:
-		v, err := strconv.ParseFloat(strings.TrimSpace(share), 64)
-		if err != nil {
+		if float(wave, "percent", strings.TrimSpace(share)) != nil {
 			return nil, fmt.Errorf("%q is no share such as 10%%", head)
 		}
-		wave["name"], wave["percent"] = head, v
+		wave["name"] = head
 	case listed:
 		var ids []string
 		for id := range strings.SplitSeq(devices, ",") {
@@ -264,7 +264,7 @@ func pairs(s string, take func(k, v string) error) error {
 
 func float(m map[string]any, key, v string) error {
 	f, err := strconv.ParseFloat(v, 64)
-	if err != nil {
+	if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
 		return fmt.Errorf("%s %q is no number", key, v)
 	}
 	m[key] = f

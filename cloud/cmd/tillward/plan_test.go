@@ -25,7 +25,7 @@ func TestWaveFlag(t *testing.T) {
 			t.Errorf("%q: got %s, %v, want %s", in, b, err, want)
 		}
 	}
-	for _, bad := range []string{"", ";soak=1h", "x%", "a=;soak=1h", "a;soak=soon", "a;soak=1ms", "a;colour=red", "a;soak", "a;percent=many", "a;max-failed=few"} {
+	for _, bad := range []string{"", ";soak=1h", "x%", "nan%", "a;success=inf", "a=;soak=1h", "a;soak=soon", "a;soak=1ms", "a;colour=red", "a;soak", "a;percent=many", "a;max-failed=few"} {
 		if got, err := parseWave(bad); err == nil {
 			t.Errorf("%q: got %v, want an error", bad, got)
 		}
@@ -79,5 +79,21 @@ ro_1  agent/1.2.3  RUNNING
 		if got := barOf(c.good, c.bad, c.silent, c.total, 10); len(got) != 10 || got != c.want {
 			t.Errorf("%+v: got %s", c, got)
 		}
+	}
+}
+
+// TestBoardIsOneLineALine: neither what a device said nor a narrow terminal moves the cursor elsewhere.
+func TestBoardIsOneLineALine(t *testing.T) {
+	r := rollout{ID: "ro_1", Release: "agent/1.2.3", State: "PAUSED", Reason: "a\x1b[2J\nb\tc", Waves: []wave{{Name: "all", State: "FAILED"}}}
+	lines := board(r, 30)
+	if len(lines) != 2 || lines[0] != "ro_1  agent/1.2.3  PAUSED: a [2J b c" {
+		t.Errorf("got %q", lines)
+	}
+	fit(lines, 20)
+	if lines[0] != "ro_1  agent/1.2.3  " || len(lines[1]) != 19 {
+		t.Errorf("got %q", lines)
+	}
+	if got := tab("x", "", "\x1b]0;title\x07y\tz"); got != "x\t-\t ]0;title y z" {
+		t.Errorf("got %q", got)
 	}
 }

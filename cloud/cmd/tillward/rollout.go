@@ -49,6 +49,7 @@ type rollout struct {
 	Waves       []wave         `json:"waves"`
 	Holds       []hold         `json:"holds"`
 	ETA         *time.Time     `json:"eta"`
+	Version     int64          `json:"version"`
 	Bytes       *struct {
 		Wire   uint64 `json:"wire"`
 		Peer   uint64 `json:"peer"`
@@ -88,10 +89,10 @@ func counts(by map[string]int) string {
 }
 
 func rolloutRow(r rollout) string {
-	return tab(r.ID, r.Release, r.Group, strings.TrimSpace(r.State+" "+r.Reason), r.counts(), r.CreatedBy, ago(r.CreatedAt))
+	return tab(r.ID, r.Release, r.Group, strings.TrimSpace(r.State+" "+r.Reason), r.counts(), r.CreatedBy, ago(r.CreatedAt), strconv.FormatInt(r.Version, 10))
 }
 
-const rolloutHead = "ROLLOUT\tRELEASE\tGROUP\tSTATE\tDEVICES\tBY\tCREATED"
+const rolloutHead = "ROLLOUT\tRELEASE\tGROUP\tSTATE\tDEVICES\tBY\tCREATED\tVERSION"
 
 // path of a rollout, and what lies below it.
 func rolloutPath(id string, below ...string) string {
@@ -119,13 +120,14 @@ type rolloutStart struct {
 	Plan    plan   `embed:""`
 	Watch   bool   `help:"Stay and show the progress."`
 	Reason  string `help:"Why a rollout is started that is ready; kept in the audit trail."`
+	Seen    int64  `help:"Start what is ready only if it is still this version, as it was shown." placeholder:"VERSION"`
 }
 
 // Run implements the command.
 func (c *rolloutStart) Run(ctx context.Context, o *out, api *client) error {
 	var raw json.RawMessage
 	if !strings.Contains(c.Release, "/") {
-		if err := api.post(ctx, rolloutPath(c.Release, "start"), map[string]string{"reason": c.Reason}, &raw); err != nil {
+		if err := api.post(ctx, rolloutPath(c.Release, "start"), map[string]any{"reason": c.Reason, "version": c.Seen}, &raw); err != nil {
 			return err
 		}
 		return shown(ctx, o, api, raw, c.Watch)
@@ -144,6 +146,7 @@ type rolloutCreate struct {
 	Release string `arg:"" help:"Release id, e.g. agent/1.2.3 or ops/main/pos/4.5.6."`
 	Plan    plan   `embed:""`
 	Replace string `help:"Compose this draft anew instead of making another." placeholder:"ROLLOUT"`
+	Seen    int64  `help:"With --replace: only if it is still this version, as it was shown." placeholder:"VERSION"`
 }
 
 // Run implements the command.
@@ -154,7 +157,7 @@ func (c *rolloutCreate) Run(ctx context.Context, o *out, api *client) error {
 	}
 	var raw json.RawMessage
 	if c.Replace != "" {
-		err = api.send(ctx, "PUT", rolloutPath(c.Replace), map[string]any{"release": c.Release, "spec": spec}, &raw)
+		err = api.send(ctx, "PUT", rolloutPath(c.Replace), map[string]any{"release": c.Release, "spec": spec, "version": c.Seen}, &raw)
 	} else {
 		err = api.post(ctx, "/v1/rollouts", map[string]any{"release": c.Release, "spec": spec, "draft": true}, &raw)
 	}
@@ -338,12 +341,13 @@ func (c *rolloutWhy) Run(ctx context.Context, o *out, api *client) error {
 type rolloutMove struct {
 	Rollout string `arg:"" help:"Rollout id."`
 	Reason  string `help:"Why; kept in the audit trail."`
+	Seen    int64  `help:"Only if it is still this version, as it was shown." placeholder:"VERSION"`
 }
 
 // Run implements the commands that are a verb of the API and no more.
 func (c *rolloutMove) Run(ctx context.Context, o *out, api *client, verb string) error {
 	var raw json.RawMessage
-	if err := api.post(ctx, rolloutPath(c.Rollout, verb), map[string]string{"reason": c.Reason}, &raw); err != nil {
+	if err := api.post(ctx, rolloutPath(c.Rollout, verb), map[string]any{"reason": c.Reason, "version": c.Seen}, &raw); err != nil {
 		return err
 	}
 	return shown(ctx, o, api, raw, false)

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -17,11 +19,25 @@ func watch(ctx context.Context, o *out, api *client, id string) error {
 	f, ok := o.w.(*os.File)
 	draw := ok && !o.json && term.IsTerminal(int(f.Fd())) // #nosec G115 -- a descriptor
 	last, drawn := "", 0
-	for {
+	var silent time.Time // since when the service has not been reached
+	for seen := false; ; seen = true {
 		var raw json.RawMessage
-		if err := api.get(ctx, rolloutPath(id), &raw); err != nil {
+		if err := api.get(ctx, rolloutPath(id), &raw); ctx.Err() != nil {
+			return errUnwatched
+		} else if lost := errors.As(err, new(*url.Error)); lost && seen && (silent.IsZero() || time.Since(silent) < patience) {
+			if silent.IsZero() { // it may begin anew
+				silent = time.Now()
+				fmt.Fprintf(o.err, "tillward: %v; trying again\n", err)
+				drawn = 0
+			}
+			if err := rest(ctx, lostEvery); err != nil {
+				return err
+			}
+			continue
+		} else if err != nil {
 			return err
 		}
+		silent = time.Time{}
 		var r rollout
 		if err := json.Unmarshal(raw, &r); err != nil {
 			return fmt.Errorf("read the answer: %w", err)
@@ -29,6 +45,9 @@ func watch(ctx context.Context, o *out, api *client, id string) error {
 		switch {
 		case draw:
 			lines := board(r, 30)
+			if width, _, err := term.GetSize(int(f.Fd())); err == nil { // #nosec G115 -- a descriptor
+				fit(lines, width)
+			}
 			if drawn > 0 {
 				fmt.Fprintf(o.w, "\x1b[%dA\x1b[J", drawn) // up, and away with what was there
 			}
@@ -53,10 +72,35 @@ func watch(ctx context.Context, o *out, api *client, id string) error {
 		case "PAUSED", "ABORTED", "DENIED", "SUPERSEDED":
 			return fmt.Errorf("rollout is %s: %s", r.State, r.Reason)
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(500 * time.Millisecond):
+		if err := rest(ctx, watchEvery); err != nil {
+			return err
+		}
+	}
+}
+
+const (
+	watchEvery = 500 * time.Millisecond
+	lostEvery  = 2 * time.Second
+	patience   = 5 * time.Minute // with a service that cannot be reached
+)
+
+var errUnwatched = errors.New("watched no longer; the rollout goes on")
+
+func rest(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return errUnwatched
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// fit cuts lines that the terminal would wrap: a board is drawn over as many
+// lines as it has.
+func fit(lines []string, width int) {
+	for i, line := range lines {
+		if r := []rune(line); width > 1 && len(r) >= width {
+			lines[i] = string(r[:width-1])
 		}
 	}
 }
@@ -115,6 +159,9 @@ func board(r rollout, width int) []string {
 	}
 	if r.ETA != nil {
 		lines = append(lines, "  done by "+r.ETA.Local().Format("Jan 2 15:04")+" at this pace")
+	}
+	for i, line := range lines {
+		lines[i] = plainText(line)
 	}
 	return lines
 }
