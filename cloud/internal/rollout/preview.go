@@ -114,7 +114,7 @@ func Preview(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) fleet.
 		out.Blocked = append(out.Blocked, *b)
 		parts = append(parts, count(b.Devices)+" "+b.Reason)
 	}
-	out.Text = fmt.Sprintf("reaches %s devices in %s sites", count(out.Reaches), count(out.Sites))
+	out.Text = "reaches " + counted(out.Reaches, "device") + " in " + counted(out.Sites, "site")
 	if runs > 0 {
 		out.Text += fmt.Sprintf("; %s run it already", count(runs))
 	}
@@ -122,6 +122,14 @@ func Preview(now time.Time, ro fleet.Rollout, units []fleet.Unit, v View) fleet.
 		out.Text += fmt.Sprintf("; %s blocked: %s", count(n), strings.Join(parts, ", "))
 	}
 	return out
+}
+
+// counted is a number of things.
+func counted(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return count(n) + " " + what
 }
 
 var previewTexts = map[string]string{
