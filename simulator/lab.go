@@ -17,6 +17,7 @@ import (
 	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/provisioning/identity"
 	"github.com/tillward/tillward/provisioning/owner"
+	"github.com/tillward/tillward/provisioning/trust"
 	"github.com/tillward/tillward/simulator/tpmfarm"
 )
 
@@ -89,6 +90,50 @@ func (w *World) observe(ctx context.Context, release, log string) (string, error
 		return "", err
 	}
 	return file, w.provision(ctx, "boot", "approve", "--log", log, "--reference", file, "--key", w.sealKey())
+}
+
+// Signer is a role of the release repository whose keys several people have.
+type Signer struct {
+	Role       string // as agent/prod
+	Keys, Need int    // how many there are, and how many must sign
+}
+
+// makeSigners makes the keys of those who sign releases, and says how many must.
+// Where there are several, snapshot and timestamp are signed by the service, as
+// in the field.
+func (w *World) makeSigners() (args []string, err error) {
+	if len(w.opt.Signers) == 0 {
+		return nil, nil
+	}
+	create := func(file string) error {
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return fmt.Errorf("release keys: %w", err)
+		}
+		_, err := trust.NewKey(file)
+		return err
+	}
+	for _, s := range w.opt.Signers {
+		for i := range s.Keys {
+			file := filepath.Join(w.keys(), filepath.FromSlash(s.Role))
+			if i > 0 {
+				file = fmt.Sprintf("%s-%d", file, i+1)
+			}
+			if err := create(file + ".pem"); err != nil {
+				return nil, err
+			}
+		}
+		args = append(args, "--threshold", fmt.Sprintf("%s=%d", s.Role, s.Need))
+	}
+	online := filepath.Join(w.opt.Dir, "service", "online.key")
+	if err := create(online); err != nil {
+		return nil, err
+	}
+	for _, role := range []string{trust.RoleSnapshot, trust.RoleTimestamp} {
+		if err := os.Link(online, filepath.Join(w.keys(), role+".pem")); err != nil {
+			return nil, fmt.Errorf("release keys: %w", err)
+		}
+	}
+	return args, nil
 }
 
 func (w *World) sealKey() string    { return filepath.Join(w.opt.Dir, "release", "seal.pem") }

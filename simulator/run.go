@@ -189,7 +189,11 @@ func (w *World) makeRelease(ctx context.Context) error {
 	if err := os.MkdirAll(w.keys(), 0o700); err != nil {
 		return fmt.Errorf("release keys: %w", err)
 	}
-	return w.provision(ctx, "repo", "init", "--dir", w.repo(), "--keys", w.keys())
+	threshold, err := w.makeSigners()
+	if err != nil {
+		return err
+	}
+	return w.provision(ctx, append([]string{"repo", "init", "--dir", w.repo(), "--keys", w.keys()}, threshold...)...)
 }
 
 // Release signs binary as agent/version and publishes it.

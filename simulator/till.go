@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,6 +38,10 @@ type Till struct {
 	pace    Pace
 	bare    bool // its image names no service
 
+	artifacts string // https://host:port in place of its line; empty: the line
+	rauc      string // D-Bus address; empty: it takes no system images
+	onPower   func() error
+
 	mu       sync.Mutex
 	firmware tpmfarm.Firmware // what it boots
 	counter  sync.Mutex       // held while something happens at its peripherals
@@ -71,7 +76,7 @@ leases = []
 roots = "{{.Roots}}"
 server_name = "localhost"
 broker = "{{.MQTT}}"
-artifacts = "https://{{.HTTPS}}"
+artifacts = "{{.Artifacts}}"
 
 [tpm]
 device = "unix:{{.TPM}}"
@@ -80,6 +85,7 @@ event_log = "{{.BootLog}}"
 [update]
 root = "{{.RootTUF}}"
 seal_key = "{{.SealKey}}"
+rauc = "{{.RAUC}}"
 check_for = "30s"
 min_free_mib = 1
 apps_dir = "{{.Apps}}"
@@ -110,7 +116,7 @@ func (t *Till) configure() error {
 	err := agentFile.Execute(&b, map[string]any{
 		"Model": simModel, "State": filepath.Join(t.dir, "state"), "Apps": filepath.Join(t.dir, "apps"), "Media": filepath.Join(t.dir, "media", "*", "tillward-update"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
 		"Roots": t.service.roots(), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
-		"Reader": t.reader.file, "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
+		"Artifacts": cmp.Or(t.artifacts, t.Web()), "RAUC": t.rauc, "Reader": t.reader.file, "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.Name, err)
@@ -139,7 +145,13 @@ func (t *Till) powerCycle(ctx context.Context) error {
 	}
 	t.mu.Lock()
 	f := tpmfarm.Firmware{Events: slices.Clone(t.firmware.Events)}
+	on := t.onPower
 	t.mu.Unlock()
+	if on != nil {
+		if err := on(); err != nil {
+			return err
+		}
+	}
 	return f.Boot(t.tpm, t.bootLog())
 }
 
@@ -180,6 +192,27 @@ func (t *Till) Bare() error {
 	t.bare = true
 	return t.configure()
 }
+
+// Mirror makes the till fetch releases from another server than the service.
+// The till must be off.
+func (t *Till) Mirror(url string) error {
+	t.artifacts = url
+	return t.configure()
+}
+
+// Slots gives the box boot slots: the bus that RAUC serves on, and what its boot
+// loader does whenever it is switched on. The till must be off.
+func (t *Till) Slots(rauc string, on func() error) error {
+	t.rauc, t.onPower = rauc, on
+	return t.configure()
+}
+
+// Dir is the folder of all that is the box: its state partition, its
+// applications, what is plugged into it.
+func (t *Till) Dir() string { return t.dir }
+
+// Spoil makes a fault of the printer come or go.
+func (t *Till) Spoil(f emulator.Fault, on bool) { t.printer.Set(f, on) }
 
 // stick is where a file on a stick would name the service.
 func (t *Till) stick() string { return filepath.Join(t.dir, "stick", "tillward-service.toml") }

@@ -42,6 +42,7 @@ type Options struct {
 	PortBase int           // first of the service's ports; 0: free ones
 	Unjudged string        // what a model without reference values earns; empty: quarantined
 	EKRoots  []string      // PEM files of authorities whose TPMs are of tier A
+	Signers  []Signer      // who signs releases; none: one key for each role, in one hand
 	Day      time.Duration // how long the scripted day lasts
 	Pace     Pace
 	Out      io.Writer // what a person reads
