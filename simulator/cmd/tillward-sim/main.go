@@ -23,6 +23,7 @@ import (
 	"github.com/tillward/tillward/cloud"
 	"github.com/tillward/tillward/simulator"
 	"github.com/tillward/tillward/simulator/attack"
+	"github.com/tillward/tillward/simulator/tamper"
 )
 
 // version is set by the build.
@@ -42,7 +43,7 @@ type runCmd struct {
 	Dir       string        `help:"Folder for everything; one that is removed at the end by default." placeholder:"DIR"`
 	Bin       string        `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
 	Verbose   bool          `short:"v" help:"Show the service's log."`
-	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,rollout-minority," default:""`
+	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,update-attacks,rollout-minority," default:""`
 	Devices   int           `help:"Of the scenario rollout-minority: devices on the wire." default:"10000"`
 	Of        float64       `help:"Of the same: share of the fleet that the bad model has; 4 % of the fleet are bad." default:"0.04"`
 	Only      []string      `help:"Of a scenario, these parts alone." placeholder:"NAME"`
@@ -87,6 +88,9 @@ func (c *runCmd) Run(ctx context.Context) error {
 			Bin: bin, Dir: dir, Devices: c.Devices, Offline: 0.3, Minority: 0.04, Of: c.Of, Report: c.Report, Out: os.Stdout, Say: os.Stderr,
 		})
 		return err
+	}
+	if c.Scenario == "update-attacks" {
+		return tamper.Run(ctx, tamper.Options{Options: o, Report: c.Report, Only: c.Only})
 	}
 	return simulator.Run(ctx, simulator.RunOptions{Options: o, ExitAfter: c.ExitAfter, Report: c.Report})
 }
