@@ -10,7 +10,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -86,6 +88,10 @@ func (s *Service) serveDevices(ctx context.Context) error {
 			http.Error(w, "a member's client certificate is needed", http.StatusForbidden)
 			return
 		}
+		if ofAnother(r.URL.Path, id.Tenant) {
+			http.NotFound(w, r)
+			return
+		}
 		artifacts.ServeHTTP(w, r)
 	})
 	return s.serve(ctx, s.https, &tls.Config{
@@ -97,6 +103,15 @@ func (s *Service) serveDevices(ctx context.Context) error {
 		},
 		MinVersion: tls.VersionTLS13,
 	}, mux)
+}
+
+// ofAnother reports whether a path below /tuf is the content of a release that
+// another tenant than the one who asks has made. What there is of it stands in
+// the metadata, which is for everybody.
+func ofAnother(name, tenant string) bool {
+	own, ok := strings.CutPrefix(strings.TrimPrefix(path.Clean("/"+name), "/"), "tuf/targets/ops/")
+	whose, _, _ := strings.Cut(own, "/")
+	return ok && whose != tenant
 }
 
 // serveOperators serves API and console.

@@ -62,3 +62,22 @@ func TestOnlineKeyKeepsReleasesFresh(t *testing.T) {
 		t.Errorf("rotten, and in the trail is %+v, %v", all, err)
 	}
 }
+
+// TestOfAnother: what a tenant has made for its own devices is handed to no others.
+func TestOfAnother(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/tuf/targets/ops/main/pos/1.0.0/ab.tree.tar":          false,
+		"/tuf/targets/ops/other/pos/1.0.0/ab.tree.tar":         true,
+		"/tuf/targets/ops/main/../other/pos/1.0.0/ab.tree.tar": true,
+		"/tuf//targets/./ops/other/pos/1.0.0/ab.tree.tar":      true,
+		"/tuf/targets/ops/mainly/pos/1.0.0/ab.tree.tar":        true,
+		"/tuf/targets/ops/": false,
+		"/tuf/targets/agent/1.0.0/ab.tillward-agent-linux-amd64": false,
+		"/tuf/metadata/1.ops%2Fother.json":                       false,
+		"/tuf/timestamp.json":                                    false,
+	} {
+		if got := ofAnother(path, "main"); got != want {
+			t.Errorf("%s: got %v", path, got)
+		}
+	}
+}
