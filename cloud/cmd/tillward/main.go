@@ -28,7 +28,7 @@ type cli struct {
 	Serve     serveCmd     `cmd:"" help:"Run the fleet service."`
 	Device    deviceCmd    `cmd:"" help:"Devices: list, show, attest, attestations, waive, revoke, readmit, voucher, transfer, object."`
 	Command   commandCmd   `cmd:"" help:"Commands: send, list."`
-	Release   releaseCmd   `cmd:"" help:"Releases: publish, list."`
+	Release   releaseCmd   `cmd:"" help:"Releases: publish, list, show, export-medium, online-key."`
 	Rollout   rolloutCmd   `cmd:"" help:"Rollouts: start, create, preview, show, list, why, submit, approve, deny, pause, resume, abort, complete, retry, release-hold."`
 	Site      siteCmd      `cmd:"" help:"Sites and their hours: list, set."`
 	Firmware  firmwareCmd  `cmd:"" help:"Firmware events that no reference values know: list, approve, reject, reopen."`

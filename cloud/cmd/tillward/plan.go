@@ -23,7 +23,7 @@ type plan struct {
 	Model       string         `help:"Only devices of this model."`
 	Site        string         `help:"Only devices of this site."`
 	Device      []string       `help:"Only these devices, by id, label or serial number." placeholder:"DEVICE"`
-	Wave        []string       `help:"A wave, in order; the last takes whoever is left. 'canary=till-1,till-2;soak=1h', '10%%;soak=30m', 'pilot;group=pilot;success=99', 'rest'." sep:"none" placeholder:"WAVE"`
+	Wave        []string       `help:"A wave, in order; the last takes whoever is left. 'canary=till-1,till-2;soak=1h', '10%;soak=30m', 'pilot;group=pilot;success=99', 'rest'." sep:"none" placeholder:"WAVE"`
 	Success     *float64       `help:"Percent that must have ended well before a wave passes; 95 by default."`
 	Bad         *float64       `help:"Percent that may end badly before it pauses; 5 by default."`
 	MinSample   *int           `help:"Ends before a share is judged; 20 by default."`

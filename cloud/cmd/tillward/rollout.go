@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -126,7 +128,14 @@ type rolloutStart struct {
 // Run implements the command.
 func (c *rolloutStart) Run(ctx context.Context, o *out, api *client) error {
 	var raw json.RawMessage
-	if !strings.Contains(c.Release, "/") {
+	ready := !strings.Contains(c.Release, "/")
+	switch {
+	case ready && !reflect.DeepEqual(c.Plan, plan{}):
+		return usage{fmt.Errorf("%s is composed already; give flags of a plan with a release, or with rollout create --replace %s", c.Release, c.Release)}
+	case !ready && (c.Reason != "" || c.Seen != 0):
+		return usage{errors.New("--reason and --seen are for a rollout that is ready; a release is brought out by its plan")}
+	}
+	if ready {
 		if err := api.post(ctx, rolloutPath(c.Release, "start"), map[string]any{"reason": c.Reason, "version": c.Seen}, &raw); err != nil {
 			return err
 		}
