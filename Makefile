@@ -17,7 +17,7 @@ CC_amd64 := x86_64-linux-gnu-gcc
 
 NEED_BUILD := gcc libc6-dev nodejs npm
 NEED_RUN   := $(NEED_BUILD) swtpm swtpm-tools '?pcscd' '?vsmartcard-vpcd'
-NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd softhsm2 openssl chromium rauc dbus-daemon squashfs-tools
+NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs
 NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
 
@@ -28,7 +28,7 @@ GO_AGENT := CGO_ENABLED=1 CGO_CFLAGS=-Os go build -trimpath -tags "$(TAGS) netht
 SHRINK   := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: run test check lint build console bench step-ca help FORCE
+.PHONY: run test test-powercut check lint build console bench step-ca help FORCE
 
 run: ## five tills, their fleet service and the console, on this machine
 	@.ci/deps $(NEED_RUN)
@@ -39,6 +39,11 @@ test: ## every test, with whatever they need installed first (RACE=-race for the
 	@.ci/deps $(NEED_TEST)
 	@$(MAKE) --no-print-directory build
 	go test $(RACE) -tags "$(TAGS)" -timeout 12m ./...
+
+test-powercut: ## the power goes 200 times in the middle of updates; takes its time, and root for loop devices
+	@.ci/deps $(NEED_RUN) mount e2fsprogs
+	@$(MAKE) --no-print-directory build bin/powercut/tillward-agent >&2
+	@bin/tillward-sim run --scenario powercut --cuts 200 --seed 1 --report bin/powercut/report.json
 
 check: lint ## what CI runs: lint, then the same tests under the race detector
 	@$(MAKE) --no-print-directory test RACE=-race
@@ -64,6 +69,10 @@ $(BIN)/tillward-agent: FORCE
 # The same agent with a higher version: what the simulator updates its tills to.
 bin/next/tillward-agent: bin/tillward-agent
 	$(GO_AGENT) -ldflags '-s -w -X main.version=$(NEXT) -linkmode external -extldflags -static' -o $@ ./agent/cmd/tillward-agent
+
+# And one whose version the power cuts count up, in the binary.
+bin/powercut/tillward-agent: bin/tillward-agent
+	$(GO_AGENT) -ldflags '-s -w -X main.version=$(basename $(NEXT)).1000000 -linkmode external -extldflags -static' -o $@ ./agent/cmd/tillward-agent
 
 bin/tillward: console FORCE
 	$(GO_BUILD) -ldflags '$(SHRINK)' -o $@ ./cloud/cmd/tillward
@@ -106,4 +115,4 @@ $(LINT):
 	@mv .cache/bin/golangci-lint $@
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -23,6 +23,7 @@ import (
 const (
 	shipped = "1.0.0"
 	next    = "1.1.0"
+	counted = "1.1.1000000" // power cuts count it up
 )
 
 // built is where the binaries of this test run are; TestMain removes it.
@@ -47,6 +48,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 	for _, b := range []struct{ out, pkg, version string }{
 		{"tillward-agent", "agent/cmd/tillward-agent", shipped},
 		{"next/tillward-agent", "agent/cmd/tillward-agent", next},
+		{"powercut/tillward-agent", "agent/cmd/tillward-agent", counted},
 		{"tillward", "cloud/cmd/tillward", shipped},
 		{"tillward-provision", "provisioning/cmd/tillward-provision", shipped},
 	} {

@@ -26,10 +26,12 @@ type process struct {
 	args   []string
 	log    io.Writer
 	reboot func(context.Context) error
+	alone  bool // in a world of processes of its own, which ends with it
 
 	mu       sync.Mutex
 	cmd      *exec.Cmd
 	starts   int
+	dead     bool // the power is off
 	stop     context.CancelFunc
 	finished chan struct{}
 }
@@ -42,7 +44,7 @@ func (p *process) start(ctx context.Context) {
 		defer close(p.finished)
 		for ctx.Err() == nil {
 			code := p.once(ctx)
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || p.off() {
 				return
 			}
 			pause := time.Second
@@ -69,9 +71,16 @@ func (p *process) once(ctx context.Context) int {
 	cmd := exec.CommandContext(ctx, p.path, p.args...) // #nosec G204 -- the simulator's own binary
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if p.alone {
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+	}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	p.mu.Lock()
+	if p.dead {
+		p.mu.Unlock()
+		return -1
+	}
 	err := cmd.Start()
 	if err == nil {
 		p.cmd = cmd
@@ -98,6 +107,23 @@ func (p *process) kill() error {
 		return errors.New("agent has not been started")
 	}
 	return p.cmd.Process.Kill()
+}
+
+// cut is kill -9 at all that runs of the till, and nothing is started any
+// more: the power is off. It does not wait.
+func (p *process) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dead = true
+	if p.cmd != nil {
+		_ = p.cmd.Process.Kill()
+	}
+}
+
+func (p *process) off() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dead
 }
 
 // pid of the agent that runs now, or 0.

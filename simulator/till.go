@@ -36,7 +36,10 @@ type Till struct {
 	rootTUF string
 	sealKey string
 	pace    Pace
-	bare    bool // its image names no service
+	bare    bool   // its image names no service
+	disk    string // where it keeps what outlives a boot
+	check   string // how long an update may take to prove itself
+	alone   bool   // what it runs ends with its agent, as with the power
 
 	artifacts string // https://host:port in place of its line; empty: the line
 	rauc      string // D-Bus address; empty: it takes no system images
@@ -86,7 +89,7 @@ event_log = "{{.BootLog}}"
 root = "{{.RootTUF}}"
 seal_key = "{{.SealKey}}"
 rauc = "{{.RAUC}}"
-check_for = "30s"
+check_for = "{{.CheckFor}}"
 min_free_mib = 1
 apps_dir = "{{.Apps}}"
 media = ["{{.Media}}"]
@@ -114,7 +117,7 @@ driver = "board"
 func (t *Till) configure() error {
 	var b bytes.Buffer
 	err := agentFile.Execute(&b, map[string]any{
-		"Model": simModel, "State": filepath.Join(t.dir, "state"), "Apps": filepath.Join(t.dir, "apps"), "Media": filepath.Join(t.dir, "media", "*", "tillward-update"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
+		"Model": simModel, "State": filepath.Join(t.disk, "state"), "Apps": filepath.Join(t.disk, "apps"), "CheckFor": t.check, "Media": filepath.Join(t.dir, "media", "*", "tillward-update"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
 		"Roots": t.service.roots(), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
 		"Artifacts": cmp.Or(t.artifacts, t.Web()), "RAUC": t.rauc, "Reader": t.reader.file, "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
 	})
@@ -134,7 +137,7 @@ func (t *Till) file() string { return filepath.Join(t.dir, "agent.toml") }
 
 // Boot starts the agent. The TPM, the printer and the reader already run.
 func (t *Till) Boot(ctx context.Context) {
-	t.proc = &process{path: t.agent, args: []string{"-config", t.file()}, log: t.log, reboot: t.powerCycle}
+	t.proc = &process{path: t.agent, args: []string{"-config", t.file()}, log: t.log, reboot: t.powerCycle, alone: t.alone}
 	t.proc.start(ctx)
 }
 

@@ -151,6 +151,7 @@ func (w *World) makeTill(ctx context.Context, i int) (*Till, error) {
 	if err := os.Mkdir(t.dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) { // #nosec G301 -- as above
 		return t, fmt.Errorf("%s: %w", t.Name, err)
 	}
+	t.disk, t.check = t.dir, "30s"
 	if err := os.MkdirAll(filepath.Join(t.dir, "state"), 0o700); err != nil {
 		return t, fmt.Errorf("%s: %w", t.Name, err)
 	}

@@ -43,9 +43,10 @@ type runCmd struct {
 	Dir       string        `help:"Folder for everything; one that is removed at the end by default." placeholder:"DIR"`
 	Bin       string        `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
 	Verbose   bool          `short:"v" help:"Show the service's log."`
-	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,update-attacks,rollout-minority," default:""`
+	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,update-attacks,rollout-minority,powercut," default:""`
 	Devices   int           `help:"Of the scenario rollout-minority: devices on the wire." default:"10000"`
 	Of        float64       `help:"Of the same: share of the fleet that the bad model has; 4 % of the fleet are bad." default:"0.04"`
+	Cuts      int           `help:"Of the scenario powercut: how often the power goes." default:"200"`
 	Only      []string      `help:"Of a scenario, these parts alone." placeholder:"NAME"`
 }
 
@@ -66,6 +67,9 @@ func (c *runCmd) Run(ctx context.Context) error {
 		defer os.RemoveAll(dir)
 	}
 	next := filepath.Join(bin, "next", "tillward-agent")
+	if c.Scenario == "powercut" {
+		next = filepath.Join(bin, "powercut", "tillward-agent") // whose version can be counted up
+	}
 	out, err := exec.CommandContext(ctx, next, "-version").Output() // #nosec G204 -- our own binary
 	if err != nil {
 		return fmt.Errorf("the agent to update to, %s: %w; make build makes it", next, err)
@@ -91,6 +95,10 @@ func (c *runCmd) Run(ctx context.Context) error {
 	}
 	if c.Scenario == "update-attacks" {
 		return tamper.Run(ctx, tamper.Options{Options: o, Report: c.Report, Only: c.Only})
+	}
+	if c.Scenario == "powercut" {
+		o.PortBase, o.Pace = 0, simulator.Pace{Poll: "1s", Stats: "30s", Batch: "5s", Heartbeat: "5s"}
+		return simulator.Powercut(ctx, simulator.PowercutOptions{Options: o, Cuts: c.Cuts, Report: c.Report})
 	}
 	return simulator.Run(ctx, simulator.RunOptions{Options: o, ExitAfter: c.ExitAfter, Report: c.Report})
 }
