@@ -26,7 +26,7 @@ type Lock struct{ File string }
 // Held says who holds the lock, in words; empty: nobody. Of a lock whose process
 // is gone, stale says so.
 func (l Lock) Held() (by, stale string) {
-	f, err := os.Open(l.File)
+	f, err := os.OpenFile(l.File, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe must not hold us up
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", ""
 	}
@@ -64,7 +64,7 @@ const (
 // tells; empty when it does not [sysfs-class-power].
 func Supply(dir string) string {
 	names, _ := filepath.Glob(filepath.Join(dir, "*", "type")) // a pattern that is none finds nothing
-	var mains, online, draining bool
+	var mains, online, battery, draining bool
 	for _, n := range names {
 		at := filepath.Dir(n)
 		switch read(n) {
@@ -73,6 +73,7 @@ func Supply(dir string) string {
 			online = online || read(filepath.Join(at, "online")) == "1"
 		case "Battery", "UPS":
 			if read(filepath.Join(at, "scope")) != "Device" { // not that of a wireless scanner
+				battery = true
 				draining = draining || read(filepath.Join(at, "status")) == "Discharging"
 			}
 		}
@@ -82,7 +83,7 @@ func Supply(dir string) string {
 		return Mains
 	case draining:
 		return Battery
-	case mains && len(names) > 1: // a battery that is full, or says nothing, and no mains
+	case mains && battery: // one that is full, or says nothing, and no mains
 		return Battery
 	}
 	return ""

@@ -66,13 +66,15 @@ func TestSupply(t *testing.T) {
 		supplies []supply
 		want     string
 	}{
-		"nothing known":            {nil, ""},
-		"mains":                    {[]supply{mains("1")}, gate.Mains},
-		"mains, and a battery":     {[]supply{mains("1"), battery("Full")}, gate.Mains},
-		"battery drains":           {[]supply{mains("0"), battery("Discharging")}, gate.Battery},
-		"battery alone":            {[]supply{battery("Discharging")}, gate.Battery},
-		"battery that says little": {[]supply{mains("0"), battery("Unknown")}, gate.Battery},
-		"a scanner's battery":      {[]supply{{"type": "Battery", "scope": "Device", "status": "Discharging"}}, ""},
+		"nothing known":              {nil, ""},
+		"mains":                      {[]supply{mains("1")}, gate.Mains},
+		"mains, and a battery":       {[]supply{mains("1"), battery("Full")}, gate.Mains},
+		"battery drains":             {[]supply{mains("0"), battery("Discharging")}, gate.Battery},
+		"battery alone":              {[]supply{battery("Discharging")}, gate.Battery},
+		"battery that says little":   {[]supply{mains("0"), battery("Unknown")}, gate.Battery},
+		"sockets that nothing is in": {[]supply{{"type": "USB", "online": "0"}, {"type": "USB", "online": "0"}}, ""},
+		"a scanner beside a socket":  {[]supply{{"type": "USB", "online": "0"}, {"type": "Battery", "scope": "Device", "status": "Discharging"}}, ""},
+		"a scanner's battery":        {[]supply{{"type": "Battery", "scope": "Device", "status": "Discharging"}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
