@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -271,8 +272,13 @@ func (c Config) validate() error {
 		}
 	}
 	if s := c.Update.Share; s != "" {
-		if _, _, err := net.SplitHostPort(s); err != nil {
+		_, port, err := net.SplitHostPort(s)
+		n, perr := strconv.ParseUint(port, 10, 16)
+		if err != nil || perr != nil {
 			return fmt.Errorf("update.share %q: give host:port, or :port for every address of the box", s)
+		}
+		if n != 0 && n < 1024 || n >= 9100 && n <= 9109 { // the other tills would not ask there
+			return fmt.Errorf("update.share %q: use a port from 1024 on, and none of 9100 to 9109, which are printers'", s)
 		}
 	}
 	if d := c.Update.AppTimeout.Duration; d < time.Second || d > 10*time.Minute {

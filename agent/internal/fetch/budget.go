@@ -16,8 +16,8 @@ const (
 )
 
 // budget counts the bytes of the service. A period begins with its first byte
-// and lasts 24 hours. A clock that is set back begins no new one: then only 24
-// hours that were seen to pass do. What is put down as spent is so before it is
+// and lasts 24 hours. A clock that is set back begins no new one, and
+// grants nothing. What is put down as spent is so before it is
 // fetched, so that a power cut grants nothing.
 type budget struct {
 	path  string
@@ -54,12 +54,14 @@ func (b *budget) load() error {
 	}
 	if err != nil {
 		b.kept = ledger{Since: b.seen.Round(0), Spent: b.daily}
-		return fmt.Errorf("read byte budget: %w", err)
+		return errors.Join(fmt.Errorf("read byte budget: %w", err), b.save())
 	}
 	return nil
 }
 
-// turn begins a new period when it is time.
+// turn begins a new period when it is time. One that begins after now was begun
+// by a clock that was ahead: by the one that is right it begins now, and that is
+// kept, for a till may never run for 24 hours in one piece.
 func (b *budget) turn() {
 	now := time.Now()
 	b.kept.Ran += now.Sub(b.seen) // by the monotonic clock
@@ -67,6 +69,10 @@ func (b *budget) turn() {
 	if b.kept.Ran >= day || now.Round(0).Sub(b.kept.Since) >= day {
 		b.kept = ledger{Since: now.Round(0)}
 		b.credit = 0
+	}
+	if now.Round(0).Before(b.kept.Since) {
+		b.kept.Since = now.Round(0)
+		_ = b.save() // on a disk without room the 24 hours are counted from the next start
 	}
 }
 

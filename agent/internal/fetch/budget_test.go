@@ -125,6 +125,41 @@ func TestClockSetBack(t *testing.T) {
 	})
 }
 
+// A till that is switched off each night never sees a day pass in one piece.
+// Neither a clock that was far ahead nor a ledger that cannot be read may keep
+// it from its bytes for longer than a day by the clock that is right.
+func TestBudgetOfATillThatSleeps(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, dir string){
+		"clock": func(t *testing.T, dir string) {
+			ledger(t, dir, func(m map[string]any) { m["since"] = time.Now().AddDate(10, 0, 0) })
+		},
+		"ledger": func(t *testing.T, dir string) {
+			if err := os.WriteFile(filepath.Join(dir, "budget.json"), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newService(t)
+				o := fetch.Options{Dir: t.TempDir(), Daily: 1 << 20}
+				spend(t, s, s.box(o), "1.0.0", 3<<20)
+				spoil(t, o.Dir)
+				for _, off := range []time.Duration{0, 12 * time.Hour, 11 * time.Hour} {
+					time.Sleep(off)
+					if n, _ := s.box(o).Left(); n != 0 {
+						t.Fatalf("%d bytes are left on the same day", n)
+					}
+				}
+				time.Sleep(2 * time.Hour)
+				if n, _ := s.box(o).Left(); n != o.Daily {
+					t.Errorf("on the next day: %d bytes are left", n)
+				}
+			})
+		})
+	}
+}
+
 func TestBudgetUnreadable(t *testing.T) {
 	for _, content := range []string{"", "{", `{"since":"2000-01-01T00:00:00Z","spent":-1000000}`, "\x00\x00\x00"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -202,8 +237,9 @@ func TestMedium(t *testing.T) {
 					other := filepath.Join(t.TempDir(), "x")
 					return errors.Join(os.WriteFile(other, content, 0o600), os.Remove(file), os.Symlink(other, file))
 				},
-				"pipe": func() error { return errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)) },
-				"gone": func() error { return os.Remove(file) },
+				"pipe":                        func() error { return errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)) },
+				"pipe in place of the folder": func() error { return errors.Join(os.Rename(dir, dir+".away"), syscall.Mkfifo(dir, 0o600)) },
+				"gone":                        func() error { return os.Remove(file) },
 			} {
 				if err := errors.Join(os.RemoveAll(file), os.WriteFile(file, content, 0o600), spoil()); err != nil {
 					t.Fatal(err)
@@ -215,6 +251,11 @@ func TestMedium(t *testing.T) {
 				r := full(&last)
 				r.Medium = dir
 				mustGet(t, s.box(fetch.Options{}), target, r)
+				if strings.HasSuffix(name, "folder") {
+					if err := errors.Join(os.Remove(dir), os.Rename(dir+".away", dir)); err != nil {
+						t.Fatal(err)
+					}
+				}
 				if name == "flipped" && index && last.Bytes.Wire > int64(len(content))/2+100<<10 {
 					t.Errorf("%s: %+v", name, last.Bytes)
 				}

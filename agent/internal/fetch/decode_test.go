@@ -39,10 +39,11 @@ func TestContentRange(t *testing.T) {
 
 func TestNear(t *testing.T) {
 	for address, want := range map[string]bool{
-		"10.0.0.7:8446": true, "192.168.1.2:1": true, "172.16.0.1:1": true, "127.0.0.1:1": true, "[::1]:1": true,
-		"169.254.1.1:1": true, "[fe80::1%eth0]:1": true, "[fd00::1]:1": true, "100.64.0.1:1": true, "[::ffff:10.0.0.1]:1": true,
-		"203.0.113.5:443": false, "[2001:db8::1]:443": false, "0.0.0.0:1": false, "224.0.0.1:1": false, "[::ffff:203.0.113.5]:1": false,
-		"100.128.0.1:1": false, "no address": false,
+		"10.0.0.7:8446": true, "192.168.1.2:8446": true, "172.16.0.1:8446": true, "127.0.0.1:8446": true, "[::1]:8446": true,
+		"169.254.1.1:8446": true, "[fe80::1%eth0]:8446": true, "[fd00::1]:8446": true, "100.64.0.1:8446": true, "[::ffff:10.0.0.1]:8446": true,
+		"203.0.113.5:443": false, "[2001:db8::1]:443": false, "0.0.0.0:8446": false, "224.0.0.1:8446": false, "[::ffff:203.0.113.5]:8446": false,
+		"100.128.0.1:8446": false, "no address": false,
+		"10.0.0.7:9100": false, "10.0.0.7:9101": false, "127.0.0.1:443": false, "10.0.0.7:23": false, // printers print what they get
 	} {
 		if err := near("tcp", address, nil); (err == nil) != want {
 			t.Errorf("%s: got %v, want allowed: %v", address, err, want)

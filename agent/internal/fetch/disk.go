@@ -35,6 +35,17 @@ func noSpace(err error) error {
 	return err
 }
 
+// reserve asks the disk for the room of the content. What is kept for other
+// tills makes way.
+func (j *job) reserve(f *os.File, grow bool) error {
+	err := reserve(f, j.t.Length, grow)
+	if !errors.Is(noSpace(err), ErrSpace) {
+		return err
+	}
+	j.f.drop(j.t, 0)
+	return reserve(f, j.t.Length, grow)
+}
+
 // reserve asks the disk for the room of the whole file before the first byte
 // is fetched. With grow the file has its length from then on.
 func reserve(f *os.File, length int64, grow bool) error {
@@ -121,15 +132,21 @@ func replace(path string, b []byte, step func(string)) error {
 // no room for; never what belongs to t.
 func (f *Fetcher) tidy(t trust.Target) {
 	f.o.Step("tidy")
-	mine := map[string]bool{t.SHA256: true}
-	if c := t.Custom.Chunks; c != nil {
-		mine[c.SHA256] = true
-	}
 	staged, _ := filepath.Glob(filepath.Join(f.o.Dir, "staging-*")) // the pattern is well formed
 	for _, p := range staged {
 		if t.SHA256 == "" || p != f.staging(t.SHA256) {
 			_ = os.Remove(p)
 		}
+	}
+	f.drop(t, f.o.Keep)
+}
+
+// drop removes the oldest contents beyond so many bytes; never what belongs to
+// t.
+func (f *Fetcher) drop(t trust.Target, keep int64) {
+	mine := map[string]bool{t.SHA256: true}
+	if c := t.Custom.Chunks; c != nil {
+		mine[c.SHA256] = true
 	}
 	entries, _ := os.ReadDir(filepath.Join(f.o.Dir, "content"))
 	var files []os.FileInfo
@@ -141,7 +158,7 @@ func (f *Fetcher) tidy(t trust.Target) {
 	slices.SortFunc(files, func(a, b os.FileInfo) int {
 		return cmp.Or(b.ModTime().Compare(a.ModTime()), cmp.Compare(a.Name(), b.Name()))
 	})
-	left := f.o.Keep
+	left := keep
 	for _, fi := range files {
 		if left -= fi.Size(); left < 0 || !hexSum(fi.Name()) {
 			_ = os.Remove(f.content(fi.Name()))

@@ -26,6 +26,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
@@ -151,6 +153,20 @@ func (f *Fetcher) Done() error {
 	defer f.mu.Unlock()
 	f.tidy(trust.Target{})
 	return syncDir(filepath.Join(f.o.Dir, "content"))
+}
+
+// Held returns how many bytes of the disk are taken by what was fetched: a Get
+// of t needs so much less, for it gives up everything else before it fails.
+func (f *Fetcher) Held(trust.Target) (bytes int64) {
+	names, _ := filepath.Glob(filepath.Join(f.o.Dir, "staging-*")) // the patterns are well formed
+	more, _ := filepath.Glob(filepath.Join(f.o.Dir, "content", "*"))
+	for _, n := range append(names, more...) {
+		var st unix.Stat_t
+		if unix.Lstat(n, &st) == nil {
+			bytes += st.Blocks * 512
+		}
+	}
+	return bytes
 }
 
 func (f *Fetcher) content(sum string) string { return filepath.Join(f.o.Dir, "content", sum) }

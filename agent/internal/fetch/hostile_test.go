@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -328,6 +329,30 @@ func TestNoSpace(t *testing.T) {
 	}
 	if len(s.asked()) != 0 {
 		t.Errorf("asked %q before there was room", s.asked())
+	}
+}
+
+// What the folder holds is room for what is to come: a cache that is full must
+// not keep an update out.
+func TestRoomIsMade(t *testing.T) {
+	s := newService(t)
+	dir := t.TempDir()
+	f := s.box(fetch.Options{Dir: dir, Keep: 10 << 20, Daily: 1 << 19})
+	older := s.release("1.0.0", noise(1, 400<<10), false)
+	mustGet(t, f, older, full(nil))
+	next := s.release("1.1.0", noise(2, 1<<20), false)
+	if _, err := f.Get(t.Context(), next, full(nil)); !errors.Is(err, fetch.ErrBudget) {
+		t.Fatalf("got %v, want ErrBudget", err)
+	}
+	if n := f.Held(next); n < 400<<10+1<<20 {
+		t.Errorf("held: %d bytes", n)
+	}
+	next.Length = 1 << 50
+	if _, err := f.Get(t.Context(), next, full(nil)); !errors.Is(err, fetch.ErrSpace) {
+		t.Fatalf("got %v, want ErrSpace", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "content", older.SHA256)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an older content takes the room of a newer one: %v", err)
 	}
 }
 

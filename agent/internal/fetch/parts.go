@@ -148,7 +148,7 @@ func (j *job) parts(ctx context.Context, chunks []chunk.Chunk) (err error) {
 		err = errors.Join(err, f.Close(), j.f.budget.settle())
 	}()
 	j.f.o.Step("reserve staging")
-	if err := reserve(f, j.t.Length, true); err != nil {
+	if err := j.reserve(f, true); err != nil {
 		return err
 	}
 	if err := f.Truncate(j.t.Length); err != nil { // a longer file is not ours

@@ -67,11 +67,15 @@ func (p *Peering) client() *http.Client {
 var shared = netip.MustParsePrefix("100.64.0.0/10")
 
 // near refuses addresses that no till of the same site can have: whoever names
-// tills to us shall not make us knock at doors elsewhere.
+// tills to us shall not make us knock at doors elsewhere, nor where a hello is
+// taken for something else - a printer prints it.
 func near(_, address string, _ syscall.RawConn) error {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return err
+	}
+	if p := at.Port(); p < 1024 || p >= 9100 && p <= 9109 {
+		return fmt.Errorf("%s is no port that a till shares at", at)
 	}
 	ip := at.Addr().Unmap().WithZone("")
 	if ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast() || shared.Contains(ip) {

@@ -45,7 +45,7 @@ func (j *job) plain(ctx context.Context) (err error) {
 		}
 	}
 	j.f.o.Step("reserve staging")
-	if err := reserve(f, j.t.Length, false); err != nil {
+	if err := j.reserve(f, false); err != nil {
 		return err
 	}
 	j.done = have
