@@ -228,7 +228,7 @@ func FolderFetch(base, dir string) Fetch {
 			return nil, fmt.Errorf("%s: %w", url, fs.ErrNotExist)
 		}
 		return readBounded(func(name string) (*os.File, error) {
-			root, err := os.OpenRoot(dir)
+			root, err := os.OpenRoot(dir + "/") // a folder: to open a pipe would take for ever
 			if err != nil {
 				return nil, err
 			}

@@ -37,6 +37,16 @@ func kept(t *testing.T, dev *trust.Client) string {
 	return b.String()
 }
 
+// A pipe in place of the metadata of a medium holds nobody up.
+func TestMediumIsAPipe(t *testing.T) {
+	w := fleet(t)
+	dir := t.TempDir()
+	must(t, syscall.Mkfifo(filepath.Join(dir, "metadata"), 0o600))
+	if _, err := w.dev.Medium(dir).Target(t.Context(), next); err == nil {
+		t.Error("a target was found in a pipe")
+	}
+}
+
 // A device takes a release from a medium that it has not seen on the network,
 // and goes on with the service as if there had been no medium.
 func TestMedium(t *testing.T) {
