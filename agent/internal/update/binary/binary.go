@@ -107,7 +107,7 @@ func (h *Handler) Move(_ context.Context, j update.Job, m update.Move) (update.E
 		h.o.Step("keep")
 		return update.None, h.s.setTrial(nil)
 	case update.Back:
-		return h.back()
+		return h.back(j)
 	}
 	return update.None, nil // that it runs and does its work is for the machine to see
 }
@@ -133,11 +133,14 @@ func (h *Handler) try(j update.Job) (update.Effect, error) {
 }
 
 // back ends the trial: the one before is started next, or runs already.
-func (h *Handler) back() (update.Effect, error) {
+func (h *Handler) back(j update.Job) (update.Effect, error) {
 	t := h.s.trial()
 	switch {
 	case t == nil:
 		return update.None, nil
+	case t.Slot == h.o.Slot && j.Version != "" && j.Version != h.o.Version: // a record that was damaged took what runs for it
+		h.o.Step("end trial")
+		return update.None, h.s.setTrial(nil)
 	case t.Slot == h.o.Slot:
 		h.o.Step("give up")
 		why := t.Failed
@@ -225,7 +228,9 @@ func (h *Handler) write(slot string, t trust.Target, file string) error {
 func selfCheck(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, path, "-selfcheck").CombinedOutput() // #nosec G204 -- a verified slot
+	cmd := exec.CommandContext(ctx, path, "-selfcheck") // #nosec G204 -- a verified slot
+	cmd.WaitDelay = time.Second                         // who holds its output is not waited for
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("self-check of the new agent: %w: %.200s", err, out)
 	}

@@ -124,6 +124,60 @@ func TestOlderSlotGetsItsVersion(t *testing.T) {
 	}
 }
 
+// What is on trial stays on trial when the record of it is damaged: its starts
+// are counted, it does not count as kept, and what was before it runs in the end.
+func TestDamagedTrial(t *testing.T) {
+	for _, record := range []string{"", "{", "null", `{"slot":"c","previous":"a"}`, `{"slot":"b","previous":"../x"}`, "\x00\x00"} {
+		dir := t.TempDir()
+		golden := filepath.Join(t.TempDir(), "golden")
+		must(t, os.WriteFile(golden, program("1.0.0", 0), 0o700)) // #nosec G306 -- a program
+		install(t, dir, "1.0.0", binary.Golden, "1.1.0")
+		h, j := handler(t, dir, "1.1.0", "a", nil), job(t, dir, "1.2.0", 0)
+		must(t, h.Stage(t.Context(), j))
+		_, err := h.Move(t.Context(), j, update.Try)
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(dir, "trial.json"), []byte(record), 0o600))
+		for n := range 3 {
+			v, slot := started(t, dir, golden, "1.0.0")
+			if v != "1.2.0" {
+				t.Fatalf("%q: start %d: %s runs", record, n, v)
+			}
+			if truth, err := handler(t, dir, v, slot, nil).Running(t.Context(), binary.Component); err != nil || !truth.Trial {
+				t.Errorf("%q: start %d: %+v, %v", record, n, truth, err)
+			}
+			if n == 0 {
+				must(t, os.WriteFile(filepath.Join(dir, "trial.json"), []byte(record), 0o600))
+				if v, _ := started(t, dir, golden, "1.0.0"); v != "1.2.0" {
+					t.Fatalf("%q: %s runs", record, v)
+				}
+			}
+		}
+		if v, slot := started(t, dir, golden, "1.0.0"); v != "1.0.0" || slot != binary.Golden {
+			t.Errorf("%q: %s runs from %s after three starts", record, v, slot)
+		}
+	}
+}
+
+// A record that was damaged after the way back takes what runs for what was on
+// trial. That is not undone as well.
+func TestDamagedTrialOfWhatRuns(t *testing.T) {
+	dir := t.TempDir()
+	install(t, dir, "1.0.0", binary.Golden, "1.1.0")
+	must(t, os.WriteFile(filepath.Join(dir, "trial.json"), []byte("{"), 0o600))
+	h := handler(t, dir, "1.1.0", "a", nil)
+	if e, err := h.Move(t.Context(), job(t, dir, "1.2.0", 0), update.Back); e != update.None || err != nil {
+		t.Errorf("back: %v, %v", e, err)
+	}
+	if v, _ := started(t, dir, "golden", "1.0.0"); v != "1.1.0" {
+		t.Errorf("%s runs", v)
+	}
+	dir = t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "trial.json"), []byte("{"), 0o600))
+	if truth, err := handler(t, dir, "1.0.0", binary.Golden, nil).Running(t.Context(), binary.Component); err != nil || truth.Trial {
+		t.Errorf("the golden agent: %+v, %v", truth, err)
+	}
+}
+
 // A slot that broke and was passed over is not started when it is written anew,
 // before its trial.
 func TestBrokenSlotStartsOnTrialOnly(t *testing.T) {

@@ -85,10 +85,20 @@ func (s slots) point(slot string) error {
 	return update.SyncDir(s.dir)
 }
 
+// trial reads the trial; nil: there is none. One that cannot be read is one all
+// the same, of what is current: what has not proved itself must not come to stay
+// because the disk lost a byte. Golden is what there is to go back to.
 func (s slots) trial() *trial {
 	var t trial
-	if err := load(filepath.Join(s.dir, "trial.json"), &t); err != nil {
+	err := load(filepath.Join(s.dir, "trial.json"), &t)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if slot := s.current(); err != nil || t.Slot != "a" && t.Slot != "b" || other(t.Previous) == Golden && t.Previous != Golden {
+		if slot == Golden { // of none that can be started, then
+			return &trial{Previous: Golden}
+		}
+		return &trial{Slot: slot, Previous: Golden, Version: s.version(slot)}
 	}
 	return &t
 }
