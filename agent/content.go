@@ -124,6 +124,9 @@ func (c content) Drop(trust.Target) {
 	}
 }
 
+// Held implements update.Content.
+func (c content) Held(t trust.Target) int64 { return c.f.Held(t) }
+
 func (c content) request(o update.Order) fetch.Request {
 	r := fetch.Request{Rate: int64(o.RateKiB) << 10, Seed: o.Seed, FullAllowed: c.a.cfg.Update.FullDownload}
 	if c.a.cfg.Update.Peers {

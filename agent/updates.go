@@ -72,7 +72,7 @@ func (a *Agent) handlers(ctx context.Context) (map[string]update.Handler, error)
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("folder of system images: %w", err)
 		}
-		out[trust.ClassOS] = image.New(image.Options{Dir: dir, Slots: a.o.Slots(c.RAUC), Log: a.log})
+		out[trust.ClassOS] = image.New(image.Options{Dir: dir, Slots: a.o.Slots(c.RAUC), Whole: c.BudgetMiB > 0, Log: a.log})
 	}
 	if len(c.Scripts) > 0 {
 		if out[trust.ClassScript], err = script.New(script.Options{Dir: a.file("scripts"), Scripts: c.scripts(), Log: a.log}); err != nil {
@@ -213,6 +213,9 @@ func (a *Agent) linkAsBefore(context.Context) error {
 
 // noteRepair remembers whether an offer came to a box in quarantine.
 func (a *Agent) noteRepair(ctx context.Context, execution string) error {
+	if a.machine.OnTrial() { // what is on trial may be the reason of the quarantine: an offer that comes now repairs nothing
+		return nil
+	}
 	if !a.isHeld() {
 		execution = ""
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -44,7 +45,8 @@ type journal struct {
 	Ended    []Progress        `json:"ended,omitempty"`
 	Untold   bool              `json:"untold,omitempty"` // the last of Ended may not have been reported
 
-	file string // the content, since this start
+	file    string // the content, since this start
+	streams bool   // it is fetched as it is installed
 }
 
 // queued is an offer of another component, which waits its turn.
@@ -115,7 +117,10 @@ func (m *Machine) advance(ctx context.Context, j *journal, p Progress) error {
 		return err
 	}
 	m.o.Step("report " + p.State)
-	return m.o.Report(ctx, j.Last)
+	if err := m.o.Report(ctx, j.Last); err != nil {
+		m.o.Log.Warn("a state is not told; the next one tells more", slog.String("state", p.State), slog.Any("err", err))
+	}
+	return nil
 }
 
 // end closes the execution: audit first, then the journal, then the report,
@@ -131,8 +136,9 @@ func (m *Machine) end(ctx context.Context, j *journal, p Progress) error {
 		m.o.Content.Drop(*t)
 	}
 	o := *j.Offer
-	j.enter(p)
-	p = j.Last
+	last := *j // what cannot be recorded is not said, either
+	last.enter(p)
+	p = last.Last
 	if err := m.record(ctx, p); err != nil {
 		return err
 	}
@@ -144,7 +150,10 @@ func (m *Machine) end(ctx context.Context, j *journal, p Progress) error {
 	}
 	m.look(ctx)
 	m.o.Log.Info("update ended", slog.String("component", o.component()), slog.String("state", p.State), slog.String("reason", p.Reason), slog.String("to", p.To))
-	return m.tellEnd(ctx, j)
+	if err := m.tellEnd(ctx, j); err != nil {
+		m.o.Log.Warn("an end is told later", slog.Any("err", err))
+	}
+	return nil
 }
 
 // tellEnd reports the last end, unless that is known to be done.
@@ -181,10 +190,13 @@ func (m *Machine) record(ctx context.Context, p Progress) error {
 	return nil
 }
 
+// remember forgets the oldest for it, and what was taken back last of all: who
+// sends other offers in between must not get a release tried for ever.
 func (j *journal) remember(p Progress) {
 	j.Ended = append(j.Ended, p)
-	if n := len(j.Ended) - remembered; n > 0 {
-		j.Ended = slices.Delete(j.Ended, 0, n)
+	for len(j.Ended) > remembered {
+		oldest := slices.IndexFunc(j.Ended[:remembered], func(p Progress) bool { return p.State != rolledBack })
+		j.Ended = slices.Delete(j.Ended, max(oldest, 0), max(oldest, 0)+1)
 	}
 }
 
@@ -201,18 +213,8 @@ func (j *journal) known(o Offer) (Progress, bool) {
 
 // sort takes the offers that have come, and makes the next the one in work.
 func (m *Machine) sort(ctx context.Context, j *journal) error {
-	for {
-		m.mu.Lock()
-		if len(m.mail) == 0 {
-			m.mu.Unlock()
-			break
-		}
-		o := m.mail[0]
-		m.mail = m.mail[1:]
-		m.mu.Unlock()
-		if err := m.take(ctx, j, o); err != nil {
-			return err
-		}
+	if err := m.open(ctx, j); err != nil {
+		return err
 	}
 	if j.Offer != nil || len(j.Queue) == 0 {
 		return nil
@@ -221,6 +223,27 @@ func (m *Machine) sort(ctx context.Context, j *journal) error {
 	j.Queue = slices.Clone(j.Queue[1:])
 	j.begin(next)
 	return m.keep(j)
+}
+
+// open takes the offers that have come. One that cannot be put on record is
+// looked at again.
+func (m *Machine) open(ctx context.Context, j *journal) error {
+	for {
+		m.mu.Lock()
+		if len(m.mail) == 0 {
+			m.mu.Unlock()
+			return nil
+		}
+		o := m.mail[0]
+		m.mu.Unlock()
+		if err := m.take(ctx, j, o); err != nil {
+			return err
+		}
+		m.mu.Lock()
+		// A later word on the same may have come meanwhile.
+		m.mail = slices.DeleteFunc(m.mail, func(other Offer) bool { return reflect.DeepEqual(other, o) })
+		m.mu.Unlock()
+	}
 }
 
 // take finds out what an offer means for what is in work and what waits.

@@ -33,6 +33,13 @@ type till struct {
 	opens   time.Time
 	offline time.Time     // until then nothing can be asked or fetched
 	slow    time.Duration // how long a download takes
+	full    time.Time     // until then the trail takes nothing
+	deaf    time.Time     // until then reports are not taken
+	free    int64         // bytes of the disk; 0: enough
+	held    int64         // of them, what was fetched
+	hours   func() bool   // of the box itself, to fetch; nil: at any time
+	after   func()        // called once something is staged
+	trickle time.Duration // how long a download takes that tells each second of it
 
 	machine *update.Machine
 	reports []update.Progress
@@ -58,6 +65,7 @@ type part struct {
 	Kept     []string // executions, each time Keep did something
 	Tried    []string
 	backFail int
+	streams  bool
 }
 
 // folder is one in memory, where there is one: what a real disk loses the tests
@@ -93,6 +101,9 @@ func (b *till) step(name string) {
 	}
 }
 
+// Streams implements update.Streamer.
+func (p *part) Streams(trust.Target) bool { return p.streams }
+
 // Stage implements update.Handler.
 func (p *part) Stage(ctx context.Context, j update.Job) error {
 	switch p.t.fate[j.Component+"/"+j.Version] {
@@ -106,6 +117,9 @@ func (p *part) Stage(ctx context.Context, j update.Job) error {
 	}
 	p.t.step("write")
 	p.Staged, p.Failed = j.Version, ""
+	if p.t.after != nil {
+		p.t.after()
+	}
 	return nil
 }
 
@@ -208,10 +222,14 @@ func (b *till) Get(ctx context.Context, o update.Order) (string, error) {
 		return "", errors.New("no network")
 	}
 	b.step("fetch")
+	b.held = o.Target.Length
 	select {
 	case <-ctx.Done():
 		return "", ctx.Err()
 	case <-time.After(b.slow):
+	}
+	for began := time.Now(); time.Since(began) < b.trickle; time.Sleep(time.Second) {
+		o.Told(int64(float64(o.Target.Length)*float64(time.Since(began))/float64(b.trickle)), o.Target.Length, update.Bytes{}, "")
 	}
 	o.Told(o.Target.Length, o.Target.Length, update.Bytes{Wire: o.Target.Length}, "")
 	return "content", nil
@@ -219,11 +237,14 @@ func (b *till) Get(ctx context.Context, o update.Order) (string, error) {
 
 // Open implements update.Content.
 func (b *till) Open(context.Context, update.Order) (io.ReaderAt, error) {
-	return nil, errors.ErrUnsupported
+	return strings.NewReader("content"), nil
 }
 
 // Drop implements update.Content.
-func (b *till) Drop(trust.Target) {}
+func (b *till) Drop(trust.Target) { b.held = 0 }
+
+// Held implements update.Content.
+func (b *till) Held(trust.Target) int64 { return b.held }
 
 // boot starts the box and lets it run for some time, or until the power is cut
 // or the machine asks for a start. It reports whether it came to rest.
@@ -243,12 +264,27 @@ func (b *till) boot(d time.Duration, offers ...update.Offer) (rested bool) {
 	var err error
 	b.machine, err = update.New(update.Options{
 		Dir: b.dir, Handlers: handlers, Installed: there, Releases: b, Content: b, Names: func(o update.Offer) string { return o.Target + "/x" },
-		Report: func(_ context.Context, p update.Progress) error { b.reports = append(b.reports, p); return nil },
+		Report: func(_ context.Context, p update.Progress) error {
+			if time.Now().Before(b.deaf) {
+				return errors.New("the spool is full")
+			}
+			b.reports = append(b.reports, p)
+			return nil
+		},
 		Record: func(_ context.Context, kind, severity, subject string, detail map[string]string) error {
+			if time.Now().Before(b.full) {
+				return errors.New("the spool is full")
+			}
 			b.audit = append(b.audit, kind+" "+severity+" "+subject+" "+detail["reason"])
 			return nil
 		},
-		Gate: func(update.Phase, int64) (string, string) {
+		Gate: func(p update.Phase, need int64) (string, string) {
+			if p == update.Fetch && b.hours != nil && !b.hours() {
+				return "window-download", "not at this hour"
+			}
+			if b.free > 0 && b.free-b.held < need {
+				return "space", fmt.Sprintf("%d are free, %d are needed", b.free-b.held, need)
+			}
 			if time.Now().Before(b.opens) {
 				return b.reason, "not now"
 			}

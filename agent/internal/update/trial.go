@@ -60,6 +60,7 @@ func (m *Machine) stage(ctx context.Context, j *journal) error {
 	})
 	done()
 	if err != nil {
+		j.file = "" // the disk may have lost it: it is looked at again
 		return err
 	}
 	j.Part = partTry
@@ -126,6 +127,10 @@ func (m *Machine) prove(ctx context.Context, j *journal) error {
 			return err
 		}
 	}
+	// A commit is final: what kept it from being told is no reason to judge again.
+	if t, err := m.running(ctx, j.Offer.class(), j.Offer.component()); err == nil && t.Version == j.Offer.Version && !t.Trial && t.Failed == "" {
+		return m.end(ctx, j, Progress{State: succeeded})
+	}
 	// Each start gets its time: what the clock says after a boot is not certain.
 	limit := m.o.CheckFor
 	if d := j.Offer.Steps[checking]; d > 0 {
@@ -149,10 +154,7 @@ func (m *Machine) prove(ctx context.Context, j *journal) error {
 		if err := m.keep(j); err != nil {
 			return err
 		}
-		detail := map[string]string{"version": j.Offer.Version, "reason": why.Error(), "reboot": fmt.Sprint(j.Reboots)}
-		if err := m.o.Record(ctx, "update.reboot", "warn", j.Offer.Execution, detail); err != nil {
-			return fmt.Errorf("audit: %w", err)
-		}
+		m.alarm(ctx, "update.reboot", "warn", j.Offer.Execution, map[string]string{"version": j.Offer.Version, "reason": why.Error(), "reboot": fmt.Sprint(j.Reboots)})
 		return ErrReboot
 	}
 	return m.giveUp(ctx, j, Progress{State: rolledBack, Reason: reason, Text: why.Error()})
@@ -261,10 +263,7 @@ func (m *Machine) giveUp(ctx context.Context, j *journal, p Progress) error {
 		return m.end(ctx, j, p) // nothing was touched
 	}
 	m.o.Step("give up")
-	detail := map[string]string{"component": j.Offer.component(), "version": j.Offer.Version, "reason": p.Text}
-	if err := m.o.Record(ctx, "update.fallback", "alarm", j.Offer.Execution, detail); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
+	m.alarm(ctx, "update.fallback", "alarm", j.Offer.Execution, map[string]string{"component": j.Offer.component(), "version": j.Offer.Version, "reason": p.Text})
 	j.Why, j.Part, j.Backs = &p, partBack, 0
 	if err := m.keep(j); err != nil {
 		return err
@@ -272,9 +271,22 @@ func (m *Machine) giveUp(ctx context.Context, j *journal, p Progress) error {
 	return m.back(ctx, j)
 }
 
+// alarm records what leads back to what ran before. A trail without room, which
+// a broken system may be the reason of, must not keep the box on it; the end is
+// recorded in any case.
+func (m *Machine) alarm(ctx context.Context, kind, severity, execution string, detail map[string]string) {
+	if err := m.o.Record(ctx, kind, severity, execution, detail); err != nil {
+		m.o.Log.Error("a fallback is not on record", slog.String("kind", kind), slog.String("execution", execution), slog.Any("err", err))
+	}
+}
+
 // back has what ran before run again, and ends the execution when it does.
 func (m *Machine) back(ctx context.Context, j *journal) error {
+	class := j.Offer.class()
 	if j.Backs >= maxTries {
+		if t, err := m.running(ctx, class, j.Offer.component()); err == nil && !t.Trial && (t.Version != j.Offer.Version || t.Version == j.From) {
+			return m.end(ctx, j, *j.Why) // done, and only not on record yet
+		}
 		return m.stuck(ctx, j, fmt.Errorf("it runs on after %d tries", j.Backs))
 	}
 	j.Backs++
@@ -282,7 +294,6 @@ func (m *Machine) back(ctx context.Context, j *journal) error {
 		return err
 	}
 	m.o.Step("back")
-	class := j.Offer.class()
 	effect, err := m.o.Handlers[class].Move(ctx, j.job(), Back)
 	if err != nil {
 		return fmt.Errorf("go back from %s: %w", j.Offer.Version, err)
@@ -313,9 +324,6 @@ func (m *Machine) stuck(ctx context.Context, j *journal, err error) error {
 // what counts, whatever the journal hoped for.
 func (m *Machine) settle(ctx context.Context, j *journal) error {
 	m.look(ctx)
-	if err := m.tellEnd(ctx, j); err != nil {
-		return err
-	}
 	if j.Offer == nil {
 		return m.adopt(ctx, j)
 	}
@@ -324,7 +332,7 @@ func (m *Machine) settle(ctx context.Context, j *journal) error {
 	}
 	if j.Last.State != "" { // perhaps not told before the power went
 		if err := m.o.Report(ctx, j.Last); err != nil {
-			return err
+			m.o.Log.Warn("where the update stands is told later", slog.Any("err", err))
 		}
 	}
 	o := *j.Offer
@@ -363,10 +371,7 @@ func (m *Machine) settle(ctx context.Context, j *journal) error {
 // tidy puts in order what an earlier trial left, which ended without us and
 // after the journal had closed it: a boot loader that falls back weeks later.
 func (m *Machine) tidy(ctx context.Context, o Offer, t Truth) error {
-	detail := map[string]string{"component": o.component(), "reason": t.Failed, "version": t.Version}
-	if err := m.o.Record(ctx, "update.fallback", "alarm", t.Execution, detail); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
+	m.alarm(ctx, "update.fallback", "alarm", t.Execution, map[string]string{"component": o.component(), "reason": t.Failed, "version": t.Version})
 	effect, err := m.o.Handlers[o.class()].Move(ctx, Job{Execution: t.Execution, Component: o.component()}, Back)
 	if err != nil {
 		m.o.Log.Error("what an earlier trial left", slog.String("component", o.component()), slog.Any("err", err))

@@ -150,6 +150,9 @@ type Content interface {
 	Open(ctx context.Context, o Order) (io.ReaderAt, error)
 	// Drop removes what was fetched of a target.
 	Drop(t trust.Target)
+	// Held says how many bytes of the disk are there for a target already, or
+	// would be given up for it.
+	Held(t trust.Target) int64
 }
 
 // Streamer is a Handler that can do without the whole content on the disk.
@@ -245,6 +248,12 @@ func New(o Options) (*Machine, error) {
 func (m *Machine) Submit(o Offer) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	// One that comes again, as on each connect, takes no room from others.
+	same := func(other Offer) bool { return other.Execution == o.Execution && other.Attempt <= o.Attempt }
+	if i := slices.IndexFunc(m.mail, same); i >= 0 {
+		m.mail[i] = o
+		return true
+	}
 	if len(m.mail) >= maxMail {
 		return false
 	}
@@ -262,34 +271,68 @@ func (m *Machine) Submit(o Offer) bool {
 // Run finishes what was begun before the last start, then works on offers. It
 // returns nil when ctx ends, or ErrRestart or ErrReboot.
 func (m *Machine) Run(ctx context.Context) error {
-	j := m.journal()
-	if err := m.settle(ctx, &j); err != nil {
-		return quiet(ctx, err)
-	}
-	for {
-		if err := m.sort(ctx, &j); err != nil {
-			return quiet(ctx, err)
+	var j journal
+	began := time.Now()
+	err := m.insist(ctx, func() error {
+		j = m.journal()
+		err := m.settle(ctx, &j)
+		if err != nil && time.Since(began) > m.o.CheckFor {
+			return errors.Join(errFinal, err) // what runs may be on trial: whoever counts starts counts this one
 		}
-		if j.Offer != nil {
-			if err := m.work(ctx, &j); err != nil {
-				return quiet(ctx, err)
-			}
+		return err
+	})
+	for err == nil && ctx.Err() == nil {
+		err = m.insist(ctx, func() error { return m.turn(ctx, &j) })
+		if err != nil || j.Offer != nil || len(j.Queue) > 0 {
 			continue
 		}
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-m.wake:
 		}
 	}
-}
-
-// quiet turns the end of ctx into nil.
-func quiet(ctx context.Context, err error) error {
 	if ctx.Err() != nil && !errors.Is(err, ErrRestart) && !errors.Is(err, ErrReboot) {
 		return nil
 	}
 	return err
+}
+
+// turn tells what was not told, takes the offers that came, and works on one.
+func (m *Machine) turn(ctx context.Context, j *journal) error {
+	if err := m.tellEnd(ctx, j); err != nil {
+		return err
+	}
+	if j.Offer == nil || j.Part == partFetch { // else what is begun comes first
+		if err := m.sort(ctx, j); err != nil {
+			return err
+		}
+	}
+	if j.Offer == nil {
+		return nil
+	}
+	return m.work(ctx, j)
+}
+
+// errFinal marks an error that insist does not try to get over.
+var errFinal = errors.New("updates cannot be worked on")
+
+// insist does f until it succeeds, or ends on purpose: a disk or a trail without
+// room holds updates up, and nothing else of the agent.
+func (m *Machine) insist(ctx context.Context, f func() error) error {
+	pause := pauseMin
+	for {
+		err := f()
+		if err == nil || ctx.Err() != nil || errors.Is(err, ErrRestart) || errors.Is(err, ErrReboot) || errors.Is(err, errFinal) {
+			return err
+		}
+		m.o.Log.Warn("updates are held up", slog.Duration("again_in", pause), slog.Any("err", err))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, pauseMax)
+	}
 }
 
 // Execution returns what is in work; empty: nothing.

@@ -100,6 +100,9 @@ func (b *box) Open(context.Context, update.Order) (io.ReaderAt, error) {
 // Drop implements update.Content.
 func (b *box) Drop(trust.Target) { _ = os.Remove(filepath.Join(b.dir, "staging")) }
 
+// Held implements update.Content.
+func (b *box) Held(trust.Target) int64 { return 0 }
+
 func (b *box) write(path, version string, exit int) {
 	b.t.Helper()
 	s := fmt.Sprintf("#!/bin/sh\n# version=%s\nexit %d\n%s\n", version, exit, strings.Repeat("# padding\n", 500))

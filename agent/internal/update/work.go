@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,13 +16,15 @@ import (
 )
 
 const (
-	pauseMin  = time.Second
-	pauseMax  = 5 * time.Minute
-	gateEvery = time.Second     // a gate is looked at
-	tellEvery = 5 * time.Second // how far a download is
-	trustFor  = time.Hour       // a target may wait so long without being asked for again
-	maxTries  = 3               // to make a release the one that runs, and to go back
-	maxLoops  = 3               // a release may be taken back so often before it is refused
+	pauseMin   = time.Second
+	pauseMax   = 5 * time.Minute
+	gateEvery  = time.Second     // a gate is looked at
+	hoursEvery = time.Minute     // and while it is open
+	tellEvery  = 5 * time.Second // how far a download is, at most
+	tellLate   = time.Minute     // and at least
+	trustFor   = time.Hour       // a target may wait so long without being asked for again
+	maxTries   = 3               // to make a release the one that runs, and to go back
+	maxLoops   = 3               // a release may be taken back so often before it is refused
 )
 
 // errClosed says that the time to fetch is over for now.
@@ -33,28 +36,40 @@ var errClosed = errors.New("the download window has closed")
 func (m *Machine) work(ctx context.Context, j *journal) error {
 	pause := pauseMin
 	for {
-		err := m.forward(ctx, j)
-		switch {
-		case err == nil || errors.Is(err, errMail):
+		err := m.answer(ctx, j, m.forward(ctx, j))
+		if err == nil || errors.Is(err, errMail) {
 			return nil
-		case errors.Is(err, ErrRestart) || errors.Is(err, ErrReboot) || ctx.Err() != nil:
-			return err
 		}
-		if r, ok := errors.AsType[*refusal](err); ok {
-			return m.refuse(ctx, j, r)
+		if errors.Is(err, ErrRestart) || errors.Is(err, ErrReboot) || ctx.Err() != nil {
+			return err
 		}
 		m.o.Log.Warn("update will be tried again", slog.String("component", j.Offer.component()), slog.String("version", j.Offer.Version),
 			slog.Duration("in", pause), slog.Any("err", err))
-		if err := m.rest(ctx, j, pause); err != nil {
-			if r, ok := errors.AsType[*refusal](err); ok {
-				return m.refuse(ctx, j, r)
+		err = m.rest(ctx, j, pause)
+		if _, refused := errors.AsType[*refusal](err); refused {
+			err = m.answer(ctx, j, err)
+			if err == nil || errors.Is(err, ErrRestart) || errors.Is(err, ErrReboot) {
+				return err
 			}
-			if errors.Is(err, errMail) {
-				return nil
-			}
-			return err
+		} else if errors.Is(err, errMail) {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		pause = min(2*pause, pauseMax)
+	}
+}
+
+// answer ends the execution, or the trial, for an error that trying again does
+// not change, and returns any other. The way back may refuse as well, once.
+func (m *Machine) answer(ctx context.Context, j *journal, err error) error {
+	for {
+		r, ok := errors.AsType[*refusal](err)
+		if !ok || j.Offer == nil {
+			return err
+		}
+		err = m.refuse(ctx, j, r)
 	}
 }
 
@@ -196,7 +211,10 @@ func (m *Machine) obtain(ctx context.Context, j *journal) error {
 		}
 		j.Target = &t
 		h := m.o.Handlers[o.class()]
-		if s, ok := h.(Streamer); !ok || !s.Streams(t) {
+		phases := []Phase{Fetch, Touch} // a stream is fetched while the till is touched
+		s, ok := h.(Streamer)
+		if j.streams = ok && s.Streams(t); !j.streams {
+			phases = phases[1:]
 			if err := m.download(ctx, j, h); err != nil {
 				return err
 			}
@@ -205,7 +223,7 @@ func (m *Machine) obtain(ctx context.Context, j *journal) error {
 			}
 		}
 		began := time.Now()
-		if err := m.wait(ctx, j, Touch); err != nil {
+		if err := m.wait(ctx, j, phases...); err != nil {
 			return err
 		}
 		if time.Since(began) > trustFor {
@@ -225,6 +243,12 @@ func (m *Machine) accept(ctx context.Context, j *journal) (trust.Target, error) 
 	var none trust.Target
 	if !semver.IsValid("v" + o.Version) {
 		return none, Refuse("incompatible", "%.40q is not a version", o.Version)
+	}
+	if !strings.HasSuffix(strings.TrimSuffix(o.Target, "/"), "/"+o.Version) {
+		return none, Refuse("signature", "the offer calls %.80q version %s", o.Target, o.Version)
+	}
+	if text := m.misfit(o); text != "" {
+		return none, Refuse("policy", "%s", text)
 	}
 	runs, err := m.running(ctx, o.class(), o.component())
 	if err != nil {
@@ -259,6 +283,29 @@ func (m *Machine) accept(ctx context.Context, j *journal) (trust.Target, error) 
 		}
 	}
 	return t, nil
+}
+
+// misfit says why what an offer calls a component cannot be one of its class
+// here: what is said of one must not count for another.
+func (m *Machine) misfit(o Offer) string {
+	is, class := o.component(), o.class()
+	if m.o.Handlers[class] == nil {
+		return "" // said elsewhere
+	}
+	if f := m.floors()[is]; f.Class != "" && f.Class != class {
+		return fmt.Sprintf("%s is of class %s on this box, not %s: give one of them another name", is, f.Class, class)
+	}
+	fixed := false
+	for _, c := range m.o.Installed {
+		if fixed = fixed || c.Class == class; c == (Component{is, class}) {
+			return ""
+		}
+	}
+	part := strings.Split(is, "/")
+	if !fixed && len(part) == 3 && part[0] == "ops" && part[1] != "" && part[2] != "" {
+		return ""
+	}
+	return fmt.Sprintf("%.80q is no component of class %s of this box", is, class)
 }
 
 // loops counts how often the box went back from a release.
@@ -363,34 +410,58 @@ func (m *Machine) get(ctx context.Context, j *journal, h Handler) error {
 		defer stop()
 	}
 	file := ""
-	told, done := m.count(ctx, j)
+	open, done := m.whileOpen(open)
+	defer done()
+	told, end := m.count(ctx, j)
 	err := m.timed(open, j, func(ctx context.Context) (err error) {
 		file, err = m.o.Content.Get(ctx, m.order(ctx, j, h, told))
 		return err
 	})
-	done()
+	end()
 	if err == nil {
 		j.file = file
 	}
 	return cause(ctx, open, err)
 }
 
+// whileOpen ends what is fetched when the hours of the box itself are over.
+func (m *Machine) whileOpen(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(hoursEvery):
+				if reason, _ := m.o.Gate(Fetch, 0); reason == windowDownload {
+					cancel(errClosed)
+				}
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil); <-done }
+}
+
 // count returns what keeps the account of a download, and tells now and then;
 // and what ends that: until then the journal is its own.
 func (m *Machine) count(ctx context.Context, j *journal) (told func(done, total int64, b Bytes, note string), end func()) {
 	var mu sync.Mutex
-	before, last, ended := j.Last.Bytes, time.Now(), false
+	before, last, said, ended := j.Last.Bytes, time.Now(), j.Last.Done, false
 	told = func(done, total int64, b Bytes, note string) {
 		mu.Lock()
 		defer mu.Unlock()
 		if ended {
 			return
 		}
-		if time.Since(last) < tellEvery && note == j.Last.Text {
+		// Each time is a write of the flash.
+		late, far := time.Since(last), done-said >= max(total/100, 1)
+		if note == j.Last.Text && (late < tellEvery || late < tellLate && !far) {
 			j.Last.Done, j.Last.Total, j.Last.Bytes = done, total, before.plus(b)
 			return
 		}
-		last = time.Now()
+		last, said = time.Now(), done
 		j.enter(Progress{State: j.State, Text: note, Done: done, Total: total, Bytes: before.plus(b)})
 		if m.keep(j) == nil {
 			_ = m.o.Report(ctx, j.Last) // the next one tells more

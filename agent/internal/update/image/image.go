@@ -49,6 +49,7 @@ type Slots interface {
 type Options struct {
 	Dir      string // for its note, on the state partition
 	Slots    Slots
+	Whole    bool                                             // no streams: one that breaks off begins anew, and here bytes are dear
 	Progress func(execution string, percent int, text string) // of writing; may be nil
 	Log      *slog.Logger
 	BootID   func() string // differs after each start of the box; nil: the kernel's
@@ -86,7 +87,7 @@ func New(o Options) *Handler {
 // from then on.
 func (h *Handler) Streams(t trust.Target) bool {
 	want := t.Custom.RAUC
-	if want == nil || want.Format == "plain" || want.ManifestHash == "" || h.noStream.Load() {
+	if want == nil || want.Format == "plain" || want.ManifestHash == "" || h.o.Whole || h.noStream.Load() {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
