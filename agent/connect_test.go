@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"testing"
@@ -31,6 +32,25 @@ func TestServiceFallsSilent(t *testing.T) {
 			t.Errorf("got %v after %s", err, time.Since(began))
 		}
 	})
+}
+
+// A service that sends tills on, into the network of their shop, is not followed.
+func TestServiceSendsElsewhere(t *testing.T) {
+	asked := make(chan string, 8)
+	err := agent.Fetch(t.Context(), func(_ context.Context, _, address string) (net.Conn, error) {
+		asked <- address
+		here, there := net.Pipe()
+		go func() {
+			defer there.Close()
+			if _, err := http.ReadRequest(bufio.NewReader(there)); err == nil {
+				_, _ = io.WriteString(there, "HTTP/1.1 302 Found\r\nLocation: http://192.168.1.1/reboot\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+			}
+		}()
+		return here, nil
+	})
+	if err == nil || len(asked) != 1 {
+		t.Errorf("got %v, and %d were asked", err, len(asked))
+	}
 }
 
 // TestReferenceIsNotHammered: a fleet that cannot read a reference does not ask

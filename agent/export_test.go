@@ -9,10 +9,13 @@ import (
 
 // Fetch gets a metadata file over what dial returns.
 func Fetch(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error)) error {
-	m := &membership{http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+	m := &membership{http: serviceClient(&http.Transport{DialContext: dial})}
 	_, err := m.fetch(ctx, "http://service/metadata/1.root.json", 1<<20)
 	return err
 }
+
+// Ask runs a command that says what is wrong.
+func Ask(ctx context.Context, command ...string) string { return ask(ctx, command) }
 
 // LookPause is how long after so many failures the reference is looked for again.
 func LookPause(failures int) time.Duration { return lookPause(failures) }

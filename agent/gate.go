@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -172,13 +173,30 @@ func (a *Agent) health(ctx context.Context) (map[string]string, error) {
 	if h := a.cfg.Update.Health; len(h) > 0 {
 		ctx, cancel := context.WithTimeout(ctx, healthTime)
 		defer cancel()
-		out, err := exec.CommandContext(ctx, h[0], h[1:]...).CombinedOutput() // #nosec G204 -- from the configuration file
-		now[healthApp] = string(hal.OK)
-		if err != nil {
-			now[healthApp] = cut(fmt.Sprintf("%v: %s", err, strings.TrimSpace(string(out))), wire.MaxText)
-		}
+		now[healthApp] = cmp.Or(ask(ctx, h), string(hal.OK))
 	}
 	return now, nil
+}
+
+// ask runs a command that says whether something is well, and returns what is
+// wrong. Who has left it and holds its output is not waited for.
+func ask(ctx context.Context, command []string) string {
+	var out start
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...) // #nosec G204 -- from the configuration file
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &out, time.Second
+	if err := cmd.Run(); err != nil && !errors.Is(err, exec.ErrWaitDelay) {
+		return cut(fmt.Sprintf("%v: %s", err, strings.TrimSpace(strings.ToValidUTF8(string(out), "?"))), wire.MaxText)
+	}
+	return ""
+}
+
+// start keeps the beginning of what is written.
+type start []byte
+
+// Write implements io.Writer.
+func (s *start) Write(b []byte) (int, error) {
+	*s = append(*s, b[:min(len(b), wire.MaxText-len(*s))]...)
+	return len(b), nil
 }
 
 // installed is what runs, for a state report.

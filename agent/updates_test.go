@@ -169,6 +169,20 @@ func TestPolicyOfTheBox(t *testing.T) {
 	}
 }
 
+// A health command that leaves something behind, or talks without end, holds
+// nobody up.
+func TestHealthCommandIsBounded(t *testing.T) {
+	for script, well := range map[string]bool{
+		"sleep 600 & exit 0": true, "sleep 600 & exit 1": false, "head -c 10000000 /dev/zero; exit 0": true, "echo no paper; exit 3": false,
+	} {
+		began := time.Now()
+		said := agent.Ask(t.Context(), "/bin/sh", "-c", script)
+		if (said == "") != well || len(said) > wire.MaxText || time.Since(began) > time.Minute {
+			t.Errorf("%s: got %q after %s", script, said, time.Since(began))
+		}
+	}
+}
+
 // A till that is in use is not touched, and says what it waits for.
 func TestWaitsForTheApplication(t *testing.T) {
 	f := newFleet(t)
