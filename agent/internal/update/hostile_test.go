@@ -161,6 +161,36 @@ func TestWindowsInThePast(t *testing.T) {
 	})
 }
 
+// Once the content is there the time to fetch is of no matter, whatever starts
+// anew: the gate that is still to open is the one to install.
+func TestStagedNeedsNoDownloadWindow(t *testing.T) {
+	on(t, func(t *testing.T, b *till) {
+		o := b.offerOf(pos, "1.0.0")
+		now := time.Now()
+		o.Download = []update.Span{{From: now, To: now.Add(time.Hour)}}
+		o.Install = []update.Span{{From: now.Add(3 * time.Hour), To: now.Add(4 * time.Hour)}}
+		b.boot(2*time.Hour, o)
+		b.boot(30*time.Minute, o)
+		if s := b.states(o.Execution); s[len(s)-1] != "WAITING window-install" {
+			t.Errorf("states %q", s)
+		}
+		b.rest()
+		is(t, b.end(t, o), "SUCCEEDED", "")
+	})
+}
+
+// Nothing is fetched for windows that are over.
+func TestNothingIsFetchedInVain(t *testing.T) {
+	on(t, func(t *testing.T, b *till) {
+		o := b.offerOf(pos, "1.0.0")
+		o.Install = []update.Span{{From: time.Now().Add(-2 * time.Hour), To: time.Now().Add(-time.Hour)}}
+		b.rest(o)
+		if s := b.states(o.Execution); slices.Contains(s, "DOWNLOADING") {
+			t.Errorf("states %q", s)
+		}
+	})
+}
+
 // While what is installed waits to be tried, other offers are answered; and one
 // that comes again and again leaves room for others.
 func TestOffersAreAnsweredWhileOneWaits(t *testing.T) {

@@ -2,6 +2,7 @@ package update
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -27,6 +28,9 @@ func (m *Machine) linger(ctx context.Context, j *journal, h *hold) error {
 // waits for.
 func (m *Machine) wait(ctx context.Context, j *journal, phases ...Phase) error {
 	for {
+		if over(j.Offer.Install) {
+			return Fail("timeout", "the last window to install is over")
+		}
 		reason, text := "", ""
 		for _, p := range phases {
 			if reason, text = m.closed(j, p); reason != "" {
@@ -39,8 +43,8 @@ func (m *Machine) wait(ctx context.Context, j *journal, phases ...Phase) error {
 		if time.Now().After(j.Offer.NotAfter) {
 			return Fail("expired", "the offer expired in WAITING: %s", text)
 		}
-		if over(j.Offer.Install) || slices.Contains(phases, Fetch) && over(j.Offer.Download) {
-			return Fail("timeout", "the last window of the offer is over")
+		if slices.Contains(phases, Fetch) && over(j.Offer.Download) {
+			return Fail("timeout", "the last window to fetch is over")
 		}
 		if j.Part == partTry { // nothing interrupts it: others are told to wait
 			if err := m.open(ctx, j); err != nil {

@@ -377,8 +377,10 @@ func (m *Machine) again(ctx context.Context, j *journal) error {
 func (m *Machine) download(ctx context.Context, j *journal, h Handler) error {
 	t := *j.Target
 	for {
-		if err := m.wait(ctx, j, Fetch); err != nil {
-			return err
+		if j.Last.Done < t.Length || t.Length == 0 { // else it is there, and the time to fetch is of no matter
+			if err := m.wait(ctx, j, Fetch); err != nil {
+				return err
+			}
 		}
 		if j.State != downloading {
 			if err := m.advance(ctx, j, Progress{State: downloading, Done: j.Last.Done, Total: t.Length}); err != nil {
