@@ -334,6 +334,8 @@ func TestRottenMetadataHeals(t *testing.T) {
 	sees(t, w.device(t), "agent/1.0.0/bin")
 }
 
+func long(n int) string { return strings.Repeat("a", n) }
+
 // TestReleaseForms groups targets of every component, and refuses what is none.
 func TestReleaseForms(t *testing.T) {
 	w := newOnline(t)
@@ -366,6 +368,11 @@ func TestReleaseForms(t *testing.T) {
 	}{
 		{"agent/2.0/tillward-agent-linux-amd64", trust.Custom{Class: "agent", Version: "2.0"}},
 		{"agent/2.0.0/tillward-agent-linux-amd64", trust.Custom{Class: "app", Version: "2.0.0"}},
+		{"agent/2.00.0/tillward-agent-linux-amd64", trust.Custom{Class: "agent", Version: "2.00.0"}},
+		{"agent/2.0.0-a..b/tillward-agent-linux-amd64", trust.Custom{Class: "agent", Version: "2.0.0-a..b"}},
+		{"agent/2.0.0-" + long(60) + "/tillward-agent-linux-amd64", trust.Custom{Class: "agent", Version: "2.0.0-" + long(60)}},
+		{"agent/222222222.222222222.2-" + long(46) + "/a", trust.Custom{Class: "agent", Version: "222222222.222222222.2-" + long(46)}},
+		{"ops/acme/" + long(250) + "/3.0.0/tree.tar", trust.Custom{Class: "app", Version: "3.0.0"}},
 		{"agent/2.0.0/tillward-agent-linux-amd64", trust.Custom{Class: "agent", Version: "2.0.1"}},
 		{"os/POS_500/prod/2.0.0/bundle.raucb", trust.Custom{Class: "agent", Version: "2.0.0"}},
 		{"ops/acme/till/3.0.0/tree.tar", trust.Custom{Class: "os", Version: "3.0.0"}},

@@ -10,12 +10,18 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/mod/semver"
+
 	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
 // number is what a version looks like.
 var number = regexp.MustCompile(`^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}(-[0-9A-Za-z.-]{1,48})?$`)
+
+// maxID is how long the id of a release may be, which is the target of an offer.
+const maxID = 256
 
 // releases groups targets by their folder, which is {component}/{version} as
 // signed. Boot references are no releases: nothing installs them.
@@ -81,8 +87,10 @@ func releaseOf(t trust.Target) (fleet.Release, error) {
 	switch {
 	case version != t.Custom.Version:
 		return bad("says that it is version %.64q", t.Custom.Version)
-	case !number.MatchString(version):
+	case !number.MatchString(version) || !semver.IsValid("v"+version):
 		return bad("has no version of the form 1.2.3")
+	case len(version) > wire.MaxName || len(id) > maxID: // no offer could name it
+		return bad("has a version of more than %d bytes or a folder of more than %d", wire.MaxName, maxID)
 	case part[0] == "ops" && len(part) == 3:
 		if !slices.Contains([]string{trust.ClassApp, trust.ClassConfig, trust.ClassScript}, r.Class) {
 			return bad("is of class %.32q; what an operator releases is app, config or script", r.Class)

@@ -199,3 +199,14 @@ func TestOfferThatCameTooLate(t *testing.T) {
 		t.Errorf("it is %s (%s), tried again %q, offered to %q", p.To, p.Reason, devices(p.Retry), devices(p.Offer))
 	}
 }
+
+// TestBadAfterTheEnd: a rollout that is complete and does badly with the late ones stops bringing it to more of them,
+// though there is no other model to go on with.
+func TestBadAfterTheEnd(t *testing.T) {
+	s := stage(many(18, "SUCCEEDED") + many(2, "ROLLED_BACK") + "QUEUED")
+	ro := fleet.Rollout{State: fleet.RolloutCompleted, Spec: fleet.Spec{Joiners: true}, Waves: []fleet.WaveStatus{{State: fleet.WavePassed}}}
+	p := rollout.Next(noon, ro, s.units, s.view())
+	if p.To != fleet.RolloutCompleted || devices(p.Offer) != "" || holds(p.Holds) != "m" {
+		t.Errorf("it is %s, offered to %q, held %q", p.To, devices(p.Offer), holds(p.Holds))
+	}
+}

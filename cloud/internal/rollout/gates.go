@@ -31,7 +31,7 @@ func (p *planner) judge() {
 		switch {
 		case why == "":
 			continue
-		case t.name == "" || !p.others(t):
+		case t.name == "" || p.To == fleet.RolloutRunning && !p.others(t):
 			p.stop(cur, why)
 			return
 		}

@@ -197,7 +197,7 @@ func TestNext(t *testing.T) {
 		{name: "a bad model is held, the others go on", units: many(18, "SUCCEEDED/a") + many(2, "ROLLED_BACK/a") + "QUEUED/a OFFERED/a QUEUED/b", offer: "d23", recall: "d22", waves: "RUNNING", holds: "a"},
 		{name: "a model that is to blame is held early", units: many(18, "SUCCEEDED/a") + many(2, "ROLLED_BACK/b") + "QUEUED/a QUEUED/b", offer: "d21", waves: "RUNNING", holds: "b"},
 		{name: "two models that share the blame are not", units: many(17, "SUCCEEDED/a") + "ROLLED_BACK/b ROLLED_BACK/c ROLLED_BACK/a QUEUED/a", waves: "FAILED", to: "PAUSED", reason: "3 of 20 devices ended badly (15 %), 5 % may"},
-		{name: "only held ones are left", units: "SUCCEEDED/a QUEUED/b OFFERED/b", ro: fleet.Rollout{Holds: []fleet.Hold{{Model: "b", Reason: "bad"}}}, recall: "d3", waves: "PASSED", holds: "b", to: "PAUSED", reason: "everybody else is done; 2 devices are held: model b. Release the hold, or complete the rollout without them"},
+		{name: "only held ones are left", units: "SUCCEEDED/a QUEUED/b OFFERED/b", ro: fleet.Rollout{Holds: []fleet.Hold{{Model: "b", Reason: "bad"}}}, recall: "d3", waves: "PASSED", holds: "b", to: "PAUSED", reason: "everybody else is done; 2 devices are held: model b. Release the hold and resume, or complete the rollout without them"},
 		{name: "a released model starts anew", units: many(20, "ROLLED_BACK*/a") + "QUEUED/a QUEUED/b", ro: fleet.Rollout{
 			Spec: fleet.Spec{Gate: fleet.Gate{SiteBad: -1}}, Holds: []fleet.Hold{{Model: "a", ReleasedAt: noon.Add(-time.Minute)}},
 		}, offer: "d21 d22", waves: "RUNNING"},

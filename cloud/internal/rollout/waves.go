@@ -265,7 +265,7 @@ func (p *planner) complete() {
 		return
 	}
 	if p.heldOpen > 0 {
-		p.become(fleet.RolloutPaused, "warn", fmt.Sprintf("everybody else is done; %s devices are held: %s. Release the hold, or complete the rollout without them", count(p.heldOpen), p.holdText()))
+		p.become(fleet.RolloutPaused, "warn", fmt.Sprintf("everybody else is done; %s devices are held: %s. Release the hold and resume, or complete the rollout without them", count(p.heldOpen), p.holdText()))
 		return
 	}
 	p.become(fleet.RolloutCompleted, "info", "")
