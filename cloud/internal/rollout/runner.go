@@ -60,8 +60,8 @@ const (
 	// healthDuty is how much longer than it took it is not asked for again: what
 	// went wrong in a large fleet in weeks is long to go through.
 	healthDuty = 100
-	// duty is how much longer than a plan took nothing is planned after it:
-	// what a large rollout costs stays a small share of one core.
+	// duty is how much longer than a plan of each rollout takes nothing is planned
+	// after one: what all of them cost stays a small share of one core.
 	duty = 10
 )
 
@@ -97,9 +97,10 @@ type run struct {
 	health   map[string]fleet.Health
 	healthAt time.Time // when it is asked for next
 
-	changed bool      // since the last plan
-	due     time.Time // when time alone makes another plan
-	rest    time.Time // nothing is planned before
+	changed bool          // since the last plan
+	took    time.Duration // the last plan
+	due     time.Time     // when time alone makes another plan
+	rest    time.Time     // nothing is planned before
 }
 
 // lane is where a device stands that is under way.
@@ -342,10 +343,14 @@ func (r *Runner) plan(ctx context.Context, run *run, connected map[fleet.DeviceI
 		}
 	}
 	p := Next(began, run.ro, run.units, r.view(run, connected, sites))
-	took := time.Since(began)
-	run.changed, run.rest = false, began.Add(duty*took)
+	run.took = time.Since(began)
+	all := time.Duration(0)
+	for _, other := range r.runs {
+		all += other.took
+	}
+	run.changed, run.rest = false, began.Add(duty*all)
 	// Who comes without a word, or is trusted again, is seen by and by.
-	run.due = began.Add(max(tick, 5*duty*took))
+	run.due = began.Add(max(tick, 5*duty*all))
 	if !p.Next.IsZero() && p.Next.Before(run.due) {
 		run.due = p.Next
 	}
