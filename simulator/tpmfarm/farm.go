@@ -239,8 +239,10 @@ func (t *TPM) start(ctx context.Context) error {
 	started, done := make(chan error), make(chan struct{})
 	go func() {
 		// The death signal comes with the end of the thread that forked, not
-		// of the process: this thread has to live as long as the child.
+		// of the process: this thread has to live as long as the child - and
+		// longer, for it may have started others' children before.
 		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -219,5 +220,35 @@ func TestKilledParentLeavesNothing(t *testing.T) {
 	}
 	if _, err := c.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
 		t.Errorf("TPM is still there after kill -9 of its parent: %v", err)
+	}
+}
+
+// Children of this process that are to die with it live on when a TPM is
+// stopped: no thread may end with it, for theirs might be the one.
+func TestEndOfTPMEndsNobodyElse(t *testing.T) {
+	chip := start(t, open(t, t.TempDir()), t.TempDir())
+	var others []*exec.Cmd
+	ended := make(chan error, 32)
+	for range cap(ended) {
+		other := exec.Command("sleep", "600")
+		other.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		began := make(chan error)
+		go func() { began <- other.Start() }() // by whatever thread
+		if err := <-began; err != nil {
+			t.Fatal(err)
+		}
+		go func() { ended <- other.Wait() }()
+		others = append(others, other)
+		if err := chip.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-ended:
+		t.Errorf("one of %d others ended with a TPM: %v", len(others), err)
+	default:
+	}
+	for _, other := range others {
+		_ = other.Process.Kill()
 	}
 }
