@@ -138,13 +138,18 @@ const (
 
 var errNotYet = errors.New("not every peripheral has been asked yet how it is")
 
-// health is how everything on the box is, for what an update must not break.
-func (a *Agent) health(ctx context.Context) (map[string]string, error) {
+// health is how everything on the box is, for what an update must not break. A
+// peripheral that was last asked before that time is asked again: an update that
+// needs no restart would be judged by what was seen before it.
+func (a *Agent) health(ctx context.Context, since time.Time) (map[string]string, error) {
 	a.mu.Lock()
 	m, since, online := a.monitor, a.watched, a.online || a.held
 	a.mu.Unlock()
 	now := map[string]string{}
 	if m != nil {
+		if !since.IsZero() && !m.Asked(since) {
+			return nil, errNotYet
+		}
 		for _, p := range m.Snapshot() {
 			now[p.ID] = p.Health
 			if p.Health == string(hal.NoSensor) && time.Since(since) < 2*a.cfg.Telemetry.Poll.Duration {

@@ -74,8 +74,10 @@ type Monitor struct {
 
 	silent map[string]bool // tell no events by themselves
 
-	mu   sync.Mutex
-	seen map[string]wire.Peripheral
+	mu    sync.Mutex
+	seen  map[string]wire.Peripheral
+	asked map[string]time.Time // when the look began that seen is of; not of those whom nobody asks
+	kicks []chan struct{}      // of those who look
 
 	// Run's own.
 	samples    []wire.Sample
@@ -107,7 +109,7 @@ func New(o Options) *Monitor {
 	}
 	m := &Monitor{
 		o: o, inbox: make(chan func(context.Context), 64), touch: make(chan struct{}, 1),
-		seen: map[string]wire.Peripheral{}, flaps: flaps{}, faults: flaps{},
+		seen: map[string]wire.Peripheral{}, asked: map[string]time.Time{}, flaps: flaps{}, faults: flaps{},
 		silent: map[string]bool{},
 	}
 	for _, d := range o.Devices {
@@ -115,6 +117,9 @@ func New(o Options) *Monitor {
 			p := m.clean(describe(d.Info()))
 			p.Since = time.Now().UnixMilli()
 			m.seen[p.ID] = p
+			if _, ok := d.(hal.StatusReader); ok {
+				m.asked[p.ID] = time.Time{}
+			}
 			_, tells := d.(hal.Notifier)
 			m.silent[p.ID] = !tells
 		}
@@ -128,6 +133,24 @@ func (m *Monitor) Touch() {
 	case m.touch <- struct{}{}:
 	default:
 	}
+}
+
+// Asked reports whether Snapshot holds what each peripheral that can be asked
+// was found to be at or after t. Those of which it does not are asked at once;
+// what a driver does not say before its deadline counts as an answer.
+func (m *Monitor) Asked(t time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, at := range m.asked {
+		if !at.Before(t) {
+			continue
+		}
+		for _, k := range m.kicks {
+			nudge(k)
+		}
+		return false
+	}
+	return true
 }
 
 // Snapshot returns how the peripherals are, by ID. One that has not answered
@@ -150,6 +173,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 	var watchers sync.WaitGroup
 	for _, d := range m.o.Devices {
 		w := &watcher{m: m, d: d, id: identifier(d.Info().ID), kick: make(chan struct{}, 1)}
+		m.mu.Lock()
+		m.kicks = append(m.kicks, w.kick)
+		m.mu.Unlock()
 		watchers.Go(func() { w.poll(ctx) })
 		if n, ok := d.(hal.Notifier); ok {
 			watchers.Go(func() { w.listen(ctx, n) })
@@ -253,9 +279,10 @@ func (m *Monitor) addEvent(ctx context.Context, e wire.PeripheralEvent) {
 }
 
 // status takes in how a peripheral is, and audits when it fails or recovers.
-func (m *Monitor) status(ctx context.Context, p wire.Peripheral) {
+func (m *Monitor) status(ctx context.Context, p wire.Peripheral, began time.Time) {
 	p = m.clean(p)
 	m.mu.Lock()
+	m.answered(p.ID, began)
 	old := m.seen[p.ID]
 	p.Since = old.Since
 	if old.Health != p.Health {
@@ -285,6 +312,13 @@ func (m *Monitor) status(ctx context.Context, p wire.Peripheral) {
 	m.record(ctx, kind, severity, p.ID, map[string]string{
 		"category": p.Category, "health": p.Health, "was": old.Health, "reason": p.Reason, "power": p.Power,
 	})
+}
+
+// answered notes, with m.mu held, that a peripheral was asked.
+func (m *Monitor) answered(id string, began time.Time) {
+	if _, ok := m.asked[id]; ok {
+		m.asked[id] = began
+	}
 }
 
 func (m *Monitor) record(ctx context.Context, kind, severity, subject string, detail map[string]string) {

@@ -338,6 +338,43 @@ func TestEventsAndFlapping(t *testing.T) {
 	})
 }
 
+// TestAsked holds that whoever wants to know how things are now does not wait
+// for the next look, and not for a driver that never says.
+func TestAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, good, hangs, panics := &desk{t: t}, printer(), printer(), printer()
+		hangs.info.ID, panics.info.ID = "printer-2", "printer-3"
+		panics.does(func(context.Context) (hal.Status, error) { panic("nil pointer") })
+		release := make(chan struct{})
+		defer close(release)
+		watch(t, d.options(good, box{}, hangs, panics), func(m *telemetry.Monitor, after func(time.Duration)) {
+			after(30 * time.Minute)
+			hangs.does(func(context.Context) (hal.Status, error) {
+				<-release
+				return hal.Status{}, nil
+			})
+			good.says(hal.Fault, hal.Yes)
+			now := time.Now().Add(time.Nanosecond) // some have just been asked
+			if m.Asked(now) {
+				t.Error("what was seen before counts as seen after")
+			}
+			after(time.Millisecond)
+			if s := m.Snapshot(); s[0].Health != "Fault" {
+				t.Errorf("a moment later it is %s", s[0].Health)
+			}
+			for n := 0; !m.Asked(now); n++ {
+				if n > 60 {
+					t.Fatal("a driver that hangs is waited for")
+				}
+				after(time.Second)
+			}
+			if s := m.Snapshot(); s[1].Reason != "M_TIMEOUT" {
+				t.Errorf("the one that hangs: %+v", s[1])
+			}
+		})
+	})
+}
+
 // TestDriverThatHangs holds that it costs its own peripheral only and that the monitor ends nevertheless.
 func TestDriverThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

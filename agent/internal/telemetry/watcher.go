@@ -68,7 +68,7 @@ func (w *watcher) look(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	answer := make(chan hal.Status, 1)
+	began, answer := time.Now(), make(chan hal.Status, 1)
 	err := w.call(ctx, func(ctx context.Context) error {
 		s, err := reader.Status(ctx)
 		answer <- s
@@ -89,7 +89,7 @@ func (w *watcher) look(ctx context.Context) error {
 			p.Sensors[name] = is.String()
 		}
 	}
-	w.m.post(ctx, func(ctx context.Context) { w.m.status(ctx, p) })
+	w.m.post(ctx, func(ctx context.Context) { w.m.status(ctx, p, began) })
 	return err
 }
 
@@ -150,7 +150,7 @@ func (w *watcher) listen(ctx context.Context, n hal.Notifier) {
 					At: e.At.UnixMilli(), Peripheral: w.id, Category: string(w.d.Info().Category), Code: e.Code, From: e.From, To: e.To,
 				}
 				w.m.post(ctx, func(ctx context.Context) { w.m.event(ctx, told) })
-				w.nudge()
+				nudge(w.kick)
 			}
 			return nil
 		})
@@ -161,7 +161,7 @@ func (w *watcher) listen(ctx context.Context, n hal.Notifier) {
 		failures++
 		if err != nil && ctx.Err() == nil {
 			w.m.o.Log.Debug("events of a peripheral ended", "peripheral", w.id, "error", err, "again_in", wait)
-			w.nudge()
+			nudge(w.kick)
 		}
 		select {
 		case <-ctx.Done():
@@ -170,9 +170,10 @@ func (w *watcher) listen(ctx context.Context, n hal.Notifier) {
 	}
 }
 
-func (w *watcher) nudge() {
+// nudge has somebody look now.
+func nudge(kick chan<- struct{}) {
 	select {
-	case w.kick <- struct{}{}:
+	case kick <- struct{}{}:
 	default:
 	}
 }
@@ -239,6 +240,9 @@ func (w *watcher) given(ctx context.Context, err error) bool {
 		return false
 	}
 	w.m.post(ctx, func(ctx context.Context) {
+		w.m.mu.Lock()
+		delete(w.m.asked, w.id) // nobody asks it any more
+		w.m.mu.Unlock()
 		w.m.record(ctx, "peripheral.quarantined", "alarm", w.id, map[string]string{"error": err.Error()})
 	})
 	return true

@@ -310,6 +310,20 @@ func TestBaseline(t *testing.T) {
 	}
 }
 
+// An update that needs no restart is not judged by what was seen before it.
+func TestBaselineAsksAgain(t *testing.T) {
+	on(t, func(t *testing.T, b *till) {
+		b.lazy = true
+		o := b.offerOf(pos, "1.0.0")
+		b.checks = append(b.checks, update.Check{Name: "it runs", Run: func(context.Context) error {
+			b.health["printer"] = "Offline" // by what was switched to
+			return nil
+		}})
+		b.rest(o)
+		is(t, b.end(t, o), "ROLLED_BACK", "unhealthy")
+	})
+}
+
 // A system on trial gets some boots to prove itself, and no more.
 func TestSystemRebootsItself(t *testing.T) {
 	on(t, func(t *testing.T, b *till) {

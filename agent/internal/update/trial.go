@@ -80,7 +80,7 @@ func (m *Machine) try(ctx context.Context, j *journal) error {
 		return m.giveUp(ctx, j, m.lost(j, fmt.Sprintf("tried %d times, and it never ran", j.Tries)))
 	}
 	if m.o.Health != nil {
-		now, err := m.o.Health(ctx)
+		now, err := m.o.Health(ctx, time.Time{})
 		if err != nil {
 			return fmt.Errorf("how the box is before the update: %w", err)
 		}
@@ -201,7 +201,8 @@ func (m *Machine) checks(ctx context.Context, j *journal, limit time.Duration) (
 	if err := until(ctx, func(ctx context.Context) error { _, err := h.Move(ctx, j.job(), Prove); return err }); err != nil {
 		return "unhealthy", err
 	}
-	if err := until(ctx, func(ctx context.Context) error { return m.asBefore(ctx, j) }); err != nil {
+	proved := time.Now() // what was seen before says nothing of what runs now
+	if err := until(ctx, func(ctx context.Context) error { return m.asBefore(ctx, j, proved) }); err != nil {
 		return "unhealthy", err
 	}
 	return "", nil
@@ -224,13 +225,13 @@ func until(ctx context.Context, f func(context.Context) error) error {
 	}
 }
 
-// asBefore compares with the baseline: what was well must be. What was broken
-// is not held against the update.
-func (m *Machine) asBefore(ctx context.Context, j *journal) error {
+// asBefore compares what is found after a time with the baseline: what was well
+// must be. What was broken is not held against the update.
+func (m *Machine) asBefore(ctx context.Context, j *journal, since time.Time) error {
 	if m.o.Health == nil || len(j.Baseline) == 0 {
 		return nil
 	}
-	now, err := m.o.Health(ctx)
+	now, err := m.o.Health(ctx, since)
 	if err != nil {
 		return err
 	}

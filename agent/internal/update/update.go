@@ -198,9 +198,9 @@ type Options struct {
 	// Permit says why the box must not have a target, as a code and for people;
 	// empty: it may. It prepares the box for it. An error is tried again. May be nil.
 	Permit func(ctx context.Context, o Offer, t trust.Target) (reason, text string, err error)
-	// Health is how everything on the box is, by its name: OK, or what is wrong.
-	// An error: that is not known yet. May be nil.
-	Health   func(ctx context.Context) (map[string]string, error)
+	// Health is how everything on the box is, found out after a time, by its name:
+	// OK, or what is wrong. An error: that is not known yet. May be nil.
+	Health   func(ctx context.Context, since time.Time) (map[string]string, error)
 	Checks   []Check
 	CheckFor time.Duration
 	Log      *slog.Logger
