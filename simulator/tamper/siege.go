@@ -78,6 +78,10 @@ func open(ctx context.Context, o simulator.Options, tills int) (_ *siege, err er
 		return nil, err
 	}
 	for _, t := range s.world.Tills {
+		// Applications check themselves as somebody who may write nothing.
+		if err = errors.Join(os.Chmod(s.world.Dir(), 0o711), os.Chmod(t.Dir(), 0o711)); err != nil { // #nosec G302 -- nothing can be listed
+			return nil, err
+		}
 		l := &lane{s: s, till: t}
 		s.lanes = append(s.lanes, l)
 		if l.mirror, err = newMirror(ctx, s.service); err != nil {
@@ -223,7 +227,10 @@ func (s *siege) tree(version string) (string, error) {
 	}
 	data := make([]byte, 256<<10)
 	_, _ = rand.Read(data)
+	// It takes a moment to find out whether it does its work.
 	return dir, errors.Join(
+		os.WriteFile(filepath.Join(dir, "check"), []byte("#!/bin/sh\nexec sleep 0.3\n"), 0o700), // #nosec G306 -- a program
+		os.WriteFile(filepath.Join(dir, "tillward.json"), []byte(`{"health": ["./check"]}`), 0o600),
 		os.WriteFile(filepath.Join(dir, "data"), data, 0o600),
 		os.WriteFile(filepath.Join(dir, "version"), fmt.Appendf(nil, "%20s", version), 0o600),
 	)

@@ -147,6 +147,9 @@ func run(ctx context.Context, o Options, p plan) error {
 	if err := play(ctx, s.lanes[0], p.last); err != nil {
 		return err
 	}
+	slices.SortFunc(r.Attacks, func(a, b Line) int {
+		return cmp.Compare(slices.Index(p.names(), a.Name), slices.Index(p.names(), b.Name))
+	})
 	r.Seconds = time.Since(began).Seconds()
 	r.OK = len(failed) == 0
 	return errors.Join(append(failed, write(o.Out, o.Report, r))...)

@@ -58,32 +58,37 @@ exec ` + agent + ` -config "$2.lost"
 }
 
 // breaksPrinter is a system image that boots, connects, and leaves the printer
-// dead. Where this machine has no RAUC, an application does it.
+// dead; and an application that does its work, and does the same. Where this
+// machine has no RAUC, the application is all there is.
 func breaksPrinter(ctx context.Context, l *lane) error {
-	app := func(version string) func() bool {
-		return func() bool {
-			to, err := os.Readlink(filepath.Join(l.till.Dir(), "apps", l.till.Name, "current"))
-			return err == nil && filepath.Base(to) == version
-		}
-	}
 	s := steps{"OFFERED": 60, "DOWNLOADING": 60, "CHECKING": proof}
-	if !l.box.there() {
-		l.what = "an application that breaks the printer, for this machine has no RAUC: " + l.box.says()
-		r, err := l.fresh(ctx)
-		if err != nil {
+	const good, bad = "1.1.1", "1.1.0"
+	if l.box.there() {
+		if err := l.image(ctx, bad); err != nil {
 			return err
 		}
-		l.last = release{}
-		defer l.breaking(ctx, app(r.version))()
-		return l.try(ctx, "an application after which the printer answers no more", r.id, s, "unhealthy")
+		mend := l.breaking(ctx, func() bool { return l.box.runs() == "B" })
+		err := l.try(ctx, "an image after which the printer answers no more", "os/"+model+"/prod/"+bad, s, "unhealthy")
+		mend()
+		if err := errors.Join(err, l.settled(ctx), l.printing(ctx)); err != nil {
+			return err
+		}
+	} else {
+		l.what = "an application that breaks the printer, for this machine has no RAUC to boot images with: " + l.box.says()
 	}
-	const good, bad = "1.1.1", "1.1.0"
-	if err := l.image(ctx, bad); err != nil {
+	r, err := l.fresh(ctx)
+	if err != nil {
 		return err
 	}
-	mend := l.breaking(ctx, func() bool { return l.box.runs() == "B" })
-	err := l.try(ctx, "an image after which the printer answers no more", "os/"+model+"/prod/"+bad, s, "unhealthy")
+	mend := l.breaking(ctx, func() bool {
+		to, err := os.Readlink(filepath.Join(l.till.Dir(), "apps", l.till.Name, "current"))
+		return err == nil && filepath.Base(to) == r.version
+	})
+	err = l.try(ctx, "an application after which the printer answers no more", r.id, s, "unhealthy")
 	mend()
+	if err != nil || !l.box.there() {
+		return errors.Join(err, l.printing(ctx))
+	}
 	// The twin is an image that does not break it, in the same slot.
 	l.honest = func(ctx context.Context) (bool, error) {
 		if err := l.image(ctx, good); err != nil {
@@ -93,7 +98,23 @@ func breaksPrinter(ctx context.Context, l *lane) error {
 		l.unwilling = fmt.Sprintf("os %s: %s %s: %s", good, e.State, e.Reason, e.Text)
 		return e.State == "SUCCEEDED" && l.box.runs() == "B", err
 	}
-	return errors.Join(err, l.settled(ctx))
+	return l.printing(ctx)
+}
+
+// printing waits until the till knows that its printer is well again.
+func (l *lane) printing(ctx context.Context) error {
+	return l.s.world.Until(ctx, "the printer of "+l.till.Name+" is well", func(ctx context.Context) (bool, error) {
+		var d struct {
+			Peripherals []struct{ ID, Health string } `json:"peripherals"`
+		}
+		err := l.s.world.Operator.Get(ctx, "/v1/devices/"+l.device, &d)
+		for _, p := range d.Peripherals {
+			if p.ID == "receipt" && p.Health == "OK" {
+				return err == nil, err
+			}
+		}
+		return false, err
+	})
 }
 
 // breaking keeps the printer broken while something runs. It returns what ends
