@@ -63,6 +63,7 @@ type server struct {
 	Deps
 	api      huma.API
 	progress costly[fleet.Progress]
+	tallies  costly[tally]
 	health   costly[map[string]fleet.Health]
 }
 

@@ -117,20 +117,47 @@ func viewExecution(e fleet.Unit) execution {
 	}
 }
 
+// tally is how many executions of a rollout stand where.
+type tally struct {
+	counts  map[fleet.ExecutionState]int
+	neutral int
+}
+
+func (s *server) tally(ctx context.Context, id fleet.RolloutID) (t tally, err error) {
+	if t.counts, err = s.Store.Counts(ctx, id); err == nil {
+		t.neutral, err = s.Store.Neutral(ctx, id)
+	}
+	return t, err
+}
+
 // view is a rollout with its counts, which change without its row.
 func (s *server) view(ctx context.Context, r fleet.Rollout) (rollout, error) {
-	counts, err := s.Store.Counts(ctx, r.ID)
-	if err != nil {
-		return rollout{}, err
+	t, err := s.tally(ctx, r.ID)
+	return viewRollout(r, t), err
+}
+
+// settled is how long the counts of a rollout that has ended are good for in a
+// list: only a device that reports late changes them.
+const settled = 30 * time.Second
+
+// listed is view for a list of many rollouts, of which most have ended.
+func (s *server) listed(ctx context.Context, r fleet.Rollout) (rollout, error) {
+	least := time.Duration(0)
+	if r.State.Ended() && time.Since(r.EndedAt) > settled {
+		least = settled
 	}
-	neutral, err := s.Store.Neutral(ctx, r.ID)
+	t, err := s.tallies.get(r.ID, least, func() (tally, error) { return s.tally(ctx, r.ID) })
+	return viewRollout(r, t), err
+}
+
+func viewRollout(r fleet.Rollout, t tally) rollout {
 	v := rollout{
 		ID: string(r.ID), Release: string(r.Release), Group: r.Spec.Filter.Group, State: string(r.State), Reason: r.Reason, Auto: r.Auto,
 		CreatedAt: when(r.CreatedAt), CreatedBy: r.CreatedBy, ApprovedAt: when(r.ApprovedAt), ApprovedBy: r.ApprovedBy, StartedAt: when(r.StartedAt), EndedAt: when(r.EndedAt),
 		DeadlineS: wholeSeconds(r.Spec.Deadline), MaxFailed: r.Spec.Gate.BadCap, Repair: r.Spec.Repair, Spec: viewSpec(r.Spec), Waves: []waveStatus{}, Holds: []hold{}, Version: r.Version,
 	}
-	v.Counts, v.Total, v.Good, v.Bad = counted(counts)
-	v.Neutral, v.Bad = neutral, v.Bad-neutral
+	v.Counts, v.Total, v.Good, v.Bad = counted(t.counts)
+	v.Neutral, v.Bad = t.neutral, v.Bad-t.neutral
 	for i, w := range waveNames(r.Spec) {
 		st := fleet.WaveStatus{State: fleet.WavePending}
 		if i < len(r.Waves) {
@@ -143,7 +170,7 @@ func (s *server) view(ctx context.Context, r fleet.Rollout) (rollout, error) {
 	for _, h := range r.Holds {
 		v.Holds = append(v.Holds, hold{h.Model, h.Site, h.Reason, when(h.Since), when(h.ReleasedAt)})
 	}
-	return v, err
+	return v
 }
 
 // board is a rollout with all that is to be watched of it.
@@ -156,7 +183,7 @@ func (s *server) board(ctx context.Context, r fleet.Rollout) (rollout, error) {
 	if silent == 0 {
 		silent = 24 * time.Hour
 	}
-	p, err := s.progress.get(r.ID, func() (fleet.Progress, error) { return s.Store.Progress(ctx, r.ID, time.Now().Add(-silent)) })
+	p, err := s.progress.get(r.ID, 0, func() (fleet.Progress, error) { return s.Store.Progress(ctx, r.ID, time.Now().Add(-silent)) })
 	if err != nil {
 		return v, err
 	}
@@ -179,7 +206,7 @@ func (s *server) board(ctx context.Context, r fleet.Rollout) (rollout, error) {
 	if r.State == fleet.RolloutRunning {
 		v.ETA = eta(r.StartedAt, p, v.Unreachable)
 	}
-	models, err := s.health.get(r.ID, func() (map[string]fleet.Health, error) { return s.Store.RolloutHealth(ctx, r.ID) })
+	models, err := s.health.get(r.ID, 0, func() (map[string]fleet.Health, error) { return s.Store.RolloutHealth(ctx, r.ID) })
 	if err != nil {
 		return v, err
 	}
@@ -234,7 +261,7 @@ func (s *server) rollouts() {
 		items, next, err := s.Store.Rollouts(ctx, who(ctx).Tenant, in.page())
 		out := list[rollout]{Items: []rollout{}, Next: next}
 		for _, r := range items {
-			v, verr := s.view(ctx, r)
+			v, verr := s.listed(ctx, r)
 			if verr != nil {
 				return nil, s.fault(ctx, verr)
 			}

@@ -215,7 +215,7 @@ func (s *server) releaseHold(ctx context.Context, in *struct {
 
 // costly keeps what took long to find out for ten times as long as it took: a
 // board that many look at costs a tenth of a core at most. What is quick is
-// found out each time.
+// found out each time, but for what is said to be good for longer.
 type costly[T any] struct {
 	mu   sync.Mutex
 	kept map[fleet.RolloutID]kept[T]
@@ -226,7 +226,7 @@ type kept[T any] struct {
 	until time.Time
 }
 
-func (c *costly[T]) get(id fleet.RolloutID, find func() (T, error)) (T, error) {
+func (c *costly[T]) get(id fleet.RolloutID, least time.Duration, find func() (T, error)) (T, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	began := time.Now()
@@ -240,8 +240,12 @@ func (c *costly[T]) get(id fleet.RolloutID, find func() (T, error)) (T, error) {
 	if c.kept == nil || len(c.kept) > 1000 {
 		c.kept = map[fleet.RolloutID]kept[T]{}
 	}
+	keep := least
 	if took := time.Since(began); took > 50*time.Millisecond {
-		c.kept[id] = kept[T]{v, time.Now().Add(10 * took)}
+		keep = max(keep, 10*took)
+	}
+	if keep > 0 {
+		c.kept[id] = kept[T]{v, time.Now().Add(keep)}
 	}
 	return v, nil
 }

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -419,5 +420,34 @@ func TestSites(t *testing.T) {
 	}
 	if got := into[object](t, s.as(t, fleet.Viewer, "GET", "/v1/sites/berlin", nil)); got["install"] != "mon-fri 22:00-05:00" {
 		t.Errorf("after what was refused: got %v", got)
+	}
+}
+
+// counting is a store that notes how often executions are counted.
+type counting struct {
+	api.Store
+	n map[fleet.RolloutID]int
+}
+
+func (c *counting) Counts(ctx context.Context, id fleet.RolloutID) (map[fleet.ExecutionState]int, error) {
+	c.n[id]++
+	return c.Store.Counts(ctx, id)
+}
+
+// TestListOfTheEnded: what is history is not counted anew for whoever looks at the list.
+func TestListOfTheEnded(t *testing.T) {
+	c := &counting{n: map[fleet.RolloutID]int{}}
+	s := siteWith(t, func(d *api.Deps) { c.Store, d.Store = d.Store, c })
+	s.released(t, "agent/1.0.0")
+	for id, state := range map[fleet.RolloutID]fleet.RolloutState{"ro_past": fleet.RolloutCompleted, "ro_now": fleet.RolloutRunning} {
+		must(t, s.store.AddRollout(t.Context(), fleet.Rollout{ID: id, Tenant: "main", Release: "agent/1.0.0", State: state, EndedAt: time.Now().Add(-time.Hour)}, fleet.AuditEvent{Kind: "rollout.add"}))
+	}
+	for range 3 {
+		if l, _ := items(t, s.as(t, fleet.Viewer, "GET", "/v1/rollouts", nil)); len(l) != 2 {
+			t.Fatalf("got %v", l)
+		}
+	}
+	if c.n["ro_past"] != 1 || c.n["ro_now"] != 3 {
+		t.Errorf("counted %v times", c.n)
 	}
 }
