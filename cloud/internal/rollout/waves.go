@@ -157,9 +157,14 @@ func (p *planner) step(w int) bool {
 		if st.OfferedAt.IsZero() && p.ready[w] == 0 {
 			st.OfferedAt = p.now
 		}
-		switch {
-		case p.waiting[w] > 0:
+		if p.waiting[w] > 0 {
 			return false
+		}
+		if why := p.missed(w); why != "" { // at once, also when nobody runs the release yet
+			p.fail(w, why)
+			return true
+		}
+		switch {
 		case p.proved(w):
 		case p.members[w] == 0:
 			p.fail(w, fmt.Sprintf("no device of the rollout is in wave %s; see its filter, or resume to go on without it", wave.Name))
@@ -171,10 +176,6 @@ func (p *planner) step(w int) bool {
 			return true
 		default:
 			p.fail(w, fmt.Sprintf("nobody of wave %s has come to run the release within %v, so it shows nothing; resume to go on without it", wave.Name, p.spec.Unreachable))
-			return true
-		}
-		if why := p.missed(w); why != "" {
-			p.fail(w, why)
 			return true
 		}
 		st.State, st.SoakedAt = fleet.WaveSoaking, p.now
