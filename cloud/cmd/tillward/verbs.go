@@ -16,6 +16,7 @@ import (
 type deviceCmd struct {
 	List deviceList `cmd:"" help:"List devices."`
 	Show deviceShow `cmd:"" help:"Show a device and its peripherals."`
+	Set  deviceSet  `cmd:"" help:"Say where a device stands, and what it is called."`
 
 	Attest       deviceAttest       `cmd:"" help:"Ask a device for fresh evidence now."`
 	Attestations deviceAttestations `cmd:"" help:"List what the verifier said about a device, newest first."`
@@ -103,9 +104,13 @@ func (c *deviceList) Run(ctx context.Context, o *out, api *client) error {
 	if err != nil {
 		return err
 	}
-	return list(o, items, "DEVICE\tSERIAL\tSITE\tGROUP\tTRUST\tHEALTH\tAGENT\tSEEN", func(d device) string {
-		return tab(d.ID, d.Serial, d.Site, d.Group, d.Trust, d.Health, d.AgentVersion, d.seen())
-	})
+	return list(o, items, deviceHead, deviceRow)
+}
+
+const deviceHead = "DEVICE\tSERIAL\tSITE\tGROUP\tTRUST\tHEALTH\tAGENT\tSEEN"
+
+func deviceRow(d device) string {
+	return tab(d.ID, d.Serial, d.Site, d.Group, d.Trust, d.Health, d.AgentVersion, d.seen())
 }
 
 type deviceShow struct {
