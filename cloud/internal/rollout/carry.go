@@ -41,13 +41,15 @@ func (r *Runner) carryOut(ctx context.Context, run *run, p Plan, sites map[strin
 		}
 	}
 	changed := len(assigned)+len(p.Decisions) > 0
-	for _, m := range p.Moves {
-		moved, err := r.o.Store.MoveExecution(ctx, fleet.ExecutionStep{ID: m.Unit.ID, State: m.To, Reason: m.Reason, Text: m.Text, Version: m.Unit.Version}, now)
-		if err != nil {
-			return err
-		}
-		changed = changed || moved != nil
+	steps := make([]fleet.ExecutionStep, len(p.Moves))
+	for i, m := range p.Moves {
+		steps[i] = fleet.ExecutionStep{ID: m.Unit.ID, State: m.To, Reason: m.Reason, Text: m.Text, Version: m.Unit.Version}
 	}
+	moved, err := r.o.Store.MoveExecutions(ctx, steps, now)
+	if err != nil {
+		return err
+	}
+	changed = changed || moved > 0
 	for _, u := range p.Retry {
 		switch err := r.o.Store.RetryExecution(ctx, u.ID, u.Version, now); {
 		case errors.Is(err, fleet.ErrConflict): // the device has spoken meanwhile

@@ -20,6 +20,7 @@ type Store interface {
 	Enlist(ctx context.Context, id fleet.RolloutID) (int, error)
 	Units(ctx context.Context, id fleet.RolloutID, since int64) ([]fleet.Unit, int64, error)
 	MoveExecution(ctx context.Context, step fleet.ExecutionStep, at time.Time) (*fleet.Execution, error)
+	MoveExecutions(ctx context.Context, steps []fleet.ExecutionStep, at time.Time) (int, error)
 	RetryExecution(ctx context.Context, id fleet.ExecutionID, version int64, at time.Time) error
 	AssignWaves(ctx context.Context, id fleet.RolloutID, waves map[fleet.ExecutionID]int) error
 	SaveRollout(ctx context.Context, r fleet.Rollout, events ...fleet.AuditEvent) (fleet.Rollout, error)

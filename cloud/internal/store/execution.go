@@ -201,6 +201,31 @@ func (s *Store) MoveExecution(ctx context.Context, step ExecutionStep, when time
 	return e, err
 }
 
+// MoveExecutions is MoveExecution for many at once, some hundred in a
+// transaction, and says how many moved.
+func (s *Store) MoveExecutions(ctx context.Context, steps []ExecutionStep, when time.Time) (moved int, err error) {
+	for part := range slices.Chunk(steps, 500) { // devices have their say in between
+		n := 0
+		err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+			for _, step := range part {
+				e, err := w.moveExecution(ctx, "", step, when)
+				if err != nil {
+					return err
+				}
+				if e != nil {
+					n++
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return moved, fmt.Errorf("move %d executions: %w", len(part), err)
+		}
+		moved += n
+	}
+	return moved, nil
+}
+
 // moveExecution is MoveExecution inside a transaction. With a device, only an
 // execution of that device moves.
 func (w *writer) moveExecution(ctx context.Context, device fleet.DeviceID, step ExecutionStep, when time.Time) (*fleet.Execution, error) {

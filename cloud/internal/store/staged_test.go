@@ -204,6 +204,26 @@ func TestNeverAStaleOne(t *testing.T) {
 	}
 }
 
+// TestMoveMany: a plan that ends many executions is written in few transactions, and passes over those that moved meanwhile.
+func TestMoveMany(t *testing.T) {
+	s, ds := enrolled(t, 3)
+	us := staged(t, s, "r1", "1.0.0", fleet.Spec{})
+	var steps []store.ExecutionStep
+	for _, d := range ds {
+		steps = append(steps, store.ExecutionStep{ID: us[d.ID].ID, State: fleet.ExecAlready, Reason: "installed", Version: us[d.ID].Version})
+	}
+	step(t, s, store.ExecutionStep{ID: us[ds[1].ID].ID, State: fleet.ExecOffered, Attempt: 1})
+	if n, err := s.MoveExecutions(t.Context(), append(steps, store.ExecutionStep{ID: "nothing", State: fleet.ExecAlready}), noon); n != 2 || err != nil {
+		t.Errorf("got %d, %v, want two", n, err)
+	}
+	if n, err := s.Counts(t.Context(), "r1"); err != nil || n[fleet.ExecAlready] != 2 || n[fleet.ExecOffered] != 1 {
+		t.Errorf("got %v, %v", n, err)
+	}
+	if n, err := s.MoveExecutions(t.Context(), nil, noon); n != 0 || err != nil {
+		t.Errorf("none: got %d, %v", n, err)
+	}
+}
+
 // TestSaveRollout: of two who change a rollout that they read at the same time, one is told so.
 func TestSaveRollout(t *testing.T) {
 	s, ds := enrolled(t, 2)
