@@ -277,7 +277,7 @@ func (c *crowd) state(ctx context.Context, i int, s *swarm.Session, version stri
 
 // live answers offers until the connection ends.
 func (c *crowd) live(ctx context.Context, i int, s *swarm.Session) {
-	defer s.Close() //nolint:errcheck // it is over
+	defer s.Close()
 	ended := map[string]bool{}
 	for {
 		channel, payload, err := s.Next(ctx)

@@ -61,7 +61,7 @@ func newMirror(ctx context.Context, service string) (*mirror, error) {
 
 func (m *mirror) close() {
 	_ = m.server.Close()
-	_ = <-m.done // that it was closed
+	<-m.done // that it was closed
 }
 
 // turn makes the mirror an attacker. He serves metadata from a folder, if that
