@@ -59,15 +59,13 @@ func (t *TPM) RootFloor(ctx context.Context) (floor uint64, err error) {
 	return floor, err
 }
 
-// RaiseRootFloor brings the floor of the release root to a version, at most
-// 256, unless it is there or above. There is no way back.
+// RaiseRootFloor brings the floor of the release root to a version, or to 256,
+// which is as far as it goes, unless it is there or above. There is no way back.
 func (t *TPM) RaiseRootFloor(ctx context.Context, to uint64) error {
 	if to == 0 {
 		return nil
 	}
-	if to > rootIndices*rootBits {
-		return fmt.Errorf("raise the floor of the release root to %d: it has room for %d versions", to, rootIndices*rootBits)
-	}
+	to = min(to, rootIndices*rootBits) // beyond, the floor on the disk counts: a box must not lose its updates for it
 	index := rootIndex + tpm2.TPMHandle((to-1)/rootBits) // #nosec G115 -- at most 3
 	bit := uint64(1) << ((to - 1) % rootBits)
 	return t.locked(ctx, func() error {

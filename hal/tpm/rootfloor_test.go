@@ -30,9 +30,10 @@ func TestRootFloorNeverGoesDown(t *testing.T) {
 		must(t, dev.RaiseRootFloor(t.Context(), 1))
 		floor(to)
 	}
-	if err := dev.RaiseRootFloor(t.Context(), 257); err == nil || !strings.Contains(err.Error(), "256") {
-		t.Errorf("raised out of reach: %v", err)
-	}
+	// Recoveries of the root count far ahead: beyond its room it stays, and a box
+	// goes on to be updated.
+	must(t, dev.RaiseRootFloor(t.Context(), 257))
+	floor(256)
 	must(t, dev.Close())
 	must(t, chip.Restart(t.Context()))
 	dev = open(t, chip)

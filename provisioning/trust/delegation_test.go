@@ -1,6 +1,7 @@
 package trust_test
 
 import (
+	"crypto"
 	"crypto/ed25519"
 	"errors"
 	"os"
@@ -46,6 +47,32 @@ func (w *world) add(t *testing.T, path string, custom trust.Custom) error {
 	file := filepath.Join(t.TempDir(), "file")
 	write(t, file, []byte(path))
 	return w.repo.Add([]trust.NewTarget{{Path: path, File: file, Custom: custom}}, w.keys)
+}
+
+// A device that knew a role does not stumble when it is taken back, nor when it
+// is given again.
+func TestUndelegatedRole(t *testing.T) {
+	w := fleet(t)
+	const app = "ops/acme/pos/1.0.0/tree.tar"
+	must(t, w.add(t, app, trust.Custom{Class: trust.ClassApp, Version: "1.0.0"}))
+	_, err := w.dev.Target(t.Context(), app)
+	must(t, err)
+	must(t, w.repo.Undelegate("ops/acme", w.keys))
+	if _, err := w.dev.Target(t.Context(), app); !errors.Is(err, trust.ErrNoTarget) {
+		t.Errorf("taken back: got %v, want ErrNoTarget", err)
+	}
+	must(t, w.dev.Refresh(t.Context()))
+	w.release(t, "1.4.0")
+	if _, err := w.dev.Target(t.Context(), "agent/1.4.0/tillward-agent-linux-amd64"); err != nil {
+		t.Errorf("another role: %v", err)
+	}
+	key := newKey(t)
+	w.keys["ops/acme"] = []ed25519.PrivateKey{key}
+	must(t, w.repo.Delegate("ops/acme", trust.Signers{Keys: []crypto.PublicKey{key.Public()}}, w.keys))
+	must(t, w.add(t, "ops/acme/pos/1.1.0/tree.tar", trust.Custom{Class: trust.ClassApp, Version: "1.1.0"}))
+	if _, err := w.dev.Target(t.Context(), "ops/acme/pos/1.1.0/tree.tar"); err != nil {
+		t.Errorf("given again: %v", err)
+	}
 }
 
 // Each class of target is signed by the role that its path is for.
