@@ -191,6 +191,38 @@ func TestNothingIsFetchedInVain(t *testing.T) {
 	})
 }
 
+// A system on which the agent does not live long enough to judge it is gone back
+// from: the boot loader sees nothing wrong with it.
+func TestAgentDiesOnTheNewSystem(t *testing.T) {
+	on(t, func(t *testing.T, b *till) {
+		o := b.offerOf(system, "1.1.0")
+		ill := true
+		b.checks = []update.Check{{Name: "takes a while", Run: func(context.Context) error {
+			if ill {
+				return errors.New("not yet")
+			}
+			return nil
+		}}}
+		b.boot(time.Hour, o)
+		for range 20 {
+			if b.boot(10 * time.Second); b.parts[system].Runs == "1.0.0" && !b.parts[system].Trial {
+				break
+			}
+		}
+		b.rest()
+		is(t, b.end(t, o), "ROLLED_BACK", "crashed")
+		// The twin: a till that is switched off a few times meanwhile keeps what is well.
+		next := b.offerOf(system, "1.2.0")
+		b.boot(time.Hour, next)
+		for range 4 {
+			b.boot(10 * time.Second)
+		}
+		ill = false
+		b.rest()
+		is(t, b.end(t, next), "SUCCEEDED", "")
+	})
+}
+
 // While what is installed waits to be tried, other offers are answered; and one
 // that comes again and again leaves room for others.
 func TestOffersAreAnsweredWhileOneWaits(t *testing.T) {

@@ -39,6 +39,7 @@ type journal struct {
 	Baseline map[string]string `json:"baseline,omitempty"` // how everything was before the trial
 	Tries    int               `json:"tries,omitempty"`
 	Reboots  int               `json:"reboots,omitempty"` // that the trial asked for by itself
+	Starts   int               `json:"starts,omitempty"`  // of the agent, since a trial of the system began
 	Backs    int               `json:"backs,omitempty"`
 	Why      *Progress         `json:"why,omitempty"` // the trial is over: how that will be reported
 	Queue    []queued          `json:"queue,omitempty"`

@@ -15,6 +15,7 @@ import (
 
 const (
 	maxReboots = 3 // that a system on trial gets to prove itself
+	maxStarts  = 8 // and the agent on it, without a word on it
 	stageFor   = time.Hour
 	checkFor   = 15 * time.Minute
 	lookPause  = 200 * time.Millisecond // between two looks at what does not hold yet, growing
@@ -353,6 +354,13 @@ func (m *Machine) settle(ctx context.Context, j *journal) error {
 		return m.over(j, m.lost(j, t.Failed))
 	case t.Version == o.Version && t.Trial:
 		j.Part = partProve
+		// The launcher counts the starts of an agent on trial. Those of the agent on
+		// a system on trial nobody does, and the boot loader takes it for well.
+		if j.Starts++; o.class() == trust.ClassOS && j.Starts > maxStarts+j.Reboots {
+			p := Progress{State: rolledBack, Reason: "crashed", Text: fmt.Sprintf("the agent was started %d times on it and never came to judge it", j.Starts-1)}
+			m.alarm(ctx, "update.fallback", "alarm", o.Execution, map[string]string{"component": o.component(), "version": o.Version, "reason": p.Text})
+			return m.over(j, p)
+		}
 		return m.keep(j)
 	case j.Part == partFetch || j.Part == partStage:
 		return nil

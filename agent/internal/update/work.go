@@ -231,7 +231,7 @@ func (m *Machine) obtain(ctx context.Context, j *journal) error {
 				return err
 			}
 		}
-		j.Part, j.Tries, j.Reboots, j.Backs, j.Why = partStage, 0, 0, 0, nil
+		j.Part, j.Tries, j.Reboots, j.Starts, j.Backs, j.Why = partStage, 0, 0, 0, 0, nil
 		return m.advance(ctx, j, Progress{State: installing})
 	})
 }
