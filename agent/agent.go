@@ -187,6 +187,9 @@ func (a *Agent) live(ctx context.Context) (err error) {
 		<-watched // its last batch is queued
 		a.record(inner, "agent."+why, "info", a.o.Version, nil)
 		a.drain(inner)
+		if why == "reboot" && end == nil {
+			end = outlived(ctx)
+		}
 		return end
 	})
 	err = g.Wait()

@@ -53,6 +53,21 @@ func TestServiceSendsElsewhere(t *testing.T) {
 	}
 }
 
+// An agent that asked for a restart of the box which never comes goes on.
+func TestBoxDoesNotRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		if err := agent.Outlived(t.Context()); err == nil || errors.Is(err, context.Canceled) || time.Since(began) > time.Hour {
+			t.Errorf("got %v after %s", err, time.Since(began))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := agent.Outlived(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("told to end: got %v", err)
+		}
+	})
+}
+
 // TestReferenceIsNotHammered: a fleet that cannot read a reference does not ask
 // for it every minute.
 func TestReferenceIsNotHammered(t *testing.T) {

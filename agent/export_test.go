@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/tillward/tillward/hal"
 )
 
 // Fetch gets a metadata file over what dial returns.
@@ -16,6 +18,12 @@ func Fetch(ctx context.Context, dial func(ctx context.Context, network, address 
 
 // Ask runs a command that says what is wrong.
 func Ask(ctx context.Context, command ...string) string { return ask(ctx, command) }
+
+// Wellness is how a peripheral counts for an update.
+func Wellness(health hal.Health) string { return wellness(string(health)) }
+
+// Outlived waits for the box to restart.
+func Outlived(ctx context.Context) error { return outlived(ctx) }
 
 // LookPause is how long after so many failures the reference is looked for again.
 func LookPause(failures int) time.Duration { return lookPause(failures) }

@@ -151,7 +151,7 @@ func (a *Agent) health(ctx context.Context, since time.Time) (map[string]string,
 			return nil, errNotYet
 		}
 		for _, p := range m.Snapshot() {
-			now[p.ID] = p.Health
+			now[p.ID] = wellness(p.Health)
 			if p.Health == string(hal.NoSensor) && time.Since(since) < 2*a.cfg.Telemetry.Poll.Duration {
 				return nil, errNotYet
 			}
@@ -181,6 +181,16 @@ func (a *Agent) health(ctx context.Context, since time.Time) (map[string]string,
 		now[healthApp] = cmp.Or(ask(ctx, h), string(hal.OK))
 	}
 	return now, nil
+}
+
+// wellness is how a peripheral counts for an update. One that wants attention
+// works: paper that comes to its end is no fault of an update, and none that
+// should hide one.
+func wellness(health string) string {
+	if health == string(hal.Attention) {
+		return string(hal.OK)
+	}
+	return health
 }
 
 // ask runs a command that says whether something is well, and returns what is

@@ -21,6 +21,7 @@ import (
 
 	"github.com/tillward/tillward/agent"
 	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/provisioning/identity"
 	"github.com/tillward/tillward/provisioning/tree"
 	"github.com/tillward/tillward/provisioning/trust"
@@ -179,6 +180,18 @@ func TestHealthCommandIsBounded(t *testing.T) {
 		said := agent.Ask(t.Context(), "/bin/sh", "-c", script)
 		if (said == "") != well || len(said) > wire.MaxText || time.Since(began) > time.Minute {
 			t.Errorf("%s: got %q after %s", script, said, time.Since(began))
+		}
+	}
+}
+
+// Paper that comes to its end while an update is judged takes no update back,
+// and a printer that had little paper before is held against one that breaks it.
+func TestAttentionIsWell(t *testing.T) {
+	for health, want := range map[hal.Health]string{
+		hal.OK: "OK", hal.Attention: "OK", hal.Fault: "Fault", hal.Offline: "Offline", hal.NoSensor: "Unknown",
+	} {
+		if got := agent.Wellness(health); got != want {
+			t.Errorf("%s counts as %s, want %s", health, got, want)
 		}
 	}
 }

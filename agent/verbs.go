@@ -122,6 +122,20 @@ func (a *Agent) rebooted(ctx context.Context) error {
 	return nil
 }
 
+// rebootFor is how long the box may take to end the agent for a restart.
+const rebootFor = 10 * time.Minute
+
+// outlived waits to be ended by a restart of the box that was asked for. One
+// that never comes must not leave an agent behind that has stopped its work.
+func outlived(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Canceled
+	case <-time.After(rebootFor):
+		return fmt.Errorf("the box was told to restart and has not within %s: what holds it up? The agent starts anew", rebootFor)
+	}
+}
+
 // Status is what a stopped agent has recorded, for a person or a test.
 type Status struct {
 	Version         string `json:"version"`
