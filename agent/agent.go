@@ -294,8 +294,16 @@ func (a *Agent) watch(ctx context.Context) error {
 	return nil
 }
 
-// fill adds what the telemetry does not know to a state report.
-func (a *Agent) fill(r *wire.StateReport) {
+// truthFor is how long a state report waits for what runs to be found out: an
+// application that a cut stopped is started first.
+const truthFor = 2 * time.Minute
+
+// fill adds what the telemetry does not know to a state report. A till that says
+// nothing of what it has would be taken for one that has nothing.
+func (a *Agent) fill(r *wire.StateReport) bool {
+	if !a.machine.Settled() && time.Since(a.started) < truthFor {
+		return false
+	}
 	seq, _ := a.journal.Head()
 	r.AgentVersion, r.Slot, r.StartedAt = a.o.Version, a.o.Slot, a.started.UnixMilli()
 	r.Model, r.Serial, r.AuditHead = a.cfg.Model, a.serial(), seq
@@ -305,6 +313,7 @@ func (a *Agent) fill(r *wire.StateReport) {
 	if free, ok := a.free(); ok {
 		r.FreeMiB = free >> 20
 	}
+	return true
 }
 
 // touch asks for a state report soon.

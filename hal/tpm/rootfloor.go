@@ -65,7 +65,7 @@ func (t *TPM) RaiseRootFloor(ctx context.Context, to uint64) error {
 	if to == 0 {
 		return nil
 	}
-	to = min(to, rootIndices*rootBits) // beyond, the floor on the disk counts: a box must not lose its updates for it
+	to = min(to, rootIndices*rootBits)                   // beyond, the floor on the disk counts: a box must not lose its updates for it
 	index := rootIndex + tpm2.TPMHandle((to-1)/rootBits) // #nosec G115 -- at most 3
 	bit := uint64(1) << ((to - 1) % rootBits)
 	return t.locked(ctx, func() error {

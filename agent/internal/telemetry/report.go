@@ -34,8 +34,8 @@ func (m *Monitor) flush(ctx context.Context) {
 	m.samples, m.events, m.sampleSize, m.eventSize = m.samples[:0], m.events[:0], 0, 0
 }
 
-// tell puts the state of the whole.
-func (m *Monitor) tell(ctx context.Context) {
+// tell puts the state of the whole; false when it is not known yet.
+func (m *Monitor) tell(ctx context.Context) bool {
 	r := wire.StateReport{Peripherals: m.Snapshot(), SpoolDepth: m.o.Spool.Depth(), SpoolShed: m.o.Spool.Shed()}
 	if len(r.Peripherals) > wire.MaxPeripherals {
 		r.Peripherals = r.Peripherals[:wire.MaxPeripherals]
@@ -44,7 +44,9 @@ func (m *Monitor) tell(ctx context.Context) {
 	if r.Samples, err = m.o.Spool.Counter(ctx, samplesCounter); err != nil {
 		m.o.Log.Error("sample counter cannot be read", "error", err)
 	}
-	m.o.Fill(&r)
+	if !m.o.Fill(&r) {
+		return false
+	}
 	r.Head = wire.Head{V: wire.Version, Boot: wire.Boot{1}, Seq: 1}
 	if _, err := wire.Encode(&r); errors.Is(err, wire.ErrLimit) { // too much to say: who and how go before what to do
 		for i := range r.Peripherals {
@@ -57,6 +59,7 @@ func (m *Monitor) tell(ctx context.Context) {
 		r.Head = h
 		return &r
 	})
+	return true
 }
 
 func (m *Monitor) put(ctx context.Context, class string, c wire.Channel, counts map[string]uint64, message func(wire.Head) wire.Message) {

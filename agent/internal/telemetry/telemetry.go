@@ -42,8 +42,9 @@ type Options struct {
 	Next    func() wire.Head // numbers messages
 	// Record adds to the audit trail: faults and recoveries.
 	Record func(ctx context.Context, kind, severity, subject string, detail map[string]string) error
-	// Fill adds to a state report what other rooms know: version, slot, settings, audit head.
-	Fill func(*wire.StateReport)
+	// Fill adds to a state report what other rooms know: version, slot, settings,
+	// audit head. While they do not know it yet, which is false, the report waits.
+	Fill func(*wire.StateReport) bool
 
 	Poll      time.Duration // between two looks at a peripheral; 10 s
 	Stats     time.Duration // between two samples of statistics; 60 s
@@ -105,7 +106,7 @@ func New(o Options) *Monitor {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Fill == nil {
-		o.Fill = func(*wire.StateReport) {}
+		o.Fill = func(*wire.StateReport) bool { return true }
 	}
 	m := &Monitor{
 		o: o, inbox: make(chan func(context.Context), 64), touch: make(chan struct{}, 1),
@@ -188,7 +189,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		(<-m.inbox)(last)
 	}
 	m.flush(last)
-	m.tell(last)
+	_ = m.tell(last)
 	return ctx.Err()
 }
 
@@ -217,9 +218,11 @@ func (m *Monitor) loop(ctx context.Context) {
 			m.collapse(ctx)
 		case <-state.C:
 			m.flush(ctx) // so that the state never runs ahead of its events
-			m.tell(ctx)
-			state.Reset(m.o.Heartbeat)
-			soon = false
+			if soon = !m.tell(ctx); soon {
+				state.Reset(settle)
+			} else {
+				state.Reset(m.o.Heartbeat)
+			}
 		}
 	}
 }

@@ -182,7 +182,7 @@ func (d *desk) next() wire.Head {
 func (d *desk) options(devices ...hal.Device) telemetry.Options {
 	return telemetry.Options{
 		Devices: devices, Spool: d, Next: d.next, Record: d.record,
-		Fill: func(r *wire.StateReport) { r.AgentVersion, r.Slot = "1.2.3", "a" },
+		Fill: func(r *wire.StateReport) bool { r.AgentVersion, r.Slot = "1.2.3", "a"; return true },
 	}
 }
 
@@ -209,6 +209,25 @@ func watch(t *testing.T, o telemetry.Options, body func(m *telemetry.Monitor, af
 	})
 	cancel()
 	wg.Wait()
+}
+
+// What is not known yet is not told, and is told soon once it is.
+func TestStateWaitsForTheTruth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, began := &desk{t: t}, time.Now()
+		o := d.options(printer())
+		o.Fill = func(r *wire.StateReport) bool { r.AgentVersion = "1.2.3"; return time.Since(began) > 20*time.Second }
+		watch(t, o, func(_ *telemetry.Monitor, after func(time.Duration)) {
+			after(19 * time.Second)
+			if _, _, states, _ := d.got(); len(states) != 0 {
+				t.Errorf("told before it was known: %+v", states)
+			}
+			after(5 * time.Second)
+			if _, _, states, _ := d.got(); len(states) != 1 {
+				t.Errorf("told %d times once it was known", len(states))
+			}
+		})
+	})
 }
 
 func TestSamplesAndState(t *testing.T) {

@@ -223,6 +223,24 @@ func TestAgentDiesOnTheNewSystem(t *testing.T) {
 	})
 }
 
+// What is in work is known from the start, and what runs only once it was found
+// out: a report before that must say neither that nothing is in work nor that
+// nothing is installed.
+func TestKnownFromTheStart(t *testing.T) {
+	on(t, func(t *testing.T, b *till) {
+		o := b.offerOf(pos, "1.0.0")
+		b.slow = time.Hour
+		b.boot(time.Minute, o)
+		m, err := update.New(update.Options{Dir: b.dir})
+		if err != nil || m.Execution() != o.Execution || m.Settled() {
+			t.Errorf("got %q, settled %v, %v", m.Execution(), m.Settled(), err)
+		}
+		if !b.machine.Settled() {
+			t.Error("what runs is not known after a minute")
+		}
+	})
+}
+
 // While what is installed waits to be tried, other offers are answered; and one
 // that comes again and again leaves room for others.
 func TestOffersAreAnsweredWhileOneWaits(t *testing.T) {

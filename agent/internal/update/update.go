@@ -240,7 +240,10 @@ func New(o Options) (*Machine, error) {
 		o.Step = func(string) {}
 	}
 	m := &Machine{o: o, wake: make(chan struct{}, 1)}
-	m.ended = m.journal().Ended
+	j := m.journal()
+	if m.ended = j.Ended; j.Offer != nil {
+		m.current = j.Offer.Execution
+	}
 	return m, nil
 }
 
@@ -367,6 +370,13 @@ func (m *Machine) Truth() []Running {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.truths)
+}
+
+// Settled reports whether it is known what runs.
+func (m *Machine) Settled() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.settled
 }
 
 // OnTrial reports whether something that runs has yet to prove itself: nothing
