@@ -210,3 +210,31 @@ func TestBadAfterTheEnd(t *testing.T) {
 		t.Errorf("it is %s, offered to %q, held %q", p.To, devices(p.Offer), holds(p.Holds))
 	}
 }
+
+// TestHealthIsForgiven: who goes on in spite of what printers say, or lets a model in again, is not stopped once more by
+// the same; what comes after it counts.
+func TestHealthIsForgiven(t *testing.T) {
+	sick := fleet.Health{Updated: fleet.Faults{Devices: 10, Hours: 10, Peripheral: 80}, Control: fleet.Faults{Devices: 90, Hours: 90, Peripheral: 9}}
+	s := stage("SUCCEEDED/a QUEUED/a QUEUED/b")
+	for name, c := range map[string]struct {
+		ro     fleet.Rollout
+		health map[string]fleet.Health
+		from   time.Time
+
+		offer, holds, to string
+	}{
+		"resumed":                      {ro: fleet.Rollout{Waves: []fleet.WaveStatus{{State: fleet.WaveFailed, StartedAt: noon.Add(-hour)}}}, health: map[string]fleet.Health{"": sick}, offer: "d2 d3", to: "RUNNING"},
+		"resumed, a plan later":        {ro: fleet.Rollout{Waves: []fleet.WaveStatus{{State: fleet.WaveRunning, ForgivenAt: noon.Add(-time.Minute)}}}, health: map[string]fleet.Health{"": sick}, from: noon.Add(-hour), offer: "d2 d3", to: "RUNNING"},
+		"resumed, and it goes on":      {ro: fleet.Rollout{Waves: []fleet.WaveStatus{{State: fleet.WaveRunning, ForgivenAt: noon.Add(-hour)}}}, health: map[string]fleet.Health{"": sick}, from: noon.Add(-hour), to: "PAUSED"},
+		"let in again":                 {ro: fleet.Rollout{Holds: []fleet.Hold{{Model: "a", ReleasedAt: noon.Add(-time.Minute)}}}, health: map[string]fleet.Health{"a": sick, "b": {}}, offer: "d2 d3", to: "RUNNING"},
+		"let in again, and it goes on": {ro: fleet.Rollout{Holds: []fleet.Hold{{Model: "a", ReleasedAt: noon.Add(-hour)}}}, health: map[string]fleet.Health{"a": sick, "b": {}}, from: noon.Add(-hour), offer: "d3", holds: "a", to: "RUNNING"},
+	} {
+		c.ro.State = fleet.RolloutRunning
+		v := s.view()
+		v.Health, v.HealthFrom = c.health, c.from
+		p := rollout.Next(noon, c.ro, s.units, v)
+		if devices(p.Offer) != c.offer || holds(p.Holds) != c.holds || string(p.To) != c.to {
+			t.Errorf("%s: it is %s (%s), offered to %q, held %q", name, p.To, p.Reason, devices(p.Offer), holds(p.Holds))
+		}
+	}
+}

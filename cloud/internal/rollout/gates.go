@@ -26,7 +26,7 @@ func (p *planner) judge() {
 		}
 		why := cmp.Or(tripped(g, t.bad, t.ended()), tripped(g, t.waveBad, t.waveGood+t.waveBad))
 		if why == "" && t.name != "" {
-			why = unwell(g, p.v.Health[t.name])
+			why = unwell(g, p.health(t))
 		}
 		switch {
 		case why == "":
@@ -160,15 +160,16 @@ func (p *planner) judgeAll(g fleet.Gate) string {
 	var all fleet.Health
 	byModel := false
 	for i := range p.models {
-		if h, ok := p.v.Health[p.models[i].name]; ok && p.models[i].name != "" {
+		if t := &p.models[i]; t.name != "" && p.known(t) {
+			h := p.health(t)
 			byModel = true
-			if !p.models[i].held {
+			if !t.held {
 				all.Updated, all.Control = plus(all.Updated, h.Updated), plus(all.Control, h.Control)
 			}
 		}
 	}
 	if !byModel {
-		all = p.v.Health[""]
+		all = p.health(&tally{})
 	}
 	return unwell(g, all)
 }
@@ -223,6 +224,20 @@ func (p *planner) blame(g fleet.Gate) (blamed []*tally) {
 
 // fewFaults of one kind are chance.
 const fewFaults = 5
+
+func (p *planner) known(t *tally) bool {
+	_, ok := p.v.Health[t.name]
+	return ok
+}
+
+// health is what befell a model since somebody went on in spite of what had: the
+// same is not held against it once more.
+func (p *planner) health(t *tally) fleet.Health {
+	if p.forgiven().After(p.v.HealthFrom) || t.released.After(p.v.HealthFrom) {
+		return fleet.Health{}
+	}
+	return p.v.Health[t.name]
+}
 
 // unwell says why updated devices do worse than those that are not yet; empty:
 // they do not, or too little is known.

@@ -76,7 +76,9 @@ type View struct {
 	Came   func(fleet.DeviceID) time.Time // nil: for long
 	Health map[string]fleet.Health        // by model; "" of all
 	Sites  map[string]fleet.Site          // by name; one that is missing has no hours of its own
-	Newer  fleet.ReleaseID                // that has taken over from this one; empty: none has
+	// HealthFrom is when what is in Health began to be counted; zero: with the rollout.
+	HealthFrom time.Time
+	Newer      fleet.ReleaseID // that has taken over from this one; empty: none has
 }
 
 // Next plans. It neither changes nor keeps what it is given.

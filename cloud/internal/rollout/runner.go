@@ -29,7 +29,7 @@ type Store interface {
 
 // Grounds is what plans rest on beside the devices of a rollout.
 type Grounds interface {
-	RolloutHealth(ctx context.Context, id fleet.RolloutID) (map[string]fleet.Health, error)
+	RolloutHealthSince(ctx context.Context, id fleet.RolloutID, since time.Time) (map[string]fleet.Health, error)
 	Release(ctx context.Context, id fleet.ReleaseID) (fleet.Release, error)
 	ReleaseOf(ctx context.Context, t fleet.TenantID, id fleet.ReleaseID) (fleet.Release, error)
 	Sites(ctx context.Context, t fleet.TenantID) ([]fleet.Site, error)
@@ -97,6 +97,8 @@ type run struct {
 	back     map[fleet.DeviceID]bool   // since the last plan
 	health   map[string]fleet.Health
 	healthAt time.Time // when it is asked for next
+	// healthFrom is since when it was counted.
+	healthFrom time.Time
 
 	changed bool          // since the last plan
 	took    time.Duration // the last plan
@@ -292,6 +294,19 @@ func covers(f, other fleet.Filter) bool {
 	return len(other.Devices) > 0 && !slices.ContainsFunc(other.Devices, func(d fleet.DeviceID) bool { return !slices.Contains(f.Devices, d) })
 }
 
+// judgedFrom is when somebody went on last in spite of what had befallen devices.
+func judgedFrom(ro fleet.Rollout) (t time.Time) {
+	for _, w := range ro.Waves {
+		t = latest(t, w.ForgivenAt)
+	}
+	for _, h := range ro.Holds {
+		if h.Model != "" {
+			t = latest(t, h.ReleasedAt)
+		}
+	}
+	return t
+}
+
 // read takes in what changed in the store.
 func (r *Runner) read(ctx context.Context, run *run, asked *bool) error {
 	if _, err := r.o.Store.Enlist(ctx, run.ro.ID); err != nil {
@@ -301,13 +316,14 @@ func (r *Runner) read(ctx context.Context, run *run, asked *bool) error {
 	if err != nil {
 		return err
 	}
-	if began := time.Now(); !*asked && began.After(run.healthAt) {
+	if began, from := time.Now(), judgedFrom(run.ro); !*asked && (began.After(run.healthAt) || from.After(run.healthFrom)) {
 		*asked = true
-		health, err := r.o.Store.RolloutHealth(ctx, run.ro.ID)
+		health, err := r.o.Store.RolloutHealthSince(ctx, run.ro.ID, from)
 		if err != nil {
 			return err
 		}
 		r.mu.Lock()
+		run.healthFrom = from
 		run.changed = run.changed || !reflect.DeepEqual(health, run.health)
 		run.health, run.healthAt = health, began.Add(max(healthFor, healthDuty*time.Since(began)))
 		r.mu.Unlock()
@@ -363,7 +379,7 @@ func (r *Runner) plan(ctx context.Context, run *run, connected map[fleet.DeviceI
 func (r *Runner) view(run *run, connected map[fleet.DeviceID]fleet.Trust, sites map[string]fleet.Site) View {
 	busy, lanes := r.others(run, connected)
 	return View{
-		Release: run.release, Health: run.health, Sites: sites, Newer: run.newer, Lanes: lanes, Began: r.began,
+		Release: run.release, Health: run.health, HealthFrom: run.healthFrom, Sites: sites, Newer: run.newer, Lanes: lanes, Began: r.began,
 		Came: func(d fleet.DeviceID) time.Time { return r.since[d] },
 		Presence: func(d fleet.DeviceID) Presence {
 			switch t, ok := connected[d]; {

@@ -43,7 +43,16 @@ func (w *writer) trouble(ctx context.Context, device fleet.DeviceID, when time.T
 // It is for the rollout loop and for whoever has read the rollout by its
 // tenant.
 func (s *Store) RolloutHealth(ctx context.Context, id fleet.RolloutID) (map[string]fleet.Health, error) {
-	models, err := s.exposed(ctx, id)
+	return s.RolloutHealthSince(ctx, id, time.Time{})
+}
+
+// RolloutHealthSince is RolloutHealth of the slots that began after a moment.
+func (s *Store) RolloutHealthSince(ctx context.Context, id fleet.RolloutID, since time.Time) (map[string]fleet.Health, error) {
+	from := int64(0)
+	if !since.IsZero() {
+		from = slotOf(ms(since)) + 1
+	}
+	models, err := s.exposed(ctx, id, from)
 	if err == nil {
 		err = s.troubled(ctx, id, models)
 	}
@@ -87,7 +96,7 @@ func add(to, from map[int64]*slot) {
 }
 
 // exposed reads when how many devices were there, until they were heard last.
-func (s *Store) exposed(ctx context.Context, id fleet.RolloutID) (map[string]*exposure, error) {
+func (s *Store) exposed(ctx context.Context, id fleet.RolloutID, from int64) (map[string]*exposure, error) {
 	models := map[string]*exposure{}
 	length := slotLen.Milliseconds()
 	whole := slotOf(ms(time.Now())) - 1 // the last slot that is over
@@ -114,7 +123,7 @@ func (s *Store) exposed(ctx context.Context, id fleet.RolloutID) (map[string]*ex
 			slots, which = m.updated, 0
 		}
 		m.devices[which] += n
-		if first = max(first, whole-keptSlots); first <= until { // for now, how many more there are than in the slot before
+		if first = max(first, whole-keptSlots, from); first <= until { // for now, how many more there are than in the slot before
 			of(slots, first).devices += float64(n)
 			of(slots, until+1).devices -= float64(n)
 		}

@@ -218,4 +218,15 @@ func testHealth(t *testing.T) {
 	if c := got.Control; c.Devices != 3 || c.Hours < 5 || c.Hours > 6 || c.Reconnects != 2 || c.Peripheral != 0 || c.Crashes != 0 {
 		t.Errorf("control: got %+v, want about 6 hours and 2 reconnects", c)
 	}
+	// Since somebody said that it may go on, an hour and a half ago, there is less of everything.
+	h, err = s.RolloutHealthSince(t.Context(), "r1", now.Add(-90*time.Minute))
+	must(t, err)
+	if u, c := h[""].Updated, h[""].Control; u.Hours < 1 || u.Hours > 1.5 || u.Reconnects != 1 || u.Crashes != 2 || c.Hours < 2 || c.Hours > 3 {
+		t.Errorf("since then: got %+v and %+v", u, c)
+	}
+	h, err = s.RolloutHealthSince(t.Context(), "r1", now)
+	must(t, err)
+	if u := h[""].Updated; u.Hours != 0 || u.Reconnects != 0 {
+		t.Errorf("from now on: got %+v", u)
+	}
 }
