@@ -143,7 +143,7 @@ var errNotYet = errors.New("not every peripheral has been asked yet how it is")
 // needs no restart would be judged by what was seen before it.
 func (a *Agent) health(ctx context.Context, since time.Time) (map[string]string, error) {
 	a.mu.Lock()
-	m, since, online := a.monitor, a.watched, a.online || a.held
+	m, watched, online := a.monitor, a.watched, a.online || a.held
 	a.mu.Unlock()
 	now := map[string]string{}
 	if m != nil {
@@ -152,7 +152,7 @@ func (a *Agent) health(ctx context.Context, since time.Time) (map[string]string,
 		}
 		for _, p := range m.Snapshot() {
 			now[p.ID] = wellness(p.Health)
-			if p.Health == string(hal.NoSensor) && time.Since(since) < 2*a.cfg.Telemetry.Poll.Duration {
+			if p.Health == string(hal.NoSensor) && time.Since(watched) < 2*a.cfg.Telemetry.Poll.Duration {
 				return nil, errNotYet
 			}
 		}

@@ -24,7 +24,7 @@ type mirror struct {
 	url       string
 	published string // folder of the service
 	server    *http.Server
-	done      chan error
+	done      chan struct{}
 	sent      atomic.Int64 // bytes of answers
 
 	mu   sync.Mutex
@@ -50,18 +50,21 @@ func newMirror(ctx context.Context, service string) (*mirror, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &mirror{url: "https://" + ln.Addr().String(), published: filepath.Join(service, "artifacts"), done: make(chan error, 1)}
+	m := &mirror{url: "https://" + ln.Addr().String(), published: filepath.Join(service, "artifacts"), done: make(chan struct{})}
 	m.server = &http.Server{
 		Handler: m, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), ReadHeaderTimeout: time.Minute,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13},
 	}
-	go func() { m.done <- m.server.ServeTLS(ln, "", "") }()
+	go func() {
+		defer close(m.done)
+		_ = m.server.ServeTLS(ln, "", "") // until it is closed
+	}()
 	return m, nil
 }
 
 func (m *mirror) close() {
 	_ = m.server.Close()
-	<-m.done // that it was closed
+	<-m.done
 }
 
 // turn makes the mirror an attacker. He serves metadata from a folder, if that

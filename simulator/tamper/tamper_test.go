@@ -31,6 +31,12 @@ func options(t *testing.T) Options {
 		t.Fatalf("%v: make build makes it", err)
 	}
 	dir := t.TempDir()
+	// Applications check themselves as nobody, who has to come by.
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o711); err != nil { // #nosec G302 -- nothing can be listed
+			t.Fatal(err)
+		}
+	}
 	return Options{
 		Options: simulator.Options{
 			Dir: filepath.Join(dir, "w"), Bin: bin, Next: next, UpdateTo: strings.TrimSpace(string(version)), Seed: 1, Pace: simulator.DeskPace,
