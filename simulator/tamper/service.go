@@ -32,7 +32,7 @@ func compromised(ctx context.Context, l *lane) error {
 		{"an older agent that is called a newer one", "agent/" + oldAgent, trust.ClassAgent, "6.6.8", "signature"},
 		{"an agent for another model", "agent/" + otherModel, trust.ClassAgent, otherModel, "incompatible"},
 		{"an application of another tenant", "ops/" + rival + "/till/1.0.0", trust.ClassApp, "1.0.0", "policy"},
-		{"an application that is called an agent", "ops/" + rival + "/till/1.0.0", trust.ClassAgent, "1.0.0", "incompatible"},
+		{"an application that is called an agent", "ops/" + rival + "/till/1.0.0", trust.ClassAgent, "1.0.0", "policy"},
 		{"settings that nobody signed", "ops/" + tenant + "/base/6.6.6", trust.ClassConfig, "6.6.6", "incompatible"},
 		{"a script", "ops/" + tenant + "/pinpad/6.6.6", trust.ClassScript, "6.6.6", "no-handler"},
 		{"something that is no version", "agent/newest", trust.ClassAgent, "newest", "incompatible"},
