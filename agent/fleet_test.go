@@ -532,7 +532,8 @@ type box struct {
 	cut  atomic.Bool // the power goes when a new key is to be the only one
 	log  *lines
 
-	slots agent.Slots // nil: it has none
+	slots   agent.Slots // nil: it has none
+	drivers []hal.Driver
 
 	cancel context.CancelFunc
 	ended  chan error
@@ -587,7 +588,7 @@ func (b *box) start() {
 	ctx, cancel := context.WithCancel(b.f.t.Context())
 	b.cancel, b.ended = cancel, make(chan error, 1)
 	o := agent.Options{
-		Version: "1.0.0", Slot: "golden", Drivers: hal.NewRegistry(), Log: slog.New(slog.NewTextHandler(b.log, nil)),
+		Version: "1.0.0", Slot: "golden", Drivers: hal.NewRegistry(b.drivers...), Log: slog.New(slog.NewTextHandler(b.log, nil)),
 		OpenTPM: func(path string) (agent.TPM, error) {
 			dev, err := tpm.Open(path)
 			if err != nil {

@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -193,6 +194,50 @@ func TestAttentionIsWell(t *testing.T) {
 		if got := agent.Wellness(health); got != want {
 			t.Errorf("%s counts as %s, want %s", health, got, want)
 		}
+	}
+}
+
+// spoilt is a printer that a version of an application breaks. It says nothing
+// unless it is asked.
+type spoilt struct{ current, by string }
+
+func (spoilt) Name() string { return "spoilt" }
+
+func (s spoilt) Open(context.Context, hal.Config) (hal.Device, error) { return s, nil }
+
+func (s spoilt) Info() hal.Info { return hal.Info{ID: "receipt", Category: hal.POSPrinter} }
+
+func (s spoilt) String() string { return "receipt" }
+
+func (s spoilt) Halt() error { return nil }
+
+func (s spoilt) Close() error { return nil }
+
+func (s spoilt) Status(context.Context) (hal.Status, error) {
+	if to, _ := os.Readlink(s.current); filepath.Base(to) == s.by {
+		return hal.Status{Power: hal.PowerOffOffline, Health: hal.Offline}, nil
+	}
+	return hal.Status{Power: hal.PowerOnline, Health: hal.OK}, nil
+}
+
+// An application that breaks the printer is found out by asking it then, not by
+// what was seen of it before.
+func TestApplicationBreaksThePrinter(t *testing.T) {
+	f := newFleet(t)
+	f.application("1.0.0", "0")
+	f.application("1.1.0", "0")
+	b := f.box()
+	b.cfg.Update.CheckFor = agent.Duration{Duration: 5 * time.Second}
+	b.cfg.Telemetry.Poll = agent.Duration{Duration: 20 * time.Minute}
+	b.cfg.Devices = []agent.DeviceConfig{{ID: "receipt", Driver: "spoilt"}}
+	b.drivers = []hal.Driver{spoilt{filepath.Join(b.cfg.Update.AppsDir, "pos", "current"), "1.1.0"}}
+	b.boot(tpmfarm.Default("agent/1.0.0"))
+	f.until("not connected", func() bool { return f.has("link.up", 1) })
+	if r := f.offerOf("app", pos, "1.0.0", nil); r.State != "SUCCEEDED" {
+		t.Fatalf("got %+v", r)
+	}
+	if r := f.offerOf("app", pos, "1.1.0", nil); r.State != "ROLLED_BACK" || r.Reason != "unhealthy" || !strings.Contains(r.Text, "receipt") {
+		t.Errorf("got %+v", r)
 	}
 }
 
