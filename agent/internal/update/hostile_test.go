@@ -241,6 +241,26 @@ func TestKnownFromTheStart(t *testing.T) {
 	})
 }
 
+// A handler that has to wait, e.g. for room where it unpacks, says so, and the
+// update waits with that reason.
+func TestHandlerHolds(t *testing.T) {
+	on(t, func(t *testing.T, b *till) {
+		o := b.offerOf(pos, "1.0.0")
+		b.fate[o.Target], b.opens = "cramped", time.Now().Add(10*time.Hour) // far beyond the time to install
+		b.rest(o)
+		b.rest()
+		b.rest()
+		if s := b.states(o.Execution); s[len(s)-1] != "WAITING space" {
+			t.Fatalf("states %q", s)
+		}
+		b.rest()
+		is(t, b.end(t, o), "SUCCEEDED", "")
+		if s := compact(b.states(o.Execution)); len(s) != 8 {
+			t.Errorf("states %q", s)
+		}
+	})
+}
+
 // While what is installed waits to be tried, other offers are answered; and one
 // that comes again and again leaves room for others.
 func TestOffersAreAnsweredWhileOneWaits(t *testing.T) {

@@ -112,6 +112,10 @@ func (p *part) Stage(ctx context.Context, j update.Job) error {
 	case "endless":
 		<-ctx.Done()
 		return ctx.Err()
+	case "cramped":
+		if time.Now().Before(p.t.opens) {
+			return update.Hold("space", "there is no room for it")
+		}
 	case "broken":
 		return update.Fail("selfcheck", "it does not run")
 	case "misfit":

@@ -37,6 +37,11 @@ func (j *journal) job() Job {
 // stage has the content written beside what runs.
 func (m *Machine) stage(ctx context.Context, j *journal) error {
 	h := m.o.Handlers[j.Offer.class()]
+	if j.State == waiting { // it was held up
+		if err := m.advance(ctx, j, Progress{State: installing}); err != nil {
+			return err
+		}
+	}
 	told, done := m.count(ctx, j)
 	err := m.timed(ctx, j, func(ctx context.Context) error {
 		job := j.job()

@@ -11,6 +11,9 @@ const windowDownload = "window-download"
 
 // linger waits for what the content is held up by.
 func (m *Machine) linger(ctx context.Context, j *journal, h *hold) error {
+	if time.Now().After(j.Offer.NotAfter) {
+		return Fail("timeout", "the offer expired in WAITING: %s", h.text)
+	}
 	if j.State != waiting || j.Last.Reason != h.reason {
 		if err := m.advance(ctx, j, Progress{State: waiting, Reason: h.reason, Text: h.text, Done: j.Last.Done, Total: j.Last.Total}); err != nil {
 			return err

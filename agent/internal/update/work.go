@@ -45,7 +45,8 @@ func (m *Machine) work(ctx context.Context, j *journal) error {
 		}
 		m.o.Log.Warn("update will be tried again", slog.String("component", j.Offer.component()), slog.String("version", j.Offer.Version),
 			slog.Duration("in", pause), slog.Any("err", err))
-		err = m.rest(ctx, j, pause)
+		held, _ := errors.AsType[*hold](err)
+		err = m.rest(ctx, j, pause, held)
 		if _, refused := errors.AsType[*refusal](err); refused {
 			err = m.answer(ctx, j, err)
 			if err == nil || errors.Is(err, ErrRestart) || errors.Is(err, ErrReboot) {
@@ -73,8 +74,8 @@ func (m *Machine) answer(ctx context.Context, j *journal, err error) error {
 	}
 }
 
-// rest waits before the next try.
-func (m *Machine) rest(ctx context.Context, j *journal, pause time.Duration) error {
+// rest waits before the next try, or for what the handler is held up by.
+func (m *Machine) rest(ctx context.Context, j *journal, pause time.Duration, held *hold) error {
 	sleep := func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
@@ -87,6 +88,9 @@ func (m *Machine) rest(ctx context.Context, j *journal, pause time.Duration) err
 	case partFetch:
 		return m.timed(ctx, j, func(ctx context.Context) error { return m.interruptible(ctx, sleep) })
 	case partStage, partTry:
+		if held != nil {
+			return m.linger(ctx, j, held)
+		}
 		if time.Now().After(j.Offer.NotAfter) {
 			return Fail("timeout", "the offer of %s expired in %s", j.Offer.Version, j.State)
 		}

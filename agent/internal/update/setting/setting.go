@@ -51,7 +51,8 @@ type Handler struct {
 	o    Options
 	disk shelf.Disk
 
-	mu sync.Mutex
+	mu    sync.Mutex
+	ended map[string]string // by file: why a trial is over that could not be taken back when the agent started
 }
 
 var _ update.Handler = (*Handler)(nil)
@@ -84,7 +85,7 @@ type state struct {
 // Open returns the handler, after it has taken back what was on trial when the
 // agent ended.
 func Open(ctx context.Context, o Options) (*Handler, error) {
-	h := &Handler{o: o, disk: shelf.Disk{Step: o.Step}}
+	h := &Handler{o: o, disk: shelf.Disk{Step: o.Step}, ended: make(map[string]string)}
 	if err := h.disk.Folder(o.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -102,8 +103,9 @@ func Open(ctx context.Context, o Options) (*Handler, error) {
 			why = "the agent ended while the settings were on trial"
 		}
 		o.Log.Warn("settings on trial are taken back", slog.String("component", s.Component), slog.String("version", s.Trial.Version), slog.String("why", why))
-		if err := h.back(ctx, f, s, why); err != nil {
-			return nil, err
+		if err := h.back(ctx, f, s, why); err != nil { // a disk without room must not keep the agent from starting
+			o.Log.Error("settings on trial cannot be taken back yet", slog.String("component", s.Component), slog.Any("err", err))
+			h.ended[f] = why
 		}
 	}
 	return h, nil
@@ -121,6 +123,9 @@ func (h *Handler) load(file string) (state, error) {
 	var s state
 	if err := h.disk.Load(file, &s); err != nil {
 		return state{}, err
+	}
+	if why := h.ended[file]; s.Trial != nil && s.Trial.Failed == "" {
+		s.Trial.Failed = why
 	}
 	versions := []*version{s.Kept, s.Staged}
 	if s.Trial != nil {
@@ -323,7 +328,11 @@ func (h *Handler) back(ctx context.Context, file string, s state, why string) er
 		return err
 	}
 	s.Failed, s.Trial = why, nil
-	return h.disk.Save(file, s)
+	if err := h.disk.Save(file, s); err != nil {
+		return err
+	}
+	delete(h.ended, file)
+	return nil
 }
 
 // Running implements update.Handler. The hash is that of what was installed

@@ -309,6 +309,33 @@ func TestApplyFails(t *testing.T) {
 	l.has("")
 }
 
+// A box that cannot take settings back when it starts has to start all the same.
+// They are not proved meanwhile, and go when they can.
+func TestStartsWhereNothingCanBeTakenBack(t *testing.T) {
+	dir := t.TempDir()
+	l := start(t, dir, nil)
+	j := job(t, "1.0.0", `{"server": "one"}`)
+	l.stage(j)
+	l.move(j, update.Try)
+	b := &box{t: t, file: filepath.Join(dir, "box"), err: errors.New("the disk is full")}
+	h, err := setting.Open(t.Context(), setting.Options{
+		Dir: filepath.Join(dir, "settings"), Box: b, Log: slog.New(slog.DiscardHandler), Link: func(context.Context) error { return nil },
+	})
+	if err != nil {
+		t.Fatalf("it does not start: %v", err)
+	}
+	l = till{h, b, t}
+	if _, err := l.Move(t.Context(), j, update.Prove); err == nil {
+		t.Error("what outlived the agent is proved")
+	}
+	b.err = nil
+	l.move(j, update.Back)
+	l.has("")
+	l.stage(j)
+	l.move(j, update.Try, update.Prove, update.Keep)
+	l.has("server:one")
+}
+
 // The power is cut at each step. After the next start the box has the old
 // settings or the new, whole, and what it says of them is so.
 func TestPowerCut(t *testing.T) {

@@ -233,6 +233,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		"no version":   {func(j *update.Job) { j.Version = "../../etc" }, "is not a version"},
 		"build":        {func(j *update.Job) { j.Version = "1.0.0+a" }, "is not a version"},
+		"no room":      {func(j *update.Job) { j.Target.Custom.Unpacked = 1 << 50 }, "are free where it is to be unpacked"},
 		"no content":   {func(j *update.Job) { j.File = "" }, "no content"},
 		"another hash": {func(j *update.Job) { j.Target.SHA256 = strings.Repeat("0", 64) }, "does not hold"},
 		"link out of it": {func(j *update.Job) {
