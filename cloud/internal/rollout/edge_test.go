@@ -238,3 +238,19 @@ func TestHealthIsForgiven(t *testing.T) {
 		}
 	}
 }
+
+// TestNobodyIsThereYet: in the moments after the service began nobody is connected, which is not to say that everybody
+// has been offered the release.
+func TestNobodyIsThereYet(t *testing.T) {
+	s := stage("QUEUED- QUEUED-")
+	v := s.view()
+	ro := fleet.Rollout{State: fleet.RolloutRunning}
+	v.Began = noon.Add(-time.Minute)
+	if p := rollout.Next(noon, ro, s.units, v); !p.Waves[0].OfferedAt.IsZero() || !p.Next.After(noon) {
+		t.Errorf("just after it began: got %+v, next plan at %v", p.Waves[0], p.Next)
+	}
+	v.Began = noon.Add(-hour)
+	if p := rollout.Next(noon, ro, s.units, v); p.Waves[0].OfferedAt.IsZero() {
+		t.Errorf("an hour after: got %+v", p.Waves[0])
+	}
+}

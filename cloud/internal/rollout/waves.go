@@ -154,8 +154,11 @@ func (p *planner) step(w int) bool {
 		p.decide("rollout.wave", "info", "wave", wave.Name, "state", string(st.State), "devices", count(p.members[w]))
 		return true
 	case fleet.WaveRunning:
-		if st.OfferedAt.IsZero() && p.ready[w] == 0 {
-			st.OfferedAt = p.now
+		// That nobody is there right after the service began says nothing.
+		if ready := p.v.Began.Add(settling); st.OfferedAt.IsZero() && p.ready[w] == 0 {
+			if p.by(ready); p.waiting[w] == 0 || !p.now.Before(ready) {
+				st.OfferedAt = p.now
+			}
 		}
 		if p.waiting[w] > 0 {
 			return false
