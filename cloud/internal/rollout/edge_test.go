@@ -254,3 +254,24 @@ func TestNobodyIsThereYet(t *testing.T) {
 		t.Errorf("an hour after: got %+v", p.Waves[0])
 	}
 }
+
+// TestServiceWasAway: after days without the service everybody has been silent for long, and nobody is given up before
+// he could come.
+func TestServiceWasAway(t *testing.T) {
+	s := stage("SUCCEEDED QUEUED~ QUEUED~ OFFERED~")
+	ro := fleet.Rollout{State: fleet.RolloutRunning, Waves: []fleet.WaveStatus{{State: fleet.WaveRunning, StartedAt: noon.Add(-90 * hour)}}}
+	v := s.view()
+	v.Began = noon.Add(-time.Minute)
+	p := rollout.Next(noon, ro, s.units, v)
+	if p.To != fleet.RolloutRunning || len(p.Moves) > 0 || !p.Next.After(noon) || p.Next.After(noon.Add(hour)) {
+		t.Errorf("just after it began: it is %s, moved %q, next plan at %v", p.To, moves(p.Moves), p.Next)
+	}
+	s.units = s.units[1:] // nobody has it
+	if p = rollout.Next(noon, ro, s.units, v); p.To != fleet.RolloutRunning {
+		t.Errorf("and nobody has it: it is %s (%s)", p.To, p.Reason)
+	}
+	v.Began = noon.Add(-hour)
+	if p = rollout.Next(noon, ro, s.units, v); p.To != fleet.RolloutPaused {
+		t.Errorf("an hour after: it is %s", p.To)
+	}
+}

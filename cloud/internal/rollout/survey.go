@@ -228,7 +228,7 @@ func (p *planner) aside(i int) bool {
 	u := &p.units[i]
 	switch p.presence[i] {
 	case Away:
-		return p.passed(silent(u))
+		return p.passed(silent(u)) && p.settled()
 	case Barred: // it may be about to show that it can be trusted
 		since := u.EnteredAt
 		if w := p.wave[i]; w >= 0 && since.Before(p.Waves[w].StartedAt) {
@@ -243,6 +243,16 @@ func (p *planner) aside(i int) bool {
 	}
 	// For hours it may wait for days, and is waited for; else somebody must see to it.
 	return u.State == fleet.ExecWaiting && !strings.HasPrefix(u.Reason, "window") && p.passed(u.EnteredAt)
+}
+
+// settled reports whether devices have had the time to come since the service
+// began: before that, that one is away says nothing.
+func (p *planner) settled() bool {
+	if ready := p.v.Began.Add(min(settling, p.spec.Unreachable)); p.now.Before(ready) {
+		p.by(ready)
+		return false
+	}
+	return true
 }
 
 // silent is since when nothing was heard of a device that is away.

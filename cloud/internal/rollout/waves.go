@@ -154,11 +154,8 @@ func (p *planner) step(w int) bool {
 		p.decide("rollout.wave", "info", "wave", wave.Name, "state", string(st.State), "devices", count(p.members[w]))
 		return true
 	case fleet.WaveRunning:
-		// That nobody is there right after the service began says nothing.
-		if ready := p.v.Began.Add(settling); st.OfferedAt.IsZero() && p.ready[w] == 0 {
-			if p.by(ready); p.waiting[w] == 0 || !p.now.Before(ready) {
-				st.OfferedAt = p.now
-			}
+		if st.OfferedAt.IsZero() && p.ready[w] == 0 && (p.waiting[w] == 0 || p.settled()) {
+			st.OfferedAt = p.now
 		}
 		if p.waiting[w] > 0 {
 			return false
@@ -172,7 +169,7 @@ func (p *planner) step(w int) bool {
 		case p.members[w] == 0:
 			p.fail(w, fmt.Sprintf("no device of the rollout is in wave %s; see its filter, or resume to go on without it", wave.Name))
 			return true
-		case !p.passed(latest(st.StartedAt, st.ForgivenAt)):
+		case !p.passed(latest(st.StartedAt, st.ForgivenAt)) || !p.settled():
 			return false
 		case w == len(p.waves)-1:
 			p.fail(w, fmt.Sprintf("nobody of wave %s has come to run the release within %v; resume to wait for as long again, or complete it without them", wave.Name, p.spec.Unreachable))
