@@ -112,8 +112,11 @@ func Powercut(ctx context.Context, opt PowercutOptions) error {
 		err = errors.Join(err, e)
 	}
 	fmt.Fprintf(opt.Out, "%d of %d come back working on old or new, and say so truthfully\n", r.Working, r.Cuts)
-	if !r.OK {
-		err = errors.Join(err, fmt.Errorf("%d of %d power cuts did harm", r.Cuts-r.Working, r.Cuts))
+	if n := len(cuts) - r.Working; n > 0 {
+		err = errors.Join(err, fmt.Errorf("%d of %d power cuts did harm", n, len(cuts)))
+	}
+	if len(cuts) < r.Cuts {
+		err = errors.Join(err, fmt.Errorf("only %d of %d power cuts were made", len(cuts), r.Cuts))
 	}
 	return err
 }
