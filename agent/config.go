@@ -88,7 +88,7 @@ type UpdateConfig struct {
 	BudgetMiB    int    `toml:"budget_mib_day" comment:"fetch at most so many MiB in 24 hours from the service; 0: no limit"`
 	FullDownload bool   `toml:"full_download" comment:"whether a release may be fetched whole from the service when hardly any part of it is here"`
 	Peers        bool   `toml:"peers" comment:"ask tills of the site for what they have before the service"`
-	Share        string `toml:"share" comment:"host:port where tills of the site may get what this one has fetched; empty: it shares nothing"`
+	Share        string `toml:"share" comment:"host:port where tills of the site may get what this one has fetched, the port from 1024 on and no printer's; empty: it shares nothing"`
 	ShareRateKiB int    `toml:"share_rate_kib_s" comment:"give away at most so many KiB per second; 0: as fast as they go"`
 	KeepMiB      int    `toml:"keep_mib" comment:"how much of what was fetched is kept to be shared"`
 
@@ -225,8 +225,10 @@ func (c Config) validate() error {
 	if u, err := url.Parse(c.Service.Enrol); (c.Service.Enrol != "" || !found) && (err != nil || u.Scheme != "https" || u.Host == "") {
 		return fmt.Errorf("service.enrol %q: give the address of the fleet service, e.g. https://fleet.example:8444", c.Service.Enrol)
 	}
-	if a := c.Service.Artifacts; a != "" && !strings.HasPrefix(a, "https://") {
-		return fmt.Errorf("service.artifacts %q: must begin with https://", a)
+	if a := c.Service.Artifacts; a != "" { // what is asked for is put behind it, and no redirect is followed
+		if u, err := url.Parse(a); err != nil || u.Host == "" || a != "https://"+u.Host {
+			return fmt.Errorf("service.artifacts %q: give https://host or https://host:port, and nothing behind it", a)
+		}
 	}
 	if b := c.Service.Broker; b != "" {
 		if _, _, err := net.SplitHostPort(b); err != nil {
