@@ -69,10 +69,10 @@ func Open(ctx context.Context, opt Options) (_ *World, err error) {
 		return nil, fmt.Errorf("simulator folder: %w", err)
 	}
 	// Applications run as nobody, below this folder.
-	if err = os.MkdirAll(opt.Dir, 0o711); err == nil { // #nosec G301 -- a folder to pass through
-		err = os.Chmod(opt.Dir, 0o711) // #nosec G302 -- as above
+	if err = os.MkdirAll(opt.Dir, 0o750); err != nil {
+		return nil, fmt.Errorf("simulator folder: %w", err)
 	}
-	if err != nil {
+	if err = os.Chmod(opt.Dir, 0o711); err != nil { // #nosec G302 -- a folder to pass through
 		return nil, fmt.Errorf("simulator folder: %w", err)
 	}
 	w := &World{opt: opt}
