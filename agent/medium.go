@@ -28,7 +28,7 @@ const (
 // watchMedia takes what update media bring, as long as the device is a member
 // of m. Whoever plugs one in again after a failure asks for another try.
 func (a *Agent) watchMedia(ctx context.Context, m *membership) error {
-	seen := map[string]time.Time{} // folder -> its order, as looked at
+	seen, noted := map[string]time.Time{}, map[string]time.Time{} // folder -> its order, as looked at, and as on record
 	tick := time.NewTicker(mediumEvery)
 	defer tick.Stop()
 	for {
@@ -42,7 +42,7 @@ func (a *Agent) watchMedia(ctx context.Context, m *membership) error {
 			if was, ok := seen[dir]; ok && was.Equal(fi.ModTime()) {
 				continue
 			}
-			if !a.plugged(ctx, m, dir) {
+			if !a.plugged(ctx, m, dir, fi.ModTime(), noted) {
 				delete(found, dir) // looked at again
 			}
 		}
@@ -65,9 +65,10 @@ func (a *Agent) media() (dirs []string) {
 	return slices.Compact(dirs)
 }
 
-// plugged takes up the order of one medium; false when it has to be looked at
-// once more.
-func (a *Agent) plugged(ctx context.Context, m *membership, dir string) bool {
+// plugged takes up the order of one medium, and notes that it is on record;
+// false when it has to be looked at once more, because there was no room for all
+// of it.
+func (a *Agent) plugged(ctx context.Context, m *membership, dir string, written time.Time, noted map[string]time.Time) bool {
 	o, err := readMedium(m, filepath.Join(dir, mediumOrder), a.clock.Now())
 	if err != nil {
 		a.log.Error("update medium refused", slog.String("folder", dir), slog.Any("err", err))
@@ -75,10 +76,14 @@ func (a *Agent) plugged(ctx context.Context, m *membership, dir string) bool {
 		return true
 	}
 	offers := a.offersOf(o, dir)
-	if err := a.note(ctx, "update.medium", "info", o.ID, map[string]string{"folder": dir, "by": o.By, "releases": fmt.Sprint(len(o.Releases)), "here": fmt.Sprint(len(offers))}); err != nil {
+	again := noted[dir].Equal(written)
+	if again {
+		offers = slices.DeleteFunc(offers, func(o update.Offer) bool { _, ended := a.machine.Last(o.Execution); return ended })
+	} else if err := a.note(ctx, "update.medium", "info", o.ID, map[string]string{"folder": dir, "by": o.By, "releases": fmt.Sprint(len(o.Releases)), "here": fmt.Sprint(len(offers))}); err != nil {
 		a.log.Warn("update medium is not looked at yet", slog.Any("err", err))
 		return false
 	}
+	noted[dir] = written
 	for _, offer := range offers {
 		if err := a.noteRepair(ctx, offer.Execution); err != nil || !a.machine.Submit(offer) {
 			return false // those that were taken are known

@@ -261,6 +261,43 @@ func TestHandlerHolds(t *testing.T) {
 	})
 }
 
+// A medium may bring more than may wait at once: what is not taken yet is handed
+// in again, and none of it fails for that.
+func TestMediumBringsMuch(t *testing.T) {
+	on(t, func(t *testing.T, b *till) {
+		var offers []update.Offer
+		for n := range 20 {
+			o := b.offerOf(pos, fmt.Sprintf("1.0.%d", n))
+			o.Execution, o.Target, o.Medium = fmt.Sprint("m-", n), fmt.Sprintf("ops/shop/app%d/%s", n, o.Version), "stick"
+			b.parts[fmt.Sprint("ops/shop/app", n)] = b.parts[pos]
+			offers = append(offers, o)
+		}
+		b.reason, b.opens = "idle-lock", time.Now().Add(time.Minute)
+		go func() {
+			time.Sleep(time.Second)
+			for range 200 {
+				for _, o := range offers {
+					if !b.machine.Submit(o) {
+						break
+					}
+				}
+				time.Sleep(5 * time.Second)
+			}
+		}()
+		b.boot(time.Hour)
+		for _, o := range offers {
+			for _, p := range b.ends(o.Execution, 1) {
+				if p.Reason == "busy" {
+					t.Errorf("%s: %+v", o.Execution, p)
+				}
+			}
+			if len(b.ends(o.Execution, 1)) == 0 {
+				t.Errorf("%s has no end", o.Execution)
+			}
+		}
+	})
+}
+
 // While what is installed waits to be tried, other offers are answered; and one
 // that comes again and again leaves room for others.
 func TestOffersAreAnsweredWhileOneWaits(t *testing.T) {

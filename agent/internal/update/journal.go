@@ -75,7 +75,10 @@ func (m *Machine) journal() journal {
 
 func (m *Machine) keep(j *journal) error {
 	m.mu.Lock()
-	m.current, m.before, m.ended = "", j.Baseline, slices.Clone(j.Ended)
+	m.current, m.queued, m.before, m.ended = "", nil, j.Baseline, slices.Clone(j.Ended)
+	for _, q := range j.Queue {
+		m.queued = append(m.queued, q.Offer.Execution)
+	}
 	if j.Offer != nil {
 		m.current = j.Offer.Execution
 	}

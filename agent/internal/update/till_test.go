@@ -269,7 +269,7 @@ func (b *till) boot(d time.Duration, offers ...update.Offer) (rested bool) {
 	defer cancel()
 	var err error
 	b.machine, err = update.New(update.Options{
-		Dir: b.dir, Handlers: handlers, Installed: there, Releases: b, Content: b, Names: func(o update.Offer) string { return o.Target + "/x" },
+		Dir: b.dir, Handlers: handlers, Installed: there, Releases: b, Medium: func(string) (update.Releases, error) { return b, nil }, Content: b, Names: func(o update.Offer) string { return o.Target + "/x" },
 		Report: func(_ context.Context, p update.Progress) error {
 			if time.Now().Before(b.deaf) {
 				return errors.New("the spool is full")

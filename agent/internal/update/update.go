@@ -219,6 +219,7 @@ type Machine struct {
 	mail      []Offer
 	interrupt context.CancelCauseFunc // ends what may be interrupted; nil: nothing
 	current   string                  // execution in work
+	queued    []string                // and those that wait
 	before    map[string]string       // its baseline
 	ended     []Progress
 	truths    []Running
@@ -256,6 +257,15 @@ func (m *Machine) Submit(o Offer) bool {
 	if i := slices.IndexFunc(m.mail, same); i >= 0 {
 		m.mail[i] = o
 		return true
+	}
+	if o.Medium != "" { // nobody waits for an answer: what is known is done with, and the rest may come later
+		known := func(p Progress) bool { return p.Execution == o.Execution && p.Attempt >= o.Attempt }
+		if m.current == o.Execution || slices.Contains(m.queued, o.Execution) || slices.ContainsFunc(m.ended, known) {
+			return true
+		}
+		if len(m.mail)+len(m.queued) >= maxQueue {
+			return false
+		}
 	}
 	if len(m.mail) >= maxMail {
 		return false
