@@ -7,6 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
+
+	"github.com/tillward/tillward/agent/internal/update"
 )
 
 // Disk changes files so that a power cut at any instruction leaves each change
@@ -117,6 +120,22 @@ func syncDir(dir string) error {
 	}
 	if err := errors.Join(d.Sync(), d.Close()); err != nil {
 		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// reserve is what is to be left of the disk that trees are unpacked on, which
+// may be another one than that of the agent.
+const reserve = 16 << 20
+
+// room wants room for a tree.
+func room(dir string, unpacked int64) error {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return nil //nolint:nilerr // it will be found out
+	}
+	if free := st.Bavail * uint64(st.Bsize); free < uint64(max(unpacked, 0))+reserve { // #nosec G115 -- positive
+		return update.Hold("space", "%d MiB are free where it is to be unpacked, %d are needed", free>>20, (unpacked+reserve)>>20)
 	}
 	return nil
 }

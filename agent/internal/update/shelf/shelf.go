@@ -220,22 +220,6 @@ func (s *Shelf) Stage(ctx context.Context, j update.Job, l tree.Limits) (string,
 	return s.path(dir), s.save()
 }
 
-// reserve is what is to be left of the disk that trees are unpacked on, which
-// may be another one than that of the agent.
-const reserve = 16 << 20
-
-// room wants room for a tree.
-func room(dir string, unpacked int64) error {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return nil //nolint:nilerr // it will be found out
-	}
-	if free := st.Bavail * uint64(st.Bsize); free < uint64(max(unpacked, 0))+reserve { // #nosec G115 -- positive
-		return update.Hold("space", "%d MiB are free where it is to be unpacked, %d are needed", free>>20, (unpacked+reserve)>>20)
-	}
-	return nil
-}
-
 // unpack writes the content to dir.
 func (s *Shelf) unpack(ctx context.Context, j update.Job, dir string, l tree.Limits) error {
 	var r io.Reader
