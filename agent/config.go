@@ -76,6 +76,7 @@ type UpdateConfig struct {
 	CheckFor   Duration `toml:"check_for" comment:"how long a new agent may take to prove itself before it is undone"`
 	RAUC       string   `toml:"rauc" comment:"D-Bus address of RAUC, e.g. unix:path=/run/dbus/system_bus_socket; empty: this box takes no system images"`
 	Channel    string   `toml:"channel" comment:"of system images that this box takes: prod or beta"`
+	Bootloader string   `toml:"bootloader_version" comment:"file in which the image states the version of its boot loader, e.g. 2025.10.0; empty: releases that require one are refused"`
 	MinFreeMiB int      `toml:"min_free_mib" comment:"free space that must be left on the state partition"`
 
 	Hours         update.Hours `toml:"hours" comment:"when the till may be touched, by the box's own clock, beside the windows of an offer, e.g. 'mon-sat 22:00-06:00, sun 00:00-24:00'; empty: at any time"`

@@ -91,13 +91,15 @@ func TestSystemImage(t *testing.T) {
 	f := newFleet(t)
 	file := filepath.Join(t.TempDir(), "bundle.raucb")
 	must(t, os.WriteFile(file, []byte("1.1.0"), 0o600))
-	c := trust.Custom{Class: "os", Version: "1.1.0", RAUC: &trust.RAUC{Compatible: "shop-box", Version: "1.1.0", Format: "plain"}}
+	c := trust.Custom{Class: "os", Version: "1.1.0", RAUC: &trust.RAUC{Compatible: "shop-box", Version: "1.1.0", Format: "plain"}, Requires: map[string]string{"bootloader": "2025.10.0"}}
 	for _, channel := range []string{"prod", "beta"} {
 		f.release("os/"+model+"/"+channel+"/1.1.0/bundle.raucb", file, c)
 	}
 	b := f.box()
 	rauc := newSlots()
 	b.slots, b.cfg.Update.RAUC, b.cfg.Update.CheckFor = rauc, "unix:path=/nowhere", agent.Duration{Duration: 5 * time.Second}
+	b.cfg.Update.Bootloader = filepath.Join(t.TempDir(), "bootloader")
+	must(t, os.WriteFile(b.cfg.Update.Bootloader, []byte("2025.10.1\n"), 0o600))
 	b.boot(tpmfarm.Default("agent/1.0.0"))
 	component := "os/" + model + "/prod"
 	runs := func(version string) func() bool {
@@ -122,6 +124,11 @@ func TestSystemImage(t *testing.T) {
 		t.Errorf("got %+v", r)
 	}
 	f.until("the new system is not told", runs("1.1.0"))
+	c.Version, c.RAUC.Version, c.Requires = "1.2.0", "1.2.0", map[string]string{"bootloader": "2026.1.0"}
+	f.release(component+"/1.2.0/bundle.raucb", file, c)
+	if r := f.offerOf("os", component, "1.2.0", nil); r.State != "REJECTED" || r.Reason != "requires" || !strings.Contains(r.Text, "needs bootloader 2026.1.0, and 2025.10.1 runs") {
+		t.Errorf("a boot loader that is too old: got %+v", r)
+	}
 	if got := strings.Join(f.states("x-os-1.1.0"), " "); !strings.Contains(got, "INSTALLED REBOOTING") || !strings.HasSuffix(got, "CHECKING SUCCEEDED") {
 		t.Errorf("states %s", got)
 	}

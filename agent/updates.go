@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/mod/semver"
+
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/update"
 	"github.com/tillward/tillward/agent/internal/update/app"
@@ -41,8 +43,8 @@ func (a *Agent) newMachine(ctx context.Context) (*update.Machine, error) {
 	return update.New(update.Options{
 		Dir:       a.file("agent"),
 		Handlers:  handlers,
-		Installed: installed,
-		Releases:  releases{a}, Content: content{a, a.fetcher}, Names: targetOf, Medium: a.fromMedium,
+		Installed: installed, Given: a.given,
+		Releases: releases{a}, Content: content{a, a.fetcher}, Names: targetOf, Medium: a.fromMedium,
 		Report: a.reportUpdate, Record: a.note, Gate: a.gate, Permit: a.permit, Health: a.health,
 		Checks: []update.Check{
 			{Name: "drivers are loaded", Classes: whole, Of: healthDrivers, Run: func(context.Context) error { return a.driversLoaded() }},
@@ -53,6 +55,24 @@ func (a *Agent) newMachine(ctx context.Context) (*update.Machine, error) {
 		},
 		CheckFor: a.cfg.Update.CheckFor.Duration, Log: a.log,
 	})
+}
+
+// given are versions that the image states.
+func (a *Agent) given() map[string]string {
+	file := a.cfg.Update.Bootloader
+	if file == "" {
+		return nil
+	}
+	b, err := os.ReadFile(file) // #nosec G304 -- the configuration names the file
+	v := strings.TrimSpace(string(b[:min(len(b), wire.MaxName)]))
+	if err == nil && !semver.IsValid("v"+v) {
+		err = fmt.Errorf("%s: %.20q is not a version such as 2025.10.0", file, v)
+	}
+	if err != nil {
+		a.log.Warn("the version of the boot loader is not known, so releases that require one are refused", slog.Any("err", err))
+		return nil
+	}
+	return map[string]string{"bootloader": v}
 }
 
 // handlers are what this box can install, by class.

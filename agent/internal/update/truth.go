@@ -120,6 +120,12 @@ func (m *Machine) look(ctx context.Context) {
 			out = append(out, Running{Component{name, all[name]}, t})
 		}
 	}
+	if m.o.Given != nil {
+		given := m.o.Given()
+		for _, name := range slices.Sorted(maps.Keys(given)) {
+			out = append(out, Running{Component{Name: name}, Truth{Version: given[name]}})
+		}
+	}
 	m.mu.Lock()
 	m.truths, m.settled = out, true
 	m.mu.Unlock()

@@ -183,9 +183,10 @@ const (
 
 // Options of a Machine.
 type Options struct {
-	Dir       string             // of the journal
-	Handlers  map[string]Handler // by class
-	Installed []Component        // what the box had from the start
+	Dir       string                   // of the journal
+	Handlers  map[string]Handler       // by class
+	Installed []Component              // what the box had from the start
+	Given     func() map[string]string // versions of what no release replaces, such as the boot loader; may be nil
 	Releases  Releases
 	Content   Content
 	Medium    func(dir string) (Releases, error)          // what the metadata of a medium vouches for
