@@ -99,7 +99,7 @@ export interface Rollout {
   id: string; release: string; state: string; reason: string; auto: boolean; created_at: string | null; created_by: string;
   approved_at: string | null; approved_by: string; started_at: string | null; ended_at: string | null;
   spec: Spec; waves: Wave[]; holds: Hold[]; counts: Counts; total: number; good: number; bad: number; neutral: number; unreachable: number;
-  health?: Health; bytes?: Bytes; eta?: string | null;
+  health?: Health; bytes?: Bytes; eta?: string | null; version: number;
 }
 export interface Execution {
   id: string; rollout: string; device: string; model: string; site: string; wave: number; state: string; reason: string; text: string; from: string; to: string;

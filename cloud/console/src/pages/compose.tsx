@@ -1,4 +1,4 @@
-import { useEffect, useState } from 'preact/hooks';
+import { useEffect, useRef, useState } from 'preact/hooks';
 import { type Device, id, type List, post, type Preview, put, type Release, type Rollout, type Site } from '../api';
 import { count, sentence } from '../format';
 import { useLive } from '../live';
@@ -21,12 +21,12 @@ export function Compose({ release, draft, like }: { release?: string; draft?: st
     <Page title={draft ? 'Change a draft' : 'New rollout'} up={draft ? [`/rollouts/${draft}`, 'Rollout'] : ['/rollouts', 'Rollouts']}
       lead="Everything on one page; what is not touched has a sensible value. The dry run says what it would do now, and changes nothing.">
       {from && <Fault text={source.error} retry={source.reload} />}
-      <Operators what="composing a rollout">{plan ? <Form plan={plan} set={setPlan} draft={draft} /> : !source.error && <Loading />}</Operators>
+      <Operators what="composing a rollout">{plan ? <Form plan={plan} set={setPlan} draft={draft} seen={r?.version} /> : !source.error && <Loading />}</Operators>
     </Page>
   );
 }
 
-function Form({ plan, set, draft }: { plan: Plan; set: (p: Plan) => void; draft: string | undefined }) {
+function Form({ plan, set, draft, seen }: { plan: Plan; set: (p: Plan) => void; draft: string | undefined; seen: number | undefined }) {
   const releases = useLive<List<Release>>('/v1/releases?limit=1000', (c) => c.kind === 'release');
   const devices = useLive<List<Device>>('/v1/devices?limit=1000', (c) => c.kind === 'device', 30_000);
   const sites = useLive<List<Site>>('/v1/sites', () => false);
@@ -93,7 +93,7 @@ function Form({ plan, set, draft }: { plan: Plan; set: (p: Plan) => void; draft:
           </details>
         </Card>
       </div>
-      <Side dry={dry} body={body} draft={draft} lacks={nobody ? `Wave ${nobody.name} names nobody yet. Say whom it takes, or let it take a share of all.` : ''} />
+      <Side dry={dry} body={body} draft={draft} seen={seen} lacks={nobody ? `Wave ${nobody.name} names nobody yet. Say whom it takes, or let it take a share of all.` : ''} />
     </form>
   );
 }
@@ -124,15 +124,20 @@ function usePreview(body: string): Dry {
 }
 
 /** The dry run, and what may be done with the plan. */
-function Side({ dry, body, draft, lacks }: { dry: Dry; body: { release: string; spec: unknown }; draft: string | undefined; lacks: string }) {
+function Side({ dry, body, draft, seen, lacks }: { dry: Dry; body: { release: string; spec: unknown }; draft: string | undefined; seen: number | undefined; lacks: string }) {
+  const version = useRef(seen);
   const { busy, error, act } = useAct();
   const off = busy || dry.busy || dry.error !== '';
   const open = async (f: () => Promise<Rollout>) => {
     let to = '';
     if (await act(async () => { to = (await f()).id; }, '')) go(`/rollouts/${to}`);
   };
-  const move = (r: Rollout, verb: string) => post<Rollout>(`/v1/rollouts/${id(r.id)}/${verb}`, {});
-  const keep = () => (draft ? put<Rollout>(`/v1/rollouts/${id(draft)}`, body) : post<Rollout>('/v1/rollouts', { ...body, draft: true }));
+  const move = (r: Rollout, verb: string) => post<Rollout>(`/v1/rollouts/${id(r.id)}/${verb}`, { version: r.version });
+  const keep = async () => {
+    const r = await (draft ? put<Rollout>(`/v1/rollouts/${id(draft)}`, { ...body, version: version.current }) : post<Rollout>('/v1/rollouts', { ...body, draft: true }));
+    version.current = r.version;
+    return r;
+  };
   const submit = async () => move(await keep(), 'submit');
   // Where nobody else has to approve a draft it is ready as soon as it is handed in.
   const start = async () => {

@@ -49,7 +49,8 @@ export function Moves({ r, moved }: { r: Rollout; moved: () => void }) {
 export function Before({ r, moved }: { r: Rollout; moved: () => void }) {
   const [reason, setReason] = useState('');
   const { busy, error, done, act } = useAct();
-  const run = async (verb: string, text: string) => { if (await act(() => post(`/v1/rollouts/${id(r.id)}/${verb}`, { reason: reason.trim() }), text)) { setReason(''); moved(); } };
+  // With the version that is on the screen: nobody approves what somebody else has changed meanwhile.
+  const run = async (verb: string, text: string) => { if (await act(() => post(`/v1/rollouts/${id(r.id)}/${verb}`, { reason: reason.trim(), version: r.version }), text)) { setReason(''); moved(); } };
   const own = session.value?.name === r.created_by;
   const said = {
     DRAFT: ['This is a draft', 'Nothing happens before it is handed in.'],
