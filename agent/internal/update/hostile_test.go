@@ -273,7 +273,7 @@ func TestMediumBringsMuch(t *testing.T) {
 			offers = append(offers, o)
 		}
 		b.reason, b.opens = "idle-lock", time.Now().Add(time.Minute)
-		go func() {
+		b.beside = func() {
 			time.Sleep(time.Second)
 			for range 200 {
 				for _, o := range offers {
@@ -283,7 +283,7 @@ func TestMediumBringsMuch(t *testing.T) {
 				}
 				time.Sleep(5 * time.Second)
 			}
-		}()
+		}
 		b.boot(time.Hour)
 		for _, o := range offers {
 			for _, p := range b.ends(o.Execution, 1) {

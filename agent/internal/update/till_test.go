@@ -41,6 +41,7 @@ type till struct {
 	held    int64         // of them, what was fetched
 	hours   func() bool   // of the box itself, to fetch; nil: at any time
 	after   func()        // called once something is staged
+	beside  func()        // runs beside the machine, from its start on
 	trickle time.Duration // how long a download takes that tells each second of it
 
 	machine *update.Machine
@@ -304,6 +305,9 @@ func (b *till) boot(d time.Duration, offers ...update.Offer) (rested bool) {
 	}
 	for _, o := range offers {
 		b.machine.Submit(o)
+	}
+	if b.beside != nil {
+		go b.beside()
 	}
 	defer func() {
 		if r := recover(); r != nil {
