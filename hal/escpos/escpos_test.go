@@ -237,14 +237,19 @@ func TestHalfFrames(t *testing.T) {
 	d := open(t, p, hal.Own)
 	status(t, d, healthy)
 	p.Set(emulator.HalfFrames, true)
-	p.Set(emulator.CoverOpen, true)
-	status(t, d, func(s hal.Status) bool { return s.Sensors["CoverOpen"] == hal.Yes })
-	p.Set(emulator.CoverOpen, false)
-	status(t, d, healthy)
-	list, _ := d.(hal.Statistics).Statistics(t.Context())
-	if slices.Contains(list, hal.Stat{Name: "CommunicationErrorCount", Value: 0}) {
-		t.Errorf("half frames were not counted: %v", list)
+	// Two halves may arrive as one on a busy machine, so it is tried more than once.
+	var list []hal.Stat
+	for range 50 {
+		p.Set(emulator.CoverOpen, true)
+		status(t, d, func(s hal.Status) bool { return s.Sensors["CoverOpen"] == hal.Yes })
+		p.Set(emulator.CoverOpen, false)
+		status(t, d, healthy)
+		list, _ = d.(hal.Statistics).Statistics(t.Context())
+		if !slices.Contains(list, hal.Stat{Name: "CommunicationErrorCount", Value: 0}) {
+			return
+		}
 	}
+	t.Errorf("half frames were not counted: %v", list)
 }
 
 // The till holds the printer: that is "in use", not "broken".
