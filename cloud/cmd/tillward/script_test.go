@@ -64,6 +64,7 @@ func (unplugged) Send(fleet.DeviceID, wire.Channel, []byte) error { return error
 func (unplugged) Connected() map[fleet.DeviceID]fleet.Trust       { return nil }
 
 func setup(env *testscript.Env) error {
+	env.Setenv("GORACE", "atexit_sleep_ms=10") // the race detector would keep each program for a second
 	ctx, quiet, dir := context.Background(), slog.New(slog.DiscardHandler), filepath.Join(env.WorkDir, ".service")
 	st, err := store.Open(ctx, dir, quiet)
 	if err != nil {

@@ -38,7 +38,7 @@ func TestReleasesDocument(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testscript.Run(t, testscript.Params{Dir: dir, Cmds: map[string]func(*testscript.TestScript, bool, []string){
+	testscript.Run(t, testscript.Params{Dir: dir, Setup: hurry, Cmds: map[string]func(*testscript.TestScript, bool, []string){
 		"softtoken": softToken, "signers": signers, "bundle": newBundle,
 		"take": func(ts *testscript.TestScript, _ bool, _ []string) { // the commands, with the module where it is here
 			s := strings.ReplaceAll(script.String(), "/usr/lib/softhsm/libsofthsm2.so", ts.Getenv("MODULE"))

@@ -16,11 +16,17 @@ func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"tillward-pro
 // TestScripts runs the sessions in testdata.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata", Cmds: map[string]func(*testscript.TestScript, bool, []string){
+		Dir: "testdata", Setup: hurry, Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "flip": flip, "owner-only": ownerOnly, "cmp-sheet": cmpSheet, "authority": newAuthority, "firmware": firmware, "soften": soften,
 			"issues": issues, "keyof": keyOf, "serialof": serialOf, "softtoken": softToken, "signers": signers, "keyid": keyID, "sign": signAs, "replace": swap, "stillthere": stillThere, "bundle": newBundle,
 		},
 	})
+}
+
+// hurry lets programs end at once that the race detector would keep for a second.
+func hurry(e *testscript.Env) error {
+	e.Setenv("GORACE", "atexit_sleep_ms=10")
+	return nil
 }
 
 // exits CODE ARGS... runs tillward-provision and wants that exit code.
