@@ -250,7 +250,7 @@ func TestHandlerHolds(t *testing.T) {
 		b.rest(o)
 		b.rest()
 		b.rest()
-		if s := b.states(o.Execution); s[len(s)-1] != "WAITING space" {
+		if s := b.states(o.Execution); !slices.Contains(s[len(s)-2:], "WAITING space") { // it may be trying just then
 			t.Fatalf("states %q", s)
 		}
 		b.rest()

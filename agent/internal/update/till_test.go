@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,7 +39,7 @@ type till struct {
 	full    time.Time     // until then the trail takes nothing
 	deaf    time.Time     // until then reports are not taken
 	free    int64         // bytes of the disk; 0: enough
-	held    int64         // of them, what was fetched
+	held    atomic.Int64  // of them, what was fetched
 	hours   func() bool   // of the box itself, to fetch; nil: at any time
 	after   func()        // called once something is staged
 	beside  func()        // runs beside the machine, from its start on
@@ -229,7 +230,7 @@ func (b *till) Get(ctx context.Context, o update.Order) (string, error) {
 		return "", errors.New("no network")
 	}
 	b.step("fetch")
-	b.held = o.Target.Length
+	b.held.Store(o.Target.Length)
 	select {
 	case <-ctx.Done():
 		return "", ctx.Err()
@@ -248,10 +249,10 @@ func (b *till) Open(context.Context, update.Order) (io.ReaderAt, error) {
 }
 
 // Drop implements update.Content.
-func (b *till) Drop(trust.Target) { b.held = 0 }
+func (b *till) Drop(trust.Target) { b.held.Store(0) }
 
 // Held implements update.Content.
-func (b *till) Held(trust.Target) int64 { return b.held }
+func (b *till) Held(trust.Target) int64 { return b.held.Load() }
 
 // boot starts the box and lets it run for some time, or until the power is cut
 // or the machine asks for a start. It reports whether it came to rest.
@@ -289,8 +290,8 @@ func (b *till) boot(d time.Duration, offers ...update.Offer) (rested bool) {
 			if p == update.Fetch && b.hours != nil && !b.hours() {
 				return "window-download", "not at this hour"
 			}
-			if b.free > 0 && b.free-b.held < need {
-				return "space", fmt.Sprintf("%d are free, %d are needed", b.free-b.held, need)
+			if b.free > 0 && b.free-b.held.Load() < need {
+				return "space", fmt.Sprintf("%d are free, %d are needed", b.free-b.held.Load(), need)
 			}
 			if time.Now().Before(b.opens) {
 				return b.reason, "not now"
