@@ -272,19 +272,10 @@ func (h *Handler) keep(n note) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(h.o.Dir, "os-*.tmp")
-	if err != nil {
+	if err := update.Replace(h.path(), content); err != nil {
 		return fmt.Errorf("note the trial: %w", err)
 	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), h.path())
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return fmt.Errorf("note the trial: %w", err)
-	}
-	return h.syncDir()
+	return nil
 }
 
 // forget removes the note.
@@ -294,13 +285,5 @@ func (h *Handler) forget() error {
 	if err := os.Remove(h.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("end the trial: %w", err)
 	}
-	return h.syncDir()
-}
-
-func (h *Handler) syncDir() error {
-	d, err := os.Open(h.o.Dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return update.SyncDir(h.o.Dir)
 }
