@@ -116,10 +116,8 @@ func Crowd(ctx context.Context, o CrowdOptions) (CrowdReport, error) {
 	if err != nil {
 		return r, err
 	}
-	if o.Report != "" {
-		if err := writeReport(o.Report, r); err != nil {
-			return r, err
-		}
+	if err := WriteReport(o.Out, o.Report, r); err != nil {
+		return r, err
 	}
 	if !r.OK {
 		return r, errors.New(strings.Join(r.Why, "; "))

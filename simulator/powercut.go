@@ -3,12 +3,10 @@ package simulator
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -102,15 +100,7 @@ func Powercut(ctx context.Context, opt PowercutOptions) error {
 			fmt.Fprintf(opt.Out, "%6d  %s\n", m[k], k)
 		}
 	}
-	if opt.Report != "" {
-		b, e := json.MarshalIndent(r, "", "  ")
-		if e == nil && opt.Report == "-" {
-			_, e = opt.Out.Write(append(b, '\n'))
-		} else if e == nil {
-			e = os.WriteFile(opt.Report, append(b, '\n'), 0o600)
-		}
-		err = errors.Join(err, e)
-	}
+	err = errors.Join(err, WriteReport(opt.Out, opt.Report, r))
 	fmt.Fprintf(opt.Out, "%d of %d come back working on old or new, and say so truthfully\n", r.Working, r.Cuts)
 	if n := len(cuts) - r.Working; n > 0 {
 		err = errors.Join(err, fmt.Errorf("%d of %d power cuts did harm", n, len(cuts)))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"time"
 )
@@ -179,15 +180,19 @@ func (t TillReport) problems(updateTo string) []string {
 	return out
 }
 
-// writeReport stores a report at path, or prints it when path is "-".
-func writeReport(path string, r any) error {
+// WriteReport stores the report of a scenario at path as JSON, or prints it to
+// out when path is "-"; empty: nowhere.
+func WriteReport(out io.Writer, path string, r any) error {
+	if path == "" {
+		return nil
+	}
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode report: %w", err)
 	}
 	b = append(b, '\n')
 	if path == "-" {
-		_, err = os.Stdout.Write(b)
+		_, err = out.Write(b)
 		return err
 	}
 	if err := os.WriteFile(path, b, 0o600); err != nil {

@@ -126,7 +126,7 @@ func (w *World) finish(ctx context.Context, began time.Time, path string, say fu
 		return err
 	}
 	if path != "" {
-		if err := writeReport(path, r); err != nil {
+		if err := WriteReport(os.Stdout, path, r); err != nil {
 			return err
 		}
 		say("report   %s", path)

@@ -12,11 +12,8 @@ package attack
 import (
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -125,7 +122,7 @@ func Run(ctx context.Context, o Options) error {
 		say("[%2d/%d] %-28s %s", i+1, len(todo), a.name, verdict)
 	}
 	r.OK = len(failed) == 0
-	return errors.Join(append(failed, write(o.Out, o.Report, r))...)
+	return errors.Join(append(failed, simulator.WriteReport(o.Out, o.Report, r))...)
 }
 
 func (d *desk) play(ctx context.Context, a attack) (Line, error) {
@@ -140,25 +137,6 @@ func (d *desk) play(ctx context.Context, a attack) (Line, error) {
 	line := Line{Name: a.name, What: a.what, Refused: out.refused, Check: out.check, Answer: out.answer, Seconds: after.Sub(began).Seconds()}
 	line.Honest, err = d.honest(ctx, after)
 	return line, err
-}
-
-func write(out io.Writer, path string, r Report) error {
-	if path == "" {
-		return nil
-	}
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	b = append(b, '\n')
-	if path == "-" {
-		_, err = out.Write(b)
-		return err
-	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	return nil
 }
 
 // desk is what an attacker and his victims need.

@@ -18,11 +18,8 @@ package tamper
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -152,7 +149,7 @@ func run(ctx context.Context, o Options, p plan) error {
 	})
 	r.Seconds = time.Since(began).Seconds()
 	r.OK = len(failed) == 0
-	return errors.Join(append(failed, write(o.Out, o.Report, r))...)
+	return errors.Join(append(failed, simulator.WriteReport(o.Out, o.Report, r))...)
 }
 
 // verdict says in words how an attack ended, and whether that is as it should
@@ -172,25 +169,6 @@ func (l Line) verdict() (text string, ok bool) {
 		return "refused by " + l.Check + "; THE TILL TAKES NO HONEST RELEASE ANY MORE: " + l.Wrong, false
 	}
 	return "refused by " + l.Check, true
-}
-
-func write(out io.Writer, path string, r Report) error {
-	if path == "" {
-		return nil
-	}
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	b = append(b, '\n')
-	if path == "-" {
-		_, err = out.Write(b)
-		return err
-	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	return nil
 }
 
 // play plays one attack and finds out what it left.
