@@ -51,7 +51,7 @@ func (a *Agent) identify(ctx context.Context, m *membership) ([]byte, error) {
 			continue
 		}
 		slip := "\n*** This is the till you asked for ***\n" + who + "\n\n"
-		if err := p.Print(ctx, strings.NewReader(slip)); err != nil {
+		if _, err := p.Print(ctx, strings.NewReader(slip)); err != nil {
 			who += fmt.Sprintf("not printed on %s: %v\n", d.Info().ID, err)
 		} else {
 			who += "printed on " + d.Info().ID + "\n"

@@ -30,7 +30,12 @@ const (
 	CashDrawer  Category = "CashDrawer"
 	SmartCardRW Category = "SmartCardRW"
 	Scanner     Category = "Scanner"
+	LineDisplay Category = "LineDisplay"
 	Host        Category = "M_Host"
+	Tamper      Category = "M_TamperSwitch"
+	Door        Category = "M_DoorSwitch"
+	Environment Category = "M_Environment" // temperature and supply inside the box
+	Other       Category = "M_Other"       // there, and no driver knows what it is
 )
 
 // Tri is what a sensor says. The zero value is Unknown.
@@ -108,6 +113,11 @@ type Info struct {
 	Firmware  string
 	Claim     Claim
 	Simulated bool // no hardware behind it
+
+	Key       string   // where it is, see package comment of hal/port: usb:04b8:0e15:SERIAL, tcp:192.0.2.10:9100, gpio:TAMPER_SW, ...
+	Interface string   // UnifiedPOS Interface: USB, Ethernet, RS232, PCSC, GPIO, I2C; empty: not known
+	Caps      []string // UnifiedPOS capabilities that it has, sorted: CapCoverSensor, CapRecEmptySensor, ...
+	RollLines uint32   // line feeds of a full roll of paper; 0: not known
 }
 
 // Status is one look at a device.
@@ -132,6 +142,12 @@ type Event struct {
 type Stat struct {
 	Name  string
 	Value float64
+	// Epoch is when the count began, in Unix seconds; 0 for a measurement, which
+	// may rise and fall. Within an epoch a count only grows.
+	Epoch int64
+	// Kept is a count that the device itself keeps: it goes on over a restart of
+	// the agent, and a new epoch that does not begin lower is no new beginning.
+	Kept bool
 }
 
 // Device is one open device. What else it can do is found by type assertion.
@@ -171,8 +187,17 @@ const (
 
 // Report is the outcome of a health check.
 type Report struct {
+	OK     bool
+	Text   string // one sentence; for the person at the box, it does not leave it
+	Checks []Check
+}
+
+// Check is one thing that a health check looked at.
+type Check struct {
+	ID   string // e.g. reachable, status, paper, page, card
 	OK   bool
-	Text string // one sentence
+	Code string // why not, as Status.Reason or Error.Code; of a card: its status word
+	Took time.Duration
 }
 
 // HealthChecker is a device that can test itself. Internal never causes
@@ -184,6 +209,18 @@ type HealthChecker interface {
 // DrawerKicker opens a cash drawer.
 type DrawerKicker interface {
 	OpenDrawer(ctx context.Context) error
+}
+
+// Parent is a device with others behind it that share its cable, as a cash
+// drawer does that of a printer. Parts live and are closed with their parent.
+type Parent interface {
+	Parts() []Device
+}
+
+// Nudger is a device that can be told that its place on a bus has changed, so
+// that it looks there now and not when its patience ends. Nudge never blocks.
+type Nudger interface {
+	Nudge()
 }
 
 // Config is what a driver is told about one device.

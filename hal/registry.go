@@ -12,9 +12,25 @@ import (
 // Passthrough is a printer that prints what somebody else composed. It is
 // there in claim mode own only. The job is never stored nor logged. A nil
 // error means that the printer has confirmed the last byte, or, where it
-// cannot confirm, that it took the job and shows no fault.
+// cannot confirm, that it took the job and shows no fault; Job says which.
 type Passthrough interface {
-	Print(ctx context.Context, job io.Reader) error
+	Print(ctx context.Context, job io.Reader) (Job, error)
+}
+
+// Job is what a printer made of a job, also of one that failed.
+type Job struct {
+	Bytes     int64 // handed to the printer
+	Cuts      int   // asked for in it
+	Kicks     int   // of the drawer, asked for in it
+	Confirmed bool  // the printer has said that all of it came out
+}
+
+// Tunneler is a printer that a POS application may talk to as if it held the
+// cable itself: jobs go through, and what it asks about the status is answered
+// from what the driver knows. Tunnel returns when the application hangs up or
+// ctx ends; a nil error is an orderly end. Claim mode own only.
+type Tunneler interface {
+	Tunnel(ctx context.Context, app io.ReadWriter) error
 }
 
 // Registry knows the drivers of a program. There are no side effects of

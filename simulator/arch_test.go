@@ -67,7 +67,8 @@ const anyone = "*"
 var table = []row{
 	{"hal", nil, []string{"periph.io/x/conn"}},
 	{"hal/haltest", []string{"hal", "hal/virtual"}, []string{anyone}},
-	{"hal/*", []string{"hal"}, []string{anyone}},
+	{"hal/port", []string{"hal"}, []string{"golang.org/x/sys"}},
+	{"hal/*", []string{"hal", "hal/port"}, []string{anyone}},
 
 	{"cloud/wire", nil, []string{"github.com/fxamacker/cbor"}},
 	{"cloud/console", nil, nil},
@@ -257,6 +258,8 @@ func badImports() []house {
 	add("hal", ours("hal/virtual"))
 	add("hal", theirs("periph.io/x/host/v3"))
 	add("hal/haltest", ours("hal/escpos"))
+	add("hal/port", ours("hal/escpos"))
+	add("hal/port", theirs("periph.io/x/host/v3"))
 	add("hal/escpos", ours("hal/virtual"))
 	add("hal/tpm", ours("provisioning/enrol"))
 	add("hal/slot", ours("agent"))

@@ -71,13 +71,15 @@ func kinds(t testing.TB) []kind {
 	t.Helper()
 	return []kind{
 		of("telemetry", wire.TelemetryBatch{Head: head(1), Samples: []wire.Sample{
-			{At: 1795521600000, Peripheral: "printer-1", Name: "ReceiptLineFeedCount", Value: 12345},
+			{At: 1795521600000, Peripheral: "printer-1", Name: "ReceiptLineFeedCount", Value: 12345, Epoch: 1795521500, Kept: true},
 			{At: 1795521600001, Name: "temp_mc", Value: 45250.5},
 			{At: 1795521600002, Name: "load_1m", Value: -0.1},
 		}}),
 		of("event", wire.EventBatch{Head: head(2), Events: []wire.PeripheralEvent{
-			{At: 1795521600000, Peripheral: "printer-1", Category: "POSPrinter", Code: "COVER_OPEN", From: "No", To: "Yes"},
+			{At: 1795521600000, Peripheral: "printer-1", Category: "POSPrinter", Code: "COVER_OPEN", From: "No", To: "Yes", Mono: 3600000, Count: 7},
 			{At: 1795521600001, Peripheral: "reader-1", Category: "SmartCardRW", Code: "CARD_PRESENT"},
+		}, Checks: []wire.HealthCheck{
+			{At: 1795521600002, Peripheral: "printer-1", Level: "external", Checks: []wire.CheckStep{{ID: "reachable", OK: true, MS: 12}, {ID: "page", Code: "REC_EMPTY", MS: 900}}},
 		}}),
 		of("audit", wire.AuditBatch{Head: head(3), Entries: entries(t, 2)}),
 		of("state", wire.StateReport{
@@ -86,6 +88,7 @@ func kinds(t testing.TB) []kind {
 				ID: "printer-1", Category: "POSPrinter", Driver: "escpos", Maker: "Maker", Model: "Model", Serial: "P-7",
 				Firmware: "1.0", Simulated: true, Power: "PS_ONLINE", Health: "Attention", Reason: "REC_NEAREMPTY",
 				Advice: "Put in a new roll.", Since: 1795521590000, Sensors: map[string]string{"CoverOpen": "No", "RecNearEnd": "Yes"},
+				Claim: "own", Key: "usb:04b8:0e15:P-7", Interface: "USB", Caps: []string{"CapCoverSensor", "CapRecEmptySensor"}, RollLines: 18876,
 			}},
 			SpoolDepth: 17, SpoolShed: 3, AuditHead: 99, Samples: 100000, Settings: "abc", Label: "Kasse 1, Köln",
 			Installed: []wire.Installed{

@@ -31,6 +31,8 @@ type Sample struct {
 	Peripheral string  `cbor:"2,keyasint,omitempty"` // empty: the box itself
 	Name       string  `cbor:"3,keyasint"`           // a UnifiedPOS statistic or host metric; unit in the name, e.g. temp_mc
 	Value      float64 `cbor:"4,keyasint"`
+	Epoch      int64   `cbor:"5,keyasint,omitempty"` // of a count: Unix seconds at which it began; within it a count only grows. 0: a measurement
+	Kept       bool    `cbor:"6,keyasint,omitempty"` // the peripheral itself keeps the count: it goes on over a restart of the agent
 }
 
 // TelemetryBatch carries up to MaxBatch samples.
@@ -71,12 +73,33 @@ type PeripheralEvent struct {
 	Code       string `cbor:"4,keyasint"` // COVER_OPEN, REC_EMPTY, POWER_OFFLINE, M_...
 	From       string `cbor:"5,keyasint,omitempty"`
 	To         string `cbor:"6,keyasint,omitempty"`
+	Mono       int64  `cbor:"7,keyasint,omitempty"` // milliseconds since the box was switched on; At may jump, this does not
+	Count      uint32 `cbor:"8,keyasint,omitempty"` // how often it came in the minute before, where it flapped and is told once; 0: once
+}
+
+// HealthCheck is the outcome of one check of a peripheral [UnifiedPOS 1.14.1,
+// checkHealth].
+type HealthCheck struct {
+	At         int64       `cbor:"1,keyasint"` // Unix milliseconds, of its end
+	Peripheral string      `cbor:"2,keyasint"`
+	Level      string      `cbor:"3,keyasint"` // internal, external, interactive
+	OK         bool        `cbor:"4,keyasint"`
+	Checks     []CheckStep `cbor:"5,keyasint,omitempty"`
+}
+
+// CheckStep is one thing that a check looked at.
+type CheckStep struct {
+	ID   string `cbor:"1,keyasint"`
+	OK   bool   `cbor:"2,keyasint"`
+	Code string `cbor:"3,keyasint,omitempty"` // why not; of a card: its status word
+	MS   uint32 `cbor:"4,keyasint"`           // milliseconds it took
 }
 
 // EventBatch carries peripheral events in the order they were seen.
 type EventBatch struct {
 	Head   Head              `cbor:"1,keyasint"`
 	Events []PeripheralEvent `cbor:"2,keyasint"`
+	Checks []HealthCheck     `cbor:"3,keyasint,omitempty"`
 }
 
 // Check implements Message.
@@ -102,6 +125,38 @@ func (m *EventBatch) Check() error {
 			}
 		}
 	}
+	if err := checkCount("health checks", len(m.Checks), MaxBatch); err != nil {
+		return err
+	}
+	for _, c := range m.Checks {
+		if err := c.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c HealthCheck) check() error {
+	if err := checkName("peripheral", c.Peripheral); err != nil {
+		return err
+	}
+	if c.Level != "internal" && c.Level != "external" && c.Level != "interactive" {
+		return fmt.Errorf("health check of level %.20q: %w", c.Level, ErrMalformed)
+	}
+	if err := checkCount("steps of a health check", len(c.Checks), MaxSteps); err != nil {
+		return err
+	}
+	for _, s := range c.Checks {
+		if err := checkName("step", s.ID); err != nil {
+			return err
+		}
+		if s.Code == "" {
+			continue
+		}
+		if err := checkName("code", s.Code); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -118,9 +173,14 @@ type Peripheral struct {
 	Power     string            `cbor:"9,keyasint"`           // PS_ONLINE, PS_OFF_OFFLINE, PS_UNKNOWN, ...
 	Health    string            `cbor:"10,keyasint"`          // OK, Attention, Fault, Offline, Unknown
 	Reason    string            `cbor:"11,keyasint,omitempty"`
-	Advice    string            `cbor:"12,keyasint,omitempty"` // what a person should do, one sentence
-	Since     int64             `cbor:"13,keyasint"`           // Health holds since, Unix milliseconds
+	Advice    string            `cbor:"12,keyasint,omitempty"` // until version 3; since then the service knows what to do about a reason
+	Since     int64             `cbor:"13,keyasint"`           // Health and Reason hold since, Unix milliseconds
 	Sensors   map[string]string `cbor:"14,keyasint,omitempty"` // UnifiedPOS property -> Yes, No, Unknown
+	Claim     string            `cbor:"15,keyasint,omitempty"` // observe, share, own
+	Key       string            `cbor:"16,keyasint,omitempty"` // where it is, e.g. usb:04b8:0e15:SERIAL
+	Interface string            `cbor:"17,keyasint,omitempty"` // USB, Ethernet, RS232, PCSC, GPIO, I2C
+	Caps      []string          `cbor:"18,keyasint,omitempty"` // UnifiedPOS capabilities that it has, sorted
+	RollLines uint32            `cbor:"19,keyasint,omitempty"` // line feeds of a full roll of paper; 0: not known
 }
 
 // Installed is one component that a device runs: boot truth, whatever a report
@@ -195,6 +255,22 @@ func (m *StateReport) Check() error {
 		}
 		for _, s := range []string{p.Maker, p.Model, p.Serial, p.Firmware, p.Reason, p.Advice} {
 			if err := checkText("peripheral "+p.ID, s); err != nil {
+				return err
+			}
+		}
+		if len(p.Claim) > MaxName || len(p.Key) > MaxTopic || len(p.Interface) > MaxName {
+			return fmt.Errorf("peripheral %s: claim, key or interface: %w", p.ID, ErrLimit)
+		}
+		for _, s := range []string{p.Claim, p.Key, p.Interface} {
+			if err := checkText("peripheral "+p.ID, s); err != nil {
+				return err
+			}
+		}
+		if err := checkCount("capabilities", len(p.Caps), 32); err != nil {
+			return err
+		}
+		for _, c := range p.Caps {
+			if err := checkName("capability", c); err != nil {
 				return err
 			}
 		}

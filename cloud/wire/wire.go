@@ -30,7 +30,10 @@ import (
 //	3  2026-11-26  offers of any class with windows, step times, attempt and peers;
 //	               what is installed, power and space in the state; step numbers and
 //	               bytes by source in results; orders for update media
-const Version = 3
+//	4  2026-11-26  counts with epoch and keeper, events with monotonic time and count,
+//	               health checks; peripherals say how they are held, where they are and
+//	               what they can, and give no advice any more
+const Version = 4
 
 // Limits of the contract, enforced on both sides.
 const (
@@ -46,6 +49,7 @@ const (
 	MaxLog         = 56 << 10       // bytes of an event log, compressed
 	MaxInstalled   = 32             // components of one device
 	MaxSpans       = 64             // windows of one kind in an offer
+	MaxSteps       = 16             // steps of one health check
 	MaxPeers       = 8              // tills of the same site named in an offer
 	MaxMedium      = 32             // releases on one update medium
 	ClockSkewNoted = 24 * time.Hour // a larger skew is noted, never refused

@@ -87,7 +87,7 @@ func TestConformance(t *testing.T) {
 			Unseen: []string{"CoverOpen", "RecEmpty", "RecNearEnd", "DrawerOpened", "M_CutterError"},
 			Output: func() int { return len(p.Jobs()) + int(p.Counter(148)) },
 			Feed: func(t *testing.T, d hal.Device, number string) {
-				if err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("Card "+number+"\n\x1dV\x00")); err != nil {
+				if _, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("Card "+number+"\n\x1dV\x00")); err != nil {
 					t.Errorf("print: %v", err)
 				}
 			},
@@ -139,7 +139,7 @@ func TestPrintRunsOutOfPaper(t *testing.T) {
 	d := open(t, p, hal.Own)
 	status(t, d, healthy)
 	p.LoadRoll(405)
-	err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader(strings.Repeat("line\n", 500)+"\x1dV\x00"))
+	_, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader(strings.Repeat("line\n", 500)+"\x1dV\x00"))
 	if !errors.Is(err, &hal.Error{Code: "E_OFFLINE"}) || !strings.Contains(err.Error(), "REC_EMPTY") {
 		t.Errorf("got %v, want E_OFFLINE with REC_EMPTY", err)
 	}
@@ -152,7 +152,7 @@ func TestPrintRunsOutOfPaperInSilence(t *testing.T) {
 	d := open(t, p, hal.Own)
 	status(t, d, healthy)
 	p.LoadRoll(405)
-	err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("\x1b@"+strings.Repeat("line\n", 500)+"\x1dV\x00"))
+	_, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("\x1b@"+strings.Repeat("line\n", 500)+"\x1dV\x00"))
 	if !errors.Is(err, &hal.Error{Code: "E_OFFLINE"}) || !strings.Contains(err.Error(), "REC_EMPTY") {
 		t.Errorf("got %v, want E_OFFLINE with REC_EMPTY", err)
 	}
@@ -268,7 +268,7 @@ func TestObserveInUse(t *testing.T) {
 	}
 	_ = till.Close()
 	status(t, d, healthy)
-	if err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("x\n")); !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
+	if _, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("x\n")); !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
 		t.Errorf("printing on a printer that is only observed: got %v, want E_ILLEGAL", err)
 	}
 }

@@ -41,30 +41,31 @@ func stopped(op string, st hal.Status) error {
 
 // Print implements hal.Passthrough. A printer that cannot print now gets
 // nothing, so that nothing comes out later when nobody expects it.
-func (p *printer) Print(ctx context.Context, job io.Reader) error {
+func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
+	var made hal.Job
 	s, err := p.owned(ctx, "print")
 	if err != nil {
-		return err
+		return made, err
 	}
 	// A job may come before the connection was armed: what stops it would not be
 	// told.
 	if err := s.arm(ctx); err != nil {
-		return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+		return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
 	}
-	if err := s.pour(ctx, job); err != nil {
-		return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+	if err := s.pour(ctx, job, &made); err != nil {
+		return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
 	}
-	if err := p.confirm(ctx, s); err != nil {
-		return err
+	if made.Confirmed, err = p.confirm(ctx, s); err != nil {
+		return made, err
 	}
 	if err := s.arm(ctx); err != nil { // the job may have switched it off
-		return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+		return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
 	}
-	return nil
+	return made, nil
 }
 
 // pour writes the whole job without a question in between.
-func (s *session) pour(ctx context.Context, job io.Reader) error {
+func (s *session) pour(ctx context.Context, job io.Reader, made *hal.Job) error {
 	if err := s.acquire(ctx); err != nil {
 		return err
 	}
@@ -76,6 +77,7 @@ func (s *session) pour(ctx context.Context, job io.Reader) error {
 			if err := s.write(b[:n]); err != nil {
 				return err
 			}
+			made.Bytes += int64(n)
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -88,8 +90,8 @@ func (s *session) pour(ctx context.Context, job io.Reader) error {
 }
 
 // confirm asks something that the printer answers in its turn, behind the
-// job: with the answer the job is out.
-func (p *printer) confirm(ctx context.Context, s *session) error {
+// job: with the answer the job is out. It reports whether the answer came.
+func (p *printer) confirm(ctx context.Context, s *session) (bool, error) {
 	out := make(chan error, 1)
 	if !s.start(func() {
 		_, err := s.ask(ctx, blockAnswer, confirmWithin, 0x1d, 'I', 65)
@@ -104,22 +106,22 @@ func (p *printer) confirm(ctx context.Context, s *session) error {
 		case err := <-out:
 			if errors.Is(err, errNoBlock) { // a printer that stopped says nothing either
 				if _, err := s.poll(ctx, p.queries); err != nil {
-					return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+					return false, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
 				}
 			}
 			if st := p.track.Status(); st.Power != hal.PowerOnline {
-				return stopped("print", st)
+				return false, stopped("print", st)
 			}
 			if err == nil || errors.Is(err, errNoBlock) {
-				return nil
+				return err == nil, nil
 			}
-			return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+			return false, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
 		case <-tick.C:
 			if st := p.track.Status(); st.Power != hal.PowerOnline {
-				return stopped("print", st)
+				return false, stopped("print", st)
 			}
 		case <-ctx.Done():
-			return &hal.Error{Code: "E_TIMEOUT", Op: "print", Err: ctx.Err()}
+			return false, &hal.Error{Code: "E_TIMEOUT", Op: "print", Err: ctx.Err()}
 		}
 	}
 }
@@ -135,7 +137,7 @@ func (p *printer) CheckHealth(ctx context.Context, level hal.Level) (hal.Report,
 		good := st.Health == hal.OK || st.Health == hal.Attention
 		return hal.Report{OK: good, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", st.Health, st.Reason, st.Advice))}, nil
 	case hal.External:
-		if err := p.Print(ctx, strings.NewReader(p.testPage(time.Now()))); err != nil {
+		if _, err := p.Print(ctx, strings.NewReader(p.testPage(time.Now()))); err != nil {
 			return hal.Report{Text: err.Error()}, err
 		}
 		return hal.Report{OK: true, Text: "The test page has been printed."}, nil
