@@ -3,8 +3,11 @@ package hal_test
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -22,6 +25,12 @@ func TestUnknownIsNeverHealthy(t *testing.T) {
 		{hal.POSPrinter, map[string]hal.Tri{"CoverOpen": hal.No, "RecEmpty": hal.Unknown}},
 		{hal.SmartCardRW, nil},
 		{hal.CashDrawer, nil},
+		{hal.Tamper, nil},
+		{hal.Door, nil},
+		{hal.Environment, nil},
+		{hal.Environment, map[string]hal.Tri{"M_TempHigh": hal.Unknown}},
+		{hal.Host, map[string]hal.Tri{"M_DiskLow": hal.No}},
+		{hal.Other, map[string]hal.Tri{"CoverOpen": hal.No}},
 	} {
 		if s := hal.Judge(c.category, hal.PowerOnline, c.sensors); s.Health != hal.NoSensor {
 			t.Errorf("%s with %v: got %s, want Unknown", c.category, c.sensors, s.Health)
@@ -54,6 +63,8 @@ func TestJudge(t *testing.T) {
 		{hal.PowerOffline, "RecNearEnd", hal.Fault, "POWER_OFFLINE"},
 		{hal.PowerOffline, "other", hal.Fault, "POWER_OFFLINE"},
 		{hal.PowerOffOffline, "CoverOpen", hal.Offline, "POWER_OFF_OFFLINE"},
+		{hal.PowerOff, "CoverOpen", hal.Offline, "POWER_OFF"},
+		{hal.PowerOffOffline, "M_DaemonGone", hal.Offline, "M_PCSCD_GONE"},
 	} {
 		s := hal.Judge(hal.POSPrinter, c.power, with(c.sensor))
 		if s.Health != c.health || s.Reason != c.reason || s.Advice == "" {
@@ -146,6 +157,130 @@ func TestEventsEqualSnapshots(t *testing.T) {
 			rt.Fatalf("events say %v, the last look %v", cover, last)
 		}
 	})
+}
+
+// What is counted here begins with the tracker, what the device counts begins
+// again when it falls, and a measurement never began.
+func TestEpochs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now().Unix()
+		tr := hal.NewTracker(hal.POSPrinter, "CommunicationErrorCount")
+		get := func(name string) hal.Stat {
+			for _, s := range tr.Stats() {
+				if s.Name == name {
+					return s
+				}
+			}
+			return hal.Stat{}
+		}
+		tr.Count("CommunicationErrorCount", 2)
+		tr.Count("CommunicationErrorCount", -1)
+		tr.Count("CommunicationErrorCount", math.NaN())
+		tr.Measure("temp_mc", 41000)
+		tr.Set("ReceiptLineFeedCount", 100)
+		time.Sleep(time.Minute)
+		tr.Set("ReceiptLineFeedCount", 130)
+		tr.Measure("temp_mc", 40000)
+		for _, want := range []hal.Stat{
+			{Name: "CommunicationErrorCount", Value: 2, Epoch: start},
+			{Name: "ReceiptLineFeedCount", Value: 130, Epoch: start, Kept: true},
+			{Name: "temp_mc", Value: 40000},
+		} {
+			if got := get(want.Name); got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		}
+		tr.Set("ReceiptLineFeedCount", 5) // another printer, or a reset one
+		if got, want := get("ReceiptLineFeedCount"), (hal.Stat{Name: "ReceiptLineFeedCount", Value: 5, Epoch: start + 60, Kept: true}); got != want {
+			t.Errorf("after a reset: got %+v, want %+v", got, want)
+		}
+		tr.Set("ReceiptLineFeedCount", 4)
+		if got := get("ReceiptLineFeedCount"); got.Epoch != start+61 {
+			t.Errorf("reset twice in a second: got epoch %d, want %d", got.Epoch, start+61)
+		}
+		tr.Close()
+		if again := hal.NewTracker(hal.POSPrinter, "x").Stats()[0]; again.Epoch <= start {
+			t.Errorf("opened again: epoch %d, want one after %d", again.Epoch, start)
+		}
+	})
+}
+
+// A device opened again within the second it was closed in counts from nothing,
+// and says so.
+func TestEpochOfReopenedDevice(t *testing.T) {
+	first := hal.NewTracker(hal.Scanner, "GoodScanCount")
+	first.Count("GoodScanCount", 7)
+	first.Close()
+	second := hal.NewTracker(hal.Scanner, "GoodScanCount")
+	if a, b := first.Stats()[0], second.Stats()[0]; a.Epoch == b.Epoch {
+		t.Errorf("both have epoch %d, and the count fell from %v to %v", a.Epoch, a.Value, b.Value)
+	}
+}
+
+func TestHoursPowered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := hal.NewTracker(hal.LineDisplay)
+		hours := func() float64 {
+			for _, s := range tr.Stats() {
+				if s.Name == "HoursPoweredCount" {
+					return s.Value
+				}
+			}
+			return -1
+		}
+		time.Sleep(3 * time.Hour)
+		if h := hours(); h != -1 {
+			t.Errorf("nothing is known of the device, got %v hours", h)
+		}
+		tr.Update(hal.PowerOnline, nil)
+		time.Sleep(90 * time.Minute)
+		tr.Update(hal.PowerOffline, nil)
+		time.Sleep(40 * time.Minute)
+		tr.Update(hal.PowerOffOffline, nil)
+		time.Sleep(5 * time.Hour)
+		if h := hours(); h != 2 {
+			t.Errorf("got %v hours, want 2", h)
+		}
+		tr.Update(hal.PowerOnline, nil)
+		time.Sleep(50 * time.Minute)
+		if h := hours(); h != 3 {
+			t.Errorf("got %v hours, want 3", h)
+		}
+		tr.Set("HoursPoweredCount", 1200) // it keeps its own
+		if h := hours(); h != 1200 {
+			t.Errorf("got %v hours, want what the device says", h)
+		}
+		for _, s := range tr.Stats() {
+			if s.Name == "OnlineTransitionCount" && s.Value == 1 {
+				return
+			}
+		}
+		t.Errorf("got %v, want one OnlineTransitionCount", tr.Stats())
+	})
+}
+
+// Every sensor with events of its own is judged, but for those that are the
+// normal course of things; and every verdict says what to do.
+func TestSensorsAreJudged(t *testing.T) {
+	for sensor, health := range map[string]hal.Health{
+		"CoverOpen": hal.Fault, "M_CutterError": hal.Fault, "M_DrawerStuck": hal.Fault, "M_Tampered": hal.Fault, "M_DiskFailing": hal.Fault,
+		"M_HeadTooHot": hal.Fault, "M_MechanicalError": hal.Fault, "M_UnrecoverableError": hal.Fault, "RecEmpty": hal.Fault,
+		"M_CardMute": hal.Attention, "M_ClockUnsynced": hal.Attention, "M_DiskLow": hal.Attention, "M_DoorOpen": hal.Attention,
+		"M_HostHot": hal.Attention, "M_LeftOpen": hal.Attention, "M_MemoryLow": hal.Attention, "M_SupplyLow": hal.Attention,
+		"M_TempHigh": hal.Attention, "M_UnexpectedOpen": hal.Attention, "RecNearEnd": hal.Attention, "M_DaemonGone": hal.Offline,
+		"DrawerOpened": hal.OK, "SCPresentSensor": hal.OK,
+	} {
+		tr := hal.NewTracker(hal.LineDisplay) // which has no sensor that it stands on
+		s := tr.Update(hal.PowerOnline, map[string]hal.Tri{sensor: hal.Yes})
+		if s.Health != health || (health != hal.OK && (s.Reason == "" || s.Advice == "")) {
+			t.Errorf("%s: got %s %q %q, want %s with a reason and an advice", sensor, s.Health, s.Reason, s.Advice, health)
+		}
+		tr.Update(hal.PowerOnline, map[string]hal.Tri{sensor: hal.No})
+		got := events(t, tr)
+		if len(got) != 2 || got[0] == got[1] || (health != hal.OK && got[0] != s.Reason) {
+			t.Errorf("%s: got events %v, want that it came, as %q, and that it went", sensor, got, s.Reason)
+		}
+	}
 }
 
 func TestRegistry(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -175,7 +174,7 @@ func TestCountersAndIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]float64{"ReceiptLineFeedCount": 30, "PaperCutCount": 1, "HoursPoweredCount": 1200, "M_HeadEnergizedCount": 30} {
-		if !slices.Contains(list, hal.Stat{Name: name, Value: want}) {
+		if value(list, name) != want {
 			t.Errorf("%s is not %v in %v", name, want, list)
 		}
 	}
@@ -195,9 +194,19 @@ func TestIdentityIsGuarded(t *testing.T) {
 		t.Errorf("identity: %+v; want no serial number", i)
 	}
 	list, _ := d.(hal.Statistics).Statistics(t.Context())
-	if !slices.Contains(list, hal.Stat{Name: "M_PanGuardDropCount", Value: 1}) {
+	if value(list, "M_PanGuardDropCount") != 1 {
 		t.Errorf("the drop is not counted: %v", list)
 	}
+}
+
+// value returns a statistic, or -1.
+func value(list []hal.Stat, name string) float64 {
+	for _, s := range list {
+		if s.Name == name {
+			return s.Value
+		}
+	}
+	return -1
 }
 
 func TestDrawer(t *testing.T) {
@@ -216,7 +225,7 @@ func TestDrawer(t *testing.T) {
 	}
 	list, _ := d.(hal.Statistics).Statistics(t.Context())
 	for _, name := range []string{"DrawerGoodOpenCount", "DrawerFailedOpenCount"} {
-		if !slices.Contains(list, hal.Stat{Name: name, Value: 1}) {
+		if value(list, name) != 1 {
 			t.Errorf("%s is not 1 in %v", name, list)
 		}
 	}
@@ -245,7 +254,7 @@ func TestHalfFrames(t *testing.T) {
 		p.Set(emulator.CoverOpen, false)
 		status(t, d, healthy)
 		list, _ = d.(hal.Statistics).Statistics(t.Context())
-		if !slices.Contains(list, hal.Stat{Name: "CommunicationErrorCount", Value: 0}) {
+		if value(list, "CommunicationErrorCount") > 0 {
 			return
 		}
 	}
