@@ -22,6 +22,7 @@ import (
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/board"
 	"github.com/tillward/tillward/hal/escpos"
+	"github.com/tillward/tillward/hal/input"
 	"github.com/tillward/tillward/hal/pcsc"
 	"github.com/tillward/tillward/hal/slot"
 	"github.com/tillward/tillward/hal/virtual"
@@ -46,7 +47,7 @@ func run() int {
 	status := flag.Bool("status", false, "print what a stopped agent has recorded, as JSON, and exit")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
-	drivers := hal.NewRegistry(escpos.Driver{}, pcsc.Driver{}, virtual.Driver{}, board.Driver{})
+	drivers := hal.NewRegistry(escpos.Driver{}, pcsc.Driver{}, virtual.Driver{}, board.Driver{}, input.Driver{})
 	switch {
 	case *showVersion:
 		fmt.Println(version)
