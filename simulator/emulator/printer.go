@@ -9,84 +9,92 @@ import (
 	"time"
 )
 
-// Fault is something that can be wrong with a Printer.
-type Fault string
-
-// The faults. Those after DrawerOpen are of the interface, not of the
-// mechanism.
-const (
-	CoverOpen     Fault = "cover open"
-	NearEnd       Fault = "paper low"
-	PaperEnd      Fault = "paper out"
-	CutterJam     Fault = "cutter jammed"
-	HeadHot       Fault = "head too hot"
-	Unrecoverable Fault = "unrecoverable error"
-	Offline       Fault = "switched off-line at its panel"
-	DrawerOpen    Fault = "drawer open"
-	DrawerStuck   Fault = "drawer does not open"
-
-	Mute       Fault = "answers nothing"
-	Garbage    Fault = "garbage before each answer"
-	HalfFrames Fault = "status frames cut in half"
-	Unplugged  Fault = "unplugged"
-
-	NoStatusBack Fault = "a cheap model without GS a"
-)
-
 const (
 	rollLines    = 4000 // line feeds of a fresh roll
 	nearEndLines = 400  // the sensor sees the end coming
 	maxBuffered  = 64 << 10
+	dotsPerLine  = 30 // of the head: 3.75 mm
 )
 
-// Printer is an ESC/POS printer on TCP. As with the network cards of real
-// ones, the first connection has it and others wait until that closes.
+// Printer is an ESC/POS printer, on TCP or on any other line. As with the
+// network cards of real ones, the first connection has it and others wait
+// until that closes.
 type Printer struct {
-	listener net.Listener
+	listener net.Listener // nil: other lines alone
+	turn     chan struct{}
+	done     chan struct{}
 	wg       sync.WaitGroup
 
 	mu       sync.Mutex
 	work     *sync.Cond // the state or the buffer has changed
 	closed   bool
-	conn     net.Conn
+	line     *line
 	faults   map[Fault]bool
 	paper    int  // line feeds left on the roll
+	dots     int  // fed since the last whole line
 	asb      byte // what GS a has enabled
 	sent     [4]byte
-	buffer   []byte // not yet processed; an off-line printer keeps it
-	job      []byte // printed since the last cut
+	stopped  bool          // XOFF was said last
+	tail     []byte        // a command that has not arrived whole
+	buffer   []byte        // whole commands, not yet obeyed; an off-line printer keeps them
+	perLine  time.Duration // how long a line takes
+	busy     time.Duration // what the last command takes
+	job      []byte        // printed since the last cut
 	jobs     []string
 	unknown  []string
 	counters map[int]uint64
+	state    string // file for the counters
 	noise    *rand.Rand
 	serial   string
 }
 
-// NewPrinter listens on addr, e.g. 127.0.0.1:0, with a fresh roll.
+// NewPrinter listens on addr, e.g. 127.0.0.1:0, with a fresh roll. Without an
+// address it is reached by OpenPTY and Serve alone.
 func NewPrinter(addr string) (*Printer, error) {
-	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("printer emulator: %w", err)
-	}
 	p := &Printer{
-		listener: l, faults: map[Fault]bool{}, paper: rollLines, serial: "EMU0000001",
+		turn: make(chan struct{}, 1), done: make(chan struct{}),
+		faults: map[Fault]bool{}, paper: rollLines, serial: "EMU0000001",
 		counters: map[int]uint64{20: 0, 21: 0, 50: 0, 70: 0, 148: 0, 149: 0, 178: 0, 198: 1200},
 		noise:    rand.New(rand.NewPCG(1, 2)),
 	}
 	p.work = sync.NewCond(&p.mu)
-	p.wg.Go(p.accept)
+	if addr != "" {
+		l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", addr)
+		if err != nil {
+			return nil, fmt.Errorf("printer emulator: %w", err)
+		}
+		p.listener = l
+		p.wg.Go(p.accept)
+	}
+	p.wg.Go(p.process)
 	return p, nil
 }
 
-// Addr is the host:port it listens on.
-func (p *Printer) Addr() string { return p.listener.Addr().String() }
+// Addr is the host:port it listens on; empty when it does not.
+func (p *Printer) Addr() string {
+	if p.listener == nil {
+		return ""
+	}
+	return p.listener.Addr().String()
+}
 
-// Close ends it and waits.
+// Close ends it and all its lines, keeps its counters when it has a file for
+// them, and waits.
 func (p *Printer) Close() error {
-	err := p.listener.Close()
 	p.mu.Lock()
-	p.closed = true
-	p.dropLocked()
+	var err error
+	if !p.closed {
+		p.closed = true
+		close(p.done)
+		if p.listener != nil {
+			_ = p.listener.Close()
+		}
+		if p.line != nil {
+			p.line.end()
+		}
+		err = p.keepLocked()
+		p.work.Broadcast()
+	}
 	p.mu.Unlock()
 	p.wg.Wait()
 	return err
@@ -99,14 +107,29 @@ func (p *Printer) SetSerial(serial string) {
 	p.serial = serial
 }
 
+// SetPace makes a line take so long to print. A printer is as fast as its
+// computer without it.
+func (p *Printer) SetPace(line time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.perLine = line
+}
+
 // Set makes a fault come or go. NearEnd and PaperEnd also come by themselves
 // as paper is used; setting PaperEnd to false does not add paper, see LoadRoll.
+// An unplugged printer forgets what it has not printed, and who asked to be
+// told.
 func (p *Printer) Set(f Fault, on bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	was := p.faults[f]
 	p.faults[f] = on
-	if f == Unplugged && on {
+	switch {
+	case f == Unplugged && on:
+		p.buffer, p.tail, p.asb, p.busy, p.stopped = nil, nil, 0, 0, false
 		p.dropLocked()
+	case f == FeedButton && on && !was && !p.offlineForLocked(FeedButton):
+		p.feedLocked(3 * dotsPerLine)
 	}
 	p.changedLocked()
 }
@@ -135,10 +158,11 @@ func (p *Printer) Drop() {
 	p.dropLocked()
 }
 
+// dropLocked ends the line, unless it is a cable that stays.
 func (p *Printer) dropLocked() {
-	if p.conn != nil {
-		_ = p.conn.Close()
-		p.conn = nil
+	if p.line != nil && !p.line.stays {
+		p.line.end()
+		p.line = nil
 	}
 	p.work.Broadcast()
 }
@@ -150,7 +174,7 @@ func (p *Printer) LoadRoll(lines int) {
 	if lines == 0 {
 		lines = rollLines
 	}
-	p.paper = lines
+	p.paper, p.dots = lines, 0
 	p.faults[PaperEnd], p.faults[NearEnd] = false, false
 	p.changedLocked()
 }
@@ -170,16 +194,14 @@ func (p *Printer) Receipt(lines int) bool {
 	if p.offlineLocked() {
 		return false
 	}
-	for range lines {
-		p.feedLocked(1)
-	}
+	p.feedLocked(lines * dotsPerLine)
 	p.cutLocked()
 	p.changedLocked()
 	return true
 }
 
-// Jobs returns the text of what was printed over the connection, one string
-// for each cut.
+// Jobs returns the text of what was printed over its lines, one string for
+// each cut.
 func (p *Printer) Jobs() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -193,6 +215,10 @@ func (p *Printer) Unknown() []string {
 	return append([]string(nil), p.unknown...)
 }
 
+func (p *Printer) unknownLocked(cmd []byte) {
+	p.unknown = append(p.unknown, fmt.Sprintf("%x", cmd))
+}
+
 // Counter returns a maintenance counter by its GS g number: 148 line feeds,
 // 149 head energised, 178 cuts, 198 hours powered; 20, 21, 50, 70 the same,
 // resettable.
@@ -202,92 +228,29 @@ func (p *Printer) Counter(n int) uint64 {
 	return p.counters[n]
 }
 
-// accept serves one connection after the other.
-func (p *Printer) accept() {
-	for {
-		conn, err := p.listener.Accept()
-		if err != nil {
-			return
-		}
-		p.mu.Lock()
-		if p.closed || p.faults[Unplugged] {
-			p.mu.Unlock()
-			_ = conn.Close()
-			continue
-		}
-		p.conn, p.asb, p.buffer, p.sent = conn, 0, nil, [4]byte{}
-		p.mu.Unlock()
-		p.serve(conn)
-	}
-}
-
-// serve reads one connection to its end; real-time commands are obeyed as they
-// arrive, the rest is processed in order while the printer is on-line.
-func (p *Printer) serve(conn net.Conn) {
-	gone := make(chan struct{})
-	p.wg.Go(func() {
-		defer close(gone)
-		p.process(conn)
-	})
-	var rt realtime
-	b := make([]byte, 4096)
-	for {
-		n, err := conn.Read(b)
-		p.mu.Lock()
-		for _, c := range b[:n] {
-			p.buffer = append(p.buffer, rt.take(c, p.answerLocked)...)
-		}
-		p.work.Broadcast()
-		for len(p.buffer) > maxBuffered && p.conn == conn && !p.closed && err == nil && p.offlineLocked() {
-			p.work.Wait()
-		}
-		if err != nil {
-			p.conn = nil
-			p.work.Broadcast()
-			p.mu.Unlock()
-			_ = conn.Close()
-			<-gone
-			return
-		}
-		p.mu.Unlock()
-	}
-}
-
-// process works off the buffer.
-func (p *Printer) process(conn net.Conn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for {
-		for p.conn == conn && !p.closed {
-			if !p.offlineLocked() {
-				if n := p.command(p.buffer); n > 0 {
-					p.buffer = p.buffer[n:]
-					continue
-				}
-			}
-			p.work.Wait()
-		}
-		if p.conn != conn || p.closed {
-			return
-		}
-	}
-}
-
-// send answers. It never blocks for long: a peer that does not read loses the
-// connection.
-func (p *Printer) sendLocked(b ...byte) {
-	if p.conn == nil || p.faults[Mute] {
+// feedLocked moves the paper by so many dots.
+func (p *Printer) feedLocked(dots int) {
+	if dots <= 0 {
 		return
 	}
-	if p.faults[Garbage] {
-		junk := make([]byte, 1+p.noise.IntN(4))
-		for i := range junk {
-			junk[i] = 0x80 | byte(p.noise.IntN(128)) // no answer of a printer has this bit set
-		}
-		b = append(junk, b...)
+	p.dots += dots
+	lines := p.dots / dotsPerLine
+	p.dots %= dotsPerLine
+	p.paper -= lines
+	for _, n := range []int{20, 21, 148, 149} {
+		p.counters[n] += uint64(lines) // #nosec G115 -- not negative
 	}
-	_ = p.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	if _, err := p.conn.Write(b); err != nil {
-		_ = p.conn.Close()
+	p.busy += time.Duration(lines) * p.perLine
+}
+
+func (p *Printer) cutLocked() {
+	p.counters[50]++
+	p.counters[178]++
+}
+
+func (p *Printer) kickLocked() {
+	if !p.faults[DrawerStuck] {
+		p.faults[DrawerOpen] = true
+		p.changedLocked()
 	}
 }
