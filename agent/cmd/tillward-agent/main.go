@@ -47,7 +47,10 @@ func run() int {
 	status := flag.Bool("status", false, "print what a stopped agent has recorded, as JSON, and exit")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
-	drivers := hal.NewRegistry(escpos.Driver{}, pcsc.Driver{}, virtual.Driver{}, board.Driver{}, input.Driver{})
+	drivers := hal.NewRegistry(
+		escpos.Driver{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
+		board.Driver{}, board.Switch{},
+	)
 	switch {
 	case *showVersion:
 		fmt.Println(version)
