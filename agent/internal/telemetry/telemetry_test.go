@@ -283,7 +283,7 @@ func TestFaultAndRecovery(t *testing.T) {
 			p.does(func(context.Context) (hal.Status, error) { return hal.Status{}, errors.New("connection refused") })
 			after(12 * time.Second)
 			s := m.Snapshot()[0]
-			if s.Health != "Offline" || s.Power != "PS_OFF_OFFLINE" || s.Reason != "POWER_OFF_OFFLINE" || s.Advice == "" {
+			if s.Health != "Offline" || s.Power != "PS_OFF_OFFLINE" || s.Reason != "POWER_OFF_OFFLINE" || s.Advice != "" {
 				t.Errorf("lost printer: %+v", s)
 			}
 			_, _, states, _ := d.got()
@@ -332,14 +332,14 @@ func TestEventsAndFlapping(t *testing.T) {
 				t.Error("an event did not make the monitor look at the printer")
 			}
 			for range 100 {
-				p.events <- hal.Event{Code: "DRAWEROPEN"}
+				p.events <- hal.Event{Code: "DRAWEROPEN", From: "No", To: "Yes"}
 			}
 			after(2 * time.Minute)
 			_, events, _, _ = d.got()
 			if len(events) != 7 {
 				t.Fatalf("100 events of one code became %d, want 5 and a count", len(events)-1)
 			}
-			if e := events[6]; e.Code != "DRAWEROPEN" || e.From != "M_FLAPPING" || e.To != "100 times a minute" {
+			if e := events[6]; e.Code != "DRAWEROPEN" || e.Count != 100 || e.From != "No" || e.To != "Yes" || e.Mono == 0 {
 				t.Errorf("count %+v", e)
 			}
 			p.events <- hal.Event{Code: "DRAWEROPEN"}
@@ -546,7 +546,7 @@ func TestLastWords(t *testing.T) {
 		return []hal.Stat{{Name: "GoodReadCount", Value: 1}}, nil
 	}
 	o := d.options(p)
-	o.Spool, o.Batch, o.Poll, o.Stats = s, time.Hour, time.Millisecond, time.Millisecond
+	o.Spool, o.Batch, o.Pace = s, time.Hour, telemetry.Pace{Poll: time.Millisecond, Stats: time.Millisecond}
 	m := telemetry.New(o)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
