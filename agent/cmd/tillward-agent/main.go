@@ -22,6 +22,7 @@ import (
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/board"
 	"github.com/tillward/tillward/hal/escpos"
+	"github.com/tillward/tillward/hal/hotplug"
 	"github.com/tillward/tillward/hal/input"
 	"github.com/tillward/tillward/hal/pcsc"
 	"github.com/tillward/tillward/hal/slot"
@@ -73,7 +74,7 @@ func run() int {
 	tail := newTail(os.Stderr)
 	log := slog.New(slog.NewTextHandler(tail, &slog.HandlerOptions{Level: &level}))
 	o := agent.Options{
-		Version: version, Drivers: drivers, Log: log, Level: &level, Tail: tail.last,
+		Version: version, Drivers: drivers, Bus: hotplug.Bus{}, Log: log, Level: &level, Tail: tail.last,
 		OpenTPM: openTPM, Slots: func(address string) agent.Slots { return slot.RAUC{Address: address} },
 	}
 	if *status {

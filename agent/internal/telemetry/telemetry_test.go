@@ -114,6 +114,7 @@ type desk struct {
 	samples []wire.Sample
 	batches []int
 	events  []wire.PeripheralEvent
+	checks  []wire.HealthCheck
 	states  []wire.StateReport
 	audit   []string
 	counter uint64
@@ -145,7 +146,7 @@ func (d *desk) Compose(_ context.Context, class, channel string, compose func() 
 		if err != nil {
 			d.t.Error(err)
 		}
-		d.events = append(d.events, m.Events...)
+		d.events, d.checks = append(d.events, m.Events...), append(d.checks, m.Checks...)
 	case wire.State:
 		m, err := wire.Decode[wire.StateReport](b)
 		if err != nil {
@@ -191,6 +192,12 @@ func (d *desk) got() (samples []wire.Sample, events []wire.PeripheralEvent, stat
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.samples), slices.Clone(d.events), slices.Clone(d.states), slices.Clone(d.audit)
+}
+
+func (d *desk) told() []wire.HealthCheck {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.checks)
 }
 
 // watch runs a monitor in a bubble; after lets time pass in it.
