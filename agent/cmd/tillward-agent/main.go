@@ -26,6 +26,7 @@ import (
 	"github.com/tillward/tillward/hal/input"
 	"github.com/tillward/tillward/hal/pcsc"
 	"github.com/tillward/tillward/hal/slot"
+	"github.com/tillward/tillward/hal/star"
 	"github.com/tillward/tillward/hal/virtual"
 )
 
@@ -49,7 +50,7 @@ func run() int {
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	drivers := hal.NewRegistry(
-		escpos.Driver{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
+		escpos.Driver{}, star.Driver{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
 		board.Driver{}, board.Switch{},
 	)
 	switch {
