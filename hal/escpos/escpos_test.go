@@ -79,6 +79,7 @@ func TestConformance(t *testing.T) {
 			Unplug: fault(emulator.Unplugged),
 			Mute:   fault(emulator.Mute),
 			Noise:  fault(emulator.Garbage),
+			Reset:  p.Renew,
 			Blind: func(t *testing.T) hal.Device {
 				p.Set(emulator.NoStatusBack, true)
 				return open(t, p, hal.Own, "queries", "1")

@@ -130,12 +130,16 @@ func (p *printer) confirm(ctx context.Context, s *session) (bool, error) {
 func (p *printer) CheckHealth(ctx context.Context, level hal.Level) (hal.Report, error) {
 	switch level {
 	case hal.Internal:
+		began := time.Now()
 		st, err := p.Status(ctx)
 		if err != nil {
 			return hal.Report{}, err
 		}
 		good := st.Health == hal.OK || st.Health == hal.Attention
-		return hal.Report{OK: good, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", st.Health, st.Reason, st.Advice))}, nil
+		return hal.Report{
+			OK: good, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", st.Health, st.Reason, st.Advice)),
+			Checks: []hal.Check{{ID: "status", OK: good, Code: st.Reason, Took: time.Since(began)}},
+		}, nil
 	case hal.External:
 		if _, err := p.Print(ctx, strings.NewReader(p.testPage(time.Now()))); err != nil {
 			return hal.Report{Text: err.Error()}, err

@@ -262,14 +262,17 @@ func (r *reader) selectDirectory(ctx context.Context) (uint16, error) {
 func (r *reader) CheckHealth(ctx context.Context, level hal.Level) (hal.Report, error) {
 	switch level {
 	case hal.Internal:
+		began := time.Now()
 		st, err := r.Status(ctx)
 		if err != nil {
 			return hal.Report{}, err
 		}
-		if st.Power != hal.PowerOnline {
-			return hal.Report{Text: "The reader is not there. " + st.Advice}, nil
+		there := st.Power == hal.PowerOnline
+		rep := hal.Report{OK: there, Text: "pcscd is there and has the reader.", Checks: []hal.Check{{ID: "reachable", OK: there, Took: time.Since(began)}}}
+		if !there {
+			rep.Text, rep.Checks[0].Code = "The reader is not there. "+st.Advice, st.Reason
 		}
-		return hal.Report{OK: true, Text: "pcscd is there and has the reader."}, nil
+		return rep, nil
 	case hal.Interactive:
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()

@@ -1,12 +1,13 @@
-// Package virtual is hardware that is not there: a card reader or a printer
-// that is whatever it is told to be. It stands in where the real thing cannot
+// Package virtual is hardware that is not there: a card reader, a printer, a
+// drawer or a switch that is whatever it is told to be. It stands in where the real thing cannot
 // be had, and its Info says that it is simulated, so that nobody is deceived.
 //
 // It is told by its methods, or from another process over a unix socket with
 // lines of JSON, see Order. It prints and reads nothing.
 //
-// Options: category = "SmartCardRW" (the usual) or "POSPrinter";
-// control = "unix:/path/of/socket" listens there, for its own user only.
+// Options: category = "SmartCardRW" (the usual), "POSPrinter", "CashDrawer",
+// "Scanner", "LineDisplay", "M_TamperSwitch", "M_DoorSwitch" or
+// "M_Environment"; control = "unix:/path/of/socket" listens there, for its own user only.
 package virtual
 
 import (
@@ -17,8 +18,10 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"math"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,25 +50,25 @@ func (Driver) Open(ctx context.Context, cfg hal.Config) (hal.Device, error) {
 	illegal := func(format string, args ...any) error {
 		return &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: fmt.Errorf(format, args...)}
 	}
+	category := hal.Category(cfg.Options["category"])
+	if category == "" {
+		category = hal.SmartCardRW
+	}
+	k, ok := kinds[category]
+	if !ok {
+		return nil, illegal("category %q: one of %v", category, slices.Sorted(maps.Keys(kinds)))
+	}
 	d := &Device{
-		info:    hal.Info{ID: cfg.ID, Driver: "virtual", Maker: "Tillward", Claim: cfg.Claim, Simulated: true},
+		info: hal.Info{
+			ID: cfg.ID, Category: category, Driver: "virtual", Maker: "Tillward", Model: "virtual " + k.model, Claim: cfg.Claim, Simulated: true, Caps: k.caps,
+		},
 		power:   hal.PowerOnline,
 		sensors: map[string]hal.Tri{},
 		conns:   map[net.Conn]bool{},
+		track:   hal.NewTracker(category, append(k.counts, "CommunicationErrorCount")...),
 	}
-	switch c := cfg.Options["category"]; hal.Category(c) {
-	case "", hal.SmartCardRW:
-		d.info.Category, d.info.Model = hal.SmartCardRW, "virtual card reader"
-		d.sensors["SCPresentSensor"], d.sensors["M_CardMute"] = hal.No, hal.No
-		d.track = hal.NewTracker(hal.SmartCardRW, "CommunicationErrorCount", "M_CardInsertedCount", "M_CardRemovedCount", "M_CardResetFailedCount", "M_TransmitErrorCount")
-	case hal.POSPrinter:
-		d.info.Category, d.info.Model = hal.POSPrinter, "virtual printer"
-		for _, s := range []string{"CoverOpen", "RecEmpty", "RecNearEnd"} {
-			d.sensors[s] = hal.No
-		}
-		d.track = hal.NewTracker(hal.POSPrinter, "CommunicationErrorCount", "ReceiptCoverOpenCount", "ReceiptLineFeedCount", "PaperCutCount")
-	default:
-		return nil, illegal("category %q: SmartCardRW or POSPrinter", c)
+	for _, s := range k.sensors {
+		d.sensors[s] = hal.No
 	}
 	d.track.Update(d.power, d.sensors)
 	if at, ok := cfg.Options["control"]; ok {
@@ -78,6 +81,38 @@ func (Driver) Open(ctx context.Context, cfg hal.Config) (hal.Device, error) {
 		}
 	}
 	return d, nil
+}
+
+// kinds are what a virtual device can be: its sensors, which read No at first,
+// and what it counts.
+var kinds = map[hal.Category]struct {
+	model           string
+	sensors, counts []string
+	caps            []string
+}{
+	hal.SmartCardRW: {
+		"card reader",
+		[]string{"SCPresentSensor", "M_CardMute", "M_DaemonGone"},
+		[]string{"M_CardInsertedCount", "M_CardRemovedCount", "M_CardResetFailedCount", "M_TransmitErrorCount"},
+		[]string{"CapPowerReporting", "CapSCPresentSensor", "CapStatisticsReporting"},
+	},
+	hal.POSPrinter: {
+		"printer",
+		[]string{"CoverOpen", "RecEmpty", "RecNearEnd", "M_CutterError", "M_HeadTooHot", "M_MechanicalError", "M_UnrecoverableError"},
+		[]string{"ReceiptCoverOpenCount", "ReceiptLineFeedCount", "PaperCutCount"},
+		[]string{"CapCoverSensor", "CapPowerReporting", "CapRecEmptySensor", "CapRecNearEndSensor", "CapRecPapercut", "CapStatisticsReporting"},
+	},
+	hal.CashDrawer: {
+		"cash drawer",
+		[]string{"DrawerOpened", "M_UnexpectedOpen", "M_LeftOpen", "M_DrawerStuck"},
+		[]string{"DrawerGoodOpenCount", "DrawerFailedOpenCount"},
+		[]string{"CapPowerReporting", "CapStatisticsReporting", "CapStatus"},
+	},
+	hal.Scanner:     {"scanner", nil, []string{"GoodScanCount"}, []string{"CapPowerReporting", "CapStatisticsReporting"}},
+	hal.LineDisplay: {"line display", nil, nil, []string{"CapPowerReporting", "CapStatisticsReporting"}},
+	hal.Tamper:      {"tamper switch", []string{"M_Tampered"}, []string{"M_TamperedCount", "M_EdgesLostCount"}, []string{"CapStatisticsReporting", "CapStatus"}},
+	hal.Door:        {"door switch", []string{"M_DoorOpen"}, []string{"M_DoorOpenedCount"}, []string{"CapStatisticsReporting", "CapStatus"}},
+	hal.Environment: {"board sensor", []string{"M_TempHigh", "M_SupplyLow"}, nil, []string{"CapStatisticsReporting", "CapStatus"}},
 }
 
 // Device is an open virtual device.
@@ -100,6 +135,8 @@ type Device struct {
 //	{"set":"SCPresentSensor","to":true}      a sensor; null makes it unknown
 //	{"power":"PS_OFF_OFFLINE"}               the power state
 //	{"count":"ReceiptLineFeedCount","by":30} a counter
+//	{"keep":"PaperCutCount","value":1200}    a counter of the device's own, which may fall
+//	{"measure":"temp_mc","value":41500}      a measurement
 //	{"event":"M_CARD_TORN"}                  an event that no sensor shows
 type Order struct {
 	Set   string    `json:"set,omitempty"`
@@ -108,6 +145,10 @@ type Order struct {
 	Count string    `json:"count,omitempty"`
 	By    float64   `json:"by,omitempty"`
 	Event string    `json:"event,omitempty"`
+
+	Keep    string  `json:"keep,omitempty"`
+	Measure string  `json:"measure,omitempty"`
+	Value   float64 `json:"value,omitempty"`
 }
 
 // Do obeys an order. One that makes no sense changes nothing.
@@ -117,16 +158,19 @@ func (d *Device) Do(o Order) error {
 	default:
 		return fmt.Errorf("power %q is none of UnifiedPOS", o.Power)
 	}
-	if o.Set+o.Count+o.Event == "" && o.Power == "" {
-		return errors.New("order says nothing; it needs set, power, count or event")
+	if o.Set+o.Count+o.Event+o.Keep+o.Measure == "" && o.Power == "" {
+		return errors.New("order says nothing; it needs set, power, count, keep, measure or event")
 	}
-	for _, name := range []string{o.Set, o.Count, o.Event} {
+	for _, name := range []string{o.Set, o.Count, o.Event, o.Keep, o.Measure} {
 		if len(name) > 64 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) || hal.MayHoldPAN(name) {
 			return fmt.Errorf("%.80q is no name of a sensor, counter or event", name)
 		}
 	}
 	if o.By < 0 || o.By > 1e9 {
 		return fmt.Errorf("by %v: a counter grows by at most 1e9", o.By)
+	}
+	if math.Abs(o.Value) > 1e12 || (o.Keep != "" && o.Value < 0) {
+		return fmt.Errorf("value %v is none that a device has", o.Value)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -149,6 +193,12 @@ func (d *Device) Do(o Order) error {
 	}
 	if o.Count != "" {
 		d.track.Count(o.Count, o.By)
+	}
+	if o.Keep != "" {
+		d.track.Set(o.Keep, o.Value)
+	}
+	if o.Measure != "" {
+		d.track.Measure(o.Measure, o.Value)
 	}
 	if o.Event != "" {
 		d.track.Post(o.Event, "", "")
@@ -180,21 +230,34 @@ func (d *Device) Events(ctx context.Context) iter.Seq2[hal.Event, error] { retur
 func (d *Device) Statistics(context.Context) ([]hal.Stat, error) { return d.track.Stats(), nil }
 
 // CheckHealth implements hal.HealthChecker. An external check of a printer
-// counts a page that nobody sees.
+// counts a page, and one of a drawer an opening, that nobody sees.
 func (d *Device) CheckHealth(_ context.Context, level hal.Level) (hal.Report, error) {
 	s := d.track.Status()
 	good := s.Health == hal.OK || s.Health == hal.Attention
+	r := hal.Report{
+		OK: good, Text: strings.TrimSpace(fmt.Sprintf("Simulated: %s %s %s", s.Health, s.Reason, s.Advice)),
+		Checks: []hal.Check{{ID: "reachable", OK: s.Power == hal.PowerOnline}, {ID: "status", OK: good, Code: s.Reason}},
+	}
+	if s.Power != hal.PowerOnline {
+		r.Checks[0].Code = s.Reason
+	}
+	moves := map[hal.Category]string{hal.POSPrinter: "page", hal.CashDrawer: "drawer"}[d.info.Category]
 	switch {
 	case level == hal.Internal:
-	case level == hal.External && d.info.Category == hal.POSPrinter:
-		if good {
-			d.track.Count("ReceiptLineFeedCount", 8)
-			d.track.Count("PaperCutCount", 1)
-		}
-	default:
+		return r, nil
+	case level != hal.External || moves == "":
 		return hal.Report{}, &hal.Error{Code: "E_ILLEGAL", Op: "check health", Err: errors.New("a virtual " + string(d.info.Category) + " has no such check")}
 	}
-	return hal.Report{OK: good, Text: strings.TrimSpace(fmt.Sprintf("Simulated: %s %s %s", s.Health, s.Reason, s.Advice))}, nil
+	r.Checks = append(r.Checks, hal.Check{ID: moves, OK: good, Code: s.Reason})
+	switch {
+	case !good:
+	case moves == "page":
+		d.track.Count("ReceiptLineFeedCount", 8)
+		d.track.Count("PaperCutCount", 1)
+	default:
+		d.track.Count("DrawerGoodOpenCount", 1)
+	}
+	return r, nil
 }
 
 // Close implements io.Closer.
@@ -269,6 +332,7 @@ func (d *Device) serve(c net.Conn) {
 			Error string `json:"error,omitempty"`
 		}
 		if err := d.obey(lines.Bytes()); err != nil {
+			d.track.Count("CommunicationErrorCount", 1)
 			answer.Error = err.Error()
 		}
 		b, err := json.Marshal(answer)

@@ -47,6 +47,17 @@ func (p *Printer) keepLocked() error {
 	return nil
 }
 
+// Renew puts another printer of the kind in its place, fresh from the box: all
+// that it counts begins anew.
+func (p *Printer) Renew() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.counters)
+	for _, n := range []int{20, 21, 50, 70, 148, 149, 178, 198} {
+		p.counters[n] = 0
+	}
+}
+
 // sensorLocked is GS r n, answered in its turn and so never while off-line.
 func (p *Printer) sensorLocked(n byte) {
 	switch n {

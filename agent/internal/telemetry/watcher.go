@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/tillward/tillward/cloud/wire"
@@ -16,113 +13,36 @@ import (
 const (
 	panicsAllowed = 3 // within panicWindow; then the driver is left alone until the agent starts again
 	panicWindow   = 10 * time.Minute
-	heed          = time.Second // a driver may take to heed its context
 )
 
 var errStuck = errors.New("driver does not answer")
 
 // watcher looks after one device.
 type watcher struct {
-	m      *Monitor
-	d      hal.Device
-	status hal.StatusReader // nil: it cannot be asked
-	tells  bool             // of changes, by itself
-	id     string
-	under  string        // whose part it is; its own ID where it is none
-	kick   chan struct{} // look now
-	moved  atomic.Bool   // its place on the bus has changed
-	due    atomic.Bool   // count at the next look
+	m    *Monitor
+	d    hal.Device
+	id   string
+	kick chan struct{} // look now
 
-	once sync.Once
-	left chan struct{} // closed when it is watched no more
-
-	asking  line // of poll
-	tests   line // of health checks, by who is in testing
-	testing chan struct{}
-
-	info hal.Info // poll's, as last told
-
-	mu     sync.Mutex
-	panics []time.Time
-	key    string // where it is, as last told
-	holds  hal.Claim
-	is     hal.Category
-}
-
-func newWatcher(m *Monitor, d hal.Device, under string) *watcher {
-	w := &watcher{m: m, d: d, under: under, kick: make(chan struct{}, 1), left: make(chan struct{}), testing: make(chan struct{}, 1)}
-	w.status, _ = d.(hal.StatusReader)
-	_, w.tells = d.(hal.Notifier)
-	w.learn(d.Info())
-	w.id = identifier(w.info.ID)
-	return w
-}
-
-// learn keeps who the device is.
-func (w *watcher) learn(i hal.Info) {
-	w.info = i
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.key, w.holds, w.is = i.Key, i.Claim, i.Category
-}
-
-// known is what others than poll may want of who the device is.
-func (w *watcher) known() (key string, holds hal.Claim, is hal.Category) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.key, w.holds, w.is
-}
-
-// leave ends the watching.
-func (w *watcher) leave() { w.once.Do(func() { close(w.left) }) }
-
-// every is the time between two looks.
-func (w *watcher) every() time.Duration {
-	w.m.mu.Lock()
-	p := w.m.pace
-	w.m.mu.Unlock()
-	for _, id := range []string{w.id, w.under} {
-		if d := p.Of[id]; d > 0 {
-			return d
-		}
-	}
-	_, holds, _ := w.known()
-	switch {
-	case p.Poll > 0:
-		return p.Poll
-	case holds == hal.Own:
-		return 5 * time.Second
-	case holds == hal.Observe:
-		return 30 * time.Second
-	}
-	return 10 * time.Second
-}
-
-// countsEvery is the time between two samples of the statistics.
-func (w *watcher) countsEvery() time.Duration {
-	w.m.mu.Lock()
-	defer w.m.mu.Unlock()
-	return w.m.pace.Stats
+	stuck  chan struct{} // closed when a call that overran its deadline comes back
+	panics []time.Time   // of poll
 }
 
 // poll looks at the device again and again. A device that fails is looked at
 // soon, and then less and less often.
 func (w *watcher) poll(ctx context.Context) {
 	failures := 0
-	counted := time.Time{}
+	stats := time.Time{}
 	for {
-		err := w.nudge(ctx)
-		if err == nil {
-			err = w.look(ctx)
-		}
+		err := w.look(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if err == nil && (w.due.Swap(false) || time.Since(counted) >= w.countsEvery()) {
-			counted = time.Now()
+		if err == nil && time.Since(stats) >= w.m.o.Stats {
+			stats = time.Now()
 			err = w.count(ctx)
 		}
-		wait := w.every()
+		wait := w.m.o.Poll
 		switch {
 		case w.given(ctx, err):
 			return
@@ -137,105 +57,77 @@ func (w *watcher) poll(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-w.kick:
-		case <-w.asking.back(): // the driver has come back from where it hung
 		case <-time.After(wait):
 		}
 	}
 }
 
-// nudge tells the driver when the place of its device on the bus has changed.
-func (w *watcher) nudge(ctx context.Context) error {
-	n, ok := w.d.(hal.Nudger)
-	if !w.moved.Swap(false) || !ok {
-		return nil
-	}
-	return w.asking.call(ctx, w.m.o.Deadline, func(context.Context) error { n.Nudge(); return nil })
-}
-
 // look asks for the status once and tells it.
 func (w *watcher) look(ctx context.Context) error {
-	if w.status == nil {
+	reader, ok := w.d.(hal.StatusReader)
+	if !ok {
 		return nil
 	}
-	type answer struct {
-		status hal.Status
-		info   hal.Info
-	}
-	began, answers := time.Now(), make(chan answer, 1)
-	err := w.asking.call(ctx, w.m.o.Deadline, func(ctx context.Context) error {
-		s, err := w.status.Status(ctx)
-		answers <- answer{s, w.d.Info()} // after the look: a printer tells its model when it is reached
+	began, answer := time.Now(), make(chan hal.Status, 1)
+	err := w.call(ctx, func(ctx context.Context) error {
+		s, err := reader.Status(ctx)
+		answer <- s
 		return err
 	})
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	var got answer
-	select {
-	case got = <-answers:
-		w.learn(got.info)
-	default:
-	}
-	p := describe(w.info)
+	p := describe(w.d.Info()) // after the look: a printer tells its model when it is reached
 	if err != nil {
-		p.Power, p.Health, p.Reason = unanswered(err)
+		p.Power, p.Health = string(hal.PowerOffOffline), string(hal.Offline)
+		p.Reason, p.Advice = reason(err), "Check power and cable."
 	} else {
-		s := got.status
-		p.Power, p.Health, p.Reason = string(s.Power), string(s.Health), s.Reason
+		s := <-answer
+		p.Power, p.Health, p.Reason, p.Advice = string(s.Power), string(s.Health), s.Reason, s.Advice
 		p.Sensors = make(map[string]string, len(s.Sensors))
 		for name, is := range s.Sensors {
 			p.Sensors[name] = is.String()
 		}
 	}
-	w.m.post(ctx, func(ctx context.Context) { w.m.status(ctx, w, p, began) })
+	w.m.post(ctx, func(ctx context.Context) { w.m.status(ctx, p, began) })
 	return err
 }
 
-// unanswered is the state of a device that could not be asked. One that somebody
-// else holds is no fault.
-func unanswered(err error) (power, health, reason string) {
-	power, health, reason = string(hal.PowerOffOffline), string(hal.Offline), "POWER_OFF_OFFLINE"
-	var e *hal.Error
+// reason is a code for the state of a device that could not be asked.
+func reason(err error) string {
+	var p panicked
 	switch {
-	case errors.As(err, new(panicked)):
-		power, reason = string(hal.PowerUnknown), "M_DRIVER_PANIC"
+	case errors.As(err, &p):
+		return "M_DRIVER_PANIC"
 	case errors.Is(err, errStuck), errors.Is(err, context.DeadlineExceeded):
-		reason = "M_TIMEOUT"
-	case errors.As(err, &e) && e.Code == "E_TIMEOUT":
-		reason = "M_TIMEOUT"
-	case errors.As(err, &e) && e.Code == "E_BUSY":
-		power, health, reason = string(hal.PowerUnknown), string(hal.NoSensor), "M_IN_USE"
+		return "M_TIMEOUT"
 	}
-	return power, health, reason
+	return "POWER_OFF_OFFLINE"
 }
 
 // count asks for the statistics once and tells them.
 func (w *watcher) count(ctx context.Context) error {
 	counter, ok := w.d.(hal.Statistics)
-	answers := make(chan []hal.Stat, 1)
-	if ok {
-		err := w.asking.call(ctx, w.m.o.Deadline, func(ctx context.Context) error {
-			s, err := counter.Statistics(ctx)
-			answers <- s
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	} else {
-		answers <- nil
+	if !ok {
+		return nil
 	}
-	stats := <-answers
+	answer := make(chan []hal.Stat, 1)
+	err := w.call(ctx, func(ctx context.Context) error {
+		s, err := counter.Statistics(ctx)
+		answer <- s
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	of := w.id
-	if w.info.Category == hal.Host {
+	if w.d.Info().Category == hal.Host {
 		of = ""
-	} else if w.m.o.Counts != nil {
-		stats = append(stats[:len(stats):len(stats)], w.m.o.Counts(w.id)...)
 	}
-	now := time.Now().UnixMilli()
+	now, stats := time.Now().UnixMilli(), <-answer
 	w.m.post(ctx, func(ctx context.Context) {
 		for _, s := range stats {
-			w.m.sample(ctx, wire.Sample{At: now, Peripheral: of, Name: s.Name, Value: s.Value, Epoch: max(s.Epoch, 0), Kept: s.Kept && s.Epoch > 0})
+			w.m.sample(ctx, wire.Sample{At: now, Peripheral: of, Name: s.Name, Value: s.Value})
 		}
 	})
 	return nil
@@ -246,21 +138,22 @@ func (w *watcher) listen(ctx context.Context, n hal.Notifier) {
 	failures := 0
 	for ctx.Err() == nil {
 		began := time.Now()
-		ended := make(chan error, 1)
-		go func() { ended <- safely(func() error { return w.hear(ctx, n) }) }()
-		var err error
-		select {
-		case err = <-ended:
-		case <-ctx.Done():
-			select {
-			case <-ended:
-			case <-time.After(heed): // left behind
+		err := safely(func() error {
+			for e, err := range n.Events(ctx) {
+				if err != nil {
+					return err
+				}
+				if e.At.IsZero() {
+					e.At = time.Now()
+				}
+				told := wire.PeripheralEvent{
+					At: e.At.UnixMilli(), Peripheral: w.id, Category: string(w.d.Info().Category), Code: e.Code, From: e.From, To: e.To,
+				}
+				w.m.post(ctx, func(ctx context.Context) { w.m.event(ctx, told) })
+				nudge(w.kick)
 			}
-			return
-		}
-		if w.given(ctx, err) {
-			return
-		}
+			return nil
+		})
 		if time.Since(began) > time.Minute {
 			failures = 0
 		}
@@ -277,23 +170,6 @@ func (w *watcher) listen(ctx context.Context, n hal.Notifier) {
 	}
 }
 
-func (w *watcher) hear(ctx context.Context, n hal.Notifier) error {
-	for e, err := range n.Events(ctx) {
-		if err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		at, mono := when(e.At)
-		_, _, is := w.known()
-		told := wire.PeripheralEvent{At: at, Mono: mono, Peripheral: w.id, Category: string(is), Code: e.Code, From: e.From, To: e.To}
-		w.m.post(ctx, func(ctx context.Context) { w.m.event(ctx, told) })
-		nudge(w.kick)
-	}
-	return nil
-}
-
 // nudge has somebody look now.
 func nudge(kick chan<- struct{}) {
 	select {
@@ -302,33 +178,18 @@ func nudge(kick chan<- struct{}) {
 	}
 }
 
-// backoff draws from a range that doubles with each failure.
-func backoff(failures int) time.Duration {
-	ceiling := backoffMax
-	if failures < 10 {
-		ceiling = min(backoffMax, backoffMin<<failures)
-	}
-	return ceiling/2 + rand.N(ceiling/2) //nolint:gosec // spreads load, guards nothing
-}
-
-// line is one way to call a driver, by one caller at a time.
-type line struct{ stuck chan struct{} } // closed when a call that overran its deadline comes back
-
-// back is closed when a call that was left behind has come back; nil: none was.
-func (l *line) back() <-chan struct{} { return l.stuck }
-
 // call runs do with the deadline. A driver that does not heed it is left
 // behind, and not called again before it has come back.
-func (l *line) call(ctx context.Context, deadline time.Duration, do func(context.Context) error) error {
-	if l.stuck != nil {
+func (w *watcher) call(ctx context.Context, do func(context.Context) error) error {
+	if w.stuck != nil {
 		select {
-		case <-l.stuck:
-			l.stuck = nil
+		case <-w.stuck:
+			w.stuck = nil
 		default:
 			return errStuck
 		}
 	}
-	within, cancel := context.WithTimeout(ctx, deadline)
+	within, cancel := context.WithTimeout(ctx, w.m.o.Deadline)
 	ended := make(chan error, 1)
 	back := make(chan struct{})
 	go func() {
@@ -344,8 +205,8 @@ func (l *line) call(ctx context.Context, deadline time.Duration, do func(context
 	select { // a moment to heed the context
 	case err := <-ended:
 		return err
-	case <-time.After(heed):
-		l.stuck = back
+	case <-time.After(time.Second):
+		w.stuck = back
 		return fmt.Errorf("%w: %w", errStuck, within.Err())
 	}
 }
@@ -366,13 +227,11 @@ func safely(do func() error) (err error) {
 
 // given reports whether the driver is given up: it has panicked too often.
 func (w *watcher) given(ctx context.Context, err error) bool {
-	if !errors.As(err, new(panicked)) {
+	if _, ok := errors.AsType[panicked](err); !ok {
 		return false
 	}
-	w.m.o.Log.Error("driver panicked", "peripheral", w.id, "error", err)
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	now := time.Now()
+	w.m.o.Log.Error("driver panicked", "peripheral", w.id, "error", err)
 	w.panics = append(w.panics, now)
 	for now.Sub(w.panics[0]) > panicWindow {
 		w.panics = w.panics[1:]
@@ -380,9 +239,11 @@ func (w *watcher) given(ctx context.Context, err error) bool {
 	if len(w.panics) < panicsAllowed {
 		return false
 	}
-	if len(w.panics) == panicsAllowed {
-		w.m.post(ctx, func(ctx context.Context) { w.m.giveUp(ctx, w) })
-	}
-	w.leave()
+	w.m.post(ctx, func(ctx context.Context) {
+		w.m.mu.Lock()
+		delete(w.m.asked, w.id) // nobody asks it any more
+		w.m.mu.Unlock()
+		w.m.record(ctx, "peripheral.quarantined", "alarm", w.id, map[string]string{"error": err.Error()})
+	})
 	return true
 }
