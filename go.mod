@@ -30,6 +30,11 @@ require (
 )
 
 require (
+	github.com/jonboulle/clockwork v0.4.0 // indirect
+	github.com/warthog618/go-gpiocdev v0.9.1
+)
+
+require (
 	aead.dev/minisign v0.2.0 // indirect
 	github.com/ThalesGroup/crypto11 v1.6.0
 	github.com/beorn7/perks v1.0.1 // indirect

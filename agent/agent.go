@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +46,7 @@ type Options struct {
 	Version string
 	Slot    string // from Launch
 	Drivers *hal.Registry
+	Bus     hal.Bus // tells what is plugged in; nil: nobody does
 	OpenTPM func(path string) (TPM, error)
 	Slots   func(address string) Slots // the boot slots that RAUC at a D-Bus address drives
 	Log     *slog.Logger
@@ -68,11 +68,12 @@ type Agent struct {
 	spool    *spool.Spool
 	journal  *audit.Journal
 	settings *settings
-	devices  []hal.Device
+	devices  peripherals
+	monitor  *telemetry.Monitor
 	machine  *update.Machine
 	fetcher  *fetch.Fetcher
 	apps     *app.Handler  // nil: the box takes no applications
-	again    chan struct{} // settings changed: watch devices anew
+	again    chan struct{} // settings changed: watch devices in another pace
 	found    discover.Service
 	sought   bool // the last try to be a member was about what is found
 	clock    clock.Clock
@@ -99,16 +100,14 @@ type Agent struct {
 	crashes uint64        // starts that no orderly end came before
 	looks   chan struct{} // find out anew what runs
 
-	mu      sync.Mutex
-	stale   string   // the lock of the POS application, as told last
-	shared  net.Addr // where tills of the site get content; nil: nowhere
-	monitor *telemetry.Monitor
-	watched time.Time   // since when it watches
-	member  *membership // nil until enrolled
-	dev     TPM         // nil while it is closed
-	online  bool        // connected and attested
-	held    bool        // connected, and kept in quarantine
-	reboot  chan struct{}
+	mu     sync.Mutex
+	stale  string      // the lock of the POS application, as told last
+	shared net.Addr    // where tills of the site get content; nil: nowhere
+	member *membership // nil until enrolled
+	dev    TPM         // nil while it is closed
+	online bool        // connected and attested
+	held   bool        // connected, and kept in quarantine
+	reboot chan struct{}
 }
 
 // Launch gives way to the agent of the slot that is to run (docs/adr/0002). It
@@ -123,7 +122,7 @@ func New(cfg Config, o Options) *Agent {
 	a := &Agent{
 		cfg: cfg, o: o, log: o.Log, started: time.Now(), heads: newNumbering(), again: make(chan struct{}, 1), reboot: make(chan struct{}, 1),
 		opened: make(chan struct{}, 1), parting: make(chan struct{}, 1),
-		looks: make(chan struct{}, 1),
+		looks: make(chan struct{}, 1), devices: peripherals{opened: map[string]hal.Device{}, tried: map[string]bool{}},
 	}
 	a.ownership.File = a.file("owner.json")
 	a.left = member.Leaving{File: a.file("leaving.json"), Ownership: &a.ownership}
@@ -230,7 +229,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 		return errors.Join(err, a.spool.Close())
 	}
 	a.beginRun()
-	a.openDevices(ctx)
+	a.monitor = a.newMonitor()
 	if a.machine, err = a.newMachine(ctx); err != nil {
 		a.close()
 		return err
@@ -239,59 +238,10 @@ func (a *Agent) open(ctx context.Context) (err error) {
 }
 
 func (a *Agent) close() {
-	for _, d := range a.devices {
-		if err := d.Close(); err != nil {
-			a.log.Warn("close device", slog.String("device", d.Info().ID), slog.Any("err", err))
-		}
-	}
+	a.devices.close(a.log)
 	if err := a.spool.Close(); err != nil {
 		a.log.Error("close spool", slog.Any("err", err))
 	}
-}
-
-// openDevices opens every configured peripheral; one that cannot be opened is
-// said so and left out, the others work.
-func (a *Agent) openDevices(ctx context.Context) {
-	for _, c := range a.cfg.Devices {
-		d, err := a.o.Drivers.Open(ctx, c.Driver, hal.Config{ID: c.ID, Address: c.Address, Claim: hal.Claim(c.Claim), Options: c.Options})
-		if err != nil {
-			a.log.Error("open device", slog.String("device", c.ID), slog.Any("err", err))
-			a.record(ctx, "peripheral.unusable", "warn", c.ID, map[string]string{"reason": err.Error()})
-			continue
-		}
-		a.devices = append(a.devices, d)
-	}
-}
-
-// watch runs the telemetry, anew whenever its settings change.
-func (a *Agent) watch(ctx context.Context) error {
-	t := a.cfg.Telemetry
-	for ctx.Err() == nil {
-		m := telemetry.New(telemetry.Options{
-			Devices: append(slices.Clone(a.devices), chip{a}), Spool: a.spool, Next: a.heads.Next, Record: a.note, Fill: a.fill,
-			Poll: a.settings.period("poll_s", t.Poll.Duration), Stats: a.settings.period("telemetry_s", t.Stats.Duration),
-			Batch: t.Batch.Duration, Heartbeat: t.Heartbeat.Duration, Log: a.log,
-		})
-		a.mu.Lock()
-		a.monitor, a.watched = m, time.Now()
-		a.mu.Unlock()
-		round, cancel := context.WithCancel(ctx)
-		done := make(chan error, 1)
-		go func() { done <- m.Run(round) }()
-		var err error
-		select {
-		case <-a.again:
-			cancel()
-			<-done //nolint:errcheck // it was told to end; its last batch is queued
-		case err = <-done:
-		}
-		cancel()
-		if err != nil && ctx.Err() == nil {
-			a.log.Error("telemetry", slog.Any("err", err))
-			return err
-		}
-	}
-	return nil
 }
 
 // truthFor is how long a state report waits for what runs to be found out: an
@@ -301,7 +251,7 @@ const truthFor = 2 * time.Minute
 // fill adds what the telemetry does not know to a state report. A till that says
 // nothing of what it has would be taken for one that has nothing.
 func (a *Agent) fill(r *wire.StateReport) bool {
-	if !a.machine.Settled() && time.Since(a.started) < truthFor {
+	if !a.machine.Settled() && time.Since(a.started) < truthFor || !a.devices.settled(len(a.cfg.Devices)) {
 		return false
 	}
 	seq, _ := a.journal.Head()
@@ -318,11 +268,8 @@ func (a *Agent) fill(r *wire.StateReport) bool {
 
 // touch asks for a state report soon.
 func (a *Agent) touch() {
-	a.mu.Lock()
-	m := a.monitor
-	a.mu.Unlock()
-	if m != nil {
-		m.Touch()
+	if a.monitor != nil {
+		a.monitor.Touch()
 	}
 }
 

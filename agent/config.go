@@ -47,6 +47,8 @@ type Config struct {
 	Telemetry TelemetryConfig `toml:"telemetry"`
 	Spool     SpoolConfig     `toml:"spool"`
 	Devices   []DeviceConfig  `toml:"device" comment:"one [[device]] per peripheral"`
+
+	Peripherals PeripheralsConfig `toml:"peripherals"`
 }
 
 // ServiceConfig says where the fleet service is and by what it is recognised.
@@ -122,7 +124,8 @@ func (c UpdateConfig) scripts() (out []script.Script) {
 
 // TelemetryConfig sets the pace of measuring. set-config may change it later.
 type TelemetryConfig struct {
-	Poll      Duration `toml:"poll" comment:"how often a peripheral is asked for its status"`
+	Poll      Duration `toml:"poll" comment:"how often a peripheral is asked for its status; 0s: by how it is held: own 5s, observe 30s, else 10s"`
+	Check     Duration `toml:"check" comment:"how often each peripheral tests itself, without printing or moving; 0s: only when that is asked for"`
 	Stats     Duration `toml:"stats" comment:"how often counters and host metrics are sampled"`
 	Batch     Duration `toml:"batch" comment:"how long samples wait for company"`
 	Heartbeat Duration `toml:"heartbeat" comment:"how often the whole state is reported even when nothing changed"`
@@ -133,12 +136,19 @@ type SpoolConfig struct {
 	MaxMiB int `toml:"max_mib" comment:"telemetry is thinned, then shed, above this"`
 }
 
+// PeripheralsConfig says how peripherals are found that no [[device]] names.
+type PeripheralsConfig struct {
+	USB    bool     `toml:"usb" comment:"watch the USB bus, and list what is plugged in and no device is configured for"`
+	Ignore []string `toml:"ignore" comment:"what is not listed: usb:VID:PID, usb:VID:PID:SERIAL or usb:VID:PID@PORT"`
+}
+
 // DeviceConfig is one peripheral.
 type DeviceConfig struct {
 	ID      string            `toml:"id"`
-	Driver  string            `toml:"driver" comment:"escpos, pcsc, virtual or board"`
-	Address string            `toml:"address" comment:"host:port of a network printer"`
+	Driver  string            `toml:"driver" comment:"escpos, star, cloudprnt, display, scanner, switch, i2c, board, pcsc or virtual"`
+	Address string            `toml:"address" comment:"host:port, usb:VID:PID, serial:/dev/ttyS0?baud=9600 and so on, as the driver says"`
 	Claim   string            `toml:"claim" comment:"observe, share or own"`
+	Poll    Duration          `toml:"poll" comment:"how often it is asked for its status; 0s: as telemetry.poll says"`
 	Options map[string]string `toml:"options"`
 }
 
@@ -184,8 +194,11 @@ func DefaultConfig() Config {
 			AppsDir: "/var/lib/tillward-apps", AppTimeout: Duration{30 * time.Second},
 			Media: []string{"/media/*/tillward-update", "/media/*/*/tillward-update", "/run/media/*/*/tillward-update", "/mnt/*/tillward-update"},
 		},
-		Telemetry: TelemetryConfig{Poll: Duration{10 * time.Second}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute}},
-		Spool:     SpoolConfig{MaxMiB: 256},
+		Telemetry: TelemetryConfig{
+			Check: Duration{24 * time.Hour}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute},
+		},
+		Spool:       SpoolConfig{MaxMiB: 256},
+		Peripherals: PeripheralsConfig{USB: true},
 	}
 }
 
@@ -301,7 +314,7 @@ func (c Config) validate() error {
 	for _, p := range [...]struct {
 		name string
 		d    Duration
-	}{{"poll", c.Telemetry.Poll}, {"stats", c.Telemetry.Stats}, {"batch", c.Telemetry.Batch}, {"heartbeat", c.Telemetry.Heartbeat}} {
+	}{{"stats", c.Telemetry.Stats}, {"batch", c.Telemetry.Batch}, {"heartbeat", c.Telemetry.Heartbeat}} {
 		if p.d.Duration < 100*time.Millisecond || p.d.Duration > 24*time.Hour {
 			return fmt.Errorf("telemetry.%s %s: must lie between 100ms and 24h", p.name, p.d)
 		}
@@ -309,17 +322,8 @@ func (c Config) validate() error {
 	if c.Spool.MaxMiB < 1 {
 		return fmt.Errorf("spool.max_mib %d: must be at least 1", c.Spool.MaxMiB)
 	}
-	seen := make(map[string]bool)
-	for i, d := range c.Devices {
-		switch {
-		case d.ID == "" || d.Driver == "":
-			return fmt.Errorf("device %d: give it an id and a driver", i+1)
-		case seen[d.ID]:
-			return fmt.Errorf("device %q: the id is used twice", d.ID)
-		case !slices.Contains([]string{"", "observe", "share", "own"}, d.Claim):
-			return fmt.Errorf("device %q: claim %q: use observe, share or own", d.ID, d.Claim)
-		}
-		seen[d.ID] = true
+	if err := c.validatePeripherals(); err != nil {
+		return err
 	}
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":

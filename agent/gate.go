@@ -143,18 +143,16 @@ var errNotYet = errors.New("not every peripheral has been asked yet how it is")
 // needs no restart would be judged by what was seen before it.
 func (a *Agent) health(ctx context.Context, since time.Time) (map[string]string, error) {
 	a.mu.Lock()
-	m, watched, online := a.monitor, a.watched, a.online || a.held
+	online := a.online || a.held
 	a.mu.Unlock()
+	if !a.devices.settled(len(a.cfg.Devices)) || !since.IsZero() && !a.monitor.Asked(since) {
+		return nil, errNotYet
+	}
 	now := map[string]string{}
-	if m != nil {
-		if !since.IsZero() && !m.Asked(since) {
+	for _, p := range a.monitor.Snapshot() {
+		now[p.ID] = wellness(p.Health)
+		if p.Health == string(hal.NoSensor) && time.Since(a.started) < 2*cmp.Or(a.cfg.Telemetry.Poll.Duration, 10*time.Second) {
 			return nil, errNotYet
-		}
-		for _, p := range m.Snapshot() {
-			now[p.ID] = wellness(p.Health)
-			if p.Health == string(hal.NoSensor) && time.Since(watched) < 2*a.cfg.Telemetry.Poll.Duration {
-				return nil, errNotYet
-			}
 		}
 	}
 	if a.driversLoaded() == nil {

@@ -252,15 +252,6 @@ func (a *Agent) isHeld() bool {
 	return a.held
 }
 
-// driversLoaded compares with the configuration: whether a device is there is
-// not the agent's fault, whether its driver opened is.
-func (a *Agent) driversLoaded() error {
-	if len(a.devices) < len(a.cfg.Devices) {
-		return fmt.Errorf("%d of %d drivers opened", len(a.devices), len(a.cfg.Devices))
-	}
-	return nil
-}
-
 // reportUpdate queues where an execution stands.
 func (a *Agent) reportUpdate(ctx context.Context, p update.Progress) error {
 	a.touch()           // what is in work, and in the end what runs

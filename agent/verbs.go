@@ -23,6 +23,7 @@ func (a *Agent) verbs(m *membership, dev TPM) map[string]command.Verb {
 		"identify":     {Run: func(ctx context.Context, _ map[string]string) ([]byte, error) { return a.identify(ctx, m) }, Idempotent: true},
 		"diagnose":     {Run: func(ctx context.Context, _ map[string]string) ([]byte, error) { return a.diagnose(ctx, m, dev) }, Idempotent: true},
 		"print-test":   {Run: a.printTest},
+		"check-health": {Run: a.checkHealth, Timeout: checkFor},
 		"collect-logs": {Run: a.collectLogs, Idempotent: true},
 		"set-config":   {Run: a.setConfig, Idempotent: true},
 		verbRelinquish: {
@@ -45,7 +46,7 @@ func (a *Agent) verbs(m *membership, dev TPM) map[string]command.Verb {
 // the agent may print on, and who it is to the operator.
 func (a *Agent) identify(ctx context.Context, m *membership) ([]byte, error) {
 	who := fmt.Sprintf("device %s\nserial %s\nlabel  %s\nagent  %s, slot %s\n", m.Device, a.serial(), a.settings.get("label"), a.o.Version, a.o.Slot)
-	for _, d := range a.devices {
+	for _, d := range a.devices.all() {
 		p, ok := d.(hal.Passthrough)
 		if !ok || d.Info().Claim != hal.Own {
 			continue
@@ -62,7 +63,7 @@ func (a *Agent) identify(ctx context.Context, m *membership) ([]byte, error) {
 
 // printTest is CheckHealth(External) of a printer.
 func (a *Agent) printTest(ctx context.Context, args map[string]string) ([]byte, error) {
-	for _, d := range a.devices {
+	for _, d := range a.devices.all() {
 		info := d.Info()
 		if (args["peripheral"] != "" && info.ID != args["peripheral"]) || info.Category != hal.POSPrinter {
 			continue
@@ -84,6 +85,36 @@ func (a *Agent) printTest(ctx context.Context, args map[string]string) ([]byte, 
 		return nil, fmt.Errorf("no printer called %q here", p)
 	}
 	return nil, errors.New("no printer here")
+}
+
+// checkFor is how long a health check may take: a person may have to come.
+const checkFor = 3 * time.Minute
+
+// checkHealth has a peripheral test itself. The outcome holds codes and no text
+// of a driver; the record of it goes out with the events.
+func (a *Agent) checkHealth(ctx context.Context, args map[string]string) ([]byte, error) {
+	level, ok := map[string]hal.Level{"": hal.Internal, "internal": hal.Internal, "external": hal.External, "interactive": hal.Interactive}[args["level"]]
+	if !ok {
+		return nil, fmt.Errorf("level %q: give internal, external or interactive", args["level"])
+	}
+	c, err := a.monitor.Check(ctx, args["peripheral"], level)
+	if err != nil {
+		return nil, err
+	}
+	var out, bad []string
+	for _, s := range c.Checks {
+		is := "ok"
+		if !s.OK {
+			is = "failed"
+			bad = append(bad, strings.TrimSpace(s.ID+" "+s.Code))
+		}
+		out = append(out, strings.Join(strings.Fields(fmt.Sprintf("%s %s %s %d ms", s.ID, is, s.Code, s.MS)), " "))
+	}
+	text := []byte(strings.Join(out, "\n") + "\n")
+	if !c.OK {
+		return text, fmt.Errorf("%s check of %s failed: %s", c.Level, c.Peripheral, strings.Join(bad, ", "))
+	}
+	return text, nil
 }
 
 func (a *Agent) collectLogs(_ context.Context, args map[string]string) ([]byte, error) {

@@ -313,6 +313,9 @@ func (s *Service) stored(in fleet.Intake, out fleet.Outcome) {
 	if out.NewSamples > 0 || in.Report != nil || in.AuditBroken || out.Gap {
 		tell(fleet.ChangedDevice, string(in.Device))
 	}
+	if out.Peripherals > 0 || out.NewChecks > 0 {
+		tell(fleet.ChangedPeripheral, string(in.Device))
+	}
 	if out.NewEvents > 0 {
 		tell(fleet.ChangedEvent, string(in.Device))
 	}

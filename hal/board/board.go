@@ -1,8 +1,7 @@
-// Package board measures the box itself: uptime, load, memory, disk and, where
-// the kernel shows one, the temperature. It only reads what Linux tells; what is
-// not there is left out and never guessed.
-//
-// Options: disk = "/" is the file system whose space is told.
+// Package board has the drivers of what is on the board of the box itself: its
+// health (driver "board"), and the switches that are wired to its GPIO lines
+// (driver "switch"): tamper, door and cash drawer. It only reads what Linux
+// tells; what is not there is left out and never guessed.
 package board
 
 import (
@@ -19,7 +18,10 @@ import (
 	"github.com/tillward/tillward/hal"
 )
 
-// Driver is the driver "board".
+// Driver is the driver "board". It measures the box: uptime, load, memory, disk
+// and, where the kernel shows one, the temperature.
+//
+// Options: disk = "/" is the file system whose space is told.
 type Driver struct {
 	Root string // where proc and sys are; empty for the box itself
 }

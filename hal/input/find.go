@@ -6,35 +6,31 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
 
 	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/hal/port"
 )
 
 // place is where a scanner is looked for: a file, or a USB device wherever it
 // is plugged in.
 type place struct {
-	root         string // of the file system
-	node         string // device file; empty: look for the USB device
-	usb          string // VID:PID
-	serial, port string // if they matter
+	root string // of the file system
+	node string // device file; empty: look for the USB device
+	usb  string // its key, of hal/port
 }
-
-// usbAddress is usb:VID:PID, usb:VID:PID:SERIAL or usb:VID:PID@PORTPATH.
-var usbAddress = regexp.MustCompile(`^usb:([0-9A-Fa-f]{4}:[0-9A-Fa-f]{4})(?::([!-~]{1,64})|@([0-9]+-[0-9.]+))?$`)
 
 func parsePlace(root, address string) (place, error) {
 	if filepath.IsAbs(address) {
 		return place{root: root, node: filepath.Clean(address)}, nil
 	}
-	m := usbAddress.FindStringSubmatch(address)
-	if m == nil {
-		return place{}, fmt.Errorf("address %q: /dev/input/eventN, usb:VID:PID, usb:VID:PID:SERIAL or usb:VID:PID@PORTPATH", address)
+	if !strings.HasPrefix(address, "usb:") {
+		return place{}, fmt.Errorf("address %q: write usb:VENDOR:PRODUCT as lsusb shows them, or the device file, /dev/input/by-id/...-event-kbd", address)
 	}
-	return place{root: root, usb: strings.ToLower(m[1]), serial: m[2], port: m[3]}, nil
+	a, err := port.Parse(address)
+	return place{root: root, usb: a.Key()}, err
 }
 
 var (
@@ -45,6 +41,7 @@ var (
 // found is a scanner that is there now.
 type found struct {
 	node string
+	usb  string   // its folder in sysfs, if it is on USB
 	info hal.Info // what it says of itself
 }
 
@@ -54,12 +51,21 @@ func (p place) find(end func(uint16) bool) (found, error) {
 		return p.describe(p.node, end)
 	}
 	nodes, _ := filepath.Glob(filepath.Join(p.root, "sys/class/input/event*"))
+	var fit found
 	for _, n := range nodes {
-		if f, err := p.describe("/dev/input/"+filepath.Base(n), end); err == nil && f.info.Key != "" {
-			return f, nil
+		f, err := p.describe("/dev/input/"+filepath.Base(n), end)
+		switch {
+		case err != nil || f.usb == "":
+		case fit.usb == "":
+			fit = f
+		case fit.usb != f.usb:
+			return found{}, fmt.Errorf("%s: two scanners fit, at %s and %s; write %s@%[2]s for the first", p.usb, filepath.Base(fit.usb), filepath.Base(f.usb), p.usb)
 		}
 	}
-	return found{}, errGone
+	if fit.usb == "" {
+		return found{}, errGone
+	}
+	return fit, nil
 }
 
 // describe reads what the kernel knows of an input device. One without an
@@ -104,11 +110,13 @@ func (p place) describe(node string, end func(uint16) bool) (found, error) {
 
 // ofUSB adds what the USB device says, if it is the one that is meant.
 func (p place) ofUSB(f found, dir string) (found, error) {
-	id, port := line(dir, "idVendor")+":"+line(dir, "idProduct"), filepath.Base(dir)
-	serial := line(dir, "serial")
-	if p.usb != "" && (p.usb != id || (p.serial != "" && p.serial != serial) || (p.port != "" && p.port != port)) {
+	kind, plugged, serial := "usb:"+line(dir, "idVendor")+":"+line(dir, "idProduct"), "@"+filepath.Base(dir), line(dir, "serial")
+	switch p.usb {
+	case "", kind, kind + plugged, kind + ":" + serial, kind + ":" + serial + plugged:
+	default:
 		return found{}, errGone
 	}
+	f.usb = dir
 	f.info.Interface, f.info.Maker, f.info.Serial = "USB", line(dir, "manufacturer"), serial
 	if model := line(dir, "product"); model != "" {
 		f.info.Model = model
@@ -116,9 +124,8 @@ func (p place) ofUSB(f found, dir string) (found, error) {
 	if v := line(dir, "bcdDevice"); len(v) == 4 {
 		f.info.Firmware = strings.TrimLeft(v[:1], "0") + v[1:2] + "." + v[2:]
 	}
-	f.info.Key = "usb:" + id + "@" + port
-	if serial != "" && p.port == "" {
-		f.info.Key = "usb:" + id + ":" + serial
+	if f.info.Key = port.USBKey(kind[4:8], kind[9:], serial, plugged[1:]); strings.HasSuffix(p.usb, plugged) {
+		f.info.Key = kind + plugged // it shares its serial number with others
 	}
 	return f, nil
 }

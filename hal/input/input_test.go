@@ -212,6 +212,7 @@ func TestReplug(t *testing.T) {
 func TestRefused(t *testing.T) {
 	root := t.TempDir()
 	plug(t, root, 0)
+	plug(t, root, 2)
 	mouse := plug(t, root, 1)
 	must(t, os.WriteFile(filepath.Join(root, "sys/devices/pci0000:00/usb1/1-2/1-2:1.0/input/input1/capabilities/key"), []byte("1f0000 0 0 0 0\n"), 0o600))
 	must(t, os.WriteFile(filepath.Join(root, "dev/input/file"), nil, 0o600))
@@ -227,6 +228,8 @@ func TestRefused(t *testing.T) {
 		{address: "/dev/input/event0", option: "grab", value: "true", code: "E_ILLEGAL"},
 		{address: "/dev/input/event0", option: "end", value: "space", code: "E_ILLEGAL"},
 		{address: "event0", code: "E_ILLEGAL"},
+		{address: "usb:05e0:1200", code: "E_ILLEGAL"}, // which of the two?
+		{address: "usb:05e0:1200@1-3"},
 		{address: "", code: "E_ILLEGAL"},
 		{address: "usb:5e0:1200", code: "E_ILLEGAL"},
 		{address: "usb:05e0:1200@../..", code: "E_ILLEGAL"},

@@ -1,5 +1,5 @@
 // Package emulator is hardware made of software, for the simulator and for
-// tests of drivers: an ESC/POS receipt printer on TCP, a chip card for the
+// tests of drivers: an ESC/POS receipt printer, a Star one, a chip card for the
 // virtual reader of pcscd, a pcscd of its own to put it in, and a scripted day
 // of what happens to them.
 //

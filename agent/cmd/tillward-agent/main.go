@@ -22,9 +22,11 @@ import (
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/board"
 	"github.com/tillward/tillward/hal/escpos"
+	"github.com/tillward/tillward/hal/hotplug"
 	"github.com/tillward/tillward/hal/input"
 	"github.com/tillward/tillward/hal/pcsc"
 	"github.com/tillward/tillward/hal/slot"
+	"github.com/tillward/tillward/hal/star"
 	"github.com/tillward/tillward/hal/virtual"
 )
 
@@ -47,7 +49,10 @@ func run() int {
 	status := flag.Bool("status", false, "print what a stopped agent has recorded, as JSON, and exit")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
-	drivers := hal.NewRegistry(escpos.Driver{}, pcsc.Driver{}, virtual.Driver{}, board.Driver{}, input.Driver{})
+	drivers := hal.NewRegistry(
+		escpos.Driver{}, star.Driver{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
+		board.Driver{}, board.Switch{},
+	)
 	switch {
 	case *showVersion:
 		fmt.Println(version)
@@ -70,7 +75,7 @@ func run() int {
 	tail := newTail(os.Stderr)
 	log := slog.New(slog.NewTextHandler(tail, &slog.HandlerOptions{Level: &level}))
 	o := agent.Options{
-		Version: version, Drivers: drivers, Log: log, Level: &level, Tail: tail.last,
+		Version: version, Drivers: drivers, Bus: hotplug.Bus{}, Log: log, Level: &level, Tail: tail.last,
 		OpenTPM: openTPM, Slots: func(address string) agent.Slots { return slot.RAUC{Address: address} },
 	}
 	if *status {

@@ -1,24 +1,24 @@
 // Package telemetry watches the peripherals and the box itself: it asks for
-// status and statistics, listens to events, and puts samples, events and the
-// state of the whole into the spool.
+// status and statistics, listens to events, has the peripherals test themselves,
+// and puts samples, events, outcomes and the state of the whole into the spool.
 //
 // It owns the pace of measuring and the form of what is told. It promises that
-// a driver which hangs, fails or panics costs its own peripheral only; that a
-// peripheral which flaps is told as a count and not as a flood; that nothing
-// which looks like a card number leaves the device; and that what it puts is
-// within the limits of the contract, so that no message is ever refused. It
-// judges nothing: health and advice are the driver's.
+// a driver which hangs, fails or panics costs its own peripheral only, because
+// no lock is held and nobody else waits while a driver is asked; that a
+// peripheral which flaps is told as a count and not as a flood; that what is
+// plugged in and has no driver is told as well; that nothing which looks like a
+// card number leaves the device; and that what it puts is within the limits of
+// the contract, so that no message is ever refused. It judges nothing: health is
+// the driver's, and what to do about it the service says.
 package telemetry
 
 import (
 	"context"
 	"log/slog"
 	"maps"
-	"math"
-	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tillward/tillward/cloud/wire"
@@ -35,29 +35,48 @@ type Spool interface {
 
 // Options are what a Monitor stands on. Zero durations mean their defaults.
 type Options struct {
-	// Devices are watched with what they offer of hal.StatusReader, hal.Statistics
-	// and hal.Notifier. Samples of a hal.Host are those of the box itself.
+	// Devices are watched from the beginning, as by Watch.
 	Devices []hal.Device
-	Spool   Spool
-	Next    func() wire.Head // numbers messages
+	// Bus tells what is plugged in; nil: nobody does. What no device stands for is
+	// told as present, but for what Ignore names: usb:VID:PID and what may follow.
+	Bus    hal.Bus
+	Ignore []string
+	// Addresses are where the devices were configured to be, by ID.
+	Addresses map[string]string
+
+	Spool Spool
+	Next  func() wire.Head // numbers messages
 	// Record adds to the audit trail: faults and recoveries.
 	Record func(ctx context.Context, kind, severity, subject string, detail map[string]string) error
 	// Fill adds to a state report what other rooms know: version, slot, settings,
 	// audit head. While they do not know it yet, which is false, the report waits.
 	Fill func(*wire.StateReport) bool
+	// Counts are what other rooms count of a peripheral; may be nil.
+	Counts func(id string) []hal.Stat
+	// Dropped is how many texts other rooms have kept back because they could
+	// hold a card number; may be nil.
+	Dropped func() uint64
 
-	Poll      time.Duration // between two looks at a peripheral; 10 s
-	Stats     time.Duration // between two samples of statistics; 60 s
+	Pace      Pace
+	Check     time.Duration // between two internal health checks of a peripheral; 0: none but those asked for
 	Batch     time.Duration // samples wait at most this long for company; 10 s
 	Heartbeat time.Duration // the state is told at least this often; 60 s
 	Deadline  time.Duration // of one call to a driver; 10 s
 	Log       *slog.Logger
 }
 
+// Pace is how often peripherals are looked at.
+type Pace struct {
+	Poll  time.Duration            // between two looks; zero: by how it is held: own 5 s, observe 30 s, else 10 s
+	Of    map[string]time.Duration // the same of single devices and their parts, by ID
+	Stats time.Duration            // between two samples of statistics; 60 s
+}
+
 const (
 	settle     = time.Second // a change of state waits for those that come with it
 	backoffMin = time.Second
 	backoffMax = 5 * time.Minute
+	farewell   = 2 * time.Second // what watches may take to end
 
 	// Classes of the spool.
 	classTelemetry = "telemetry"
@@ -69,27 +88,32 @@ const (
 
 // Monitor watches. Make it with New and start it with Run.
 type Monitor struct {
-	o     Options
-	inbox chan func(context.Context) // what Run does next
-	touch chan struct{}
+	o       Options
+	began   time.Time
+	inbox   chan func(context.Context) // what Run does next
+	touch   chan struct{}
+	fresh   chan struct{} // somebody waits to be watched
+	dropped atomic.Uint64
 
-	silent map[string]bool // tell no events by themselves
-
-	mu    sync.Mutex
-	seen  map[string]wire.Peripheral
-	asked map[string]time.Time // when the look began that seen is of; not of those whom nobody asks
-	kicks []chan struct{}      // of those who look
+	mu       sync.Mutex
+	pace     Pace
+	seen     map[string]wire.Peripheral
+	asked    map[string]time.Time // when the look began that seen is of; not of those whom nobody asks
+	watchers map[string]*watcher
+	waiting  []*watcher // to be started
 
 	// Run's own.
 	samples    []wire.Sample
 	sampleSize int
 	events     []wire.PeripheralEvent
+	checks     []wire.HealthCheck
 	eventSize  int
 	flaps      flaps
 	faults     flaps
-	dropped    uint64
+	found      map[string]*find // by key
 	toldDrop   uint64
 	lastLost   time.Time
+	crowded    bool
 }
 
 // New makes a monitor.
@@ -97,7 +121,7 @@ func New(o Options) *Monitor {
 	for _, d := range []struct {
 		v *time.Duration
 		s int
-	}{{&o.Poll, 10}, {&o.Stats, 60}, {&o.Batch, 10}, {&o.Heartbeat, 60}, {&o.Deadline, 10}} {
+	}{{&o.Pace.Stats, 60}, {&o.Batch, 10}, {&o.Heartbeat, 60}, {&o.Deadline, 10}} {
 		if *d.v <= 0 {
 			*d.v = time.Duration(d.s) * time.Second
 		}
@@ -109,32 +133,71 @@ func New(o Options) *Monitor {
 		o.Fill = func(*wire.StateReport) bool { return true }
 	}
 	m := &Monitor{
-		o: o, inbox: make(chan func(context.Context), 64), touch: make(chan struct{}, 1),
-		seen: map[string]wire.Peripheral{}, asked: map[string]time.Time{}, flaps: flaps{}, faults: flaps{},
-		silent: map[string]bool{},
+		o: o, began: time.Now(), inbox: make(chan func(context.Context), 64), touch: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
+		pace: o.Pace, seen: map[string]wire.Peripheral{}, asked: map[string]time.Time{}, watchers: map[string]*watcher{},
+		flaps: flaps{}, faults: flaps{}, found: map[string]*find{},
 	}
 	for _, d := range o.Devices {
-		if listed(d) {
-			p := m.clean(describe(d.Info()))
-			p.Since = time.Now().UnixMilli()
-			m.seen[p.ID] = p
-			if _, ok := d.(hal.StatusReader); ok {
-				m.asked[p.ID] = time.Time{}
-			}
-			_, tells := d.(hal.Notifier)
-			m.silent[p.ID] = !tells
-		}
+		m.Watch(d)
 	}
 	return m
 }
 
-// Touch asks for a state report soon: something that Fill tells has changed.
-func (m *Monitor) Touch() {
-	select {
-	case m.touch <- struct{}{}:
-	default:
+// Watch adds a device and its parts, with what they offer of hal.StatusReader,
+// hal.Statistics, hal.Notifier and hal.HealthChecker. It takes the place of one
+// with the same ID. Samples of a hal.Host are those of the box itself.
+func (m *Monitor) Watch(d hal.Device) {
+	id := identifier(d.Info().ID)
+	m.watch(d, id)
+	if p, ok := d.(hal.Parent); ok {
+		for _, part := range p.Parts() {
+			m.watch(part, id)
+		}
 	}
 }
+
+func (m *Monitor) watch(d hal.Device, under string) {
+	w := newWatcher(m, d, under)
+	p := m.clean(describe(w.info))
+	if w.status == nil {
+		p.Reason = "M_NO_SENSOR"
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if old := m.watchers[w.id]; old != nil {
+		old.leave()
+	}
+	m.watchers[w.id] = w
+	if m.asked[w.id] = (time.Time{}); w.status == nil {
+		delete(m.asked, w.id)
+	}
+	if listed(w) {
+		if was, ok := m.seen[w.id]; ok { // until the first look: who it is may have changed, how it is has not
+			p.Power, p.Health, p.Reason, p.Sensors, p.Since = was.Power, was.Health, was.Reason, was.Sensors, was.Since
+		} else {
+			p.Since = time.Now().UnixMilli()
+		}
+		m.seen[w.id] = p
+	}
+	m.waiting = append(m.waiting, w)
+	nudge(m.fresh)
+}
+
+// SetPace changes how often peripherals are looked at, from now on.
+func (m *Monitor) SetPace(p Pace) {
+	if p.Stats <= 0 {
+		p.Stats = time.Minute
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pace = p
+	for _, w := range m.watchers {
+		nudge(w.kick)
+	}
+}
+
+// Touch asks for a state report soon: something that Fill tells has changed.
+func (m *Monitor) Touch() { nudge(m.touch) }
 
 // Asked reports whether Snapshot holds what each peripheral that can be asked
 // was found to be at or after t. Those of which it does not are asked at once;
@@ -146,16 +209,16 @@ func (m *Monitor) Asked(t time.Time) bool {
 		if !at.Before(t) {
 			continue
 		}
-		for _, k := range m.kicks {
-			nudge(k)
+		for _, w := range m.watchers {
+			nudge(w.kick)
 		}
 		return false
 	}
 	return true
 }
 
-// Snapshot returns how the peripherals are, by ID. One that has not answered
-// yet is Unknown.
+// Snapshot returns how the peripherals are that are watched, by ID. One that has
+// not answered yet is Unknown.
 func (m *Monitor) Snapshot() []wire.Peripheral {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -168,23 +231,28 @@ func (m *Monitor) Snapshot() []wire.Peripheral {
 	return out
 }
 
-// Run watches until ctx ends, tells what it still holds and waits for its
-// drivers; one that does not heed its context is left behind.
+// Run watches until ctx ends, tells what it still holds and waits a little for
+// its drivers; one that does not heed its context is left behind.
 func (m *Monitor) Run(ctx context.Context) error {
 	var watchers sync.WaitGroup
-	for _, d := range m.o.Devices {
-		w := &watcher{m: m, d: d, id: identifier(d.Info().ID), kick: make(chan struct{}, 1)}
-		m.mu.Lock()
-		m.kicks = append(m.kicks, w.kick)
-		m.mu.Unlock()
-		watchers.Go(func() { w.poll(ctx) })
-		if n, ok := d.(hal.Notifier); ok {
-			watchers.Go(func() { w.listen(ctx, n) })
+	if m.o.Bus != nil {
+		watchers.Go(func() { m.hunt(ctx) })
+	}
+	m.loop(ctx, &watchers)
+	gone := make(chan struct{})
+	go func() { watchers.Wait(); close(gone) }()
+	last := context.WithoutCancel(ctx)
+	for late, waits := time.After(farewell), true; waits; {
+		select {
+		case do := <-m.inbox:
+			do(last)
+		case <-gone:
+			waits = false
+		case <-late:
+			m.o.Log.Warn("a driver does not end and is left behind")
+			waits = false
 		}
 	}
-	m.loop(ctx)
-	watchers.Wait()
-	last := context.WithoutCancel(ctx)
 	for len(m.inbox) > 0 {
 		(<-m.inbox)(last)
 	}
@@ -193,8 +261,33 @@ func (m *Monitor) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// start begins to watch those that wait for it.
+func (m *Monitor) start(ctx context.Context, watchers *sync.WaitGroup) {
+	m.mu.Lock()
+	waiting := m.waiting
+	m.waiting = nil
+	m.mu.Unlock()
+	for _, w := range waiting {
+		ctx, stop := context.WithCancel(ctx)
+		watchers.Go(func() {
+			defer stop()
+			select {
+			case <-w.left:
+			case <-ctx.Done():
+			}
+		})
+		watchers.Go(func() { w.poll(ctx) })
+		if n, ok := w.d.(hal.Notifier); ok {
+			watchers.Go(func() { w.listen(ctx, n) })
+		}
+		if _, ok := w.d.(hal.HealthChecker); ok && m.o.Check > 0 {
+			watchers.Go(func() { w.test(ctx) })
+		}
+	}
+}
+
 // loop is the only place that touches what is gathered.
-func (m *Monitor) loop(ctx context.Context) {
+func (m *Monitor) loop(ctx context.Context, watchers *sync.WaitGroup) {
 	batch := time.NewTicker(m.o.Batch)
 	defer batch.Stop()
 	minute := time.NewTicker(time.Minute)
@@ -205,6 +298,9 @@ func (m *Monitor) loop(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-m.fresh:
+			m.start(ctx, watchers)
+			m.Touch()
 		case do := <-m.inbox:
 			do(ctx)
 		case <-m.touch:
@@ -236,134 +332,5 @@ func (m *Monitor) post(ctx context.Context, do func(context.Context)) {
 		case m.inbox <- do:
 		default:
 		}
-	}
-}
-
-// sample takes one value in. Values that are no numbers are dropped.
-func (m *Monitor) sample(ctx context.Context, s wire.Sample) {
-	if hal.MayHoldPAN(s.Name) || hal.MayHoldPAN(s.Peripheral) {
-		m.dropped++
-		return
-	}
-	if s.Name = identifier(s.Name); s.Name == "" || math.IsNaN(s.Value) || math.IsInf(s.Value, 0) {
-		return
-	}
-	m.samples = append(m.samples, s)
-	m.sampleSize += len(s.Name) + len(s.Peripheral) + 32
-	if len(m.samples) == wire.MaxBatch || m.sampleSize > wire.MaxSpooled-1024 {
-		m.flush(ctx)
-	}
-}
-
-// event takes one event in, unless its code flaps.
-func (m *Monitor) event(ctx context.Context, e wire.PeripheralEvent) {
-	if slices.ContainsFunc([]string{e.Peripheral, e.Category, e.Code, e.From, e.To}, hal.MayHoldPAN) {
-		m.dropped++
-		return
-	}
-	e.Peripheral, e.Category, e.Code = identifier(e.Peripheral), identifier(e.Category), identifier(e.Code)
-	if e.Category == "" {
-		e.Category = "Unknown"
-	}
-	e.From, e.To = cut(e.From, wire.MaxName), cut(e.To, wire.MaxName)
-	if e.Peripheral == "" || e.Code == "" || !m.flaps.pass(e) {
-		return
-	}
-	m.addEvent(ctx, e)
-}
-
-func (m *Monitor) addEvent(ctx context.Context, e wire.PeripheralEvent) {
-	m.events = append(m.events, e)
-	m.eventSize += len(e.Peripheral) + len(e.Category) + len(e.Code) + len(e.From) + len(e.To) + 32
-	if len(m.events) == wire.MaxBatch || m.eventSize > wire.MaxSpooled-1024 {
-		m.flush(ctx)
-	}
-	m.Touch()
-}
-
-// status takes in how a peripheral is, and audits when it fails or recovers.
-func (m *Monitor) status(ctx context.Context, p wire.Peripheral, began time.Time) {
-	p = m.clean(p)
-	m.mu.Lock()
-	m.answered(p.ID, began)
-	old := m.seen[p.ID]
-	p.Since = old.Since
-	if old.Health != p.Health {
-		p.Since = time.Now().UnixMilli()
-	}
-	changed := !same(old, p)
-	m.seen[p.ID] = p
-	m.mu.Unlock()
-	if changed {
-		m.Touch()
-	}
-	if is, ok := strings.CutPrefix(p.Power, "PS_"); ok && m.silent[p.ID] && old.Power != p.Power && known(old.Power) && known(p.Power) {
-		m.event(ctx, wire.PeripheralEvent{
-			At: time.Now().UnixMilli(), Peripheral: p.ID, Category: p.Category, Code: "POWER_" + is, From: old.Power, To: p.Power,
-		})
-	}
-	if faulty(old.Health) == faulty(p.Health) || (p.Health == string(hal.NoSensor) && !faulty(old.Health)) {
-		return
-	}
-	kind, severity := "peripheral.recovered", "info"
-	if faulty(p.Health) {
-		kind, severity = "peripheral.fault", "warn"
-	}
-	if !m.faults.pass(wire.PeripheralEvent{Peripheral: p.ID, Category: p.Category, Code: kind}) {
-		return
-	}
-	m.record(ctx, kind, severity, p.ID, map[string]string{
-		"category": p.Category, "health": p.Health, "was": old.Health, "reason": p.Reason, "power": p.Power,
-	})
-}
-
-// answered notes, with m.mu held, that a peripheral was asked.
-func (m *Monitor) answered(id string, began time.Time) {
-	if _, ok := m.asked[id]; ok {
-		m.asked[id] = began
-	}
-}
-
-func (m *Monitor) record(ctx context.Context, kind, severity, subject string, detail map[string]string) {
-	if m.o.Record == nil {
-		return
-	}
-	if err := m.o.Record(ctx, kind, severity, subject, detail); err != nil {
-		m.o.Log.Error("peripheral not audited", "kind", kind, "peripheral", subject, "error", err)
-	}
-}
-
-func known(power string) bool { return power != string(hal.PowerUnknown) }
-
-func faulty(health string) bool {
-	return health == string(hal.Fault) || health == string(hal.Offline)
-}
-
-func same(a, b wire.Peripheral) bool {
-	return a.Health == b.Health && a.Power == b.Power && a.Reason == b.Reason && a.Advice == b.Advice &&
-		a.Maker == b.Maker && a.Model == b.Model && a.Serial == b.Serial && a.Firmware == b.Firmware && maps.Equal(a.Sensors, b.Sensors)
-}
-
-// backoff draws from a range that doubles with each failure.
-func backoff(failures int) time.Duration {
-	ceiling := backoffMax
-	if failures < 10 {
-		ceiling = min(backoffMax, backoffMin<<failures)
-	}
-	return ceiling/2 + rand.N(ceiling/2) //nolint:gosec // spreads load, guards nothing
-}
-
-// listed reports whether the device shows as a peripheral: all do, but a box
-// that only counts.
-func listed(d hal.Device) bool {
-	_, asked := d.(hal.StatusReader)
-	return asked || d.Info().Category != hal.Host
-}
-
-// describe says who a device is; how it is remains unknown.
-func describe(i hal.Info) wire.Peripheral {
-	return wire.Peripheral{
-		ID: i.ID, Category: string(i.Category), Driver: i.Driver, Maker: i.Maker, Model: i.Model, Serial: i.Serial,
-		Firmware: i.Firmware, Simulated: i.Simulated, Power: string(hal.PowerUnknown), Health: string(hal.NoSensor),
 	}
 }

@@ -114,6 +114,7 @@ type desk struct {
 	samples []wire.Sample
 	batches []int
 	events  []wire.PeripheralEvent
+	checks  []wire.HealthCheck
 	states  []wire.StateReport
 	audit   []string
 	counter uint64
@@ -145,7 +146,7 @@ func (d *desk) Compose(_ context.Context, class, channel string, compose func() 
 		if err != nil {
 			d.t.Error(err)
 		}
-		d.events = append(d.events, m.Events...)
+		d.events, d.checks = append(d.events, m.Events...), append(d.checks, m.Checks...)
 	case wire.State:
 		m, err := wire.Decode[wire.StateReport](b)
 		if err != nil {
@@ -191,6 +192,12 @@ func (d *desk) got() (samples []wire.Sample, events []wire.PeripheralEvent, stat
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.samples), slices.Clone(d.events), slices.Clone(d.states), slices.Clone(d.audit)
+}
+
+func (d *desk) told() []wire.HealthCheck {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.checks)
 }
 
 // watch runs a monitor in a bubble; after lets time pass in it.
@@ -283,7 +290,7 @@ func TestFaultAndRecovery(t *testing.T) {
 			p.does(func(context.Context) (hal.Status, error) { return hal.Status{}, errors.New("connection refused") })
 			after(12 * time.Second)
 			s := m.Snapshot()[0]
-			if s.Health != "Offline" || s.Power != "PS_OFF_OFFLINE" || s.Reason != "POWER_OFF_OFFLINE" || s.Advice == "" {
+			if s.Health != "Offline" || s.Power != "PS_OFF_OFFLINE" || s.Reason != "POWER_OFF_OFFLINE" || s.Advice != "" {
 				t.Errorf("lost printer: %+v", s)
 			}
 			_, _, states, _ := d.got()
@@ -332,14 +339,14 @@ func TestEventsAndFlapping(t *testing.T) {
 				t.Error("an event did not make the monitor look at the printer")
 			}
 			for range 100 {
-				p.events <- hal.Event{Code: "DRAWEROPEN"}
+				p.events <- hal.Event{Code: "DRAWEROPEN", From: "No", To: "Yes"}
 			}
 			after(2 * time.Minute)
 			_, events, _, _ = d.got()
 			if len(events) != 7 {
 				t.Fatalf("100 events of one code became %d, want 5 and a count", len(events)-1)
 			}
-			if e := events[6]; e.Code != "DRAWEROPEN" || e.From != "M_FLAPPING" || e.To != "100 times a minute" {
+			if e := events[6]; e.Code != "DRAWEROPEN" || e.Count != 100 || e.From != "No" || e.To != "Yes" || e.Mono == 0 {
 				t.Errorf("count %+v", e)
 			}
 			p.events <- hal.Event{Code: "DRAWEROPEN"}
@@ -546,7 +553,7 @@ func TestLastWords(t *testing.T) {
 		return []hal.Stat{{Name: "GoodReadCount", Value: 1}}, nil
 	}
 	o := d.options(p)
-	o.Spool, o.Batch, o.Poll, o.Stats = s, time.Hour, time.Millisecond, time.Millisecond
+	o.Spool, o.Batch, o.Pace = s, time.Hour, telemetry.Pace{Poll: time.Millisecond, Stats: time.Millisecond}
 	m := telemetry.New(o)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

@@ -2,7 +2,7 @@
 // when something is not as it must be: it asks a device for proof, sends a
 // command, verifies an audit chain, rolls the newest release out to every device,
 // composes another rollout that is watched, paused and aborted, sets the hours of
-// a site and looks at whom the fleet trusts. Started by the end-to-end test; the fleet needs an online device and a published release.
+// a site, looks after a printer and at whom the fleet trusts. Started by the end-to-end test; the fleet needs an online device and a published release.
 //
 //   TILLWARD_URL         the console
 //   TILLWARD_TOKEN_FILE  file with an operator token
@@ -109,6 +109,18 @@ try {
   await look('device');
 
   const main = page.getByRole('navigation', { name: 'Main' });
+  await main.getByRole('link', { name: 'Peripherals' }).click();
+  await tid('peripheral-row').nth(2).waitFor();
+  await loaded('peripherals');
+  await look('peripherals');
+  await page.locator('[data-testid=peripheral-row][data-id=receipt]').first().getByRole('link').first().click();
+  await tid('durations').waitFor();
+  await tid('check-now').click();
+  await page.locator('[data-testid=check-row]').first().waitFor();
+  const xml = await page.evaluate((at) => fetch(at).then((r) => r.text()), await tid('xml').getAttribute('href'));
+  if (!/<UPOSStat[\s>]/.test(xml) || !xml.includes('<Equipment>')) faults.push(`UnifiedPOS statistics are no such: ${xml.slice(0, 200)}`);
+  await loaded('peripheral');
+  await look('peripheral');
   await main.getByRole('link', { name: 'Rollouts' }).click();
   await tid('compose').click();
   await tid('way-quick').click();

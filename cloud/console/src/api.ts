@@ -4,6 +4,21 @@ export interface Peripheral {
   id: string; category: string; driver: string; maker: string; model: string; serial: string; firmware: string;
   simulated: boolean; power: string; health: string; reason: string; advice: string; since: string | null;
   sensors: Record<string, string> | null;
+  claim: string; key: string; interface: string; caps: string[] | null; roll_lines: number; paper: Paper | null; reads: Reads | null;
+}
+
+/** When a printer's roll will be used up, as the service works it out. */
+export interface Paper {
+  run_out_at: string | null; earliest: string | null; latest: string | null; confidence: number; lines_left: number; lines_per_hour: number; basis: string;
+}
+/** How often cards are not read, beside all readers of that model. */
+export interface Reads { rate: number; fleet_rate: number; reads: number; worse: boolean }
+/** A peripheral in a list of the fleet's. */
+export interface Placed extends Peripheral { device: string; device_label: string; site: string }
+export interface Span { health: string; reason: string; from: string | null; to: string | null }
+export interface Check { at: string | null; level: string; ok: boolean; checks: { id: string; ok: boolean; code: string; ms: number }[] | null }
+export interface PeripheralDetail extends Placed {
+  durations: { health: string; reason: string; seconds: number; times: number }[]; spans: Span[]; checks: Check[];
 }
 
 export interface Device {

@@ -10,6 +10,8 @@ import { Compose } from './pages/compose';
 import { DevicePage } from './pages/device';
 import { Firmware } from './pages/firmware';
 import { Fleet } from './pages/fleet';
+import { PeripheralPage } from './pages/peripheral';
+import { Peripherals } from './pages/peripherals';
 import { Releases } from './pages/releases';
 import { RolloutPage } from './pages/rollout';
 import { Rollouts } from './pages/rollouts';
@@ -23,12 +25,16 @@ import { session } from './session';
 import './style.css';
 import './parts/parts.css';
 import './parts/rollouts.css';
+import './parts/peripherals.css';
 
 function Route() {
   const [, page, rest, more] = path.value.split('/');
   switch (page) {
     case '': return <Fleet />;
-    case 'device': return <DevicePage device={plain(rest ?? '')} key={rest} />;
+    case 'peripherals': return <Peripherals />;
+    case 'device':
+      if (more) return <PeripheralPage device={plain(rest ?? '')} peripheral={plain(more)} key={path.value} />;
+      return <DevicePage device={plain(rest ?? '')} key={rest} />;
     case 'rollouts':
       if (!rest) return <Rollouts />;
       if (rest === 'new') return <Compose release={more && plain(more)} key={path.value} />;
@@ -47,7 +53,7 @@ function Route() {
 }
 
 const nav = [
-  ['/', 'Fleet'], ['/alarms', 'Alarms'], ['/waiting', 'Waiting'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/sites', 'Sites'],
+  ['/', 'Fleet'], ['/peripherals', 'Peripherals'], ['/alarms', 'Alarms'], ['/waiting', 'Waiting'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/sites', 'Sites'],
   ['/firmware', 'Firmware'], ['/audit', 'Audit'], ['/settings', 'Settings'],
 ] as const;
 

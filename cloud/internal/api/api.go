@@ -5,6 +5,9 @@
 // to status codes [RFC 9457]. It promises that nobody sees or moves what
 // belongs to another tenant, that each operation asks for its role, and that
 // refusals are audited. It decides nothing else.
+//
+// It exports more names than other rooms: structs that inputs and answers embed
+// must be, or they would not be read and written.
 package api
 
 import (
@@ -95,6 +98,7 @@ func New(d Deps) http.Handler {
 	s.api.UseMiddleware(s.guard)
 	s.access()
 	s.devices()
+	s.peripherals()
 	s.commands()
 	s.rollouts()
 	s.sites()

@@ -46,7 +46,7 @@ type sendCommand struct {
 	Body struct {
 		Device    string            `json:"device,omitempty" maxLength:"40" doc:"one device"`
 		Group     string            `json:"group,omitempty" maxLength:"64" doc:"or every device of a group"`
-		Verb      string            `json:"verb" enum:"identify,reboot,collect-logs,print-test,set-config,diagnose"`
+		Verb      string            `json:"verb" enum:"identify,reboot,collect-logs,print-test,check-health,set-config,diagnose"`
 		Args      map[string]string `json:"args,omitempty"`
 		Reason    string            `json:"reason,omitempty" maxLength:"512"`
 		ExpiresIn int               `json:"expires_in_s,omitempty" minimum:"0" maximum:"604800" doc:"seconds; 0: an hour"`

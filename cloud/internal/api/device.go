@@ -37,7 +37,7 @@ type device struct {
 	CertSerial   string       `json:"cert_serial"`
 	CertNotAfter *time.Time   `json:"cert_not_after"`
 	EKHash       string       `json:"ek_sha256"`
-	Peripherals  []peripheral `json:"peripherals"`
+	Peripherals  []Peripheral `json:"peripherals"`
 	State        deviceState  `json:"state"`
 
 	Findings    []fleet.Finding `json:"findings" doc:"the last appraisal, explained"`
@@ -53,23 +53,6 @@ type device struct {
 	Ownership   *ownership      `json:"ownership,omitempty" doc:"by its voucher; only when one device is asked for"`
 }
 
-type peripheral struct {
-	ID        string            `json:"id"`
-	Category  string            `json:"category"`
-	Driver    string            `json:"driver"`
-	Maker     string            `json:"maker"`
-	Model     string            `json:"model"`
-	Serial    string            `json:"serial"`
-	Firmware  string            `json:"firmware"`
-	Simulated bool              `json:"simulated" doc:"no hardware behind it"`
-	Power     string            `json:"power"`
-	Health    string            `json:"health"`
-	Reason    string            `json:"reason"`
-	Advice    string            `json:"advice"`
-	Since     *time.Time        `json:"since"`
-	Sensors   map[string]string `json:"sensors" doc:"Yes, No or Unknown"`
-}
-
 type deviceState struct {
 	StartedAt       *time.Time `json:"started_at"`
 	SpoolDepth      uint64     `json:"spool_depth"`
@@ -78,17 +61,18 @@ type deviceState struct {
 	SamplesRecorded uint64     `json:"samples_recorded"`
 }
 
-// rank orders health from good to bad; Unknown is worse than OK and never
-// hides a fault.
-var rank = map[string]int{"OK": 1, "Unknown": 2, "Attention": 3, "Offline": 4, "Fault": 5}
-
-func viewDevice(d fleet.Device) device {
+// viewDevice shows a device with its peripherals. The rest of what it reported
+// is in its newest report only.
+func viewDevice(d fleet.Device, peripherals []fleet.Peripheral) device {
 	v := device{
 		ID: string(d.ID), Tenant: string(d.Tenant), Tier: string(d.Tier), Model: d.Model, Serial: d.Serial, Site: d.Site, Group: d.Group, Label: d.Label,
 		Trust: string(d.Trust), TrustReasons: append([]string{}, d.TrustReasons...), AttestedAt: when(d.AttestedAt), Online: d.Online,
-		EnrolledAt: when(d.EnrolledAt), LastSeen: when(d.LastSeen), AgentVersion: d.AgentVersion, Slot: d.Slot, Health: "Unknown",
+		EnrolledAt: when(d.EnrolledAt), LastSeen: when(d.LastSeen), AgentVersion: d.AgentVersion, Slot: d.Slot, Health: fleet.Worst(peripherals),
 		AuditHead: d.AuditHead, AuditOK: !d.AuditBroken, Samples: d.Samples, CertSerial: d.CertSerial, CertNotAfter: when(d.CertNotAfter), EKHash: d.EKHash,
-		Peripherals: []peripheral{},
+		Peripherals: make([]Peripheral, 0, len(peripherals)),
+	}
+	for _, p := range peripherals {
+		v.Peripherals = append(v.Peripherals, viewPeripheral(p))
 	}
 	v.trusted(d)
 	st, err := wire.Decode[wire.StateReport](d.State)
@@ -100,20 +84,6 @@ func viewDevice(d fleet.Device) device {
 	}
 	started := time.UnixMilli(st.StartedAt)
 	v.State = deviceState{when(started), st.SpoolDepth, st.SpoolShed, st.AuditHead, st.Samples}
-	worst := ""
-	for _, p := range st.Peripherals {
-		since := time.UnixMilli(p.Since)
-		v.Peripherals = append(v.Peripherals, peripheral{
-			ID: p.ID, Category: p.Category, Driver: p.Driver, Maker: p.Maker, Model: p.Model, Serial: p.Serial, Firmware: p.Firmware,
-			Simulated: p.Simulated, Power: p.Power, Health: p.Health, Reason: p.Reason, Advice: p.Advice, Since: when(since), Sensors: p.Sensors,
-		})
-		if rank[p.Health] > rank[worst] {
-			worst = p.Health
-		}
-	}
-	if worst != "" {
-		v.Health = worst
-	}
 	return v
 }
 
@@ -144,7 +114,15 @@ func (s *server) devices() {
 			f.Online = &online
 		}
 		items, next, err := s.Store.Devices(ctx, who(ctx).Tenant, f, in.page())
-		return pageOf(items, next, viewDevice), s.fault(ctx, err)
+		if err != nil {
+			return nil, s.fault(ctx, err)
+		}
+		ids := make([]fleet.DeviceID, len(items))
+		for n, d := range items {
+			ids[n] = d.ID
+		}
+		of, err := s.Store.PeripheralsOf(ctx, who(ctx).Tenant, ids...)
+		return pageOf(items, next, func(d fleet.Device) device { return viewDevice(d, of[d.ID]) }), s.fault(ctx, err)
 	})
 	huma.Register(s.api, huma.Operation{
 		OperationID: "get-device", Method: http.MethodGet, Path: "/v1/devices/{id}", Summary: "Show a device", Metadata: needs(fleet.Viewer),
@@ -167,7 +145,7 @@ func (s *server) devices() {
 	) (*body[list[event]], error) {
 		items, next, err := s.Store.Events(ctx, who(ctx).Tenant, fleet.DeviceID(in.ID), in.page())
 		return pageOf(items, next, func(e fleet.PeripheralEvent) event {
-			return event{when(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To}
+			return event{when(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To, e.Count}
 		}), s.fault(ctx, err)
 	})
 	s.audit("device-", "/v1/devices/{id}/audit", "A device's audit trail")
@@ -179,7 +157,11 @@ func (s *server) device(ctx context.Context, in *DeviceID) (*body[device], error
 	if err != nil {
 		return nil, s.fault(ctx, err)
 	}
-	v := viewDevice(d)
+	of, err := s.Store.PeripheralsOf(ctx, d.Tenant, d.ID)
+	if err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	v := viewDevice(d, of[d.ID])
 	o, err := s.Store.Ownership(ctx, d.ID)
 	switch {
 	case err == nil:
@@ -197,6 +179,7 @@ type event struct {
 	Code       string     `json:"code"`
 	From       string     `json:"from"`
 	To         string     `json:"to"`
+	Count      uint32     `json:"count" doc:"how often it came in the minute before, where it flapped; 0: once"`
 }
 
 type summaryView struct {
@@ -210,30 +193,18 @@ type summaryView struct {
 }
 
 func (s *server) summary(ctx context.Context, _ *struct{}) (*body[summaryView], error) {
-	t := who(ctx).Tenant
-	sum, err := s.Store.Summary(ctx, t)
+	sum, err := s.Store.Summary(ctx, who(ctx).Tenant)
 	if err != nil {
 		return nil, s.fault(ctx, err)
 	}
 	v := summaryView{
-		Devices: sum.Devices, Online: sum.Online, ByTrust: map[string]int{}, ByVersion: sum.ByVersion, ByHealth: map[string]int{},
+		Devices: sum.Devices, Online: sum.Online, ByTrust: map[string]int{}, ByVersion: sum.ByVersion, ByHealth: sum.ByHealth,
 		Samples: sum.Samples, AuditEvents: sum.AuditEvents,
 	}
 	for k, n := range sum.ByTrust {
 		v.ByTrust[string(k)] = n
 	}
-	for page := (fleet.Page{Limit: 1000}); ; {
-		items, next, err := s.Store.Devices(ctx, t, fleet.DeviceFilter{}, page)
-		if err != nil {
-			return nil, s.fault(ctx, err)
-		}
-		for _, d := range items {
-			v.ByHealth[viewDevice(d).Health]++
-		}
-		if page.After = next; next == "" {
-			return &body[summaryView]{v}, nil
-		}
-	}
+	return &body[summaryView]{v}, nil
 }
 
 func (s *server) setDevice(ctx context.Context, in *struct {

@@ -17,19 +17,28 @@ func (s *site) report(t *testing.T, id fleet.DeviceID, tenant fleet.TenantID) {
 	t.Helper()
 	now := time.Now().Truncate(time.Millisecond)
 	boot := wire.Boot{1}
-	raw, err := wire.Encode(&wire.StateReport{
+	must(t, s.store.SetPresence(t.Context(), id, true, now))
+	state := wire.StateReport{
 		Head: wire.Head{V: wire.Version, Boot: boot, Seq: 1, Sent: now.UnixMilli()}, AgentVersion: "0.1.0", Slot: "a", StartedAt: now.UnixMilli(), Label: "Lane 7",
 		SpoolDepth: 3, Samples: 9, AuditHead: 4,
 		Peripherals: []wire.Peripheral{
-			{ID: "receipt", Category: "printer", Driver: "escpos", Model: "P1", Power: "PS_ONLINE", Health: "Attention", Reason: "paper low", Since: now.UnixMilli(), Sensors: map[string]string{"CoverOpen": "No"}},
-			{ID: "reader", Category: "reader", Driver: "pcsc", Power: "PS_ONLINE", Health: "OK", Since: now.UnixMilli(), Simulated: true},
+			{ID: "receipt", Category: "POSPrinter", Driver: "escpos", Model: "P1", Power: "PS_ONLINE", Health: "Attention", Reason: "REC_NEAREMPTY", Since: now.UnixMilli(), Sensors: map[string]string{"CoverOpen": "No"}},
+			{ID: "reader", Category: "SmartCardRW", Driver: "pcsc", Power: "PS_ONLINE", Health: "OK", Since: now.UnixMilli(), Simulated: true, Sensors: map[string]string{"SCPresentSensor": "No"}},
 		},
-	})
+	}
+	raw, err := wire.Encode(&state)
 	must(t, err)
+	peripherals := make([]fleet.Peripheral, 0, len(state.Peripherals))
+	for _, p := range state.Peripherals {
+		peripherals = append(peripherals, fleet.Peripheral{
+			ID: p.ID, Category: p.Category, Driver: p.Driver, Model: p.Model, Power: p.Power, Simulated: p.Simulated, Sensors: p.Sensors,
+			Said: fleet.Light{Health: p.Health, Reason: p.Reason, Since: time.UnixMilli(p.Since)},
+		})
+	}
 	sealed, err := wire.SealAudit(wire.AuditRecord{Seq: 1, At: now.UnixMilli(), Boot: boot, Kind: "agent.started", Severity: "info", Subject: string(id)})
 	must(t, err)
 	_, err = s.store.Commit(t.Context(), []fleet.Intake{
-		{Device: id, Tenant: tenant, At: now, Report: &fleet.Report{Boot: boot, Seq: 1, Sent: now, AgentVersion: "0.1.0", Slot: "a", Raw: raw}},
+		{Device: id, Tenant: tenant, At: now, Report: &fleet.Report{Boot: boot, Seq: 1, Sent: now, AgentVersion: "0.1.0", Slot: "a", Raw: raw, Peripherals: peripherals}},
 		{Device: id, Tenant: tenant, At: now, Samples: []fleet.Sample{
 			{Device: id, Boot: boot, Seq: 2, At: now.Add(-time.Minute), Peripheral: "receipt", Name: "Lines", Value: 40},
 			{Device: id, Boot: boot, Seq: 2, Index: 1, At: now, Peripheral: "receipt", Name: "Lines", Value: 42},
@@ -72,7 +81,7 @@ func TestDevice(t *testing.T) {
 	if d.ID != "d1" || d.Tenant != "main" || d.Label != "Lane 7" || d.Health != "Attention" || d.Slot != "a" || d.Version != "0.1.0" || d.Samples != 2 || d.Head != 1 {
 		t.Errorf("got %+v", d)
 	}
-	if len(d.Peripherals) != 2 || d.Peripherals[0].Reason != "paper low" || d.Peripherals[0].Sensors["CoverOpen"] != "No" || !d.Peripherals[1].Simulated {
+	if len(d.Peripherals) != 2 || d.Peripherals[1].Reason != "REC_NEAREMPTY" || d.Peripherals[1].Sensors["CoverOpen"] != "No" || !d.Peripherals[0].Simulated {
 		t.Errorf("peripherals: %+v", d.Peripherals)
 	}
 	if d.State.Depth != 3 || d.State.Audit != 4 || d.State.Samples != 9 || d.State.Started.IsZero() {
@@ -154,6 +163,8 @@ func TestOtherTenant(t *testing.T) {
 		{"GET", "/v1/devices/x1", nil},
 		{"PATCH", "/v1/devices/x1", object{"label": "mine"}},
 		{"GET", "/v1/devices/x1/series", nil},
+		{"GET", "/v1/devices/x1/peripherals/receipt", nil},
+		{"GET", "/v1/devices/x1/peripherals/receipt/statistics.xml", nil},
 		{"GET", "/v1/devices/x1/points?peripheral=receipt&name=Lines", nil},
 		{"GET", "/v1/devices/x1/events", nil},
 		{"GET", "/v1/devices/x1/audit", nil},
@@ -170,7 +181,7 @@ func TestOtherTenant(t *testing.T) {
 		}
 		problem(t, s.as(t, fleet.Admin, op.method, op.path, op.body), http.StatusNotFound)
 	}
-	for _, path := range []string{"/v1/commands", "/v1/commands?device=x1", "/v1/rollouts", "/v1/devices?q=x1"} {
+	for _, path := range []string{"/v1/commands", "/v1/commands?device=x1", "/v1/rollouts", "/v1/devices?q=x1", "/v1/peripherals", "/v1/peripherals?q=x1"} {
 		if got, _ := items(t, s.as(t, fleet.Admin, "GET", path, nil)); len(got) != 0 {
 			t.Errorf("%s shows %v of another tenant", path, got)
 		}

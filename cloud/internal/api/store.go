@@ -11,6 +11,7 @@ import (
 // wide because the API shows everything there is, one part for each resource.
 type Store interface {
 	deviceStore
+	peripheralStore
 	commandStore
 	releaseStore
 	rolloutStore
@@ -29,6 +30,13 @@ type deviceStore interface {
 	Events(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p fleet.Page) ([]fleet.PeripheralEvent, string, error)
 	AuditTrailOf(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, severity string, newestFirst bool, p fleet.Page) ([]fleet.AuditEvent, string, error)
 	VerifyAudit(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) (fleet.ChainReport, error)
+}
+
+type peripheralStore interface {
+	PeripheralsOf(ctx context.Context, t fleet.TenantID, ids ...fleet.DeviceID) (map[fleet.DeviceID][]fleet.Peripheral, error)
+	Peripherals(ctx context.Context, t fleet.TenantID, f fleet.PeripheralFilter, p fleet.Page) ([]fleet.Peripheral, string, error)
+	History(ctx context.Context, t fleet.TenantID, device fleet.DeviceID, id string, since time.Time) (fleet.PeripheralHistory, error)
+	PeripheralSeries(ctx context.Context, t fleet.TenantID, device fleet.DeviceID, id string) ([]fleet.SeriesInfo, error)
 }
 
 type commandStore interface {

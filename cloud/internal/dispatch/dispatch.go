@@ -96,6 +96,7 @@ var arguments = map[string]map[string]func(string) error{
 	"collect-logs": {"lines": number(1, 2000)},
 	"diagnose":     {},
 	"print-test":   {"peripheral": text(wire.MaxName)},
+	"check-health": {"peripheral": text(wire.MaxName), "level": oneOf("internal", "external", "interactive")},
 	"set-config": {
 		"label": text(64), "poll_s": number(5, 3600), "telemetry_s": number(1, 3600), "log_level": oneOf("debug", "info", "warn", "error"),
 	},

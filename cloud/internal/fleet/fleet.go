@@ -112,6 +112,8 @@ type Sample struct {
 	Peripheral string
 	Name       string
 	Value      float64
+	Epoch      int64 // of a count: Unix seconds at which it began; 0: a measurement, or of an agent that does not say so
+	Kept       bool  // the peripheral keeps the count itself
 }
 
 // PeripheralEvent is one stored change of a peripheral.
@@ -125,6 +127,8 @@ type PeripheralEvent struct {
 	Category   string
 	Code       string
 	From, To   string
+	Mono       int64  // milliseconds since the box was switched on; 0: not told
+	Count      uint32 // how often it came in the minute before, where it flapped; 0: once
 }
 
 // AuditEvent is one entry of an audit trail: of a device (Device set, chained
@@ -165,7 +169,7 @@ func (s CommandState) Ended() bool {
 
 // Verbs lists what an operator may ask for.
 func Verbs() []string {
-	return []string{"identify", "reboot", "collect-logs", "print-test", "set-config", "diagnose"}
+	return []string{"identify", "reboot", "collect-logs", "print-test", "check-health", "set-config", "diagnose"}
 }
 
 // Command is one order to one device.

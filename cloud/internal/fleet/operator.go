@@ -43,6 +43,8 @@ const (
 	ChangedAudit   ChangeKind = "audit"
 	ChangedEvent   ChangeKind = "event"
 	Resync         ChangeKind = "resync" // changes were lost: fetch everything again
+
+	ChangedPeripheral ChangeKind = "peripheral" // one of the device with this id
 )
 
 // Change says that a thing is different now; the reader fetches what it shows.

@@ -10,6 +10,7 @@ type Intake struct {
 	At          time.Time // when it arrived
 	Samples     []Sample
 	Events      []PeripheralEvent
+	Checks      []HealthCheck
 	Audit       []AuditEvent
 	AuditBroken bool // the chain did not hold: the device is flagged for good
 	Report      *Report
@@ -32,12 +33,15 @@ type Report struct {
 	Share        string      // host:port where tills of the site may fetch content
 	Execution    ExecutionID // in work; empty: none
 	Crashes      uint64      // starts that no orderly end came before; only grows
+	Peripherals  []Peripheral
 }
 
 // Outcome says what an intake changed. What was there before is counted as
 // duplicate and changes nothing.
 type Outcome struct {
 	NewSamples, NewEvents, NewAudit int
+	NewChecks                       int
+	Peripherals                     int // that are not as they were
 	Duplicates                      int
 	Gap                             bool        // entries of the audit trail are missing, or were until now
 	Forked                          uint64      // audit sequence that was stored before with other content; 0: none
@@ -93,6 +97,7 @@ type Summary struct {
 	Devices, Online      int
 	ByTrust              map[Trust]int
 	ByVersion            map[string]int
+	ByHealth             map[string]int
 	Samples, AuditEvents uint64
 }
 

@@ -310,7 +310,7 @@ func (i *Ingest) fill(ctx context.Context, in *fleet.Intake, m Message) (time.Ti
 		for n, s := range b.Samples {
 			in.Samples = append(in.Samples, fleet.Sample{
 				Device: m.Device, Boot: b.Head.Boot, Seq: b.Head.Seq, Index: n,
-				At: time.UnixMilli(s.At), Peripheral: s.Peripheral, Name: s.Name, Value: s.Value,
+				At: time.UnixMilli(s.At), Peripheral: s.Peripheral, Name: s.Name, Value: s.Value, Epoch: s.Epoch, Kept: s.Kept,
 			})
 		}
 		return time.UnixMilli(b.Head.Sent), err
@@ -319,9 +319,10 @@ func (i *Ingest) fill(ctx context.Context, in *fleet.Intake, m Message) (time.Ti
 		for n, e := range b.Events {
 			in.Events = append(in.Events, fleet.PeripheralEvent{
 				Device: m.Device, Boot: b.Head.Boot, Seq: b.Head.Seq, Index: n,
-				At: time.UnixMilli(e.At), Peripheral: e.Peripheral, Category: e.Category, Code: e.Code, From: e.From, To: e.To,
+				At: time.UnixMilli(e.At), Peripheral: e.Peripheral, Category: e.Category, Code: e.Code, From: e.From, To: e.To, Mono: e.Mono, Count: e.Count,
 			})
 		}
+		in.Checks = checks(m.Device, b)
 		return time.UnixMilli(b.Head.Sent), err
 	case wire.State:
 		b, err := wire.Decode[wire.StateReport](m.Payload)
@@ -332,6 +333,7 @@ func (i *Ingest) fill(ctx context.Context, in *fleet.Intake, m Message) (time.Ti
 		for _, c := range b.Installed {
 			in.Report.Installed = append(in.Report.Installed, fleet.Installed(c))
 		}
+		in.Report.Peripherals = peripherals(b)
 		return time.UnixMilli(b.Head.Sent), err
 	case wire.Result:
 		return i.result(in, m)

@@ -264,6 +264,11 @@ func (s *Store) MarkStale(ctx context.Context, before time.Time) ([]fleet.Device
 // SetPresence notes that a device came or went.
 func (s *Store) SetPresence(ctx context.Context, id fleet.DeviceID, online bool, when time.Time) error {
 	err := s.shared(ctx, func(ctx context.Context, w *writer) error {
+		if online {
+			if err := w.lost(ctx, id, when); err != nil {
+				return err
+			}
+		}
 		n, err := w.changed(ctx, `UPDATE device SET online = ?, last_seen = CASE WHEN ? > last_seen THEN ? ELSE last_seen END WHERE id = ?`,
 			online, ms(when), ms(when), id)
 		switch {
@@ -310,10 +315,30 @@ func (s *Store) Summary(ctx context.Context, t fleet.TenantID) (Summary, error) 
 		sum.ByVersion[version] += devices
 		return struct{}{}, err
 	})
+	if err == nil {
+		sum.ByHealth, err = s.byHealth(ctx, t)
+	}
 	if err != nil {
 		return Summary{}, fmt.Errorf("summary: %w", err)
 	}
 	return sum, nil
+}
+
+// byHealth counts devices by the worst of their peripherals, as fleet.Worst
+// says; of those that are lost nothing is known.
+func (s *Store) byHealth(ctx context.Context, t fleet.TenantID) (map[string]int, error) {
+	by := map[string]int{}
+	rows, err := s.read.QueryContext(ctx, `SELECT CASE worst WHEN 5 THEN 'Fault' WHEN 4 THEN 'Offline' WHEN 3 THEN 'Attention' WHEN 1 THEN 'OK' ELSE 'Unknown' END, COUNT(*)
+		FROM (SELECT CASE WHEN d.online = 0 THEN 2 ELSE (SELECT MAX(CASE p.health WHEN 'Fault' THEN 5 WHEN 'Offline' THEN 4 WHEN 'Attention' THEN 3 WHEN 'OK' THEN 1 ELSE 2 END)
+		FROM peripheral p WHERE p.device = d.id AND p.gone_at = 0) END AS worst FROM device d WHERE d.tenant = ? AND d.former_of = '') AS x GROUP BY 1`, t)
+	_, err = list(rows, err, func(r scanner) (struct{}, error) {
+		var health string
+		var n int
+		err := r.Scan(&health, &n)
+		by[health] += n
+		return struct{}{}, err
+	})
+	return by, err
 }
 
 // owns checks that a device belongs to tenant t.

@@ -76,7 +76,7 @@ func (s *Store) PutOwnership(ctx context.Context, o fleet.Ownership, ev fleet.Au
 // one that is nobody's fleet.ErrNotFound.
 //
 // Its past stays with the tenant, as a device of its own that FormerOf leads
-// back to the device: series, events, commands, executions, appraisals and the
+// back to the device: series, events, peripherals, commands, executions, appraisals and the
 // audit trail, whose entries and hashes are as they were. The next owner
 // begins with nothing of it. What is kept for him is what guards the device
 // itself: its voucher, its tier and serial number, the release it has committed
@@ -149,7 +149,7 @@ func (w *writer) leave(ctx context.Context, device fleet.DeviceID) error {
 		{`UPDATE firmware_event SET first_device = ? WHERE first_device = ?`, []any{former, device}},
 		{`UPDATE audit SET device = ?, actor = ? WHERE device = ?`, []any{former, former, device}},
 	}
-	for _, table := range []string{"state", "boot", "series", "event", "command", "execution", "attestation", "firmware_sighting", "trail"} {
+	for _, table := range []string{"state", "boot", "series", "event", "command", "execution", "attestation", "firmware_sighting", "trail", "peripheral", "peripheral_span", "health_check", "usage"} {
 		steps = append(steps, step{`UPDATE ` + table + ` SET device = ? WHERE device = ?`, []any{former, device}})
 	}
 	if _, err := w.count(ctx, "execution"); err != nil {

@@ -16,17 +16,18 @@ func (s *Store) Series(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 		return nil, fmt.Errorf("series: %w", err)
 	}
 	rows, err := s.read.QueryContext(ctx, `SELECT peripheral, name, last, last_at, count FROM series WHERE device = ? ORDER BY peripheral, name`, id)
-	items, err := list(rows, err, func(r scanner) (SeriesInfo, error) {
-		var i SeriesInfo
-		var when int64
-		err := r.Scan(&i.Peripheral, &i.Name, &i.Last, &when, &i.Count)
-		i.At = at(when)
-		return i, err
-	})
+	items, err := list(rows, err, scanSeries)
 	if err != nil {
 		return nil, fmt.Errorf("series of %s: %w", id, err)
 	}
 	return items, nil
+}
+
+func scanSeries(r scanner) (i SeriesInfo, err error) {
+	var when int64
+	err = r.Scan(&i.Peripheral, &i.Name, &i.Last, &when, &i.Count)
+	i.At = at(when)
+	return i, err
 }
 
 // Points returns one series of a device of tenant t from from up to to, by
@@ -90,13 +91,13 @@ func (s *Store) Events(ctx context.Context, t fleet.TenantID, id fleet.DeviceID,
 		return nil, "", err
 	}
 	limit := p.Bounded()
-	rows, err := s.read.QueryContext(ctx, `SELECT e.n, e.device, b.name, e.seq, e.idx, e.at, e.peripheral, e.category, e.code, e.from_value, e.to_value
+	rows, err := s.read.QueryContext(ctx, `SELECT e.n, e.device, b.name, e.seq, e.idx, e.at, e.peripheral, e.category, e.code, e.from_value, e.to_value, e.mono, e.count
 		FROM event e JOIN boot b ON b.id = e.boot WHERE e.device = ? AND e.n < ? ORDER BY e.n DESC LIMIT ?`, id, start, limit+1)
 	found, err := list(rows, err, func(r scanner) (numbered[fleet.PeripheralEvent], error) {
 		var e numbered[fleet.PeripheralEvent]
 		var boot []byte
 		var when int64
-		err := r.Scan(&e.n, &e.v.Device, &boot, &e.v.Seq, &e.v.Index, &when, &e.v.Peripheral, &e.v.Category, &e.v.Code, &e.v.From, &e.v.To)
+		err := r.Scan(&e.n, &e.v.Device, &boot, &e.v.Seq, &e.v.Index, &when, &e.v.Peripheral, &e.v.Category, &e.v.Code, &e.v.From, &e.v.To, &e.v.Mono, &e.v.Count)
 		copy(e.v.Boot[:], boot)
 		e.v.At = at(when)
 		return e, err

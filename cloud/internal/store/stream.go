@@ -100,6 +100,9 @@ func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
 	if err := g.events(ctx, in, out); err != nil {
 		return err
 	}
+	if err := g.checks(ctx, in, out); err != nil {
+		return err
+	}
 	if err := g.audit(ctx, t, in, out); err != nil {
 		return err
 	}
@@ -144,8 +147,8 @@ func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome)
 		if err != nil {
 			return err
 		}
-		n, err := g.w.changed(ctx, `INSERT INTO sample (boot, seq, idx, series, at, value) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			boot, s.Seq, s.Index, series, deviceMS(s.At), s.Value)
+		n, err := g.w.changed(ctx, `INSERT INTO sample (boot, seq, idx, series, at, value, epoch, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+			boot, s.Seq, s.Index, series, deviceMS(s.At), s.Value, s.Epoch, s.Kept)
 		if err != nil {
 			return fmt.Errorf("sample: %w", err)
 		}
@@ -177,9 +180,9 @@ func (g *group) events(ctx context.Context, in *Intake, out *Outcome) error {
 		if err != nil {
 			return err
 		}
-		n, err := g.w.changed(ctx, `INSERT INTO event (device, boot, seq, idx, at, peripheral, category, code, from_value, to_value)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			in.Device, boot, e.Seq, e.Index, deviceMS(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To)
+		n, err := g.w.changed(ctx, `INSERT INTO event (device, boot, seq, idx, at, peripheral, category, code, from_value, to_value, mono, count)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+			in.Device, boot, e.Seq, e.Index, deviceMS(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To, e.Mono, e.Count)
 		if err != nil {
 			return fmt.Errorf("event: %w", err)
 		}
@@ -293,7 +296,8 @@ func (g *group) report(ctx context.Context, t *tally, in *Intake, out *Outcome) 
 	}
 	next := version{boot: boot, seq: int64(r.Seq), sent: deviceMS(r.Sent), arrived: ms(in.At)}
 	var have version
-	err = found(g.w.row(ctx, `SELECT boot, seq, sent, stored_at FROM state WHERE device = ?`, in.Device).Scan(&have.boot, &have.seq, &have.sent, &have.arrived))
+	var mark []byte
+	err = found(g.w.row(ctx, `SELECT boot, seq, sent, stored_at, peripherals FROM state WHERE device = ?`, in.Device).Scan(&have.boot, &have.seq, &have.sent, &have.arrived, &mark))
 	if err != nil && !errors.Is(err, fleet.ErrNotFound) {
 		return fmt.Errorf("state: %w", err)
 	}
@@ -304,6 +308,9 @@ func (g *group) report(ctx context.Context, t *tally, in *Intake, out *Outcome) 
 		ON CONFLICT (device) DO UPDATE SET boot = excluded.boot, seq = excluded.seq, sent = excluded.sent, stored_at = excluded.stored_at,
 		agent_version = excluded.agent_version, slot = excluded.slot, raw = excluded.raw`,
 		in.Device, next.boot, next.seq, next.sent, next.arrived, r.AgentVersion, r.Slot, blob(r.Raw)); err != nil {
+		return err
+	}
+	if err := g.peripherals(ctx, in, out, mark); err != nil {
 		return err
 	}
 	return g.truth(ctx, t, in, out)

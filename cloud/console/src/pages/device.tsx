@@ -27,7 +27,7 @@ export function DevicePage({ device }: { device: string }) {
       <Card title="Peripherals" note={d.online ? undefined : 'As last reported; the device is offline.'}>
         {d.peripherals.length === 0
           ? <Empty title="None reported yet.">They are listed in the agent's file, one <code>[[device]]</code> each, and show here within a minute of its start.</Empty>
-          : <ul class="peripherals">{d.peripherals.map((p) => <PeripheralCard p={p} online={d.online} key={p.id} />)}</ul>}
+          : <ul class="peripherals">{d.peripherals.map((p) => <PeripheralCard p={p} online={d.online} device={device} key={p.id} />)}</ul>}
       </Card>
       <Card title="Telemetry"><Telemetry device={device} /></Card>
       {!d.former_of && <Commands device={device} online={d.online} trust={d.revoked_at ? 'revoked' : d.trust} />}
@@ -55,7 +55,7 @@ function Telemetry({ device }: { device: string }) {
 function Events({ device }: { device: string }) {
   const rows = useRows<PeripheralEvent>(`/v1/devices/${id(device)}/events`, (c) => c.kind === 'event' && c.id === device);
   return (
-    <Card title="Peripheral events" note="What changed at printers and readers.">
+    <Card title="Peripheral events" note="What changed at printers, drawers and readers.">
       <Fault text={rows.error} retry={rows.reload} />
       {!rows.data && !rows.error && <Loading />}
       {rows.data && rows.items.length === 0 && <Empty title="Nothing has happened yet.">A cover that opens or a card that is put in shows here.</Empty>}

@@ -1,0 +1,52 @@
+// What is said of peripherals: paper, read errors, how long something has been so.
+import type { Paper, PeripheralDetail, Reads } from './api';
+import { many, percent, span, type Tone } from './format';
+
+export interface Said { text: string; note: string; tone: Tone }
+
+const bases: Record<string, string> = {
+  configured: 'by the length of the roll', learned: 'by the rolls before', near_end: 'by the near-end sensor',
+};
+
+/** When the paper ends: "Paper for 3 h 20 min", and how sure that is. */
+export function paperText(p: Paper, now: number): Said {
+  const basis = bases[p.basis] ?? '';
+  const lines = p.lines_left > 0 ? many(Math.round(p.lines_left), 'line') + ' left' : '';
+  if (!p.run_out_at) return { text: lines || 'No prediction yet', note: ['nothing is printed at the moment', basis].filter(Boolean).join(', '), tone: 'dim' };
+  const left = Date.parse(p.run_out_at) - now;
+  const range = p.earliest && p.latest ? `between ${span(Math.max(0, Date.parse(p.earliest) - now))} and ${span(Math.max(0, Date.parse(p.latest) - now))}` : '';
+  const sure = p.confidence >= 0.8 ? 'quite sure' : p.confidence >= 0.5 ? 'fairly sure' : 'a rough guess';
+  return {
+    text: left <= 0 ? 'The paper should be out by now' : `Paper for ${span(left)}`,
+    note: [lines, range, `${sure} (${Math.round(p.confidence * 100)} %)`, basis].filter(Boolean).join(', '),
+    tone: left < 2 * 3600e3 ? 'warn' : 'good',
+  };
+}
+
+/** How a reader reads: "2 % of cards not read", beside the fleet. */
+export function readsText(r: Reads): Said {
+  const bad = percent(r.rate, 1);
+  return {
+    text: r.rate === 0 ? 'Every card was read' : `${bad} of cards not read`,
+    note: `of ${many(r.reads, 'card')}; ${percent(r.fleet_rate, 1)} with readers of this model${r.worse ? ', so this one is worse than others' : ''}`,
+    tone: r.worse ? 'warn' : r.reads < 20 ? 'dim' : 'good',
+  };
+}
+
+const order = ['Fault', 'Offline', 'Attention', 'Unknown', 'OK'];
+
+export interface Part { health: string; seconds: number; times: number; share: number; reasons: { reason: string; seconds: number; times: number }[] }
+
+/** Durations by light, worst first, with their reasons; shares are of the time that is known. */
+export function parts(durations: PeripheralDetail['durations']): Part[] {
+  const whole = durations.reduce((n, d) => n + d.seconds, 0);
+  return order.flatMap((health) => {
+    const of = durations.filter((d) => d.health === health && d.seconds > 0);
+    if (of.length === 0) return [];
+    const seconds = of.reduce((n, d) => n + d.seconds, 0);
+    return [{
+      health, seconds, times: of.reduce((n, d) => n + d.times, 0), share: whole > 0 ? seconds / whole : 0,
+      reasons: of.filter((d) => d.reason).sort((a, b) => b.seconds - a.seconds).map(({ reason, seconds, times }) => ({ reason, seconds, times })),
+    }];
+  });
+}

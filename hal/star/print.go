@@ -1,0 +1,282 @@
+package star
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tillward/tillward/hal"
+)
+
+const confirmWithin = 30 * time.Second // for the last line to come out
+
+// owned returns the connection of a printer that can print now.
+func (p *printer) owned(ctx context.Context, op string) (*session, error) {
+	if p.Info().Claim != hal.Own {
+		return nil, &hal.Error{Code: "E_ILLEGAL", Op: op, Err: errors.New("the till owns this printer; claim it with own")}
+	}
+	st, err := p.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := p.session()
+	if s == nil || st.Power != hal.PowerOnline {
+		return nil, stopped(op, st)
+	}
+	return s, nil
+}
+
+// stopped is the error of a printer that cannot go on.
+func stopped(op string, st hal.Status) error {
+	return &hal.Error{Code: "E_OFFLINE", Op: op, Err: fmt.Errorf("%s: %s", st.Reason, st.Advice)}
+}
+
+// Print implements hal.Passthrough. A printer that cannot print now gets
+// nothing, so that nothing comes out later when nobody expects it.
+//
+// The printer counts an ETB when all before it is printed. Before the job its
+// counter is brought to 2 or 3, whichever it is not, and after the job to 1,
+// which no job reaches that does not set it back itself.
+func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
+	var made hal.Job
+	s, err := p.owned(ctx, "print")
+	if err != nil {
+		return made, err
+	}
+	if err := s.acquire(ctx); err != nil {
+		return made, &hal.Error{Code: "E_BUSY", Op: "print", Err: err}
+	}
+	defer s.release()
+	s.occupy(true)
+	defer s.occupy(false)
+	counter := s.counter()
+	if counter >= 0 {
+		to, ups := 2, slices.Concat(countUp, countUp)
+		if counter == to {
+			to, ups = 3, append(ups, countUp...)
+		}
+		if err := s.write(ctx, resetCount, ups); err != nil {
+			return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+		}
+		if err := p.count(ctx, s, to, s.timeout); err != nil {
+			return made, err
+		}
+	}
+	var f filter
+	err = p.pour(ctx, s, &f, job, &made)
+	p.noted(f.counts)
+	made.Cuts, made.Kicks = f.cuts, f.kicks
+	if err == nil {
+		err = s.write(ctx, resetCount, tellStatus, countUp)
+	}
+	if err != nil {
+		return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+	}
+	if counter < 0 {
+		return made, p.stands(ctx, s)
+	}
+	err = p.count(ctx, s, 1, confirmWithin)
+	made.Confirmed = err == nil && !f.resets && f.counted < 29
+	return made, err
+}
+
+// counter is that of ETB; -1: this model has none.
+func (s *session) counter() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last.etb
+}
+
+// noted counts what went through.
+func (p *printer) noted(c counts) {
+	p.track.Count("ReceiptLineFeedCount", float64(c.lines+c.dots/dotsPerLine))
+	p.track.Count("PaperCutCount", float64(c.cuts))
+}
+
+// pour writes the whole job without a question in between.
+func (p *printer) pour(ctx context.Context, s *session, f *filter, job io.Reader, made *hal.Job) error {
+	b := make([]byte, 1024)
+	for ctx.Err() == nil {
+		n, err := job.Read(b)
+		kicks := f.kicks
+		out := f.pass(b[:n])
+		if f.kicks > kicks {
+			p.drawer.Ask()
+		}
+		if len(out) > 0 {
+			if err := s.write(ctx, out); err != nil {
+				return err
+			}
+			made.Bytes += int64(len(out))
+		}
+		if errors.Is(err, io.EOF) {
+			return s.write(ctx, f.held)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// count waits until the printer's counter of ETB is n, or says why the printer
+// has stopped. The caller has the turn.
+func (p *printer) count(ctx context.Context, s *session, n int, patience time.Duration) error {
+	end := time.Now().Add(patience)
+	for time.Now().Before(end) {
+		err := s.within(ctx, lookEvery, func() bool { return s.last.etb == n || s.last.offline })
+		if err == nil {
+			break
+		}
+		if errors.Is(err, errMute) {
+			err = s.ask(ctx) // does nothing where status comes by itself
+		}
+		switch {
+		case ctx.Err() != nil:
+			return &hal.Error{Code: "E_TIMEOUT", Op: "print", Err: ctx.Err()}
+		case err != nil:
+			return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+		}
+	}
+	if st := p.track.Status(); st.Power != hal.PowerOnline {
+		return stopped("print", st)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last.etb != n {
+		return &hal.Error{Code: "E_TIMEOUT", Op: "print", Err: errors.New("the printer does not say that it has printed all that it took")}
+	}
+	return nil
+}
+
+// stands looks whether a printer without counter has stopped. The caller has
+// the turn.
+func (p *printer) stands(ctx context.Context, s *session) error {
+	s.mu.Lock()
+	seen, auto := s.frames, s.auto
+	s.mu.Unlock()
+	var err error
+	if auto { // the status was asked for behind the job
+		err = s.within(ctx, confirmWithin, func() bool { return s.frames > seen })
+	} else {
+		err = s.ask(ctx)
+	}
+	if err != nil && !errors.Is(err, errMute) {
+		return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+	}
+	if st := p.track.Status(); st.Power != hal.PowerOnline {
+		return stopped("print", st)
+	}
+	return nil
+}
+
+// CheckHealth implements hal.HealthChecker. External prints a test page.
+func (p *printer) CheckHealth(ctx context.Context, level hal.Level) (hal.Report, error) {
+	return checkHealth(ctx, level, p, p.Info().ID)
+}
+
+// checked is what both drivers' printers can do.
+type checked interface {
+	hal.StatusReader
+	hal.Passthrough
+}
+
+func checkHealth(ctx context.Context, level hal.Level, p checked, id string) (hal.Report, error) {
+	began := time.Now()
+	switch level {
+	case hal.Internal:
+		st, err := p.Status(ctx)
+		if err != nil {
+			return hal.Report{}, err
+		}
+		took := time.Since(began)
+		reached := st.Power == hal.PowerOnline || st.Power == hal.PowerOffline
+		good := st.Health == hal.OK || st.Health == hal.Attention
+		return hal.Report{
+			OK: good, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", st.Health, st.Reason, st.Advice)),
+			Checks: []hal.Check{
+				check("reachable", reached, st.Reason, took),
+				check("status", good, st.Reason, took),
+			},
+		}, nil
+	case hal.External:
+		job, err := p.Print(ctx, strings.NewReader(testPage(id, time.Now())))
+		took := time.Since(began)
+		if err != nil {
+			var e *hal.Error
+			code := "E_FAILURE"
+			if errors.As(err, &e) {
+				code = e.Code
+			}
+			return hal.Report{Text: err.Error(), Checks: []hal.Check{check("page", false, code, took)}}, err
+		}
+		r := hal.Report{OK: true, Text: "The test page has been printed.", Checks: []hal.Check{{ID: "page", OK: true, Took: took}}}
+		if !job.Confirmed {
+			r.Text = "The printer took the test page and shows no fault; look whether it came out."
+			r.Checks[0].Code = "M_NO_SENSOR"
+		}
+		return r, nil
+	}
+	return hal.Report{}, &hal.Error{Code: "E_ILLEGAL", Op: "check health", Err: errors.New("a printer has no interactive check; use external")}
+}
+
+func check(id string, ok bool, code string, took time.Duration) hal.Check {
+	if ok {
+		code = ""
+	}
+	return hal.Check{ID: id, OK: ok, Code: code, Took: took}
+}
+
+func testPage(id string, now time.Time) string {
+	return "\x1b@\x1b\x1da\x01\x1bETillward test page\n\x1bF" + id + "\n" + now.UTC().Format("2006-01-02 15:04 MST") +
+		"\nThe quick brown fox jumps over the lazy dog\n\x1b\x1da\x00\x1bd\x03"
+}
+
+// OpenDrawer implements hal.DrawerKicker. Where the drawer's state is known it
+// returns after the drawer has opened, or E_FAILURE.
+func (p *printer) OpenDrawer(ctx context.Context) error {
+	const op = "open drawer"
+	s, err := p.owned(ctx, op)
+	if err != nil {
+		return err
+	}
+	looks, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err = p.drawer.Kick(ctx, func(ctx context.Context) error {
+		if err := s.acquire(ctx); err != nil {
+			return &hal.Error{Code: "E_BUSY", Op: op, Err: err}
+		}
+		defer s.release()
+		if err := s.write(ctx, kickDrawer); err != nil {
+			return &hal.Error{Code: "E_FAILURE", Op: op, Err: err}
+		}
+		s.start(func() { p.stare(looks, s) })
+		return nil
+	})
+	p.drawer.again()
+	return err
+}
+
+// stare looks often, so that a drawer behind a printer that does not tell by
+// itself is seen to open.
+func (p *printer) stare(ctx context.Context, s *session) {
+	if s.tellsItself() {
+		return
+	}
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.lost:
+			return
+		case <-tick.C:
+			_ = s.poll(ctx)
+		}
+	}
+}

@@ -1,0 +1,493 @@
+// Package star drives receipt printers of Star Micronics, and the cash drawers
+// behind them, in two ways: driver "star" holds a printer that speaks Star Line
+// Mode by its cable, driver "cloudprnt" answers a network printer that comes
+// and asks for work.
+//
+// Driver "star" takes an address of hal/port. In claim mode own it holds the
+// printer's one connection, is told of changes at once, counts what goes
+// through and prints what it is handed; that a job came out is proved by the
+// printer's own counter of ETB. In claim mode observe it opens nothing unless
+// the option ask = "true" allows a short look; while that is open the till has
+// to wait. Automatic status and questions are never mixed: a printer is asked
+// (ESC ACK SOH) only as long as it does not tell by itself.
+//
+// Options of "star": ask = "true" (observe only); drawer = "ID" of the cash
+// drawer behind the printer, which is then a device of its own;
+// drawer_open_level = "high" (the compulsion switch is closed when the drawer
+// is open) or "low", without which the drawer's state is Unknown; left_open =
+// "5m"; near_end = "false" for a model without that sensor, which would always
+// say that there is enough; roll_length_m and feed_pitch_um, from which the
+// line feeds of a roll follow; timeout = "2s" of each answer. Those of
+// "cloudprnt" are described at CloudPRNT.
+//
+// What a job holds is neither kept nor logged. The package does not find
+// printers, and no more than one process can own one.
+package star
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/hal/port"
+)
+
+const (
+	pollEvery  = 5 * time.Second
+	askEvery   = 500 * time.Millisecond // of a printer that does not tell by itself
+	backoffMin = 200 * time.Millisecond // some interfaces need that long between two connections
+	backoffMax = 15 * time.Second
+)
+
+// Driver is the driver "star".
+type Driver struct{}
+
+// Name implements hal.Driver.
+func (Driver) Name() string { return "star" }
+
+// Open implements hal.Driver. The printer need not be there.
+func (Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
+	p, err := configure(cfg)
+	if err != nil {
+		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err}
+	}
+	p.begin()
+	return p, nil
+}
+
+// counters begin at zero with every printer.
+var counters = []string{
+	"CommunicationErrorCount", "ReceiptCoverOpenCount", "FailedPaperCutCount", "MaximumTempReachedCount", "PrinterFaultCount", "M_PaperEmptyCount",
+}
+
+func configure(cfg hal.Config) (*printer, error) {
+	if err := hal.CheckOptions(cfg, "ask", "drawer", "drawer_open_level", "left_open", "near_end", "roll_length_m", "feed_pitch_um", "timeout"); err != nil {
+		return nil, errors.Unwrap(err)
+	}
+	at, err := port.Parse(cfg.Address)
+	if err != nil {
+		return nil, err
+	}
+	o := options{cfg.Options, nil}
+	p := &printer{
+		at: at, dial: at.Open, first: make(chan struct{}), nudged: make(chan struct{}, 1),
+		track:   hal.NewTracker(hal.POSPrinter, counters...),
+		asks:    o.truth("ask", false),
+		nearEnd: o.truth("near_end", true),
+		timeout: o.duration("timeout", 2*time.Second, 10*time.Millisecond, time.Minute),
+		level:   map[string]hal.Tri{"high": hal.Yes, "low": hal.No}[o.oneOf("drawer_open_level", "", "high", "low")],
+		info: hal.Info{
+			ID: cfg.ID, Category: hal.POSPrinter, Driver: "star", Maker: "Star", Claim: cfg.Claim, Key: at.Key(), Interface: at.Interface(),
+			RollLines: o.rollLines(),
+		},
+	}
+	switch cfg.Claim {
+	case "":
+		p.info.Claim = hal.Own
+	case hal.Own, hal.Observe:
+	default:
+		o.wrong(fmt.Errorf("claim %q: a printer has one connection; own or observe it", cfg.Claim))
+	}
+	own := p.info.Claim == hal.Own
+	p.drawer = &drawer{Drawer: hal.NewDrawer(own, drawerWithin, o.duration("left_open", 5*time.Minute, time.Second, 24*time.Hour)), printer: p, id: cfg.Options["drawer"]}
+	if p.drawer.id == cfg.ID {
+		o.wrong(fmt.Errorf("drawer = %q: that is the printer's own ID", cfg.ID))
+	}
+	if own || p.asks {
+		p.info.Caps = []string{"CapCoverSensor", "CapPowerReporting", "CapRecEmptySensor", "CapRecPapercut", "CapStatisticsReporting"}
+		if p.nearEnd {
+			p.info.Caps = append(p.info.Caps, "CapRecNearEndSensor")
+		}
+		if p.asks && !own {
+			p.info.Caps = append(p.info.Caps, "M_CapAskWhileInUse")
+		}
+		slices.Sort(p.info.Caps)
+	}
+	return p, o.err
+}
+
+// options reads what a device was configured with; the first error stays.
+type options struct {
+	given map[string]string
+	err   error
+}
+
+func (o *options) wrong(err error) {
+	if o.err == nil {
+		o.err = err
+	}
+}
+
+func (o *options) oneOf(name, def string, values ...string) string {
+	v, ok := o.given[name]
+	if !ok {
+		return def
+	}
+	if !slices.Contains(values, v) {
+		o.wrong(fmt.Errorf("%s = %q: %s", name, v, strings.Join(values, " or ")))
+	}
+	return v
+}
+
+func (o *options) truth(name string, def bool) bool {
+	return o.oneOf(name, strconv.FormatBool(def), "true", "false") == "true"
+}
+
+func (o *options) duration(name string, def, least, most time.Duration) time.Duration {
+	v, ok := o.given[name]
+	if !ok {
+		return def
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil || d < least || d > most {
+		o.wrong(fmt.Errorf("%s = %q: from %v to %v", name, v, least, most))
+	}
+	return d
+}
+
+func (o *options) number(name string, most float64) float64 {
+	v, ok := o.given[name]
+	if !ok {
+		return 0
+	}
+	n, err := strconv.ParseFloat(v, 64)
+	if err != nil || !(n > 0 && n <= most) {
+		o.wrong(fmt.Errorf("%s = %q: a number above 0, at most %g", name, v, most))
+		return 0
+	}
+	return n
+}
+
+// rollLines returns how many line feeds a roll has.
+func (o *options) rollLines() uint32 {
+	roll, pitch := o.number("roll_length_m", 1000), o.number("feed_pitch_um", 100_000)
+	if roll == 0 {
+		return 0
+	}
+	if pitch == 0 {
+		pitch = 4233 // 6 lines an inch
+	}
+	return uint32(roll * 1e6 / pitch)
+}
+
+// printer is an open printer.
+type printer struct {
+	at      port.Address
+	dial    func(context.Context) (port.Conn, error)
+	timeout time.Duration
+	level   hal.Tri // Yes: a closed switch is an open drawer
+	nearEnd bool    // has that sensor
+	asks    bool
+	track   *hal.Tracker
+	drawer  *drawer
+	first   chan struct{} // closed after the first attempt to reach it
+	nudged  chan struct{}
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
+
+	mu   sync.Mutex
+	info hal.Info
+	held *session
+}
+
+func (p *printer) begin() {
+	ctx, cancel := context.WithCancel(context.Background())
+	p.stop = cancel
+	if p.info.Claim == hal.Own {
+		p.wg.Go(func() { p.run(ctx) })
+	}
+}
+
+// String implements conn.Resource.
+func (p *printer) String() string { return "star(" + p.at.Key() + ")" }
+
+// Halt implements conn.Resource: it gives the printer free.
+func (p *printer) Halt() error { return p.Close() }
+
+// Close implements io.Closer.
+func (p *printer) Close() error {
+	p.stop()
+	p.wg.Wait()
+	p.track.Close()
+	p.drawer.Drawer.Close()
+	return nil
+}
+
+// Info implements hal.Device. Model and firmware are known once the printer
+// has told them.
+func (p *printer) Info() hal.Info {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := p.info
+	i.Caps = slices.Clone(i.Caps)
+	return i
+}
+
+// Parts implements hal.Parent.
+func (p *printer) Parts() []hal.Device {
+	if p.drawer.id == "" {
+		return nil
+	}
+	return []hal.Device{p.drawer}
+}
+
+// Nudge implements hal.Nudger.
+func (p *printer) Nudge() {
+	select {
+	case p.nudged <- struct{}{}:
+	default:
+	}
+}
+
+// Events implements hal.Notifier. In claim mode observe they are what looks find.
+func (p *printer) Events(ctx context.Context) iter.Seq2[hal.Event, error] { return p.track.Events(ctx) }
+
+// Statistics implements hal.Statistics.
+func (p *printer) Statistics(context.Context) ([]hal.Stat, error) {
+	s := p.track.Stats()
+	if p.drawer.id == "" && p.level != hal.Unknown {
+		for _, d := range p.drawer.Stats() {
+			if strings.HasPrefix(d.Name, "Drawer") {
+				s = append(s, d)
+			}
+		}
+	}
+	return s, nil
+}
+
+func (p *printer) session() *session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held
+}
+
+func (p *printer) hold(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = s
+}
+
+// told takes in a frame.
+func (p *printer) told(r reading) {
+	power, sensors := r.look(p.nearEnd)
+	opened := hal.Unknown
+	if p.level != hal.Unknown {
+		opened = hal.TriOf(r.switched == (p.level == hal.Yes))
+	}
+	st := p.drawer.Look(power, opened)
+	if p.drawer.id == "" {
+		sensors["DrawerOpened"] = st.Sensors["DrawerOpened"]
+	}
+	if r.overflow {
+		p.failed(1)
+	}
+	p.track.Update(power, sensors)
+}
+
+func (p *printer) failed(n int) { p.track.Count("CommunicationErrorCount", float64(n)) }
+
+// gone notes that nothing is known of the printer any more.
+func (p *printer) gone(power hal.Power) hal.Status {
+	p.drawer.Look(power, hal.Unknown)
+	return p.track.Update(power, nil)
+}
+
+// run keeps one connection, for as long as the device is open.
+func (p *printer) run(ctx context.Context) {
+	attempted := sync.OnceFunc(func() { close(p.first) })
+	defer attempted()
+	for failures := 0; ctx.Err() == nil; failures++ {
+		s, err := p.connect(ctx)
+		if err == nil {
+			p.hold(s)
+			attempted()
+			p.keep(ctx, s)
+			p.hold(nil)
+			s.end()
+			failures = 0
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		p.gone(hal.PowerOffOffline)
+		attempted()
+		wait := time.NewTimer(backoff(failures))
+		select {
+		case <-ctx.Done():
+		case <-p.nudged:
+		case <-wait.C:
+		}
+		wait.Stop()
+	}
+}
+
+func backoff(failures int) time.Duration {
+	d := backoffMax
+	if failures < 7 {
+		d = min(d, backoffMin<<failures)
+	}
+	return d/2 + rand.N(d/2) //nolint:gosec // spreads load, guards nothing
+}
+
+// connect opens the cable and looks once. Only a printer that answers is
+// connected: one that somebody else holds takes the connection and stays mute.
+func (p *printer) connect(ctx context.Context) (*session, error) {
+	limit, cancel := context.WithTimeout(ctx, p.timeout)
+	conn, err := p.dial(limit)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	s := begin(conn, p.timeout, p.told, p.failed)
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	if err := s.hello(ctx); err != nil {
+		s.end()
+		return nil, err
+	}
+	if f, err := p.at.Find(); err == nil {
+		p.found(f)
+	}
+	return s, nil
+}
+
+// found takes in what the bus says of a USB printer.
+func (p *printer) found(f port.Found) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.info.Key = f.Key
+	for to, v := range map[*string]string{&p.info.Serial: f.Serial, &p.info.Model: f.Model} {
+		if *to == "" && v != "" && !hal.MayHoldPAN(v) {
+			*to = v
+		}
+	}
+}
+
+// keep asks again and again until the connection or ctx ends.
+func (p *printer) keep(ctx context.Context, s *session) {
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.Close() })
+	defer stop()
+	known := false
+	for {
+		if !known && p.track.Status().Power == hal.PowerOnline {
+			known = p.identify(ctx, s)
+		}
+		every := pollEvery
+		if !s.tellsItself() {
+			every = askEvery
+		}
+		wait := time.NewTimer(every)
+		select {
+		case <-s.lost:
+			wait.Stop()
+			return
+		case <-p.nudged:
+		case <-wait.C:
+		}
+		wait.Stop()
+		if err := s.poll(ctx); err != nil {
+			return
+		}
+		p.drawer.again()
+	}
+}
+
+// identify asks what the printer is. The answer is the model with its version
+// behind it, e.g. HSP7000 Ver. 1.0.
+func (p *printer) identify(ctx context.Context, s *session) bool {
+	v, err := s.identity(ctx)
+	if err != nil {
+		return false
+	}
+	if hal.MayHoldPAN(v) {
+		p.track.Count("M_PanGuardDropCount", 1)
+		v = ""
+	}
+	if v == "" {
+		return true
+	}
+	model, version, _ := strings.Cut(v, "Ver")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.info.Model, p.info.Firmware = strings.TrimSpace(model), strings.Trim(version, " .")
+	return true
+}
+
+// Status implements hal.StatusReader with a fresh look.
+func (p *printer) Status(ctx context.Context) (hal.Status, error) {
+	if p.Info().Claim == hal.Observe {
+		return p.glance(ctx)
+	}
+	select {
+	case <-p.first:
+	case <-ctx.Done():
+		return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: ctx.Err()}
+	}
+	if s := p.session(); s != nil {
+		within, cancel := context.WithTimeout(ctx, p.timeout)
+		defer cancel()
+		err := s.poll(within)
+		switch {
+		case err == nil:
+			return p.track.Status(), nil
+		case ctx.Err() != nil:
+			return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: ctx.Err()}
+		case within.Err() != nil: // somebody is about to print; frames keep the last look fresh
+			return p.track.Status(), nil
+		}
+		return hal.Judge(hal.POSPrinter, hal.PowerOffOffline, nil), nil // run tells the event
+	}
+	return p.track.Status(), nil
+}
+
+// glance looks at a printer that the till owns.
+func (p *printer) glance(ctx context.Context) (hal.Status, error) {
+	if !p.asks {
+		f, err := p.at.Find()
+		switch {
+		case err == nil:
+			p.found(f)
+		case errors.Is(err, port.ErrAbsent):
+			return p.gone(hal.PowerOffOffline), nil
+		}
+		st := p.gone(hal.PowerUnknown)
+		st.Advice = "The till owns this printer; allow asking to see more."
+		return st, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	inUse := func() (hal.Status, error) {
+		st := p.gone(hal.PowerUnknown)
+		st.Reason, st.Advice = "M_IN_USE", "The till is using the printer, or it does not answer."
+		return st, nil
+	}
+	conn, err := p.dial(ctx)
+	switch {
+	case errors.Is(err, port.ErrInUse):
+		return inUse()
+	case err != nil && errors.Is(ctx.Err(), context.Canceled):
+		return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: err}
+	case err != nil:
+		return p.gone(hal.PowerOffOffline), nil
+	}
+	s := begin(conn, min(p.timeout, 300*time.Millisecond), p.told, p.failed)
+	defer s.end()
+	err = s.hello(ctx)
+	switch {
+	case errors.Is(err, errMute):
+		return inUse()
+	case err != nil && errors.Is(ctx.Err(), context.Canceled):
+		return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: err}
+	case err != nil:
+		return p.gone(hal.PowerOffOffline), nil
+	}
+	return p.track.Status(), nil
+}
