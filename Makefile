@@ -33,7 +33,7 @@ SHRINK   := -s -w -X main.version=$(VERSION)
 run: ## five tills, their fleet service and the console, on this machine
 	@.ci/deps $(NEED_RUN)
 	@$(MAKE) --no-print-directory build
-	bin/tillward-sim run --tills 5
+	bin/tillward-sim run --tills 5 --receipts bin/receipts
 
 test: ## every test, with whatever they need installed first (RACE=-race for the race detector)
 	@.ci/deps $(NEED_TEST)

@@ -32,6 +32,9 @@ func Run(ctx context.Context, opt RunOptions) error {
 	defer w.Close()
 	say("console  %s", w.service.url())
 	say("token    %s", w.service.tokenFile())
+	if opt.Receipts != "" {
+		say("receipts %s, a picture of each", opt.Receipts)
+	}
 
 	end := ctx
 	if opt.ExitAfter > 0 {

@@ -44,6 +44,7 @@ type Options struct {
 	EKRoots  []string      // PEM files of authorities whose TPMs are of tier A
 	Signers  []Signer      // who signs releases; none: one key for each role, in one hand
 	Day      time.Duration // how long the scripted day lasts
+	Receipts string        // folder for a picture of each receipt; empty: none
 	Pace     Pace
 	Out      io.Writer // what a person reads
 	Log      *slog.Logger
@@ -167,6 +168,11 @@ func (w *World) makeTill(ctx context.Context, i int) (*Till, error) {
 	}
 	if t.printer, err = emulator.NewPrinter("127.0.0.1:0"); err != nil {
 		return t, fmt.Errorf("%s: %w", t.Name, err)
+	}
+	if w.opt.Receipts != "" {
+		if err = t.printer.SaveReceipts(filepath.Join(w.opt.Receipts, t.Name)); err != nil {
+			return t, fmt.Errorf("%s: %w", t.Name, err)
+		}
 	}
 	t.reader = newReader(w.pcscd, i, t.dir)
 	if t.mqtt, err = NewLine(ctx, "127.0.0.1:0", w.service.cfg.Device.MQTT); err != nil {

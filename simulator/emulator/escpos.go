@@ -199,17 +199,23 @@ func counted(b []byte, functions string) (int, bool) {
 
 // obeyLocked does what a whole command says.
 func (p *Printer) obeyLocked(cmd []byte) {
+	fed, drawn := p.press.Do(cmd)
+	if !drawn {
+		p.unknownLocked(cmd)
+	}
 	switch c := cmd[0]; {
 	case c == '\n':
 		p.job = append(p.job, '\n')
-		p.feedLocked(dotsPerLine)
-		p.changedLocked()
 	case c == esc:
 		p.escapeLocked(cmd)
 	case c == gs:
 		p.groupLocked(cmd)
 	case c >= 0x20:
 		p.job = append(p.job, c)
+	}
+	if fed > 0 {
+		p.feedLocked(fed)
+		p.changedLocked()
 	}
 }
 
@@ -221,11 +227,10 @@ func (p *Printer) escapeLocked(cmd []byte) {
 		}
 	case 'd':
 		p.job = append(p.job, bytes.Repeat([]byte{'\n'}, int(cmd[2]))...)
-		p.feedLocked(int(cmd[2]) * dotsPerLine)
-		p.changedLocked()
 	case 'i', 'm':
-		p.endJobLocked()
+		p.endJobLocked(cmd[1] == 'm')
 	case 'p':
+		p.press.Kick(1 + int(cmd[2]&1))
 		p.kickLocked()
 	case 'v':
 		p.sensorLocked(1)
@@ -237,7 +242,11 @@ func (p *Printer) escapeLocked(cmd []byte) {
 func (p *Printer) groupLocked(cmd []byte) {
 	switch cmd[1] {
 	case 'V':
-		p.endJobLocked()
+		if len(cmd) == 4 { // feed first
+			dots, _ := p.press.Do([]byte{esc, 'J', cmd[3]})
+			p.feedLocked(dots)
+		}
+		p.endJobLocked(cmd[2]&1 == (cmd[2]&0x40)>>6^1)
 	case 'a':
 		if p.faults[NoStatusBack] {
 			break
@@ -252,15 +261,5 @@ func (p *Printer) groupLocked(cmd []byte) {
 		p.identifyLocked(cmd[2])
 	case 'g':
 		p.maintenanceLocked(cmd)
-	}
-}
-
-func (p *Printer) endJobLocked() {
-	p.cutLocked()
-	p.jobs = append(p.jobs, string(p.job))
-	p.job = nil
-	_ = p.keepLocked() // Close tells
-	if p.faults[ClosesAfterAJob] {
-		p.dropLocked()
 	}
 }

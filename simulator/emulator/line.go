@@ -30,6 +30,10 @@ type line struct {
 	once  sync.Once
 }
 
+func newLine(c io.ReadWriteCloser, stays bool) *line {
+	return &line{c: c, stays: stays, out: make(chan []byte, maxAnswers), gone: make(chan struct{})}
+}
+
 func (l *line) end() {
 	l.once.Do(func() {
 		close(l.gone)
@@ -51,14 +55,33 @@ func (p *Printer) accept() {
 			_ = conn.Close()
 			continue
 		}
-		p.wg.Go(func() { _ = p.Serve(conn) })
+		l := newLine(conn, false)
+		before, after := p.queue()
+		p.wg.Go(func() {
+			defer close(after)
+			_ = p.serve(l, before)
+		})
 	}
 }
 
 // Serve lets the printer be reached over c, for instance one end of a net.Pipe
 // or the device of a USB gadget, until c or the printer ends. It waits until no
 // other line is there. Closing c has to end a Read of it.
-func (p *Printer) Serve(c io.ReadWriteCloser) error { return p.serve(c, false) }
+func (p *Printer) Serve(c io.ReadWriteCloser) error {
+	before, after := p.queue()
+	defer close(after)
+	return p.serve(newLine(c, false), before)
+}
+
+// queue returns what to wait for until it is one's turn, and what to close when
+// it is over.
+func (p *Printer) queue() (before <-chan struct{}, after chan<- struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	mine := make(chan struct{})
+	before, p.turn = p.turn, mine
+	return before, mine
+}
 
 // OpenPTY gives the printer a serial line and returns the path of the other
 // end. The line stays until the printer is closed.
@@ -72,21 +95,24 @@ func (p *Printer) OpenPTY() (string, error) {
 	if p.closed {
 		return "", errors.Join(net.ErrClosed, cable.Close())
 	}
-	p.wg.Go(func() { _ = p.serve(cable, true) })
+	before, after := p.turn, make(chan struct{})
+	p.turn = after
+	p.wg.Go(func() {
+		defer close(after)
+		_ = p.serve(newLine(cable, true), before)
+	})
 	return path, nil
 }
 
-func (p *Printer) serve(c io.ReadWriteCloser, stays bool) error {
-	l := &line{c: c, stays: stays, out: make(chan []byte, maxAnswers), gone: make(chan struct{})}
+func (p *Printer) serve(l *line, before <-chan struct{}) error {
 	defer l.end()
 	select {
-	case p.turn <- struct{}{}:
-		defer func() { <-p.turn }()
+	case <-before:
 	case <-p.done:
 		return net.ErrClosed
 	}
 	p.mu.Lock()
-	if p.closed || p.faults[Unplugged] && !stays {
+	if p.closed || p.faults[Unplugged] && !l.stays {
 		p.mu.Unlock()
 		return net.ErrClosed
 	}
@@ -256,7 +282,7 @@ func (p *Printer) answer(l *line) {
 			if deadline != nil {
 				_ = deadline.SetWriteDeadline(time.Now().Add(writeWithin))
 			}
-			if _, err := l.c.Write(b); err != nil && !(l.stays && errors.Is(err, os.ErrDeadlineExceeded)) {
+			if _, err := l.c.Write(b); err != nil && (!l.stays || !errors.Is(err, os.ErrDeadlineExceeded)) {
 				l.end()
 				return
 			}

@@ -33,7 +33,9 @@ func pipe(t *testing.T, p *emulator.Printer) net.Conn {
 	go func() { served <- p.Serve(far) }()
 	t.Cleanup(func() {
 		_ = near.Close()
-		<-served
+		if err := <-served; err != nil {
+			t.Logf("the line ended with %v", err)
+		}
 	})
 	_ = near.SetDeadline(time.Now().Add(10 * time.Second))
 	return near

@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/tillward/tillward/simulator/emulator/paper"
 )
 
 const (
@@ -21,7 +23,6 @@ const (
 // until that closes.
 type Printer struct {
 	listener net.Listener // nil: other lines alone
-	turn     chan struct{}
 	done     chan struct{}
 	wg       sync.WaitGroup
 
@@ -29,6 +30,7 @@ type Printer struct {
 	work     *sync.Cond // the state or the buffer has changed
 	closed   bool
 	line     *line
+	turn     <-chan struct{} // closed when the last line that came is over
 	faults   map[Fault]bool
 	paper    int  // line feeds left on the roll
 	dots     int  // fed since the last whole line
@@ -39,8 +41,14 @@ type Printer struct {
 	buffer   []byte        // whole commands, not yet obeyed; an off-line printer keeps them
 	perLine  time.Duration // how long a line takes
 	busy     time.Duration // what the last command takes
-	job      []byte        // printed since the last cut
+	press    *paper.Press
+	columns  int    // of a line
+	job      []byte // text since the last cut
 	jobs     []string
+	sheets   []*paper.Sheet // newest last
+	folder   string         // for pictures of them
+	pictures int
+	lost     error // the first picture or counter that could not be written
 	unknown  []string
 	counters map[int]uint64
 	state    string // file for the counters
@@ -51,11 +59,13 @@ type Printer struct {
 // NewPrinter listens on addr, e.g. 127.0.0.1:0, with a fresh roll. Without an
 // address it is reached by OpenPTY and Serve alone.
 func NewPrinter(addr string) (*Printer, error) {
+	free := make(chan struct{})
+	close(free)
 	p := &Printer{
-		turn: make(chan struct{}, 1), done: make(chan struct{}),
+		turn: free, done: make(chan struct{}),
 		faults: map[Fault]bool{}, paper: rollLines, serial: "EMU0000001",
 		counters: map[int]uint64{20: 0, 21: 0, 50: 0, 70: 0, 148: 0, 149: 0, 178: 0, 198: 1200},
-		noise:    rand.New(rand.NewPCG(1, 2)),
+		noise:    rand.New(rand.NewPCG(1, 2)), press: paper.New(paper.Wide), columns: paper.Wide / 12,
 	}
 	p.work = sync.NewCond(&p.mu)
 	if addr != "" {
@@ -78,11 +88,10 @@ func (p *Printer) Addr() string {
 	return p.listener.Addr().String()
 }
 
-// Close ends it and all its lines, keeps its counters when it has a file for
-// them, and waits.
+// Close ends it and all its lines, and waits. It tells of counters and pictures
+// that could not be kept.
 func (p *Printer) Close() error {
 	p.mu.Lock()
-	var err error
 	if !p.closed {
 		p.closed = true
 		close(p.done)
@@ -92,12 +101,14 @@ func (p *Printer) Close() error {
 		if p.line != nil {
 			p.line.end()
 		}
-		err = p.keepLocked()
+		p.keepLocked()
 		p.work.Broadcast()
 	}
 	p.mu.Unlock()
 	p.wg.Wait()
-	return err
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lost
 }
 
 // SetSerial gives it another serial number; it is told when it is asked next.
@@ -127,6 +138,7 @@ func (p *Printer) Set(f Fault, on bool) {
 	switch {
 	case f == Unplugged && on:
 		p.buffer, p.tail, p.asb, p.busy, p.stopped = nil, nil, 0, 0, false
+		p.press.Do([]byte{esc, '@'})
 		p.dropLocked()
 	case f == FeedButton && on && !was && !p.offlineForLocked(FeedButton):
 		p.feedLocked(3 * dotsPerLine)
@@ -186,20 +198,6 @@ func (p *Printer) Paper() int {
 	return p.paper
 }
 
-// Receipt prints so many lines and cuts, as if the till had sent them by its
-// own cable. It reports whether the printer could.
-func (p *Printer) Receipt(lines int) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.offlineLocked() {
-		return false
-	}
-	p.feedLocked(lines * dotsPerLine)
-	p.cutLocked()
-	p.changedLocked()
-	return true
-}
-
 // Jobs returns the text of what was printed over its lines, one string for
 // each cut.
 func (p *Printer) Jobs() []string {
@@ -241,11 +239,6 @@ func (p *Printer) feedLocked(dots int) {
 		p.counters[n] += uint64(lines) // #nosec G115 -- not negative
 	}
 	p.busy += time.Duration(lines) * p.perLine
-}
-
-func (p *Printer) cutLocked() {
-	p.counters[50]++
-	p.counters[178]++
 }
 
 func (p *Printer) kickLocked() {

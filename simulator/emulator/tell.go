@@ -1,6 +1,7 @@
 package emulator
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,18 +34,17 @@ func (p *Printer) KeepCounters(file string) error {
 	return nil
 }
 
-func (p *Printer) keepLocked() error {
+func (p *Printer) keepLocked() {
 	if p.state == "" {
-		return nil
+		return
 	}
 	b, err := json.Marshal(p.counters)
 	if err == nil {
 		err = os.WriteFile(p.state, b, 0o600)
 	}
 	if err != nil {
-		return fmt.Errorf("printer emulator: counters: %w", err)
+		p.lost = cmp.Or(p.lost, fmt.Errorf("printer emulator: counters: %w", err))
 	}
-	return nil
 }
 
 // Renew puts another printer of the kind in its place, fresh from the box: all

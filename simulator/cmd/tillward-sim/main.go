@@ -42,6 +42,7 @@ type runCmd struct {
 	PortBase  int           `help:"First of the service's four ports: console, devices' HTTPS, MQTT, metrics." default:"8440"`
 	Dir       string        `help:"Folder for everything; one that is removed at the end by default." placeholder:"DIR"`
 	Bin       string        `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
+	Receipts  string        `help:"Draw what the printers print, a PNG for each receipt, into this folder." placeholder:"DIR"`
 	Verbose   bool          `short:"v" help:"Show the service's log."`
 	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,update-attacks,rollout-minority,powercut," default:""`
 	Devices   int           `help:"Of the scenario rollout-minority: devices on the wire." default:"10000"`
@@ -81,7 +82,7 @@ func (c *runCmd) Run(ctx context.Context) error {
 	cloud.Version = version
 	o := simulator.Options{
 		Dir: dir, Bin: bin, Next: next, UpdateTo: strings.TrimSpace(string(out)), Tills: c.Tills, Seed: c.Seed, PortBase: c.PortBase,
-		Day: 45 * time.Second, Pace: simulator.DeskPace, Out: os.Stdout,
+		Receipts: c.Receipts, Day: 45 * time.Second, Pace: simulator.DeskPace, Out: os.Stdout,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}
 	if c.Scenario == "attest-attacks" {
