@@ -1,7 +1,8 @@
 // Package board has the drivers of what is on the board of the box itself: its
-// health (driver "board"), and the switches that are wired to its GPIO lines
-// (driver "switch"): tamper, door and cash drawer. It only reads what Linux
-// tells; what is not there is left out and never guessed.
+// health (driver "board"), the switches that are wired to its GPIO lines
+// (driver "switch"): tamper, door and cash drawer, and the chips on its I2C buses
+// (driver "i2c"): temperature and supply voltage. It only reads what is told;
+// what is not there is left out and never guessed.
 package board
 
 import (

@@ -128,6 +128,7 @@ type sw struct {
 	done   <-chan struct{} // closed by stop
 	begin  func()          // before the first look
 	wg     sync.WaitGroup
+	stuck  stuck // of run alone
 
 	mu     sync.Mutex
 	busy   bool          // somebody else has the line
@@ -194,10 +195,10 @@ func (s *sw) run(ctx context.Context) {
 		s.begin()
 	}
 	for failures := 0; ctx.Err() == nil; failures++ {
-		line, err := s.lines.Take(s.line, s.how)
+		line, err := patiently(ctx, &s.stuck, func() (Line, error) { return s.lines.Take(s.line, s.how) }, release)
 		if err == nil {
 			stop := context.AfterFunc(ctx, func() { _ = line.Close() })
-			err = s.follow(line, func() {
+			err = s.follow(ctx, line, func() {
 				looked()
 				failures = 0
 			})
@@ -242,11 +243,11 @@ func (s *sw) lost(err error) {
 }
 
 // follow takes in one edge after the other until the line is lost.
-func (s *sw) follow(line Line, looked func()) error {
+func (s *sw) follow(ctx context.Context, line Line, looked func()) error {
 	var e edges
 	read := func() error {
 		at := time.Now()
-		active, err := line.Level()
+		active, err := patiently(ctx, &s.stuck, line.Level, func(bool) {})
 		if err == nil {
 			e.level(active, at)
 			s.set(active)
@@ -279,6 +280,8 @@ func (s *sw) follow(line Line, looked func()) error {
 		}
 	}
 }
+
+func release(line Line) { _ = line.Close() }
 
 // set takes in what the line is now.
 func (s *sw) set(active bool) {

@@ -97,10 +97,21 @@ func TestSwitchConformance(t *testing.T) {
 					Open:   func(t *testing.T) hal.Device { return openSwitch(t, g, kind.options) },
 					Faults: []haltest.Fault{{Name: "open", Set: func(on bool) { g.Set("LID", on != kind.low) }, Sensor: kind.sensor, On: kind.on, Off: kind.off}},
 					Unplug: g.Unplug,
+					Mute:   g.Hang,
+					Blind: func(t *testing.T) hal.Device {
+						g.Hold("LID", true)
+						return openSwitch(t, g, kind.options)
+					},
+					Unseen: []string{kind.sensor},
 					Output: func() int {
 						mu.Lock()
 						defer mu.Unlock()
 						return kicks
+					},
+					NotApplicable: map[int]string{
+						5:  "a line has two levels, and both mean something",
+						7:  "a line is taken by one alone",
+						10: "a line has two levels: it meets no digits",
 					},
 				}
 			})
@@ -160,6 +171,18 @@ func TestSwitchOnPin(t *testing.T) {
 			Faults: []haltest.Fault{{
 				Name: "open", Set: func(on bool) { pin.EdgesChan <- gpio.Level(on) }, Sensor: "M_Tampered", On: "M_TAMPERED", Off: "M_TAMPER_OK",
 			}},
+			Blind: func(t *testing.T) hal.Device {
+				return openSwitch(t, forbidden{}, map[string]string{"kind": "tamper"})
+			},
+			Unseen: []string{"M_Tampered"},
+			NotApplicable: map[int]string{
+				2:  "a pin of periph answers at once",
+				4:  "a pin of periph cannot tell that it is gone",
+				5:  "a line has two levels, and both mean something",
+				7:  "a line is taken by one alone",
+				10: "a line has two levels: it meets no digits",
+				11: "an input puts nothing out",
+			},
 		}
 	})
 }

@@ -20,6 +20,7 @@ const fifo = 16
 type GPIO struct {
 	mu    sync.Mutex
 	gone  bool
+	hangs chan struct{} // not nil: levels cannot be read until it is closed
 	lines map[string]*gpioLine
 }
 
@@ -49,7 +50,7 @@ func (g *GPIO) Set(line string, high bool) {
 		return
 	}
 	l.high = high
-	if l.taken == nil || l.taken.how.Output || g.gone {
+	if l.taken == nil || l.taken.how.Output || g.gone || g.hangs != nil {
 		return
 	}
 	l.taken.seq++
@@ -83,6 +84,20 @@ func (g *GPIO) Unplug(on bool) {
 			l.taken.wake()
 			l.taken = nil
 		}
+	}
+}
+
+// Hang lets whoever reads a level wait, as behind an expander on a bus that
+// hangs. Edges do not come either.
+func (g *GPIO) Hang(on bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case on && g.hangs == nil:
+		g.hangs = make(chan struct{})
+	case !on && g.hangs != nil:
+		close(g.hangs)
+		g.hangs = nil
 	}
 }
 
@@ -160,6 +175,12 @@ func (t *takenLine) state() error {
 
 // Level implements board.Line.
 func (t *takenLine) Level() (bool, error) {
+	t.g.mu.Lock()
+	hangs := t.g.hangs
+	t.g.mu.Unlock()
+	if hangs != nil {
+		<-hangs
+	}
 	t.g.mu.Lock()
 	defer t.g.mu.Unlock()
 	return t.of.high != t.how.ActiveLow, t.state()

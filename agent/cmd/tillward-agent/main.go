@@ -51,7 +51,7 @@ func run() int {
 	flag.Parse()
 	drivers := hal.NewRegistry(
 		escpos.Driver{}, star.Driver{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
-		board.Driver{}, board.Switch{},
+		board.Driver{}, board.I2C{}, board.Switch{},
 	)
 	switch {
 	case *showVersion:
