@@ -18,6 +18,7 @@ CC_amd64 := x86_64-linux-gnu-gcc
 NEED_BUILD := gcc libc6-dev nodejs npm
 NEED_RUN   := $(NEED_BUILD) swtpm swtpm-tools '?pcscd' '?vsmartcard-vpcd'
 NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs
+NEED_VM    := gcc libc6-dev make xz-utils qemu-system-x86 busybox-static
 NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
 
@@ -28,7 +29,7 @@ GO_AGENT := CGO_ENABLED=1 CGO_CFLAGS=-Os go build -trimpath -tags "$(TAGS) netht
 SHRINK   := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-powercut check lint build console bench step-ca help FORCE
+.PHONY: run test test-powercut test-hal-vm check lint build console bench step-ca help FORCE
 
 run: ## five tills, their fleet service and the console, on this machine
 	@.ci/deps $(NEED_RUN)
@@ -44,6 +45,10 @@ test-powercut: ## the power goes 200 times in the middle of updates; takes its t
 	@.ci/deps $(NEED_RUN) mount e2fsprogs
 	@$(MAKE) --no-print-directory build bin/powercut/tillward-agent >&2
 	@bin/tillward-sim run --scenario powercut --cuts 200 --seed 1 --report bin/powercut/report.json
+
+test-hal-vm: ## the drivers on a real kernel that QEMU runs, with USB, evdev and GPIO of its own: docs/hal-vm.md
+	@.ci/deps $(NEED_VM)
+	@go run -trimpath ./simulator/cmd/tillward-halvm $(ARGS)
 
 check: lint ## what CI runs: lint, then the same tests under the race detector
 	@$(MAKE) --no-print-directory test RACE=-race

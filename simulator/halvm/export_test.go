@@ -1,0 +1,4 @@
+package halvm
+
+// Read is read.
+var Read = read
