@@ -57,6 +57,8 @@ type Star struct {
 	mixed   int
 	version string
 	noise   *rand.Rand
+
+	onChange func() // of a printer that polls; nil: none
 }
 
 // NewStar listens on addr, e.g. 127.0.0.1:0, with a fresh roll. Without an
@@ -310,7 +312,7 @@ func (p *Star) answer(l *line) {
 			if deadline != nil {
 				_ = deadline.SetWriteDeadline(time.Now().Add(writeWithin))
 			}
-			if _, err := l.c.Write(b); err != nil && !(l.stays && errors.Is(err, os.ErrDeadlineExceeded)) {
+			if _, err := l.c.Write(b); err != nil && (!l.stays || !errors.Is(err, os.ErrDeadlineExceeded)) {
 				l.end()
 				return
 			}
@@ -366,6 +368,9 @@ func (p *Star) frameLocked() []byte {
 // changedLocked tells of a change by itself.
 func (p *Star) changedLocked() {
 	p.work.Broadcast()
+	if p.onChange != nil {
+		p.onChange()
+	}
 	if p.auto && p.line != nil && !slices.Equal(p.frameLocked(), p.sent) {
 		p.tellLocked()
 	}
