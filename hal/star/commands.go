@@ -211,12 +211,12 @@ func (f *filter) escape(cmd []byte) []byte {
 	case c == 'k':
 		f.dots += 24
 	case c == '*' && len(cmd) > 3:
-		switch {
-		case cmd[3] == 'A':
+		switch cmd[3] {
+		case 'A':
 			f.raster = true
-		case cmd[3] == 'B':
+		case 'B':
 			f.raster = false
-		case cmd[3] == 'D':
+		case 'D':
 			f.kicks++
 		}
 	case c == 0x1d && n == 'S' && len(cmd) == 9:

@@ -54,3 +54,13 @@ func OpenOver(cfg hal.Config, dial func(context.Context) (port.Conn, error)) (ha
 	p.begin()
 	return p, nil
 }
+
+// ReadPoll reads what a printer that polls tells; ok is whether it is a poll.
+func ReadPoll(b []byte) (power hal.Power, sensors map[string]hal.Tri, inputs int, ok bool) {
+	p, err := readPoll(b)
+	if err != nil {
+		return "", nil, 0, false
+	}
+	power, sensors = p.look(true)
+	return power, sensors, p.inputs(), true
+}

@@ -176,7 +176,7 @@ func (p *printer) stands(ctx context.Context, s *session) error {
 
 // CheckHealth implements hal.HealthChecker. External prints a test page.
 func (p *printer) CheckHealth(ctx context.Context, level hal.Level) (hal.Report, error) {
-	return checkHealth(ctx, level, p, p.Info().ID)
+	return checkHealth(ctx, level, p, testPage(p.Info().ID, time.Now()))
 }
 
 // checked is what both drivers' printers can do.
@@ -185,7 +185,7 @@ type checked interface {
 	hal.Passthrough
 }
 
-func checkHealth(ctx context.Context, level hal.Level, p checked, id string) (hal.Report, error) {
+func checkHealth(ctx context.Context, level hal.Level, p checked, page string) (hal.Report, error) {
 	began := time.Now()
 	switch level {
 	case hal.Internal:
@@ -204,12 +204,11 @@ func checkHealth(ctx context.Context, level hal.Level, p checked, id string) (ha
 			},
 		}, nil
 	case hal.External:
-		job, err := p.Print(ctx, strings.NewReader(testPage(id, time.Now())))
+		job, err := p.Print(ctx, strings.NewReader(page))
 		took := time.Since(began)
 		if err != nil {
-			var e *hal.Error
 			code := "E_FAILURE"
-			if errors.As(err, &e) {
+			if e, ok := errors.AsType[*hal.Error](err); ok {
 				code = e.Code
 			}
 			return hal.Report{Text: err.Error(), Checks: []hal.Check{check("page", false, code, took)}}, err

@@ -174,21 +174,45 @@ func bench(t *testing.T, c cable) haltest.Bench {
 			}
 		},
 	}
+	b.Observe = func(t *testing.T) hal.Device { return open(t, p, hal.Observe) }
 	if c.kind == "tcp" {
 		b.Observe = func(t *testing.T) hal.Device { return open(t, p, hal.Observe, "ask", "true") }
-		b.Compete = func(ctx context.Context) error {
-			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", p.Addr())
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			deadline, _ := ctx.Deadline()
-			_ = conn.SetDeadline(deadline)
-			_, err = conn.Read(make([]byte, 1)) // the frame that a network card begins with
+	}
+	b.Compete = func(ctx context.Context) error {
+		conn, err := p.dial(ctx)
+		if err != nil {
 			return err
 		}
+		defer conn.Close()
+		deadline, _ := ctx.Deadline()
+		_ = conn.SetReadDeadline(deadline)
+		if !c.model.Ethernet && !c.model.Status {
+			if _, err := conn.Write([]byte{0x1b, 0x06, 0x01}); err != nil {
+				return err
+			}
+		}
+		_, err = conn.Read(make([]byte, 1))
+		return err
 	}
 	return b
+}
+
+// dial opens the cable as a till does.
+func (p bed) dial(ctx context.Context) (port.Conn, error) {
+	if p.kind == "pipe" {
+		near, far := net.Pipe()
+		go func() { _ = p.Serve(far) }()
+		return near, nil
+	}
+	address := p.Addr()
+	if p.kind == "pty" {
+		address = "serial:" + p.tty
+	}
+	at, err := port.Parse(address)
+	if err != nil {
+		return nil, err
+	}
+	return at.Open(ctx)
 }
 
 func TestPrint(t *testing.T) {

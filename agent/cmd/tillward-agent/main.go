@@ -50,7 +50,7 @@ func run() int {
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	drivers := hal.NewRegistry(
-		escpos.Driver{}, star.Driver{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
+		escpos.Driver{}, star.Driver{}, star.CloudPRNT{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
 		board.Driver{}, board.I2C{}, board.Switch{},
 	)
 	switch {
