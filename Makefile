@@ -6,6 +6,7 @@ VERSION ?= $(or $(if $(findstring .,$(GIT)),$(GIT:v%=%),$(addprefix 0.1.0-g,$(GI
 NEXT    := $(shell echo $(VERSION) | awk -F '[.-]' '{ print $$1 "." $$2 "." $$3 + 1 }')
 TAGS    := sqlite_omit_load_extension netgo osusergo
 LINT    := .cache/bin/golangci-lint-2.15.0
+PEERS   := simulator/peers/node_modules/.package-lock.json
 STEP_CA := .cache/bin/step-ca-0.30.2
 
 # One folder per machine type: bin/ for this one, bin/arm64/ and the like for the others.
@@ -38,7 +39,7 @@ run: ## five tills, their fleet service and the console, on this machine
 
 test: ## every test, with whatever they need installed first (RACE=-race for the race detector)
 	@.ci/deps $(NEED_TEST)
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build $(PEERS)
 	go test $(RACE) -tags "$(TAGS)" -timeout 12m ./...
 
 test-powercut: ## the power goes 200 times in the middle of updates; takes its time, and root for loop devices
@@ -90,9 +91,10 @@ bin/tillward-sim: console FORCE
 
 console: cloud/console/dist/index.html ## the web app that `tillward serve` carries, into cloud/console/dist
 
-cloud/console/node_modules/.package-lock.json: cloud/console/package-lock.json
+# The console's tools, and the programs of others that tests ask.
+%/node_modules/.package-lock.json: %/package-lock.json
 	@.ci/deps nodejs npm
-	cd cloud/console && npm ci --no-audit --no-fund >&2
+	cd $* && npm ci --no-audit --no-fund >&2
 	@touch $@
 
 cloud/console/dist/index.html: cloud/console/node_modules/.package-lock.json $(shell find cloud/console \

@@ -95,9 +95,9 @@ func TestPrinterPrints(t *testing.T) {
 	if got := p.Jobs(); !slices.Equal(got, []string{"Hello\nWorld\n\n\n\n"}) {
 		t.Errorf("jobs: got %q", got)
 	}
-	// Two lines of text, one of them double, a barcode, a picture of two dots, a picture and three lines: 335 dots.
-	if p.Counter(148) != 11 || p.Counter(178) != 1 {
-		t.Errorf("counters: %d lines, %d cuts; want 11 and 1", p.Counter(148), p.Counter(178))
+	// Two lines of text, one of them double, a barcode, a picture of two dots, a picture, three lines and the way to the cutter: 431 dots.
+	if p.Counter(148) != 14 || p.Counter(178) != 1 {
+		t.Errorf("counters: %d lines, %d cuts; want 14 and 1", p.Counter(148), p.Counter(178))
 	}
 	ask(t, c, "\x1bz\x1dr\x01", "\x00")
 	if u := p.Unknown(); !slices.Equal(u, []string{"1b7a"}) {

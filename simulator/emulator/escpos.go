@@ -37,24 +37,16 @@ func size(b []byte) (n int, known bool) {
 	if len(b) == 0 {
 		return 0, true
 	}
-	switch c := b[0]; {
-	case c == dle:
+	switch c := b[0]; c {
+	case dle:
 		return sizeDLE(b)
-	case c == esc, c == gs, c == fsep:
+	case esc, gs, fsep:
 		if len(b) < 2 {
 			return 0, true
 		}
-		switch c {
-		case esc:
-			return sizeESC(b)
-		case gs:
-			return sizeGS(b)
-		}
-		return sizeFS(b)
-	case c == '\r', c == '\n', c == '\t', c == '\f', c == 0x18, c == 0, c >= 0x20 && c != 0x7f:
-		return 1, true
+		return map[byte]func([]byte) (int, bool){esc: sizeESC, gs: sizeGS, fsep: sizeFS}[c](b)
 	}
-	return 1, false
+	return 1, true // text, or a control character, which printers pass over when it means nothing
 }
 
 // sizeDLE is of real-time commands that were obeyed when they came.
@@ -210,7 +202,7 @@ func (p *Printer) obeyLocked(cmd []byte) {
 		p.escapeLocked(cmd)
 	case c == gs:
 		p.groupLocked(cmd)
-	case c >= 0x20:
+	case c >= 0x20 && c != 0x7f:
 		p.job = append(p.job, c)
 	}
 	if fed > 0 {
@@ -242,9 +234,11 @@ func (p *Printer) escapeLocked(cmd []byte) {
 func (p *Printer) groupLocked(cmd []byte) {
 	switch cmd[1] {
 	case 'V':
-		if len(cmd) == 4 { // feed first
-			dots, _ := p.press.Do([]byte{esc, 'J', cmd[3]})
-			p.feedLocked(dots)
+		if len(cmd) == 4 { // feed until what is printed last is past the cutter
+			for _, dots := range []byte{cutterAway, cmd[3]} {
+				fed, _ := p.press.Do([]byte{esc, 'J', dots})
+				p.feedLocked(fed)
+			}
 		}
 		p.endJobLocked(cmd[2]&1 == (cmd[2]&0x40)>>6^1)
 	case 'a':

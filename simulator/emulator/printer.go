@@ -16,6 +16,7 @@ const (
 	nearEndLines = 400  // the sensor sees the end coming
 	maxBuffered  = 64 << 10
 	dotsPerLine  = 30 // of the head: 3.75 mm
+	cutterAway   = 96 // dots from the head
 )
 
 // Printer is an ESC/POS printer, on TCP or on any other line. As with the

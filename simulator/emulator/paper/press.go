@@ -110,9 +110,10 @@ func (p *Press) do(cmd []byte) bool {
 		if p.boxed != nil {
 			p.boxed.bits = newBitmap(p.boxed.w, p.boxed.h)
 		}
-	case '\r', 0, 0x10:
 	default:
-		p.char(p.decode(c))
+		if c >= 0x20 && c != 0x7f {
+			p.char(p.decode(c))
+		}
 	}
 	return true
 }
