@@ -6,6 +6,9 @@ const (
 	realtimeAnswer = iota + 1 // to DLE EOT
 	frameAnswer               // automatic status back, 4 bytes
 	blockAnswer               // to GS I and GS g
+	plainAnswer               // one byte: to GS r and GS I 1 to 3
+	otherAnswer               // a block of another kind: to GS ( and DLE DC4 8
+	flowControl               // XON or XOFF
 )
 
 // unit is one thing that a printer says.
@@ -16,7 +19,26 @@ type unit struct {
 	block string
 }
 
-const maxBlock = 80 // bytes; real ones have less
+// bytes is the unit as the printer has said it.
+func (u unit) bytes() []byte {
+	switch u.kind {
+	case frameAnswer:
+		return u.frame[:]
+	case blockAnswer:
+		return append(append([]byte{blockHead}, u.block...), 0)
+	case otherAnswer:
+		return append(append([]byte{otherHead}, u.block...), 0)
+	}
+	return []byte{u.b}
+}
+
+const (
+	maxBlock  = 80 // bytes; real ones have less
+	blockHead = 0x5f
+	otherHead = 0x37
+	xon       = 0x11
+	xoff      = 0x13
+)
 
 // decoder takes the printer's stream apart: real-time answers, status frames,
 // blocks and flow control come mixed, and are told apart by their fixed bits
@@ -32,11 +54,12 @@ func (d *decoder) feed(c byte) (unit, bool) {
 	if len(d.held) == 0 {
 		return d.first(c)
 	}
-	if d.held[0] == 0x5f {
+	if head := d.held[0]; head == blockHead || head == otherHead {
 		switch {
+		case c == 0 && head == otherHead:
+			return d.done(unit{kind: otherAnswer, block: string(d.held[1:])})
 		case c == 0:
-			u := unit{kind: blockAnswer, block: string(d.held[1:])}
-			return d.done(u)
+			return d.done(unit{kind: blockAnswer, block: string(d.held[1:])})
 		case c < 0x20 || c > 0x7e || len(d.held) > maxBlock:
 			return d.restart(c)
 		}
@@ -54,11 +77,14 @@ func (d *decoder) feed(c byte) (unit, bool) {
 
 func (d *decoder) first(c byte) (unit, bool) {
 	switch {
-	case c == 0x11 || c == 0x13: // XON, XOFF
-	case c == 0x5f, c&0x93 == 0x10:
+	case c == xon || c == xoff:
+		return unit{kind: flowControl, b: c}, true
+	case c == blockHead, c == otherHead, c&0x93 == 0x10:
 		d.held = append(d.held, c)
 	case c&0x93 == 0x12:
 		return d.done(unit{kind: realtimeAnswer, b: c})
+	case c&0x90 == 0:
+		return d.done(unit{kind: plainAnswer, b: c})
 	default:
 		d.fail()
 	}
@@ -115,16 +141,68 @@ func readFrame(f [4]byte) reading {
 	}
 }
 
+func (r *reading) all() []*hal.Tri {
+	return []*hal.Tri{&r.drawerHigh, &r.offline, &r.cover, &r.end, &r.nearEnd, &r.mechanical, &r.cutter, &r.unrecoverable, &r.overheat}
+}
+
+// over fills in what r does not know from what was known before.
+func (r reading) over(before reading) reading {
+	is, was := r.all(), before.all()
+	for i := range is {
+		if *is[i] == hal.Unknown {
+			*is[i] = *was[i]
+		}
+	}
+	return r
+}
+
+// answer is what a printer that reads so says to DLE EOT n; false when that is
+// not known.
+func (r reading) answer(n byte) (byte, bool) {
+	b, known := byte(0x12), true
+	put := func(is hal.Tri, mask byte) {
+		known = known && is != hal.Unknown
+		if is == hal.Yes {
+			b |= mask
+		}
+	}
+	switch n {
+	case 1:
+		put(r.offline, 0x08)
+		if r.drawerHigh == hal.Yes {
+			b |= 0x04
+		}
+	case 2:
+		put(r.cover, 0x04)
+		put(r.end, 0x20)
+		for _, failed := range []hal.Tri{r.mechanical, r.cutter, r.unrecoverable, r.overheat} {
+			if failed == hal.Yes {
+				b |= 0x40
+			}
+		}
+	case 3:
+		put(r.cutter, 0x08)
+		put(r.mechanical, 0x04)
+		put(r.unrecoverable, 0x20)
+		put(r.overheat, 0x40)
+	case 4:
+		put(r.end, 0x60)
+		put(r.nearEnd, 0x0c)
+	default:
+		return 0, false
+	}
+	return b, known
+}
+
 // look puts a reading into UnifiedPOS words. Whether a high drawer pin means
 // open depends on the cable; without a word from the configuration nobody knows.
-func (r reading) look(drawerOpenHigh hal.Tri) (hal.Power, map[string]hal.Tri) {
-	power := map[hal.Tri]hal.Power{hal.Yes: hal.PowerOffline, hal.No: hal.PowerOnline}[r.offline]
-	drawer := hal.Unknown
+func (r reading) look(drawerOpenHigh hal.Tri) (power hal.Power, sensors map[string]hal.Tri, drawer hal.Tri) {
+	power = map[hal.Tri]hal.Power{hal.Yes: hal.PowerOffline, hal.No: hal.PowerOnline}[r.offline]
 	if r.drawerHigh != hal.Unknown && drawerOpenHigh != hal.Unknown {
 		drawer = hal.TriOf(r.drawerHigh == drawerOpenHigh)
 	}
 	return power, map[string]hal.Tri{
-		"CoverOpen": r.cover, "RecEmpty": r.end, "RecNearEnd": r.nearEnd, "DrawerOpened": drawer,
+		"CoverOpen": r.cover, "RecEmpty": r.end, "RecNearEnd": r.nearEnd,
 		"M_MechanicalError": r.mechanical, "M_CutterError": r.cutter, "M_UnrecoverableError": r.unrecoverable, "M_HeadTooHot": r.overheat,
-	}
+	}, drawer
 }

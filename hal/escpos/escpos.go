@@ -1,16 +1,25 @@
-// Package escpos drives receipt printers that speak ESC/POS over TCP, and the
-// cash drawers behind them.
+// Package escpos drives receipt printers that speak ESC/POS over TCP, USB or a
+// serial line, and the cash drawers behind them; hal/port says how an address
+// is written.
 //
 // In claim mode own it holds the printer's one connection: it is told of
-// changes at once, asks again every few seconds, and prints what it is handed.
-// In claim mode observe it opens no connection at all, unless the option
-// ask = "true" allows a short one for each look; while that is open a real
-// printer makes the till wait. What a job holds is neither kept nor logged. It
-// does not find printers, and no more than one process can own one.
+// changes at once, asks again every few seconds, prints what it is handed, and
+// lets an application print and ask through it as if it held the cable. In
+// claim mode observe it opens nothing at all: whether a USB printer is there
+// the system says. The option ask = "true" allows a short look each time; while
+// that lasts a real printer makes the till wait, and a USB printer that the
+// till holds is told as in use, not as broken.
 //
-// Options: ask = "true" (observe only); drawer_open_level = "high" or "low",
-// without which the drawer's state is Unknown; queries = "1234", those of the
-// DLE EOT questions that the model answers; timeout = "2s" of each answer.
+// What a job holds is neither kept nor logged. The package does not find
+// printers, and no more than one process can own one.
+//
+// Options: ask = "true" (observe only); queries = "1234", those of the DLE EOT
+// questions that the model answers, or "none" for one that tells nothing and
+// of which is only known that its cable is there; timeout = "2s" of each
+// answer; drawer_open_level = "high" or "low", without which the drawer's state
+// is Unknown; drawer = ID, which makes the drawer a device of its own;
+// left_open = "5m", after which such a drawer was left open; roll_length_m and
+// feed_pitch_um, the length of a full roll and of one line feed.
 package escpos
 
 import (
@@ -18,124 +27,247 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"math/rand/v2"
-	"net"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tillward/tillward/hal"
-)
-
-const (
-	pollEvery  = 5 * time.Second
-	backoffMin = 200 * time.Millisecond // some interfaces need that long between two connections
-	backoffMax = 15 * time.Second
+	"github.com/tillward/tillward/hal/port"
 )
 
 // Driver is the driver "escpos".
-type Driver struct{}
+type Driver struct {
+	// Dial opens the cable; nil does as hal/port says. Tests bring their own.
+	Dial func(context.Context, port.Address) (port.Conn, error)
+	// Root is where /sys and /dev lie; empty is /.
+	Root string
+}
 
 // Name implements hal.Driver.
 func (Driver) Name() string { return "escpos" }
 
 // Open implements hal.Driver. The printer need not be there.
-func (Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "ask", "drawer_open_level", "queries", "timeout"); err != nil {
+func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
+	if err := hal.CheckOptions(cfg, "ask", "drawer", "drawer_open_level", "feed_pitch_um", "left_open", "queries", "roll_length_m", "timeout"); err != nil {
 		return nil, err
 	}
-	illegal := func(format string, args ...any) error {
-		return &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: fmt.Errorf(format, args...)}
-	}
-	if _, _, err := net.SplitHostPort(cfg.Address); err != nil {
-		return nil, illegal("address: %w; it must be host:port, e.g. 192.0.2.10:9100", err)
-	}
-	p := &printer{
-		addr: cfg.Address, timeout: 2 * time.Second, queries: "1234", first: make(chan struct{}),
-		info:  hal.Info{ID: cfg.ID, Category: hal.POSPrinter, Driver: "escpos", Claim: cfg.Claim},
-		track: hal.NewTracker(hal.POSPrinter, "CommunicationErrorCount", "ReceiptCoverOpenCount", "FailedPaperCutCount", "MaximumTempReachedCount", "PrinterFaultCount", "M_PaperEmptyCount"),
-	}
-	switch cfg.Claim {
-	case "":
-		p.info.Claim = hal.Own
-	case hal.Own, hal.Observe:
-	default:
-		return nil, illegal("claim %q: a network printer has one connection; own or observe it", cfg.Claim)
-	}
-	switch v := cfg.Options["ask"]; v {
-	case "", "false":
-	case "true":
-		p.asks = true
-	default:
-		return nil, illegal("ask = %q: true or false", v)
-	}
-	switch v := cfg.Options["drawer_open_level"]; v {
-	case "":
-	case "high":
-		p.drawer = hal.Yes
-	case "low":
-		p.drawer = hal.No
-	default:
-		return nil, illegal("drawer_open_level = %q: high or low", v)
-	}
-	if v, ok := cfg.Options["queries"]; ok {
-		if v == "" || strings.Trim(v, "1234") != "" {
-			return nil, illegal("queries = %q: some of 1234", v)
-		}
-		p.queries = v
-	}
-	if v, ok := cfg.Options["timeout"]; ok {
-		d, err := time.ParseDuration(v)
-		if err != nil || d < 10*time.Millisecond || d > time.Minute {
-			return nil, illegal("timeout = %q: from 10ms to 1m", v)
-		}
-		p.timeout = d
+	p, err := d.configure(cfg)
+	if err != nil {
+		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
-	if p.info.Claim == hal.Own {
+	if p.claim == hal.Own {
 		p.wg.Go(func() { p.run(ctx) })
+	} else {
+		p.wg.Go(func() { p.watch(ctx) })
 	}
 	return p, nil
 }
 
+func (d Driver) configure(cfg hal.Config) (*printer, error) {
+	addr, err := port.Parse(cfg.Address)
+	if err != nil {
+		return nil, err
+	}
+	p := &printer{
+		addr: addr.Under(d.Root), dial: d.Dial, claim: cfg.Claim, asking: "1234", timeout: 2 * time.Second,
+		first: make(chan struct{}), nudge: make(chan struct{}, 1), jobs: make(chan struct{}, 1),
+		track: hal.NewTracker(hal.POSPrinter, "CommunicationErrorCount", "ReceiptCoverOpenCount", "FailedPaperCutCount", "MaximumTempReachedCount", "PrinterFaultCount", "M_PaperEmptyCount"),
+	}
+	if p.dial == nil {
+		p.dial = func(ctx context.Context, a port.Address) (port.Conn, error) { return a.Open(ctx) }
+	}
+	switch cfg.Claim {
+	case "":
+		p.claim = hal.Own
+	case hal.Own, hal.Observe:
+	default:
+		return nil, fmt.Errorf("claim %q: a printer has one connection; own or observe it", cfg.Claim)
+	}
+	p.info = hal.Info{ID: cfg.ID, Category: hal.POSPrinter, Driver: "escpos", Claim: p.claim, Key: addr.Key(), Interface: addr.Interface()}
+	option := func(name string, set func(v string) error) {
+		if v, ok := cfg.Options[name]; ok && err == nil {
+			if err = set(v); err != nil {
+				err = fmt.Errorf("%s = %q: %w", name, v, err)
+			}
+		}
+	}
+	option("ask", func(v string) error {
+		p.asks = v == "true"
+		return oneOf(v, "true", "false")
+	})
+	option("drawer_open_level", func(v string) error {
+		p.openLevel = hal.TriOf(v == "high")
+		return oneOf(v, "high", "low")
+	})
+	option("queries", func(v string) error {
+		if v == "none" {
+			v = ""
+		}
+		p.asking = v
+		if strings.Trim(v, "1234") != "" {
+			return errors.New("some of 1234, or none")
+		}
+		return nil
+	})
+	option("timeout", func(v string) error { p.timeout, err = within(v, 10*time.Millisecond, time.Minute); return err })
+	roll, pitch, leftOpen := 0.0, 0.0, 5*time.Minute
+	option("roll_length_m", func(v string) error { roll, err = number(v, 1, 1000); return err })
+	option("feed_pitch_um", func(v string) error { pitch, err = number(v, 10, 100_000); return err })
+	option("left_open", func(v string) error { leftOpen, err = within(v, time.Millisecond, 24*time.Hour); return err })
+	drawer, wanted := cfg.Options["drawer"]
+	switch {
+	case err != nil:
+		return nil, err
+	case (roll == 0) != (pitch == 0):
+		return nil, errors.New("roll_length_m and feed_pitch_um go together: a roll of 80 m with line feeds of 3750 µm")
+	case wanted && (drawer == "" || drawer == cfg.ID):
+		return nil, fmt.Errorf("drawer = %q: the drawer needs an id of its own", drawer)
+	case !wanted && cfg.Options["left_open"] != "":
+		return nil, errors.New("left_open is of a drawer; give it an id with the option drawer")
+	}
+	if roll > 0 {
+		p.info.RollLines = uint32(roll * 1e6 / pitch)
+	}
+	if wanted {
+		p.part = newDrawer(p, drawer, leftOpen)
+	}
+	return p, nil
+}
+
+func oneOf(v string, words ...string) error {
+	if slices.Contains(words, v) {
+		return nil
+	}
+	return errors.New(strings.Join(words, " or "))
+}
+
+func within(v string, low, high time.Duration) (time.Duration, error) {
+	d, err := time.ParseDuration(v)
+	if err != nil || d < low || d > high {
+		return 0, fmt.Errorf("from %v to %v", low, high)
+	}
+	return d, nil
+}
+
+func number(v string, low, high float64) (float64, error) {
+	f, err := strconv.ParseFloat(v, 64)
+	if err != nil || !(f >= low && f <= high) {
+		return 0, fmt.Errorf("a number from %v to %v", low, high)
+	}
+	return f, nil
+}
+
 // printer is an open printer.
 type printer struct {
-	addr    string
-	timeout time.Duration
-	queries string
-	drawer  hal.Tri // Yes: a high pin is an open drawer
-	asks    bool
-	track   *hal.Tracker
-	first   chan struct{} // closed after the first attempt to reach it
-	stop    context.CancelFunc
-	wg      sync.WaitGroup
+	addr      port.Address
+	dial      func(context.Context, port.Address) (port.Conn, error)
+	claim     hal.Claim
+	timeout   time.Duration
+	asking    string
+	openLevel hal.Tri // Yes: a high pin is an open drawer
+	asks      bool
+	track     *hal.Tracker
+	part      *drawer
+	first     chan struct{} // closed after the first attempt to reach it
+	nudge     chan struct{}
+	jobs      chan struct{} // held by whose job is being printed
+	stop      context.CancelFunc
+	wg        sync.WaitGroup
 
-	mu   sync.Mutex
-	info hal.Info
-	held *session
+	oneWay  atomic.Bool // it cannot tell anything
+	answers atomic.Bool // it has answered in its turn
+	plain   atomic.Bool // GS I it does not answer
+	dirty   atomic.Bool // it may hold a part of a job
+
+	mu     sync.Mutex
+	info   hal.Info
+	held   *session
+	reason string // why nothing is known, if not for the reasons of hal.Judge
+	advice string
+	kept   map[string]bool // counters that it keeps itself
+	feeds  books           // of jobs that went through us
+}
+
+// books are what jobs asked for.
+type books struct {
+	dots, cuts int
+	handed     int // to the printer, in pieces
+	proven     int // of them that are known to be out
 }
 
 // String implements conn.Resource.
-func (p *printer) String() string { return "escpos(" + p.addr + ")" }
+func (p *printer) String() string { return "escpos(" + p.addr.Key() + ")" }
 
 // Halt implements conn.Resource: it gives the printer free.
 func (p *printer) Halt() error { return p.Close() }
 
-// Close implements io.Closer.
+// Close implements io.Closer. It closes the drawer too.
 func (p *printer) Close() error {
 	p.stop()
 	p.wg.Wait()
 	p.track.Close()
+	if p.part != nil {
+		p.part.state.Close()
+	}
 	return nil
 }
 
-// Info implements hal.Device. Maker, model, serial and firmware are known once
-// the printer has been reached.
+// Nudge implements hal.Nudger.
+func (p *printer) Nudge() {
+	select {
+	case p.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// Parts implements hal.Parent: the drawer, if the configuration names one.
+func (p *printer) Parts() []hal.Device {
+	if p.part == nil {
+		return nil
+	}
+	return []hal.Device{p.part}
+}
+
+// Info implements hal.Device. Maker, model, serial, firmware and capabilities
+// are known once the printer has been reached.
 func (p *printer) Info() hal.Info {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.info
+	i := p.info
+	i.Caps = p.caps()
+	return i
+}
+
+// caps tells, with p.mu held, what is known to be there.
+func (p *printer) caps() []string {
+	caps := []string{"CapStatisticsReporting"}
+	add := func(is bool, name string) {
+		if is {
+			caps = append(caps, name)
+		}
+	}
+	st := p.track.Status()
+	tells := p.queries() != "" && (p.claim == hal.Own || p.asks)
+	add(tells || p.info.Interface == "USB", "CapPowerReporting")
+	add(st.Sensors["CoverOpen"] != hal.Unknown || tells && strings.Contains(p.asking, "2"), "CapCoverSensor")
+	add(st.Sensors["RecEmpty"] != hal.Unknown || tells && strings.Contains(p.asking, "4"), "CapRecEmptySensor")
+	add(st.Sensors["RecNearEnd"] != hal.Unknown || tells && strings.Contains(p.asking, "4"), "CapRecNearEndSensor")
+	add(p.kept["PaperCutCount"], "CapRecPapercut")
+	slices.Sort(caps)
+	return caps
+}
+
+// queries are the questions that the printer answers; none of one that cannot.
+func (p *printer) queries() string {
+	if p.oneWay.Load() {
+		return ""
+	}
+	return p.asking
 }
 
 // Events implements hal.Notifier. In claim mode observe they are what looks find.
@@ -153,167 +285,85 @@ func (p *printer) hold(s *session) {
 	p.held = s
 }
 
-// run keeps one connection, for as long as the device is open.
-func (p *printer) run(ctx context.Context) {
-	attempted := sync.OnceFunc(func() { close(p.first) })
-	defer attempted()
-	for failures := 0; ctx.Err() == nil; failures++ {
-		s, err := p.connect(ctx)
-		if err == nil {
-			p.hold(s)
-			attempted()
-			p.keep(ctx, s)
-			p.hold(nil)
-			s.end()
-			failures = 0
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		p.track.Update(hal.PowerOffOffline, nil)
-		attempted()
-		wait := time.NewTimer(backoff(failures))
-		select {
-		case <-ctx.Done():
-		case <-wait.C:
-		}
-		wait.Stop()
+// learn takes in what the printer says.
+func (p *printer) learn(r reading) hal.Status {
+	power, sensors, opened := r.look(p.openLevel)
+	if power == "" && p.queries() == "" {
+		power = hal.PowerOnline // its cable is there, and more nobody can know
 	}
+	return p.show(power, sensors, opened, "", "")
 }
 
-func backoff(failures int) time.Duration {
-	d := backoffMax
-	if failures < 7 {
-		d = min(d, backoffMin<<failures)
+// show takes in a look. reason and advice, if any, say why nothing is known.
+func (p *printer) show(power hal.Power, sensors map[string]hal.Tri, opened hal.Tri, reason, advice string) hal.Status {
+	p.mu.Lock()
+	p.reason, p.advice = reason, advice
+	p.mu.Unlock()
+	if p.part != nil {
+		p.part.look(power, opened)
+	} else if sensors != nil {
+		sensors["DrawerOpened"] = opened
 	}
-	return d/2 + rand.N(d/2) //nolint:gosec // spreads load, guards nothing
+	return p.told(p.track.Update(power, sensors))
 }
 
-// connect dials and looks once. Only a printer that answers is connected: one
-// that somebody else holds takes the connection and stays mute.
-func (p *printer) connect(ctx context.Context) (*session, error) {
-	conn, err := (&net.Dialer{Timeout: p.timeout, KeepAlive: 15 * time.Second}).DialContext(ctx, "tcp", p.addr)
-	if err != nil {
-		return nil, err
-	}
-	s := begin(conn, p.timeout, p.drawer, p.track)
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer stop()
-	if _, err := s.poll(ctx, p.queries); err != nil {
-		s.end()
-		return nil, err
-	}
-	return s, nil
-}
-
-// keep asks again and again until the connection or ctx ends.
-func (p *printer) keep(ctx context.Context, s *session) {
-	stop := context.AfterFunc(ctx, func() { _ = s.conn.Close() })
-	defer stop()
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	known := false
-	for {
-		if p.track.Status().Power == hal.PowerOnline {
-			if s.arm(ctx) != nil {
-				return
-			}
-			if !known {
-				known = p.identify(ctx, s)
-			}
-		}
-		select {
-		case <-s.lost:
-			return
-		case <-tick.C:
-		}
-		if _, err := s.poll(ctx, p.queries); err != nil {
-			return
-		}
-	}
-}
-
-// identify asks who the printer is.
-func (p *printer) identify(ctx context.Context, s *session) bool {
-	var told [4]string
-	for i, n := range []byte{66, 67, 68, 65} {
-		v, err := s.identity(ctx, n)
-		if err != nil {
-			return errors.Is(err, errNoBlock) && p.Info().Model != ""
-		}
-		if v = strings.TrimSpace(v[:min(len(v), 64)]); hal.MayHoldPAN(v) {
-			p.track.Count("M_PanGuardDropCount", 1)
-			v = ""
-		}
-		told[i] = v
-	}
+// told adds why nothing is known.
+func (p *printer) told(st hal.Status) hal.Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.info.Maker, p.info.Model, p.info.Serial, p.info.Firmware = told[0], told[1], told[2], told[3]
-	return true
+	if st.Health == hal.NoSensor && p.reason != "" {
+		st.Reason, st.Advice = p.reason, p.advice
+	}
+	return st
 }
 
-// Status implements hal.StatusReader with a fresh look.
-func (p *printer) Status(ctx context.Context) (hal.Status, error) {
-	if p.Info().Claim == hal.Observe {
-		return p.glance(ctx)
+// last is the last look.
+func (p *printer) last() hal.Status { return p.told(p.track.Status()) }
+
+// passed notes what has just been handed to the printer.
+func (p *printer) passed(kicks, cuts, dots int) {
+	p.mu.Lock()
+	p.feeds.cuts += cuts
+	p.feeds.dots += dots
+	p.feeds.handed++
+	p.mu.Unlock()
+	if p.part != nil {
+		p.part.kicked(kicks)
 	}
-	select {
-	case <-p.first:
-	case <-ctx.Done():
-		return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: ctx.Err()}
-	}
-	if s := p.session(); s != nil {
-		within, cancel := context.WithTimeout(ctx, p.timeout)
-		defer cancel()
-		st, err := s.poll(within, p.queries)
-		switch {
-		case err == nil:
-			return st, nil
-		case ctx.Err() != nil:
-			return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: ctx.Err()}
-		case within.Err() != nil: // somebody prints; frames keep the last look fresh
-			return p.track.Status(), nil
-		}
-		return hal.Judge(hal.POSPrinter, hal.PowerOffOffline, nil), nil // run tells the event
-	}
-	return p.track.Status(), nil
 }
 
-// glance looks at a printer that the till owns.
-func (p *printer) glance(ctx context.Context) (hal.Status, error) {
-	if !p.asks {
-		st := p.track.Status()
-		st.Advice = "The till owns this printer; allow asking to see more."
-		return st, nil
+// handed is a mark of all that the printer has got so far.
+func (p *printer) handed() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.feeds.handed
+}
+
+func (p *printer) unproven() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.feeds.proven != p.feeds.handed
+}
+
+// settled notes that what was handed to the printer up to the mark is out, or
+// that it cannot be known better.
+func (p *printer) settled(mark int, proven bool) {
+	p.mu.Lock()
+	all := mark == p.feeds.handed
+	if proven {
+		p.feeds.proven = max(p.feeds.proven, mark)
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
-	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", p.addr)
-	if err != nil {
-		if errors.Is(ctx.Err(), context.Canceled) {
-			return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: err}
-		}
-		return p.track.Update(hal.PowerOffOffline, nil), nil
+	p.mu.Unlock()
+	if p.part != nil && all {
+		p.part.settled()
 	}
-	s := begin(conn, min(p.timeout, 300*time.Millisecond), p.drawer, p.track)
-	defer s.end()
-	st, err := s.poll(ctx, p.queries)
-	if errors.Is(err, errMute) {
-		st = p.track.Update(hal.PowerUnknown, nil)
-		st.Reason, st.Advice = "M_IN_USE", "The till is using the printer, or it does not answer."
-		return st, nil
-	}
-	if err != nil {
-		return p.track.Update(hal.PowerOffOffline, nil), nil
-	}
-	return st, nil
 }
 
 // Statistics implements hal.Statistics. What the printer counts itself is
-// asked while it is on-line, and kept from the last time otherwise.
+// asked while it is on-line, and kept from the last time otherwise. Of a
+// printer that does not count, the jobs that went through the driver are.
 func (p *printer) Statistics(ctx context.Context) ([]hal.Stat, error) {
-	if s := p.session(); s != nil && p.track.Status().Power == hal.PowerOnline {
+	if s := p.session(); s != nil && p.queries() != "" && p.track.Status().Power == hal.PowerOnline {
 		for _, c := range []struct {
 			n    byte
 			name string
@@ -323,7 +373,30 @@ func (p *printer) Statistics(ctx context.Context) ([]hal.Stat, error) {
 				break
 			}
 			p.track.Set(c.name, float64(v))
+			p.mu.Lock()
+			if p.kept == nil {
+				p.kept = map[string]bool{}
+			}
+			p.kept[c.name] = true
+			p.mu.Unlock()
 		}
 	}
+	if p.claim == hal.Own {
+		p.book()
+	}
 	return p.track.Stats(), nil
+}
+
+// book counts what the printer does not.
+func (p *printer) book() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.kept["ReceiptLineFeedCount"] {
+		p.track.Count("ReceiptLineFeedCount", float64(p.feeds.dots/dotsPerLine))
+		p.feeds.dots %= dotsPerLine
+	}
+	if !p.kept["PaperCutCount"] {
+		p.track.Count("PaperCutCount", float64(p.feeds.cuts))
+		p.feeds.cuts = 0
+	}
 }

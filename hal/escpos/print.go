@@ -13,14 +13,20 @@ import (
 )
 
 const (
-	confirmWithin = 10 * time.Second // for the last line to come out
-	drawerWithin  = time.Second      // for the drawer to spring open
+	confirmWithin = 10 * time.Second // for the last line to come out of a printer that may not tell
+	proofWithin   = time.Minute      // of one that has told before
+	waitWithin    = 30 * time.Second // for another job to be over
+	stuckWithin   = time.Minute      // for a printer that takes nothing and gives no reason
 	lookEvery     = 50 * time.Millisecond
 )
 
+// clearAll empties the printer's buffers at once, whatever it is doing [Epson
+// ESC/POS reference: DLE DC4, function 8].
+var clearAll = []byte{dle, 0x14, 8, 1, 3, 20, 1, 6, 2, 8}
+
 // owned returns the connection of a printer that can print now.
 func (p *printer) owned(ctx context.Context, op string) (*session, error) {
-	if p.Info().Claim != hal.Own {
+	if p.claim != hal.Own {
 		return nil, &hal.Error{Code: "E_ILLEGAL", Op: op, Err: errors.New("the till owns this printer; claim it with own")}
 	}
 	st, err := p.Status(ctx)
@@ -39,151 +45,260 @@ func stopped(op string, st hal.Status) error {
 	return &hal.Error{Code: "E_OFFLINE", Op: op, Err: fmt.Errorf("%s: %s", st.Reason, st.Advice)}
 }
 
+func failed(op string, err error) error {
+	code := "E_FAILURE"
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		code = "E_TIMEOUT"
+	}
+	return &hal.Error{Code: code, Op: op, Err: err}
+}
+
+// alone waits until no other job is printed. The caller gives back what it got.
+func (p *printer) alone(ctx context.Context, op string) (func(), error) {
+	late := time.NewTimer(waitWithin)
+	defer late.Stop()
+	select {
+	case p.jobs <- struct{}{}:
+		return func() { <-p.jobs }, nil
+	case <-ctx.Done():
+		return nil, &hal.Error{Code: "E_BUSY", Op: op, Err: fmt.Errorf("another job is being printed: %w", ctx.Err())}
+	case <-late.C:
+		return nil, &hal.Error{Code: "E_BUSY", Op: op, Err: errors.New("another job is being printed")}
+	}
+}
+
 // Print implements hal.Passthrough. A printer that cannot print now gets
-// nothing, so that nothing comes out later when nobody expects it.
+// nothing, and one that stops half way is made to forget the rest, so that
+// nothing comes out later when nobody expects it. Questions in the job are left
+// out, because nobody waits for the answers.
 func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
-	var made hal.Job
+	if _, err := p.owned(ctx, "print"); err != nil {
+		return hal.Job{}, err
+	}
+	give, err := p.alone(ctx, "print")
+	if err != nil {
+		return hal.Job{}, err
+	}
+	defer give()
 	s, err := p.owned(ctx, "print")
 	if err != nil {
-		return made, err
+		return hal.Job{}, err
 	}
 	// A job may come before the connection was armed: what stops it would not be
-	// told.
-	if err := s.arm(ctx); err != nil {
-		return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+	// told. And what a till has sent before is not to be forgotten with this job.
+	if p.queries() != "" {
+		if err := s.arm(ctx); err != nil {
+			return hal.Job{}, failed("print", err)
+		}
 	}
-	if err := s.pour(ctx, job, &made); err != nil {
-		return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+	if p.unproven() {
+		if _, err := p.confirm(ctx, s); err != nil {
+			return hal.Job{}, err
+		}
 	}
-	if made.Confirmed, err = p.confirm(ctx, s); err != nil {
+	j := &stream{p: p, s: s}
+	j.meet = func(_ context.Context, k kind, _ []byte) (bool, error) { return k == reset || k == urgent, nil }
+	j.stuck = p.impatience()
+	err = j.pour(ctx, job)
+	made := hal.Job{Bytes: j.bytes, Cuts: j.w.cuts, Kicks: j.w.kicks}
+	if err == nil {
+		made.Confirmed, err = p.confirm(ctx, s)
+	} else if st := p.track.Status(); st.Power == hal.PowerOffline && ctx.Err() == nil {
+		err = stopped("print", st)
+	} else {
+		err = failed("print", err)
+	}
+	if err != nil {
+		p.breakOff(s, j)
 		return made, err
-	}
-	if err := s.arm(ctx); err != nil { // the job may have switched it off
-		return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
 	}
 	return made, nil
 }
 
-// pour writes the whole job without a question in between.
-func (s *session) pour(ctx context.Context, job io.Reader, made *hal.Job) error {
-	if err := s.acquire(ctx); err != nil {
-		return err
+// impatience gives up a printer that takes nothing: at once when it has said
+// that it stands, later when it has not.
+func (p *printer) impatience() func() error {
+	var since time.Time
+	return func() error {
+		if st := p.track.Status(); st.Power != hal.PowerOnline {
+			return stopped("print", st)
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		if time.Since(since) > stuckWithin {
+			return errBusy
+		}
+		return nil
 	}
-	defer func() { <-s.turn }()
+}
+
+// pour passes the whole job on.
+func (j *stream) pour(ctx context.Context, job io.Reader) error {
 	b := make([]byte, 1024)
-	for ctx.Err() == nil {
+	for {
 		n, err := job.Read(b)
 		if n > 0 {
-			if err := s.write(b[:n]); err != nil {
+			if err := j.pass(ctx, b[:n]); err != nil {
 				return err
 			}
-			made.Bytes += int64(n)
 		}
 		if errors.Is(err, io.EOF) {
-			return nil
+			return j.finish(ctx)
+		}
+		if err == nil {
+			err = ctx.Err()
 		}
 		if err != nil {
 			return err
 		}
 	}
-	return ctx.Err()
+}
+
+// breakOff makes the printer forget a job that has stopped half way. Where its
+// buffer is full it can only be told after a new connection.
+func (p *printer) breakOff(s *session, j *stream) {
+	defer j.give()
+	if j.bytes == 0 {
+		return
+	}
+	if !j.turn {
+		ctx, cancel := context.WithTimeout(context.Background(), p.timeout)
+		defer cancel()
+		if s.acquire(ctx) != nil {
+			return
+		}
+		j.turn = true
+	}
+	if s.send(&question{kind: otherAnswer}, clearAll...) != nil {
+		p.spoil(s)
+	}
+}
+
+// spoil gives a connection up whose printer has something half done.
+func (p *printer) spoil(s *session) {
+	p.dirty.Store(true)
+	s.drop()
 }
 
 // confirm asks something that the printer answers in its turn, behind the
 // job: with the answer the job is out. It reports whether the answer came.
 func (p *printer) confirm(ctx context.Context, s *session) (bool, error) {
-	out := make(chan error, 1)
-	if !s.start(func() {
-		_, err := s.ask(ctx, blockAnswer, confirmWithin, 0x1d, 'I', 65)
-		out <- err
-	}) {
-		out <- net.ErrClosed
+	handed := p.handed()
+	if p.queries() == "" {
+		p.settled(handed, false)
+		return false, nil
+	}
+	type result struct{ err error }
+	out := make(chan result, 1)
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if !s.start(func() { out <- result{p.proof(waiting, s)} }) {
+		return false, failed("print", net.ErrClosed)
 	}
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
 		select {
-		case err := <-out:
-			if errors.Is(err, errNoBlock) { // a printer that stopped says nothing either
-				if _, err := s.poll(ctx, p.queries); err != nil {
-					return false, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+		case r := <-out:
+			if errors.Is(r.err, errNoBlock) { // a printer that stopped says nothing either
+				if _, err := s.poll(ctx, p.queries()); err != nil && !errors.Is(err, errBusy) {
+					return false, failed("print", err)
 				}
 			}
 			if st := p.track.Status(); st.Power != hal.PowerOnline {
 				return false, stopped("print", st)
 			}
-			if err == nil || errors.Is(err, errNoBlock) {
-				return err == nil, nil
+			if r.err != nil && !errors.Is(r.err, errNoBlock) {
+				return false, failed("print", r.err)
 			}
-			return false, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+			p.settled(handed, r.err == nil)
+			return r.err == nil, nil
 		case <-tick.C:
 			if st := p.track.Status(); st.Power != hal.PowerOnline {
 				return false, stopped("print", st)
 			}
 		case <-ctx.Done():
-			return false, &hal.Error{Code: "E_TIMEOUT", Op: "print", Err: ctx.Err()}
+			return false, failed("print", ctx.Err())
 		}
 	}
+}
+
+// proof asks by what the printer answers: GS I, or GS r of one that does not
+// say who it is.
+func (p *printer) proof(ctx context.Context, s *session) error {
+	within := confirmWithin
+	if p.answers.Load() {
+		within = proofWithin
+	}
+	kind, cmd := blockAnswer, []byte{gs, 'I', 65}
+	if p.plain.Load() {
+		kind, cmd = plainAnswer, []byte{gs, 'r', 1}
+	}
+	_, err := s.ask(ctx, kind, within, cmd...)
+	if err == nil {
+		p.answers.Store(true)
+	}
+	return err
 }
 
 // CheckHealth implements hal.HealthChecker. External prints a test page.
 func (p *printer) CheckHealth(ctx context.Context, level hal.Level) (hal.Report, error) {
-	switch level {
-	case hal.Internal:
-		began := time.Now()
-		st, err := p.Status(ctx)
-		if err != nil {
-			return hal.Report{}, err
-		}
-		good := st.Health == hal.OK || st.Health == hal.Attention
-		return hal.Report{
-			OK: good, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", st.Health, st.Reason, st.Advice)),
-			Checks: []hal.Check{{ID: "status", OK: good, Code: st.Reason, Took: time.Since(began)}},
-		}, nil
-	case hal.External:
-		if _, err := p.Print(ctx, strings.NewReader(p.testPage(time.Now()))); err != nil {
-			return hal.Report{Text: err.Error()}, err
-		}
-		return hal.Report{OK: true, Text: "The test page has been printed."}, nil
+	if level == hal.Interactive {
+		return hal.Report{}, &hal.Error{Code: "E_ILLEGAL", Op: "check health", Err: errors.New("a printer has no interactive check; use external")}
 	}
-	return hal.Report{}, &hal.Error{Code: "E_ILLEGAL", Op: "check health", Err: errors.New("a printer has no interactive check; use external")}
+	began := time.Now()
+	st, err := p.Status(ctx)
+	if err != nil {
+		return hal.Report{}, err
+	}
+	r := checked(st, time.Since(began))
+	if level == hal.Internal {
+		return r, nil
+	}
+	began = time.Now()
+	made, err := p.Print(ctx, strings.NewReader(p.testPage(began)))
+	page := hal.Check{ID: "page", OK: err == nil, Took: time.Since(began)}
+	if err != nil {
+		page.Code = codeOf(err)
+		r.OK, r.Text, r.Checks = false, err.Error(), append(r.Checks, page)
+		return r, err
+	}
+	r.OK, r.Text, r.Checks = true, "The test page has been printed.", append(r.Checks, page)
+	if !made.Confirmed {
+		r.Text = "The test page has been sent; this printer cannot say whether it came out."
+	}
+	return r, nil
+}
+
+func codeOf(err error) string {
+	if e, ok := errors.AsType[*hal.Error](err); ok {
+		return e.Code
+	}
+	return "E_FAILURE"
+}
+
+// checked tells a look in the steps of a health check.
+func checked(st hal.Status, took time.Duration) hal.Report {
+	good := st.Health == hal.OK || st.Health == hal.Attention
+	reached := st.Power == hal.PowerOnline || st.Power == hal.PowerOffline
+	r := hal.Report{OK: good, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", st.Health, st.Reason, st.Advice))}
+	reach := hal.Check{ID: "reachable", OK: reached, Took: took}
+	if !reached {
+		reach.Code = st.Reason
+	}
+	r.Checks = append(r.Checks, reach)
+	if reached {
+		status := hal.Check{ID: "status", OK: good}
+		if !good {
+			status.Code = st.Reason
+		}
+		r.Checks = append(r.Checks, status)
+	}
+	return r
 }
 
 func (p *printer) testPage(now time.Time) string {
-	return "\x1b@\x1ba\x01\x1bE\x01Tillward test page\n\x1bE\x00" + p.Info().ID + "\n" + now.UTC().Format("2006-01-02 15:04 MST") +
+	return "\x1b@\x1ba\x01\x1bE\x01Tillward test page\n\x1bE\x00" + p.info.ID + "\n" + now.UTC().Format("2006-01-02 15:04 MST") +
 		"\nThe quick brown fox jumps over the lazy dog\n\x1bd\x04\x1dV\x00"
-}
-
-// OpenDrawer implements hal.DrawerKicker. Where the drawer's state is known it
-// returns after the drawer has opened, or E_FAILURE.
-func (p *printer) OpenDrawer(ctx context.Context) error {
-	s, err := p.owned(ctx, "open drawer")
-	if err != nil {
-		return err
-	}
-	was := p.track.Status().Sensors["DrawerOpened"]
-	if err := s.send(ctx, 0x1b, 'p', 0, 25, 250); err != nil {
-		return &hal.Error{Code: "E_FAILURE", Op: "open drawer", Err: err}
-	}
-	if was != hal.No {
-		return nil // unknown, or open already
-	}
-	late := time.NewTimer(drawerWithin)
-	defer late.Stop()
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			if st, err := s.poll(ctx, p.queries); err == nil && st.Sensors["DrawerOpened"] == hal.Yes {
-				p.track.Count("DrawerGoodOpenCount", 1)
-				return nil
-			}
-		case <-late.C:
-			p.track.Count("DrawerFailedOpenCount", 1)
-			return &hal.Error{Code: "E_FAILURE", Op: "open drawer", Err: errors.New("the drawer did not open; is it locked?")}
-		case <-ctx.Done():
-			return &hal.Error{Code: "E_TIMEOUT", Op: "open drawer", Err: ctx.Err()}
-		}
-	}
 }

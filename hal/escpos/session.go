@@ -4,46 +4,71 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/hal/port"
 )
 
 var (
 	errMute    = errors.New("the printer does not answer")
 	errNoBlock = errors.New("the printer does not tell about itself")
+	errBusy    = errors.New("the printer takes nothing now")
 )
 
-// blockPause is how long a printer is not asked for blocks after it has not
-// answered one. Asking fills its buffer while it is off-line.
-const blockPause = 5 * time.Minute
+const (
+	// blockPause is how long a printer is not asked for blocks after it has not
+	// answered one. Asking fills its buffer while it is off-line.
+	blockPause = 5 * time.Minute
+	// murkyFor is how long a picture that holds what a printer may take for a
+	// question makes its real-time answers worth nothing.
+	murkyFor = 3 * time.Second
+	// flowPiece is how much goes out at once where XOFF may come.
+	flowPiece = 64
+	// maxOrdered is how many questions may wait for their turn.
+	maxOrdered = 256
+)
 
-// session is one connection to a printer. One goroutine reads; whoever asks
-// has to have the turn, because answers do not say what they answer.
+// session is one connection to a printer. One goroutine reads. Answers do not
+// say what they answer, but come in the order of the questions: those in real
+// time among themselves, and the others behind all that was sent before.
 type session struct {
-	conn    net.Conn
+	conn    port.Conn
 	timeout time.Duration
-	drawer  hal.Tri
-	track   *hal.Tracker
-	turn    chan struct{}
+	flow    bool // XON and XOFF of this line are ours to obey
+	learn   func(reading) hal.Status
+	noise   func(n int)
+	turn    chan struct{} // who may write; changes hands between two commands only
 	lost    chan struct{} // closed when reading has ended
+	oneWay  chan struct{} // closed when there is nothing to read, ever
+	mute    atomic.Bool   // why it was lost
 	wg      sync.WaitGroup
 
-	mu     sync.Mutex
-	ended  bool
-	wanted int       // kind of the answer that is waited for
-	answer chan unit // where it goes
-	frames int       // seen so far
-	owed   int       // blocks asked for that never came
-	since  time.Time // of the newest of them
+	tail []byte // of our own question, that the printer has not taken yet; belongs to who has the turn
+
+	mu       sync.Mutex
+	ended    bool
+	urgent   []*question // in real time
+	ordered  []*question // behind what is printed
+	frame    [4]byte
+	frames   int // seen so far
+	known    reading
+	quiet    time.Time // a question in its turn was not answered then
+	murky    time.Time
+	gate     chan struct{} // closed by XON; nil: XOFF was not said
+	ears     []*tunnel
+	printing *tunnel // what nobody asked for is for this one
 }
 
-// begin starts to read conn.
-func begin(conn net.Conn, timeout time.Duration, drawer hal.Tri, track *hal.Tracker) *session {
-	s := &session{conn: conn, timeout: timeout, drawer: drawer, track: track, turn: make(chan struct{}, 1), lost: make(chan struct{})}
-	s.start(s.read)
-	return s
+// question waits for an answer. Where nobody waits any more the answer still
+// comes, and must not be taken for that to the next question.
+type question struct {
+	kind int
+	to   func(unit) // called with session.mu held; nil: nobody
 }
 
 // start runs f in a goroutine that end waits for; false when it has ended.
@@ -66,11 +91,17 @@ func (s *session) end() {
 	s.wg.Wait()
 }
 
+// drop closes the connection and throws away what the cable has not passed on.
+func (s *session) drop() {
+	if c, ok := s.conn.(interface{ SetLinger(sec int) error }); ok {
+		_ = c.SetLinger(0)
+	}
+	_ = s.conn.Close()
+}
+
 // read takes in what the printer says until the connection ends. It needs no
 // deadline of its own: a question that is not answered closes the connection.
 func (s *session) read() {
-	defer close(s.lost)
-	defer s.conn.Close()
 	var d decoder
 	b := make([]byte, 256)
 	for {
@@ -82,9 +113,15 @@ func (s *session) read() {
 			}
 		}
 		if d.errors > before {
-			s.track.Count("CommunicationErrorCount", float64(d.errors-before))
+			s.noise(d.errors - before)
+		}
+		if errors.Is(err, port.ErrOneWay) {
+			close(s.oneWay)
+			return
 		}
 		if err != nil {
+			_ = s.conn.Close()
+			close(s.lost)
 			return
 		}
 	}
@@ -93,48 +130,51 @@ func (s *session) read() {
 func (s *session) take(u unit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case u.kind == frameAnswer:
+	switch u.kind {
+	case flowControl:
+		switch {
+		case !s.flow:
+		case u.b == xoff && s.gate == nil:
+			s.gate = make(chan struct{})
+		case u.b == xon && s.gate != nil:
+			close(s.gate)
+			s.gate = nil
+		}
+	case frameAnswer:
 		s.frames++
-		s.track.Update(readFrame(u.frame).look(s.drawer))
-	case u.kind == blockAnswer && s.owed > 0:
-		s.owed-- // too late; what it answers is forgotten
-	case u.kind == s.wanted:
-		s.wanted = 0
-		s.answer <- u
+		s.frame, s.known = u.frame, readFrame(u.frame)
+		s.learn(s.known)
+		for _, t := range s.ears {
+			t.frame(u.frame)
+		}
+	case realtimeAnswer:
+		if len(s.urgent) > 0 {
+			q := s.urgent[0]
+			s.urgent = s.urgent[1:]
+			q.answer(u)
+		} else if time.Since(s.murky) > murkyFor {
+			s.noise(1)
+		}
 	default:
-		s.track.Count("CommunicationErrorCount", 1)
+		// In its turn: whatever was asked before and has not been answered never
+		// will be.
+		if i := slices.IndexFunc(s.ordered, func(q *question) bool { return q.kind == u.kind }); i >= 0 {
+			q := s.ordered[i]
+			s.ordered, s.quiet = s.ordered[i+1:], time.Time{}
+			q.answer(u)
+		} else if s.printing == nil || !s.printing.say(u.bytes()) {
+			s.noise(1)
+		}
 	}
 }
 
-// ask sends a command and waits for the answer. When ctx ends first the turn
-// stays taken until the answer has come or its time is over, so that the next
-// question cannot get it.
-func (s *session) ask(ctx context.Context, kind int, timeout time.Duration, cmd ...byte) (unit, error) {
-	if err := s.acquire(ctx); err != nil {
-		return unit{}, err
-	}
-	type result struct {
-		u   unit
-		err error
-	}
-	out := make(chan result, 1)
-	if !s.start(func() {
-		u, err := s.exchange(kind, timeout, cmd)
-		<-s.turn
-		out <- result{u, err}
-	}) {
-		<-s.turn
-		return unit{}, net.ErrClosed
-	}
-	select {
-	case r := <-out:
-		return r.u, r.err
-	case <-ctx.Done():
-		return unit{}, ctx.Err()
+func (q *question) answer(u unit) {
+	if q.to != nil {
+		q.to(u)
 	}
 }
 
+// acquire takes the turn.
 func (s *session) acquire(ctx context.Context) error {
 	select {
 	case s.turn <- struct{}{}:
@@ -146,73 +186,143 @@ func (s *session) acquire(ctx context.Context) error {
 	}
 }
 
-func (s *session) exchange(kind int, timeout time.Duration, cmd []byte) (unit, error) {
-	answer := make(chan unit, 1)
-	s.mu.Lock()
-	if kind == blockAnswer && s.owed > 0 {
-		if time.Since(s.since) < blockPause {
-			s.mu.Unlock()
-			return unit{}, errNoBlock
+func (s *session) release() { <-s.turn }
+
+// push writes; whoever calls has the turn. It returns errBusy when the printer
+// takes nothing for as long as it may take to answer.
+func (s *session) push(b []byte) (int, error) {
+	for n := 0; n < len(b); {
+		if err := s.conn.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
+			return n, err
 		}
-		s.owed = 0
+		m, err := s.conn.Write(b[n:])
+		n += m
+		switch {
+		case err == nil || m > 0 && errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return n, errBusy
+		default:
+			return n, err
+		}
 	}
-	s.wanted, s.answer = kind, answer
+	return len(b), nil
+}
+
+// pushTail finishes a question of ours that was cut short.
+func (s *session) pushTail() error {
+	n, err := s.push(s.tail)
+	s.tail = s.tail[n:]
+	return err
+}
+
+// send writes a whole command; whoever calls has the turn. q, if any, gets the
+// answer to it.
+func (s *session) send(q *question, cmd ...byte) error {
+	if err := s.pushTail(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	switch {
+	case q == nil:
+	case q.kind == realtimeAnswer:
+		s.urgent = append(s.urgent, q)
+	default:
+		if len(s.ordered) == maxOrdered { // nobody will answer that
+			s.ordered = s.ordered[1:]
+		}
+		s.ordered = append(s.ordered, q)
+	}
 	s.mu.Unlock()
-	if err := s.write(cmd); err != nil {
+	n, err := s.push(cmd)
+	switch {
+	case !errors.Is(err, errBusy):
+	case n > 0:
+		s.tail = append(s.tail, cmd[n:]...) // the rest goes before anything else
+	case q != nil:
+		s.mu.Lock()
+		gone := func(o *question) bool { return o == q }
+		s.urgent, s.ordered = slices.DeleteFunc(s.urgent, gone), slices.DeleteFunc(s.ordered, gone)
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// tell sends a command that has no answer.
+func (s *session) tell(ctx context.Context, cmd ...byte) error {
+	if err := s.acquire(ctx); err != nil {
+		return err
+	}
+	defer s.release()
+	return s.send(nil, cmd...)
+}
+
+// ask sends a question and waits for the answer.
+func (s *session) ask(ctx context.Context, kind int, timeout time.Duration, cmd ...byte) (unit, error) {
+	got := make(chan unit, 1)
+	if kind != realtimeAnswer && !s.asks() {
+		return unit{}, errNoBlock
+	}
+	if err := s.acquire(ctx); err != nil {
+		return unit{}, err
+	}
+	err := s.send(&question{kind: kind, to: func(u unit) { got <- u }}, cmd...)
+	s.release()
+	if err != nil {
 		return unit{}, err
 	}
 	late := time.NewTimer(timeout)
 	defer late.Stop()
 	select {
-	case u := <-answer:
+	case u := <-got:
 		return u, nil
+	case <-ctx.Done():
+		return unit{}, ctx.Err()
 	case <-s.lost:
 		return unit{}, net.ErrClosed
+	case <-s.oneWay:
+		return unit{}, port.ErrOneWay
 	case <-late.C:
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.wanted == 0 { // it came at the last moment
-		return <-answer, nil
-	}
-	s.wanted = 0
-	if kind == blockAnswer {
-		s.owed++
-		s.since = time.Now()
+	if kind != realtimeAnswer {
+		s.mu.Lock()
+		s.quiet = time.Now()
+		s.mu.Unlock()
 		return unit{}, errNoBlock
 	}
-	s.track.Count("CommunicationErrorCount", 1)
+	s.noise(1)
+	s.mute.Store(true)
 	_ = s.conn.Close() // a real-time question is always answered; this connection is of no use
 	return unit{}, errMute
 }
 
-// write sends bytes; the caller has the turn.
-func (s *session) write(b []byte) error {
-	if err := s.conn.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
-		return err
+// asks reports whether it is worth while to ask in turn.
+func (s *session) asks() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.quiet.IsZero() {
+		return true
 	}
-	_, err := s.conn.Write(b)
-	return err
-}
-
-// send writes a command that has no answer.
-func (s *session) send(ctx context.Context, b ...byte) error {
-	if err := s.acquire(ctx); err != nil {
-		return err
+	if time.Since(s.quiet) < blockPause {
+		return false
 	}
-	defer func() { <-s.turn }()
-	return s.write(b)
+	s.quiet, s.ordered = time.Time{}, nil
+	return true
 }
 
 // poll asks for the status in real time. A frame that arrives meanwhile is
-// newer and whole, and wins.
+// newer and whole, and wins. Without queries there is nothing to ask, and what
+// is known of the printer is that its cable is there.
 func (s *session) poll(ctx context.Context, queries string) (hal.Status, error) {
 	s.mu.Lock()
 	frames := s.frames
+	murky := time.Since(s.murky) < murkyFor
 	s.mu.Unlock()
 	var r reading
 	for _, n := range []byte(queries) {
-		u, err := s.ask(ctx, realtimeAnswer, s.timeout, 0x10, 0x04, n-'0')
+		if murky {
+			break
+		}
+		u, err := s.ask(ctx, realtimeAnswer, s.timeout, dle, 0x04, n-'0')
 		if err != nil {
 			return hal.Status{}, err
 		}
@@ -220,31 +330,33 @@ func (s *session) poll(ctx context.Context, queries string) (hal.Status, error) 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.frames != frames {
-		return s.track.Status(), nil
+	if s.frames == frames && !murky {
+		s.known = r.over(s.known)
 	}
-	return s.track.Update(r.look(s.drawer)), nil
+	return s.learn(s.known), nil
 }
 
 // arm makes the printer tell of changes by itself: drawer, on-line, error,
 // paper. A job of the till may have switched that off.
-func (s *session) arm(ctx context.Context) error { return s.send(ctx, 0x1d, 'a', 0x0f) }
+func (s *session) arm(ctx context.Context) error { return s.tell(ctx, armed...) }
+
+var armed = []byte{gs, 'a', 0x0f}
 
 // identity asks who the printer is (GS I n); "" when it does not say.
 func (s *session) identity(ctx context.Context, n byte) (string, error) {
-	u, err := s.ask(ctx, blockAnswer, s.timeout, 0x1d, 'I', n)
+	u, err := s.ask(ctx, blockAnswer, s.timeout, gs, 'I', n)
 	return u.block, err
 }
 
 // counter asks for a maintenance counter (GS g 2).
 func (s *session) counter(ctx context.Context, n byte) (uint64, error) {
-	u, err := s.ask(ctx, blockAnswer, s.timeout, 0x1d, 'g', '2', 0, n, 0)
+	u, err := s.ask(ctx, blockAnswer, s.timeout, gs, 'g', '2', 0, n, 0)
 	if err != nil {
 		return 0, err
 	}
 	v, ok := parseCounter(u.block)
 	if !ok {
-		s.track.Count("CommunicationErrorCount", 1)
+		s.noise(1)
 		return 0, errNoBlock
 	}
 	return v, nil
@@ -264,4 +376,11 @@ func parseCounter(s string) (uint64, bool) {
 		v = v*10 + uint64(c-'0')
 	}
 	return v, true
+}
+
+// forgive lets a printer be asked in its turn again though it did not answer.
+func (s *session) forgive() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.quiet, s.ordered = time.Time{}, nil
 }
