@@ -9,7 +9,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The message protocol of pcscd 1.8 to 2.x: version 4.4 is what all of them
@@ -43,13 +46,15 @@ const (
 
 // The results of pcscd that are told apart [pcsc-lite pcsclite.h].
 const (
-	rvNotTransacted = 0x80100016
 	rvSharing       = 0x8010000B
 	rvNoCard        = 0x8010000C
+	rvComm          = 0x80100013
+	rvNotTransacted = 0x80100016
 	rvUnresponsive  = 0x80100066
 	rvUnpowered     = 0x80100067
 	rvReset         = 0x80100068
 	rvRemoved       = 0x80100069
+	rvSecurity      = 0x8010006A
 )
 
 // failure is a result of pcscd that is not success.
@@ -58,6 +63,7 @@ type failure uint32
 func (f failure) Error() string {
 	names := map[failure]string{
 		rvNotTransacted: "SCARD_E_NOT_TRANSACTED", rvSharing: "SCARD_E_SHARING_VIOLATION", rvNoCard: "SCARD_E_NO_SMARTCARD",
+		rvComm: "SCARD_F_COMM_ERROR", rvSecurity: "SCARD_W_SECURITY_VIOLATION",
 		rvUnresponsive: "SCARD_W_UNRESPONSIVE_CARD", rvUnpowered: "SCARD_W_UNPOWERED_CARD", rvReset: "SCARD_W_RESET_CARD", rvRemoved: "SCARD_W_REMOVED_CARD",
 	}
 	if n, ok := names[f]; ok {
@@ -70,7 +76,8 @@ var errNotAllowed = errors.New("this command is not on the list of what may be s
 
 // selectPPSE and selectPSE are all that is ever sent to a card: select the
 // payment directory, which holds no card data [EMV Book 1, 12.2.2]. There is no
-// way in this package to send anything else.
+// way in this package to send anything else: transmit asks allowed, and nothing
+// but transmit speaks to a card.
 var (
 	selectPPSE = []byte("\x00\xa4\x04\x00\x0e2PAY.SYS.DDF01\x00")
 	selectPSE  = []byte("\x00\xa4\x04\x00\x0e1PAY.SYS.DDF01\x00")
@@ -123,32 +130,54 @@ func printable(b []byte) string {
 	}, b))
 }
 
-// client is one connection to pcscd. It is used by one goroutine.
+// client is one connection to pcscd. It is used by one goroutine, but for nudge.
 type client struct {
 	conn    net.Conn
 	timeout time.Duration
+
+	mu      sync.Mutex
+	waiting bool // for a change; nudge may end that
+	nudged  bool
 }
+
+// errRefused is a pcscd that hangs up on us before it says a word: that is how
+// it says that somebody may not use it [pcsc-lite, doc/README.polkit].
+var errRefused = errors.New("pcscd refuses this user")
 
 // dial connects and agrees on the protocol.
 func dial(ctx context.Context, socket string, timeout time.Duration) (*client, error) {
 	conn, err := (&net.Dialer{Timeout: timeout}).DialContext(ctx, "unix", socket)
+	if errors.Is(err, os.ErrPermission) {
+		return nil, errRefused
+	}
 	if err != nil {
 		return nil, err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
 	c := &client{conn: conn, timeout: timeout}
 	answer, err := c.call(cmdVersion, words(protocolMajor, protocolMinor, 0), 12)
-	if err == nil {
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		err = errRefused
+	case err != nil:
+	case order.Uint32(answer[8:]) != 0:
 		err = result(answer[8:])
-	}
-	if err == nil && order.Uint32(answer) != protocolMajor {
+	case order.Uint32(answer) != protocolMajor:
 		err = fmt.Errorf("pcscd speaks protocol %d.%d, want %d.x", order.Uint32(answer), order.Uint32(answer[4:]), protocolMajor)
 	}
 	if err != nil {
 		_ = conn.Close()
-		return nil, fmt.Errorf("greet pcscd: %w", err)
+		return nil, greeting{err}
 	}
 	return c, nil
 }
+
+// greeting is what went wrong with somebody who listens.
+type greeting struct{ error }
+
+func (g greeting) Error() string { return "greet pcscd: " + g.error.Error() }
+func (g greeting) Unwrap() error { return g.error }
 
 // socketPath is where pcscd listens.
 func socketPath(configured string) string {
@@ -225,22 +254,45 @@ func (c *client) watch() ([]slot, error) {
 	return decodeSlots(b)
 }
 
-// wait returns when a reader has changed, or when the time is over.
+// wait returns when a reader has changed, when the time is over, or when it is
+// nudged.
 func (c *client) wait(within time.Duration) error {
-	_, err := c.receive(8, within)
+	c.mu.Lock()
+	if c.nudged {
+		within = 0
+	}
+	err := c.conn.SetReadDeadline(time.Now().Add(within))
+	c.waiting = true
+	c.mu.Unlock()
+	if err == nil {
+		_, err = io.ReadFull(c.conn, make([]byte, 8))
+	}
+	c.mu.Lock()
+	c.waiting, c.nudged = false, false
+	c.mu.Unlock()
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
 	// One message comes in any case: the change, if it was just on its way, or
-	// the answer to this.
+	// the answer to this. It also shows that pcscd is well.
 	_, err = c.call(cmdStopWait, nil, 8)
 	return err
 }
 
+// nudge ends a wait, the present one or the next.
+func (c *client) nudge() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nudged = true
+	if c.waiting {
+		_ = c.conn.SetReadDeadline(time.Now())
+	}
+}
+
 // selectDirectory connects to the card in a reader, shared with whoever else
-// uses it, selects the payment directory and lets go of the card. Of the answer
-// only the status word is kept.
-// The card was reached when an error comes from the transmission itself.
+// uses it, selects the payment directory - of cards with and, if there is none,
+// without antenna - and lets go of the card. Of the answer only the status word
+// is kept. The card was reached when an error comes from the transmission itself.
 func (c *client) selectDirectory(reader string) (sw uint16, reached bool, err error) {
 	b, err := c.call(cmdEstablish, words(2, 0, 0), 12)
 	if err == nil {
@@ -268,9 +320,13 @@ func (c *client) selectDirectory(reader string) (sw uint16, reached bool, err er
 			}
 		}
 	}()
-	sw, err = c.transmit(card, protocol, selectPPSE)
+	if sw, err = c.transmit(card, protocol, selectPPSE); err == nil && sw == notFound {
+		sw, err = c.transmit(card, protocol, selectPSE)
+	}
 	return sw, true, err
 }
+
+const notFound = 0x6a82 // [ISO/IEC 7816-4, 5.6]
 
 // transmit sends one of the allowed commands.
 func (c *client) transmit(card, protocol uint32, apdu []byte) (uint16, error) {

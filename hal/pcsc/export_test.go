@@ -2,6 +2,7 @@ package pcsc
 
 import (
 	"context"
+	"net"
 	"time"
 )
 
@@ -24,14 +25,12 @@ func DecodeSlots(b []byte) ([]Slot, error) {
 // ErrNotAllowed is errNotAllowed.
 var ErrNotAllowed = errNotAllowed
 
-// Transmit tries to send any command to the card in a reader.
-func Transmit(ctx context.Context, socket string, apdu []byte) (uint16, error) {
-	c, err := dial(ctx, socket, time.Second)
-	if err != nil {
-		return 0, err
-	}
-	defer c.close()
-	return c.transmit(0, 1, apdu)
+// Directories are all that may be sent to a card.
+var Directories = [][]byte{selectPPSE, selectPSE}
+
+// Transmit tries to send any command to a card over a connection that is open.
+func Transmit(conn net.Conn, apdu []byte) (uint16, error) {
+	return (&client{conn: conn, timeout: time.Second}).transmit(7, 1, apdu)
 }
 
 // Greet connects and looks at the table, as run does.
@@ -43,4 +42,21 @@ func Greet(ctx context.Context, socket string) error {
 	defer c.close()
 	_, err = c.watch()
 	return err
+}
+
+// Select does with a card what a payment application begins with.
+func Select(ctx context.Context, socket, reader string) error {
+	c, err := dial(ctx, socket, 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	_, _, err = c.selectDirectory(reader)
+	return err
+}
+
+// USBOf is findUSB.
+func USBOf(root, name string, alone bool) (key, maker, serial string, ok bool) {
+	u, ok := findUSB(root, name, alone)
+	return u.key, u.maker, u.serial, ok
 }

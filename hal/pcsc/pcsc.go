@@ -3,46 +3,54 @@
 // does.
 //
 // It says whether a reader is there, whether a card is in, whether cards answer
-// and whether they are pulled out too early. It never reads a card: the one
-// command it can send selects the payment directory, and of the answer it keeps
-// the status word. Answers to reset are not kept either. It shares readers and
-// never holds one longer than that command takes.
+// and whether they are pulled out too early, and it tells a reader that is gone
+// from a daemon that is gone, mute, or not for this user. It never reads a
+// card: the one command it can send selects the payment directory, and of the
+// answer it keeps the status word. Answers to reset are not kept either. It
+// shares readers and never holds one longer than that command takes; a card
+// that somebody else has for himself is in use, and no fault.
 //
 // Options: reader = "substring of its name", without which the first reader
-// counts; socket = "/run/pcscd/pcscd.comm"; probe = "insert" sends the command
-// to each card that is put in, so that torn cards are counted (off by default:
-// the payment application may want the card for itself at that moment).
+// counts; socket = "/run/pcscd/pcscd.comm"; timeout = "2s" of each answer of
+// pcscd, which is asked five times rarer whether it lives; probe = "insert"
+// sends the command to each card that is put in, so that torn cards are counted
+// (off by default: the payment application may want the card for itself at that
+// moment).
 package pcsc
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"math/rand/v2"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tillward/tillward/hal"
 )
 
 const (
-	callTimeout = 5 * time.Second
-	waitAtMost  = 30 * time.Second
-	backoffMin  = 100 * time.Millisecond
-	backoffMax  = 10 * time.Second
+	waitTimes  = 5 // the timeout of an answer, until pcscd is asked whether it lives
+	backoffMin = 100 * time.Millisecond
+	backoffMax = 10 * time.Second
 )
 
 // Driver is the driver "pcsc".
-type Driver struct{}
+type Driver struct {
+	Root string // where sys is; empty for the box itself
+}
 
 // Name implements hal.Driver.
 func (Driver) Name() string { return "pcsc" }
 
 // Open implements hal.Driver. Neither pcscd nor the reader need be there.
-func (Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "reader", "socket", "probe"); err != nil {
+func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
+	if err := hal.CheckOptions(cfg, "reader", "socket", "probe", "timeout"); err != nil {
 		return nil, err
 	}
 	illegal := func(format string, args ...any) error {
@@ -51,14 +59,32 @@ func (Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	if cfg.Claim != "" && cfg.Claim != hal.Share {
 		return nil, illegal("claim %q: card readers are shared", cfg.Claim)
 	}
+	if cfg.Address != "" {
+		return nil, illegal("address %q: a reader is found by its name; write it as the option reader", cfg.Address)
+	}
 	probe := cfg.Options["probe"]
 	if probe != "" && probe != "insert" {
 		return nil, illegal("probe = %q: insert, or leave it out", probe)
 	}
+	timeout := 2 * time.Second
+	if v, ok := cfg.Options["timeout"]; ok {
+		var err error
+		if timeout, err = time.ParseDuration(v); err != nil || timeout < 10*time.Millisecond || timeout > time.Minute {
+			return nil, illegal("timeout = %q: from 10ms to 1m", v)
+		}
+	}
+	root := d.Root
+	if root == "" {
+		root = "/"
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &reader{
-		socket: socketPath(cfg.Options["socket"]), want: cfg.Options["reader"], probes: probe != "", first: make(chan struct{}), stop: cancel,
-		info: hal.Info{ID: cfg.ID, Category: hal.SmartCardRW, Driver: "pcsc", Claim: hal.Share},
+		root: root, socket: socketPath(cfg.Options["socket"]), want: cfg.Options["reader"], probes: probe != "", timeout: timeout,
+		first: make(chan struct{}), nudged: make(chan struct{}, 1), stop: cancel,
+		info: hal.Info{
+			ID: cfg.ID, Category: hal.SmartCardRW, Driver: "pcsc", Claim: hal.Share, Interface: "PCSC",
+			Caps: []string{"CapPowerReporting", "CapSCPresentSensor", "CapStatisticsReporting"},
+		},
 		track: hal.NewTracker(hal.SmartCardRW, "CommunicationErrorCount", "M_CardInsertedCount", "M_CardRemovedCount",
 			"M_CardResetFailedCount", "M_TransmitErrorCount", "M_TransmitCount"),
 	}
@@ -68,16 +94,21 @@ func (Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 
 // reader is an open card reader.
 type reader struct {
-	socket string
-	want   string
-	probes bool
-	track  *hal.Tracker
-	first  chan struct{} // closed after the first look
-	stop   context.CancelFunc
-	wg     sync.WaitGroup
+	root    string
+	socket  string
+	want    string
+	probes  bool
+	timeout time.Duration
+	track   *hal.Tracker
+	first   chan struct{} // closed after the first look
+	nudged  chan struct{}
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
 
-	mu   sync.Mutex
-	info hal.Info
+	mu      sync.Mutex
+	info    hal.Info
+	conn    *client // that waits for changes now
+	refused bool    // pcscd is there, and not for us
 
 	// Of run alone.
 	name    string
@@ -99,7 +130,9 @@ func (r *reader) Close() error {
 	return nil
 }
 
-// Info implements hal.Device. The model is the reader's name once it was seen.
+// Info implements hal.Device. The model is the reader's name once it was seen;
+// maker, serial number and firmware are those of its USB device, where it can
+// be told which that is.
 func (r *reader) Info() hal.Info {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,45 +145,85 @@ func (r *reader) Events(ctx context.Context) iter.Seq2[hal.Event, error] { retur
 // Statistics implements hal.Statistics.
 func (r *reader) Statistics(context.Context) ([]hal.Stat, error) { return r.track.Stats(), nil }
 
+// Nudge implements hal.Nudger.
+func (r *reader) Nudge() {
+	select {
+	case r.nudged <- struct{}{}:
+	default:
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn != nil {
+		r.conn.nudge()
+	}
+}
+
 // Status implements hal.StatusReader. pcscd tells of changes by itself, so what
 // is known is what is.
 func (r *reader) Status(ctx context.Context) (hal.Status, error) {
 	select {
 	case <-r.first:
-		return r.track.Status(), nil
 	case <-ctx.Done():
 		return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: ctx.Err()}
 	}
+	r.mu.Lock()
+	refused := r.refused
+	r.mu.Unlock()
+	s := r.track.Status()
+	if refused && s.Health == hal.Offline {
+		s.Reason, s.Advice = refusal, "Let the agent's user use pcscd: by a polkit rule for org.debian.pcsc-lite.access_pcsc and access_card, or by the rights of its socket."
+	}
+	return s, nil
 }
+
+const refusal = "E_NOSERVICE" // of a pcscd that is there for others
 
 // run watches for as long as the device is open.
 func (r *reader) run(ctx context.Context) {
 	looked := sync.OnceFunc(func() { close(r.first) })
 	defer looked()
 	for failures := 0; ctx.Err() == nil; failures++ {
-		if c, err := dial(ctx, r.socket, callTimeout); err == nil {
+		c, err := dial(ctx, r.socket, r.timeout)
+		if err == nil {
 			err = r.follow(ctx, c, func() {
 				looked()
 				failures = 0
 			})
 			c.close()
-			if err != nil && ctx.Err() == nil {
-				r.track.Count("CommunicationErrorCount", 1)
-			}
 		}
 		if ctx.Err() != nil {
 			return
 		}
+		if garbled(err) {
+			r.track.Count("CommunicationErrorCount", 1)
+		}
 		r.counted = false // a new daemon counts anew
-		r.track.Update(hal.PowerOffOffline, nil)
+		r.mu.Lock()
+		r.refused = errors.Is(err, errRefused)
+		r.mu.Unlock()
+		r.track.Update(hal.PowerOffOffline, map[string]hal.Tri{"M_DaemonGone": hal.Yes})
 		looked()
 		wait := time.NewTimer(backoff(failures))
 		select {
 		case <-ctx.Done():
 		case <-wait.C:
+		case <-r.nudged:
 		}
 		wait.Stop()
 	}
+}
+
+// garbled reports whether somebody was there and did not speak as pcscd does. A
+// daemon that is not there, or ends, or does not let us in, speaks well enough.
+func garbled(err error) bool {
+	var g greeting
+	switch {
+	case errors.Is(err, errRefused), errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return false
+	case errors.As(err, &g):
+		return true
+	}
+	return !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT)
 }
 
 func backoff(failures int) time.Duration {
@@ -165,6 +238,8 @@ func backoff(failures int) time.Duration {
 func (r *reader) follow(ctx context.Context, c *client, looked func()) error {
 	stop := context.AfterFunc(ctx, c.close)
 	defer stop()
+	r.hold(c)
+	defer r.hold(nil)
 	for {
 		table, err := c.watch()
 		if err != nil {
@@ -173,11 +248,20 @@ func (r *reader) follow(ctx context.Context, c *client, looked func()) error {
 		inserted := r.take(table)
 		looked()
 		if inserted && r.probes {
-			r.probe(ctx)
+			_, _ = r.selectDirectory(ctx)
 		}
-		if err := c.wait(waitAtMost); err != nil {
+		if err := c.wait(waitTimes * r.timeout); err != nil {
 			return err
 		}
+	}
+}
+
+func (r *reader) hold(c *client) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.conn = c
+	if c != nil {
+		r.refused = false
 	}
 }
 
@@ -196,21 +280,39 @@ func (r *reader) take(table []slot) bool {
 	s, ok := r.pick(table)
 	if !ok {
 		r.counted = false
-		r.track.Update(hal.PowerOffOffline, nil)
+		r.track.Update(hal.PowerOffOffline, map[string]hal.Tri{"M_DaemonGone": hal.No})
 		return false
 	}
-	if model := s.name[:min(len(s.name), 64)]; !hal.MayHoldPAN(model) {
-		r.mu.Lock()
-		r.info.Model = model
-		r.mu.Unlock()
+	if !r.counted || r.name != s.name {
+		r.identify(s.name, len(table) == 1)
 	}
 	was := r.track.Status().Sensors["SCPresentSensor"]
 	if r.counted && r.name == s.name {
 		r.missed(was == hal.Yes, s)
 	}
 	r.name, r.events, r.counted = s.name, s.events, true
-	r.track.Update(hal.PowerOnline, map[string]hal.Tri{"SCPresentSensor": hal.TriOf(s.present()), "M_CardMute": hal.TriOf(s.mute())})
+	r.track.Update(hal.PowerOnline, map[string]hal.Tri{
+		"SCPresentSensor": hal.TriOf(s.present()), "M_CardMute": hal.TriOf(s.mute()), "M_DaemonGone": hal.No,
+	})
 	return s.present() && !s.mute() && was == hal.No
+}
+
+// identify notes which reader it is.
+func (r *reader) identify(name string, alone bool) {
+	u, ok := findUSB(r.root, name, alone)
+	model := modelOf(name)
+	if hal.MayHoldPAN(model) {
+		r.track.Count("M_PanGuardDropCount", 1)
+		model = ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.info.Model, r.info.Key = model, keyOf(modelOf(name))
+	r.info.Maker, r.info.Serial, r.info.Firmware, r.info.Interface = "", "", "", "PCSC"
+	if ok {
+		r.info.Key, r.info.Interface = u.key, "USB"
+		r.info.Maker, r.info.Serial, r.info.Firmware = u.maker, u.serial, u.firmware
+	}
 }
 
 // missed counts the cards that came and went between two looks.
@@ -223,71 +325,4 @@ func (r *reader) missed(present bool, s slot) {
 		r.track.Count("M_CardInsertedCount", pairs)
 		r.track.Count("M_CardRemovedCount", pairs)
 	}
-}
-
-// probe sends the one command to the card and counts how it went.
-func (r *reader) probe(ctx context.Context) {
-	_, _ = r.selectDirectory(ctx)
-}
-
-func (r *reader) selectDirectory(ctx context.Context) (uint16, error) {
-	c, err := dial(ctx, r.socket, callTimeout)
-	if err != nil {
-		return 0, err
-	}
-	defer c.close()
-	stop := context.AfterFunc(ctx, c.close)
-	defer stop()
-	table, err := c.states()
-	if err != nil {
-		return 0, err
-	}
-	s, ok := r.pick(table)
-	if !ok {
-		return 0, failure(rvNoCard)
-	}
-	sw, reached, err := c.selectDirectory(s.name)
-	var f failure
-	switch {
-	case err == nil:
-		r.track.Count("M_TransmitCount", 1)
-	case reached && errors.As(err, &f):
-		r.track.Post("M_CARD_TORN", "", f.Error())
-	}
-	return sw, err
-}
-
-// CheckHealth implements hal.HealthChecker. Interactive needs a test card in
-// the reader, or waits for one until ctx ends.
-func (r *reader) CheckHealth(ctx context.Context, level hal.Level) (hal.Report, error) {
-	switch level {
-	case hal.Internal:
-		began := time.Now()
-		st, err := r.Status(ctx)
-		if err != nil {
-			return hal.Report{}, err
-		}
-		there := st.Power == hal.PowerOnline
-		rep := hal.Report{OK: there, Text: "pcscd is there and has the reader.", Checks: []hal.Check{{ID: "reachable", OK: there, Took: time.Since(began)}}}
-		if !there {
-			rep.Text, rep.Checks[0].Code = "The reader is not there. "+st.Advice, st.Reason
-		}
-		return rep, nil
-	case hal.Interactive:
-		tick := time.NewTicker(100 * time.Millisecond)
-		defer tick.Stop()
-		for r.track.Status().Sensors["SCPresentSensor"] != hal.Yes {
-			select {
-			case <-ctx.Done():
-				return hal.Report{}, &hal.Error{Code: "E_TIMEOUT", Op: "check health", Err: errors.New("no card was put in")}
-			case <-tick.C:
-			}
-		}
-		sw, err := r.selectDirectory(ctx)
-		if err != nil {
-			return hal.Report{Text: err.Error()}, &hal.Error{Code: "E_FAILURE", Op: "check health", Err: err}
-		}
-		return hal.Report{OK: true, Text: fmt.Sprintf("The card answered with status word %04X.", sw)}, nil
-	}
-	return hal.Report{}, &hal.Error{Code: "E_ILLEGAL", Op: "check health", Err: errors.New("a card reader has no external check; use interactive")}
 }

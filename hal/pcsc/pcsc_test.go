@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
@@ -29,7 +30,7 @@ func daemon(t *testing.T, readers int) *emulator.PCSCD {
 
 func open(t *testing.T, r emulator.Reader, options ...string) hal.Device {
 	t.Helper()
-	cfg := hal.Config{ID: "reader", Options: map[string]string{"socket": r.Socket, "reader": r.Name}}
+	cfg := hal.Config{ID: "reader", Options: map[string]string{"socket": r.Socket, "reader": r.Name, "timeout": "500ms"}}
 	for i := 0; i < len(options); i += 2 {
 		cfg.Options[options[i]] = options[i+1]
 	}
@@ -99,27 +100,25 @@ func TestConformance(t *testing.T) {
 	haltest.Run(t, func(t *testing.T) haltest.Bench {
 		card := r.Card
 		t.Cleanup(func() {
+			p.Freeze(false)
 			card.Mute(false)
 			card.Remove()
 			status(t, open(t, r), empty)
 		})
+		insert := func(on bool) {
+			if on {
+				card.Insert()
+			} else {
+				card.Remove()
+			}
+		}
 		return haltest.Bench{
 			Open: func(t *testing.T) hal.Device { return open(t, r) },
 			Faults: []haltest.Fault{
-				{Name: "card", Alone: true, Sensor: "SCPresentSensor", On: "CARD_PRESENT", Off: "NO_CARD", Set: func(on bool) {
-					if on {
-						card.Insert()
-					} else {
-						card.Remove()
-					}
-				}},
+				{Name: "card", Alone: true, Sensor: "SCPresentSensor", On: "CARD_PRESENT", Off: "NO_CARD", Set: insert},
 				{Name: "mute card", Alone: true, Sensor: "M_CardMute", On: "M_CARD_MUTE", Off: "M_CARD_OK", Set: func(on bool) {
 					card.Mute(on)
-					if on {
-						card.Insert()
-					} else {
-						card.Remove()
-					}
+					insert(on)
 				}},
 			},
 			Unplug: func(on bool) {
@@ -129,28 +128,76 @@ func TestConformance(t *testing.T) {
 					t.Error(err)
 				}
 			},
+			Mute: p.Freeze,
 			Blind: func(t *testing.T) hal.Device {
 				return open(t, emulator.Reader{Socket: r.Socket, Name: "no such reader"})
 			},
-			Unseen:  []string{"SCPresentSensor", "M_CardMute"},
-			Observe: func(t *testing.T) hal.Device { return open(t, r) },
-			Compete: func(ctx context.Context) error { return pcsc.Greet(ctx, r.Socket) },
-			NotApplicable: map[int]string{
-				2:  "a real pcscd does not fall silent",
-				5:  "a real pcscd says nothing that means nothing; FuzzDaemon does",
-				11: "a reader has nothing that moves",
-			},
+			Unseen: []string{"SCPresentSensor", "M_CardMute"},
 			Feed: func(t *testing.T, d hal.Device, number string) {
 				card.Say("\x5a\x08" + number + ";" + number + "=2512")
 				card.Insert()
-				if rep, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.Interactive); err != nil || hal.MayHoldPAN(rep.Text) || !strings.Contains(rep.Text, "9000") {
+				rep, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.Interactive)
+				if err != nil || !rep.OK || hal.MayHoldPAN(fmt.Sprint(rep)) || rep.Checks[len(rep.Checks)-1].Code != "9000" {
 					t.Errorf("health check: %+v, %v; want the status word alone", rep, err)
 				}
 				card.Remove()
 				status(t, d, empty)
 			},
+			Observe: func(t *testing.T) hal.Device {
+				card.Insert()
+				d := open(t, r, "probe", "insert")
+				status(t, d, filled)
+				return d
+			},
+			Compete: func(ctx context.Context) error { return pcsc.Select(ctx, r.Socket, r.Name) },
+			NotApplicable: map[int]string{
+				5:  "a real pcscd says nothing that means nothing; FuzzDaemon does",
+				11: "a reader has nothing that moves",
+			},
 		}
 	})
+}
+
+// A daemon that is gone is told from a reader that is gone.
+func TestDaemonGone(t *testing.T) {
+	p := daemon(t, 1)
+	d := open(t, p.Reader(0))
+	nowhere := open(t, emulator.Reader{Socket: p.Reader(0).Socket, Name: "no such reader"})
+	status(t, d, empty)
+	if s := status(t, nowhere, func(hal.Status) bool { return true }); s.Reason != "POWER_OFF_OFFLINE" || s.Sensors["M_DaemonGone"] != hal.No {
+		t.Errorf("a reader that is not there: %+v", s)
+	}
+	p.Halt()
+	for _, d := range []hal.Device{d, nowhere} {
+		s := status(t, d, func(s hal.Status) bool { return s.Sensors["M_DaemonGone"] == hal.Yes })
+		if s.Reason != "M_PCSCD_GONE" || s.Health != hal.Offline || s.Power != hal.PowerOffOffline {
+			t.Errorf("without pcscd: %+v", s)
+		}
+		rep, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.Internal)
+		if err != nil || rep.OK || len(rep.Checks) != 1 || rep.Checks[0].ID != "daemon" || rep.Checks[0].Code != "M_PCSCD_GONE" {
+			t.Errorf("health check: %+v, %v", rep, err)
+		}
+	}
+	if err := p.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d.(hal.Nudger).Nudge()
+	status(t, d, empty)
+	heard := map[string]int{}
+	_ = d.Close()
+	for e, err := range d.(hal.Notifier).Events(t.Context()) {
+		if err == nil {
+			heard[e.Code]++
+		}
+	}
+	for _, code := range []string{"POWER_OFF_OFFLINE", "M_PCSCD_GONE", "M_PCSCD_BACK", "POWER_ONLINE"} {
+		if heard[code] != 1 {
+			t.Errorf("%s was told %d times: %v", code, heard[code], heard)
+		}
+	}
+	if n := count(t, d, "CommunicationErrorCount"); n != 0 {
+		t.Errorf("a daemon that ends is no error of communication, got %v", n)
+	}
 }
 
 // The card is pulled out while it is spoken to.
@@ -238,27 +285,6 @@ func TestDaemonsAreApart(t *testing.T) {
 	}
 }
 
-// Must fail: nothing but the selection of the payment directory is ever sent.
-func TestOnlyTheDirectoryIsSelected(t *testing.T) {
-	r := daemon(t, 1).Reader(0)
-	r.Card.Insert()
-	for _, apdu := range [][]byte{
-		{0x00, 0xb2, 0x01, 0x0c, 0x00},                               // READ RECORD
-		{0x80, 0xa8, 0x00, 0x00, 0x02, 0x83, 0x00},                   // GET PROCESSING OPTIONS
-		{0x80, 0xca, 0x9f, 0x17, 0x00},                               // GET DATA
-		{0x00, 0xa4, 0x04, 0x00, 0x07, 0xa0, 0, 0, 0, 3, 0x10, 0x10}, // SELECT an application
-		[]byte("\x00\xa4\x04\x00\x0e2PAY.SYS.DDF01\x00\x00"),
-		nil,
-	} {
-		if _, err := pcsc.Transmit(t.Context(), r.Socket, apdu); !errors.Is(err, pcsc.ErrNotAllowed) {
-			t.Errorf("%x: got %v, want refused", apdu, err)
-		}
-	}
-	if c := r.Card.Commands(); len(c) > 0 {
-		t.Errorf("the card was sent %x", c)
-	}
-}
-
 func table(names ...string) []byte {
 	b := make([]byte, 16*184)
 	for i, n := range names {
@@ -333,6 +359,8 @@ func TestBadConfig(t *testing.T) {
 		{ID: "x", Claim: hal.Own},
 		{ID: "x", Options: map[string]string{"colour": "red"}},
 		{ID: "x", Options: map[string]string{"probe": "always"}},
+		{ID: "x", Options: map[string]string{"timeout": "1h"}},
+		{ID: "x", Address: "usb:08e6:3437"},
 	} {
 		d, err := pcsc.Driver{}.Open(t.Context(), cfg)
 		if !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {

@@ -139,6 +139,21 @@ func (p *PCSCD) halt() {
 	}
 }
 
+// Freeze makes the daemons hang: they take what they are told and do not answer.
+func (p *PCSCD) Freeze(on bool) {
+	signal := syscall.SIGCONT
+	if on {
+		signal = syscall.SIGSTOP
+	}
+	for _, d := range p.daemons {
+		d.mu.Lock()
+		if d.cmd != nil {
+			_ = d.cmd.Process.Signal(signal)
+		}
+		d.mu.Unlock()
+	}
+}
+
 // Stop ends daemons and cards, and waits.
 func (p *PCSCD) Stop() {
 	p.halt()
