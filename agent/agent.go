@@ -49,6 +49,7 @@ type Options struct {
 	Bus     hal.Bus // tells what is plugged in; nil: nobody does
 	OpenTPM func(path string) (TPM, error)
 	Slots   func(address string) Slots // the boot slots that RAUC at a D-Bus address drives
+	Guard   *Guard                     // that guards Log; nil: one that guards the rest
 	Log     *slog.Logger
 	Level   *slog.LevelVar
 	Tail    func(lines int) []byte // last lines of the log
@@ -68,7 +69,7 @@ type Agent struct {
 	spool    *spool.Spool
 	journal  *audit.Journal
 	settings *settings
-	devices  peripherals
+	devices  *peripherals
 	monitor  *telemetry.Monitor
 	machine  *update.Machine
 	fetcher  *fetch.Fetcher
@@ -119,10 +120,13 @@ func Launch(cfg Config, version string) (string, error) {
 
 // New returns an agent; Run opens what it needs.
 func New(cfg Config, o Options) *Agent {
+	if o.Guard == nil {
+		o.Guard = new(Guard)
+	}
 	a := &Agent{
 		cfg: cfg, o: o, log: o.Log, started: time.Now(), heads: newNumbering(), again: make(chan struct{}, 1), reboot: make(chan struct{}, 1),
 		opened: make(chan struct{}, 1), parting: make(chan struct{}, 1),
-		looks: make(chan struct{}, 1), devices: peripherals{opened: map[string]hal.Device{}, tried: map[string]bool{}},
+		looks: make(chan struct{}, 1), devices: newPeripherals(cfg, o.Log),
 	}
 	a.ownership.File = a.file("owner.json")
 	a.left = member.Leaving{File: a.file("leaving.json"), Ownership: &a.ownership}
@@ -166,6 +170,7 @@ func (a *Agent) live(ctx context.Context) (err error) {
 	defer endWatch()
 	watched := make(chan struct{})
 	g.Go(func() error { defer close(watched); return a.watch(watching) })
+	g.Go(func() error { return a.sell(inner) })
 	g.Go(func() error { return a.belong(inner) })
 	g.Go(func() error { return a.update(inner) })
 	g.Go(func() error { return a.look(inner) })
@@ -310,7 +315,7 @@ func (a *Agent) note(ctx context.Context, kind, severity, subject string, detail
 	if a.quiet.Load() {
 		return nil
 	}
-	return a.journal.Record(ctx, kind, severity, subject, detail)
+	return a.journal.Record(ctx, kind, severity, a.o.Guard.text(subject), a.o.Guard.detail(detail))
 }
 
 // drain waits a little until what is queued has been handed over.

@@ -144,11 +144,17 @@ type PeripheralsConfig struct {
 
 // DeviceConfig is one peripheral.
 type DeviceConfig struct {
-	ID      string            `toml:"id"`
-	Driver  string            `toml:"driver" comment:"escpos, star, cloudprnt, display, scanner, switch, i2c, board, pcsc or virtual"`
-	Address string            `toml:"address" comment:"host:port, usb:VID:PID, serial:/dev/ttyS0?baud=9600 and so on, as the driver says"`
-	Claim   string            `toml:"claim" comment:"observe, share or own"`
-	Poll    Duration          `toml:"poll" comment:"how often it is asked for its status; 0s: as telemetry.poll says"`
+	ID      string   `toml:"id"`
+	Driver  string   `toml:"driver" comment:"escpos, star, cloudprnt, display, scanner, switch, i2c, board, pcsc or virtual"`
+	Address string   `toml:"address" comment:"host:port, usb:VID:PID, serial:/dev/ttyS0?baud=9600 and so on, as the driver says"`
+	Claim   string   `toml:"claim" comment:"observe, share or own"`
+	Poll    Duration `toml:"poll" comment:"how often it is asked for its status; 0s: as telemetry.poll says"`
+
+	Print      string `toml:"print" comment:"own printers only: socket at which programs of this box talk to it, unix:PATH or tcp:127.0.0.1:PORT; empty: none"`
+	PrintProof string `toml:"print_proof" comment:"own printers only: socket that takes a job up to its end and answers with one line of JSON whether it came out, unix:PATH; empty: none"`
+	PrintMode  string `toml:"print_mode" comment:"rights of the unix sockets; empty: 0660"`
+	PrintGroup string `toml:"print_group" comment:"group of the unix sockets; empty: the agent's own"`
+
 	Options map[string]string `toml:"options"`
 }
 

@@ -1,10 +1,16 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
+	"io/fs"
 	"regexp"
 	"slices"
+	"strconv"
 	"time"
+
+	"github.com/tillward/tillward/agent/internal/local"
+	"github.com/tillward/tillward/hal"
 )
 
 var usbKey = regexp.MustCompile(`^usb:[0-9a-f]{4}:[0-9a-f]{4}([:@][!-~]{1,100})?$`)
@@ -34,9 +40,47 @@ func (c Config) validatePeripherals() error {
 		case d.Poll.Duration != 0 && !pacing(d.Poll.Duration):
 			return fmt.Errorf("device %q: poll %s: must lie between 100ms and 24h, or be 0s", d.ID, d.Poll)
 		}
+		if err := d.validatePrint(seen); err != nil {
+			return fmt.Errorf("device %q: %w", d.ID, err)
+		}
 		seen[d.ID] = true
 	}
 	return nil
+}
+
+// validatePrint checks the print sockets of a device. used are those of others.
+func (d DeviceConfig) validatePrint(used map[string]bool) error {
+	for _, socket := range [...]struct {
+		name, at string
+		proof    bool
+	}{{"print", d.Print, false}, {"print_proof", d.PrintProof, true}} {
+		if socket.at == "" {
+			continue
+		}
+		if d.Claim != string(hal.Own) {
+			return fmt.Errorf("%s: the till owns this printer; claim it with own", socket.name)
+		}
+		if err := local.CheckAddress(socket.at, socket.proof); err != nil {
+			return fmt.Errorf("%s %w", socket.name, err)
+		}
+		if used[socket.at] {
+			return fmt.Errorf("%s %q is used twice", socket.name, socket.at)
+		}
+		used[socket.at] = true
+	}
+	if _, err := d.printMode(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// printMode are the rights of the unix sockets.
+func (d DeviceConfig) printMode() (fs.FileMode, error) {
+	n, err := strconv.ParseUint(cmp.Or(d.PrintMode, "0660"), 8, 16)
+	if err != nil || n&^0o666 != 0 || n&0o600 != 0o600 {
+		return 0, fmt.Errorf("print_mode %q: give something like 0660, and no less than 0600", d.PrintMode)
+	}
+	return fs.FileMode(n), nil
 }
 
 func pacing(d time.Duration) bool { return d >= 100*time.Millisecond && d <= 24*time.Hour }

@@ -156,7 +156,7 @@ func (a *Agent) stay(ctx context.Context, dev TPM, m *membership, renew func(), 
 	}
 	runner := command.New(command.Options{
 		Tenant: m.Tenant, Device: m.Device, Verify: m.keys.VerifyOrder, Journal: a.spool, Record: a.note, Next: a.heads.Next,
-		Verbs: a.verbs(m, dev), Full: a.spool.Full, Log: a.log,
+		Verbs: a.verbs(m, dev), Text: a.o.Guard.text, Output: a.o.Guard.output, Full: a.spool.Full, Log: a.log,
 	})
 	w := newWatch(a)
 	l, err := link.New(link.Options{

@@ -60,8 +60,8 @@ func (a *Agent) diagnoseTPM(ctx context.Context, line func(string, ...any), dev 
 	if err != nil {
 		line("TPM: %v", err)
 	} else {
-		line("TPM %s firmware %x, lockout count %d of %d, locked %v, room for %d keys",
-			h.Manufacturer, h.Firmware, h.LockoutCounter, h.MaxAuthFail, h.InLockout, h.PersistentAvail)
+		line("TPM %s firmware %08x:%08x, lockout count %d of %d, locked %v, room for %d keys",
+			h.Manufacturer, h.Firmware>>32, h.Firmware&0xffffffff, h.LockoutCounter, h.MaxAuthFail, h.InLockout, h.PersistentAvail)
 	}
 	if a.vault != nil {
 		if floor, err := dev.Floor(ctx); err != nil {
@@ -98,6 +98,6 @@ func (a *Agent) diagnoseTPM(ctx context.Context, line func(string, ...any), dev 
 			line("and %d more events", len(events)-i)
 			return
 		}
-		line("event %d %x %s", e.PCR, e.Digest[:8], e.What)
+		line("event %d #%x %s", e.PCR, e.Digest[:6], e.What) // so few digits are never taken for a card number
 	}
 }

@@ -12,6 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tillward/tillward/agent/internal/local"
 	"github.com/tillward/tillward/agent/internal/telemetry"
 	"github.com/tillward/tillward/hal"
 )
@@ -26,9 +29,13 @@ const (
 // peripherals are the devices of the configuration. Each is opened by itself: a
 // driver that hangs or fails holds nobody up, and is tried again.
 type peripherals struct {
+	doors    map[string]*local.Server // print sockets, by ID
+	patience time.Duration            // with a driver that opens
+
 	mu     sync.Mutex
 	opened map[string]hal.Device // by ID, as configured
 	tried  map[string]bool       // a first try has come to an end
+	news   chan struct{}         // closed when another try has
 	wg     sync.WaitGroup
 }
 
@@ -70,6 +77,34 @@ func (p *peripherals) took(id string, d hal.Device) {
 	if d != nil {
 		p.opened[id] = d
 	}
+	close(p.news)
+	p.news = make(chan struct{})
+}
+
+// get is an open device. It waits for one that is being opened; nil means that
+// it is not open.
+func (p *peripherals) get(ctx context.Context, id string) hal.Device {
+	for {
+		p.mu.Lock()
+		d, tried, news := p.opened[id], p.tried[id], p.news
+		p.mu.Unlock()
+		if d != nil || tried {
+			return d
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-news:
+		}
+	}
+}
+
+// counts are what the print sockets of a device count.
+func (p *peripherals) counts(id string) []hal.Stat {
+	if s := p.doors[id]; s != nil {
+		return s.Stats()
+	}
+	return nil
 }
 
 // close closes all at once. What does not close in time is left to the end of
@@ -172,7 +207,7 @@ func (a *Agent) try(ctx context.Context, c DeviceConfig) (hal.Device, error) {
 	case o := <-ended:
 		return o.d, o.err
 	case <-ctx.Done():
-	case <-time.After(openWithin):
+	case <-time.After(a.devices.patience):
 		a.devices.took(c.ID, nil)
 		a.monitor.Watch(absent{c, &hal.Error{Code: "E_TIMEOUT", Op: "open " + c.ID}})
 		select {
@@ -237,6 +272,35 @@ func (d absent) Status(context.Context) (hal.Status, error) {
 	return s, nil
 }
 
+// newPeripherals makes what keeps the devices of the configuration.
+func newPeripherals(cfg Config, log *slog.Logger) *peripherals {
+	p := &peripherals{patience: openWithin, opened: map[string]hal.Device{}, tried: map[string]bool{}, news: make(chan struct{}), doors: map[string]*local.Server{}}
+	for _, c := range cfg.Devices {
+		if c.Print+c.PrintProof == "" {
+			continue
+		}
+		mode, err := c.printMode()
+		if err != nil {
+			mode = 0 // validated before; the usual one
+		}
+		p.doors[c.ID] = local.New(local.Options{
+			ID: c.ID, Print: c.Print, Proof: c.PrintProof, Mode: mode, Group: c.PrintGroup,
+			Printer: func(ctx context.Context) hal.Device { return p.get(ctx, c.ID) }, Log: log,
+		})
+	}
+	return p
+}
+
+// sell serves the print sockets: a till must go on selling, whatever else the
+// agent does.
+func (a *Agent) sell(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, door := range a.devices.doors {
+		g.Go(func() error { return door.Run(ctx) })
+	}
+	return g.Wait()
+}
+
 // newMonitor makes what watches the devices.
 func (a *Agent) newMonitor() *telemetry.Monitor {
 	t := a.cfg.Telemetry
@@ -246,7 +310,7 @@ func (a *Agent) newMonitor() *telemetry.Monitor {
 	}
 	o := telemetry.Options{
 		Devices: []hal.Device{chip{a}}, Addresses: at, Ignore: a.cfg.Peripherals.Ignore,
-		Spool: a.spool, Next: a.heads.Next, Record: a.note, Fill: a.fill,
+		Spool: a.spool, Next: a.heads.Next, Record: a.note, Fill: a.fill, Counts: a.devices.counts, Dropped: a.o.Guard.Dropped,
 		Pace: a.pace(), Check: t.Check.Duration, Batch: t.Batch.Duration, Heartbeat: t.Heartbeat.Duration, Log: a.log,
 	}
 	if a.cfg.Peripherals.USB {

@@ -260,7 +260,7 @@ func (a *Agent) reportUpdate(ctx context.Context, p update.Progress) error {
 	}
 	return a.spool.Compose(ctx, spool.Keep, string(wire.Result), func() ([]byte, error) {
 		return wire.Encode(&wire.ResultReport{
-			Head: a.heads.Next(), Kind: wire.OrderOffer, ID: p.Execution, State: p.State, Reason: p.Reason, Text: cut(p.Text, wire.MaxText),
+			Head: a.heads.Next(), Kind: wire.OrderOffer, ID: p.Execution, State: p.State, Reason: p.Reason, Text: cut(a.o.Guard.text(p.Text), wire.MaxText),
 			From: p.From, To: p.To, Done: uint64(max(p.Done, 0)), Total: uint64(max(p.Total, 0)), Attempt: p.Attempt, Step: p.Step,
 			Wire: uint64(max(p.Bytes.Wire, 0)), Peer: uint64(max(p.Bytes.Peer, 0)), Medium: uint64(max(p.Bytes.Medium, 0)), Reused: uint64(max(p.Bytes.Reused, 0)),
 		})

@@ -73,9 +73,10 @@ func run() int {
 	}
 	var level slog.LevelVar
 	tail := newTail(os.Stderr)
-	log := slog.New(slog.NewTextHandler(tail, &slog.HandlerOptions{Level: &level}))
+	guard := new(agent.Guard)
+	log := slog.New(slog.NewTextHandler(guard.Writer(tail), &slog.HandlerOptions{Level: &level}))
 	o := agent.Options{
-		Version: version, Drivers: drivers, Bus: hotplug.Bus{}, Log: log, Level: &level, Tail: tail.last,
+		Version: version, Drivers: drivers, Bus: hotplug.Bus{}, Guard: guard, Log: log, Level: &level, Tail: tail.last,
 		OpenTPM: openTPM, Slots: func(address string) agent.Slots { return slot.RAUC{Address: address} },
 	}
 	if *status {

@@ -47,6 +47,9 @@ type Options struct {
 	Record func(ctx context.Context, kind, severity, subject string, detail map[string]string) error
 	Next   func() wire.Head // numbers results
 	Verbs  map[string]Verb
+	// Text and Output are the last to see what a result says; nil: it is told as it is.
+	Text   func(string) string
+	Output func([]byte) []byte
 	Full   func() bool // whether there is hardly room left to audit; nil means never
 	Log    *slog.Logger
 }
@@ -79,6 +82,12 @@ type Runner struct {
 func New(o Options) *Runner {
 	if o.Full == nil {
 		o.Full = func() bool { return false }
+	}
+	if o.Text == nil {
+		o.Text = func(s string) string { return s }
+	}
+	if o.Output == nil {
+		o.Output = func(b []byte) []byte { return b }
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -275,7 +284,7 @@ func (r *Runner) detail(c wire.CommandOrder) map[string]string {
 func (r *Runner) report(c wire.CommandOrder, out outcome) wire.ResultReport {
 	return wire.ResultReport{
 		Kind: wire.OrderCommand, ID: c.ID, State: out.state, Reason: out.reason,
-		Text: cutText(out.text), Output: cutOutput(out.output), Counter: c.Counter,
+		Text: cutText(r.o.Text(out.text)), Output: cutOutput(r.o.Output(out.output)), Counter: c.Counter,
 	}
 }
 
