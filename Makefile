@@ -24,9 +24,10 @@ NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
 
 GO_BUILD := go build -trimpath -tags "$(TAGS)"
-# Most of an agent's memory is the agent: SQLite small rather than fast, and no
+# Most of an agent's memory is the agent: SQLite and Go small rather than fast -
+# without inlining, but where content is cut into chunks byte by byte - and no
 # HTTP/2, which it neither asks for nor serves.
-GO_AGENT := CGO_ENABLED=1 CGO_CFLAGS=-Os go build -trimpath -tags "$(TAGS) nethttpomithttp2"
+GO_AGENT := CGO_ENABLED=1 CGO_CFLAGS=-Os go build -trimpath -gcflags=all=-l -gcflags=github.com/restic/chunker= -tags "$(TAGS) nethttpomithttp2"
 SHRINK   := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
