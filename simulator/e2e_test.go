@@ -171,7 +171,7 @@ func TestConsole(t *testing.T) {
 		err := w.Operator.Get(ctx, "/v1/devices", &fleet)
 		ready := 0
 		for _, d := range fleet.Items {
-			if p, _ := d["peripherals"].([]any); d["trust"] == "attested" && d["samples"] != 0.0 && len(p) == 2 {
+			if p, _ := d["peripherals"].([]any); d["trust"] == "attested" && d["samples"] != 0.0 && len(p) == 3 {
 				ready++
 			}
 		}
