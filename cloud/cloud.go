@@ -25,6 +25,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/ingest"
 	"github.com/tillward/tillward/cloud/internal/live"
 	"github.com/tillward/tillward/cloud/internal/owner"
+	"github.com/tillward/tillward/cloud/internal/peripheral"
 	"github.com/tillward/tillward/cloud/internal/rollout"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/internal/verifier"
@@ -65,6 +66,7 @@ type Service struct {
 	verifier *verifier.Verifier
 	dispatch *dispatch.Dispatch
 	rollout  *rollout.Runner
+	derived  *peripheral.Worker
 
 	mqtt, https, operator, metrics net.Listener
 
@@ -212,6 +214,10 @@ func (s *Service) wire() (err error) {
 		Store: s.store, Link: s.broker, Open: s.broker.SendOpen, Changed: func(t fleet.TenantID, id fleet.RolloutID) { roll(t, string(id)) }, Log: s.log,
 		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) },
 	})
+	s.derived = peripheral.New(peripheral.Options{
+		Store: s.store, Soon: s.cfg.Peripheral.PaperSoon.Duration, Log: s.log,
+		Changed: func(id fleet.DeviceID) { changed(fleet.ChangedPeripheral)(s.tenant, string(id)) },
+	})
 	return s.wireOwners()
 }
 
@@ -231,7 +237,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.close()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.owners.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
+		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.owners.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
@@ -309,6 +315,7 @@ func (s *Service) submit(m broker.Message) bool {
 
 // stored tells consoles and the rollout what a commit changed.
 func (s *Service) stored(in fleet.Intake, out fleet.Outcome) {
+	s.derived.Stored(in, out)
 	tell := func(k fleet.ChangeKind, id string) { s.hub.Publish(fleet.Change{Kind: k, ID: id, Tenant: in.Tenant}) }
 	if out.NewSamples > 0 || in.Report != nil || in.AuditBroken || out.Gap {
 		tell(fleet.ChangedDevice, string(in.Device))

@@ -37,6 +37,8 @@ type Config struct {
 	Attest    AttestConfig    `toml:"attest"`
 	Authority AuthorityConfig `toml:"authority"`
 	Rollout   RolloutConfig   `toml:"rollout"`
+
+	Peripheral PeripheralConfig `toml:"peripheral"`
 }
 
 // DeviceConfig holds the listeners devices speak to.
@@ -109,6 +111,11 @@ type RolloutConfig struct {
 	Approval string `toml:"approval" comment:"who approves a rollout before it starts: none, or other for somebody else than who composed it (four eyes)"`
 }
 
+// PeripheralConfig says when what is derived of peripherals turns their light.
+type PeripheralConfig struct {
+	PaperSoon Duration `toml:"paper_soon" comment:"a printer whose roll is predicted to end within this needs attention (M_PAPER_SOON); 0s: none does"`
+}
+
 // Duration is a time.Duration written as "30s" or "15m" in the file.
 type Duration struct{ time.Duration }
 
@@ -139,6 +146,8 @@ func DefaultConfig() Config {
 		Enrol:    EnrolConfig{CertDays: 30, Makers: []string{"infineon", "nuvoton", "stmicro"}},
 		Attest:   AttestConfig{Every: Duration{15 * time.Minute}, Unjudged: "degraded"},
 		Rollout:  RolloutConfig{Approval: ApprovalNone},
+
+		Peripheral: PeripheralConfig{PaperSoon: Duration{2 * time.Hour}},
 	}
 }
 
@@ -188,6 +197,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("attest.unjudged %q: use attested, degraded or quarantined", c.Attest.Unjudged)
 	case c.Rollout.Approval != ApprovalNone && c.Rollout.Approval != ApprovalOther:
 		return fmt.Errorf("rollout.approval %q: use none, or other for four eyes", c.Rollout.Approval)
+	case c.Peripheral.PaperSoon.Duration < 0:
+		return fmt.Errorf("peripheral.paper_soon %s: give a time, or 0s for never", c.Peripheral.PaperSoon)
 	case slices.ContainsFunc(c.Enrol.Vendors, func(v VendorConfig) bool { return v.Name == "" || v.Key == "" }):
 		return errors.New("enrol.vendors: give each vendor's name and the file with his public key")
 	case len(c.OwnerName) > 64 || strings.ContainsFunc(c.OwnerName, unicode.IsControl):

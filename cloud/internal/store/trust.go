@@ -294,13 +294,18 @@ func (w *writer) settleBoot(ctx context.Context, e fleet.Execution) error {
 }
 
 // prepared are the reads of the hot path.
-type prepared struct{ admit, lastBoot, device *sql.Stmt }
+type prepared struct {
+	admit, lastBoot, device                *sql.Stmt
+	usage, boots, samples, events, counted *sql.Stmt
+}
 
 func (s *Store) prepare(ctx context.Context) (err error) {
 	for _, p := range []struct {
 		stmt  **sql.Stmt
 		query string
-	}{{&s.stmts.admit, admitQuery}, {&s.stmts.lastBoot, lastBootQuery}, {&s.stmts.device, deviceQuery}} {
+	}{{&s.stmts.admit, admitQuery}, {&s.stmts.lastBoot, lastBootQuery}, {&s.stmts.device, deviceQuery},
+		{&s.stmts.usage, usageQuery}, {&s.stmts.boots, bootsQuery}, {&s.stmts.samples, samplesQuery}, {&s.stmts.events, eventsQuery}, {&s.stmts.counted, countedQuery},
+	} {
 		if *p.stmt, err = s.read.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // Close closes it
 			return err
 		}
@@ -310,7 +315,7 @@ func (s *Store) prepare(ctx context.Context) (err error) {
 
 func (p prepared) close() error {
 	var errs []error
-	for _, stmt := range []*sql.Stmt{p.admit, p.lastBoot, p.device} {
+	for _, stmt := range []*sql.Stmt{p.admit, p.lastBoot, p.device, p.usage, p.boots, p.samples, p.events, p.counted} {
 		if stmt != nil {
 			errs = append(errs, stmt.Close())
 		}

@@ -90,13 +90,11 @@ CREATE TABLE health_check (
 );
 CREATE INDEX health_check_peripheral ON health_check (device, peripheral, n);
 
--- How the peripherals of a device are used, as far as samples and events were read: boot and seq of the last sample, n
--- of the last event. body is JSON, read and written as a whole.
+-- How the peripherals of a device are used, as far as samples and events were read: cursor is JSON with the seq of the
+-- last sample of each of the newest boots and n of the last event. body is JSON, read and written as a whole.
 CREATE TABLE usage (
   device TEXT PRIMARY KEY REFERENCES device (id),
-  boot   BIGINT NOT NULL,
-  seq    BIGINT NOT NULL,
-  event  BIGINT NOT NULL,
+  cursor TEXT NOT NULL,
   body   TEXT NOT NULL
 );
 

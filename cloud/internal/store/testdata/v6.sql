@@ -46,5 +46,5 @@ VALUES ('d1', 'printer', 'POSPrinter', 'escpos', 'Maker', 'P1', '7', '1.0', 0, '
   1790000000000, 'Fault', 'COVER_OPEN', 1790000000000, 1, 1789000000000, 1790000000000, 1790010000000, 1790009000000, 1790012000000, 0.8, 900, 300, 'configured', 0, 0, 0, 0);
 INSERT INTO peripheral_span (device, peripheral, n, health, reason, from_at, to_at) VALUES ('d1', 'printer', 1, 'OK', '', 1789000000000, 1790000000000);
 INSERT INTO health_check (n, device, boot, seq, idx, at, peripheral, level, ok, steps) VALUES (1, 'd1', 1, 4, 0, 1790000000000, 'printer', 'internal', 0, '[{"id":"status","ok":false,"code":"COVER_OPEN","ms":12}]');
-INSERT INTO usage (device, boot, seq, event, body) VALUES ('d1', 1, 1, 1, '{}');
+INSERT INTO usage (device, cursor, body) VALUES ('d1', '{"boots":{"1":1},"event":1}', '{}');
 INSERT INTO read_baseline (tenant, model, day, reads, failures) VALUES ('main', 'R1', 20717, 1000, 3);
