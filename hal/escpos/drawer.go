@@ -26,7 +26,7 @@ type drawer struct {
 	owed   int       // kicks in jobs that have not opened it yet
 	newest time.Time // of them
 	out    bool      // the job with them is printed, as far as is known
-	opened hal.Tri // when it was last known
+	opened hal.Tri   // when it was last known
 }
 
 func newDrawer(p *printer, id string, leftOpen time.Duration) *drawer {

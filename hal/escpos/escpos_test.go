@@ -10,7 +10,6 @@ import (
 
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/escpos"
-	"github.com/tillward/tillward/hal/haltest"
 	"github.com/tillward/tillward/simulator/emulator"
 )
 
@@ -59,56 +58,6 @@ func status(t *testing.T, d hal.Device, ok func(hal.Status) bool) hal.Status {
 }
 
 func healthy(s hal.Status) bool { return s.Health == hal.OK }
-
-func TestConformance(t *testing.T) {
-	haltest.Run(t, func(t *testing.T) haltest.Bench {
-		p := printer(t)
-		fault := func(f emulator.Fault) func(bool) { return func(on bool) { p.Set(f, on) } }
-		return haltest.Bench{
-			Open: func(t *testing.T) hal.Device { return open(t, p, hal.Own, "drawer_open_level", "high") },
-			Faults: []haltest.Fault{
-				{Name: "cover", Set: fault(emulator.CoverOpen), Sensor: "CoverOpen", On: "COVER_OPEN", Off: "COVER_OK"},
-				{Name: "paper low", Set: fault(emulator.NearEnd), Sensor: "RecNearEnd", On: "REC_NEAREMPTY", Off: "REC_PAPEROK"},
-				{Name: "paper out", Set: fault(emulator.PaperEnd), Sensor: "RecEmpty", On: "REC_EMPTY", Off: "REC_PAPEROK"},
-				{Name: "cutter", Set: fault(emulator.CutterJam), Sensor: "M_CutterError", On: "M_CUTTER_ERROR", Off: "M_CUTTER_OK"},
-				{Name: "head", Set: fault(emulator.HeadHot), Sensor: "M_HeadTooHot", On: "M_HEAD_TOO_HOT", Off: "M_HEAD_OK"},
-				{Name: "unrecoverable", Set: fault(emulator.Unrecoverable), Sensor: "M_UnrecoverableError", On: "M_UNRECOVERABLE_ERROR", Off: "M_RECOVERED"},
-				{Name: "off-line", Set: fault(emulator.Offline), On: "POWER_OFFLINE", Off: "POWER_ONLINE"},
-				{Name: "drawer", Set: fault(emulator.DrawerOpen), Sensor: "DrawerOpened", On: "DRAWEROPEN", Off: "DRAWERCLOSED"},
-			},
-			Unplug: fault(emulator.Unplugged),
-			Mute:   fault(emulator.Mute),
-			Noise:  fault(emulator.Garbage),
-			Reset:  p.Renew,
-			Blind: func(t *testing.T) hal.Device {
-				p.Set(emulator.NoStatusBack, true)
-				return open(t, p, hal.Own, "queries", "1")
-			},
-			Unseen: []string{"CoverOpen", "RecEmpty", "RecNearEnd", "DrawerOpened", "M_CutterError"},
-			Output: func() int { return len(p.Jobs()) + int(p.Counter(148)) },
-			Feed: func(t *testing.T, d hal.Device, number string) {
-				if _, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("Card "+number+"\n\x1dV\x00")); err != nil {
-					t.Errorf("print: %v", err)
-				}
-			},
-			Observe: func(t *testing.T) hal.Device { return open(t, p, hal.Observe, "ask", "true") },
-			Compete: func(ctx context.Context) error {
-				c, err := (&net.Dialer{}).DialContext(ctx, "tcp", p.Addr())
-				if err != nil {
-					return err
-				}
-				defer c.Close()
-				deadline, _ := ctx.Deadline()
-				_ = c.SetDeadline(deadline)
-				if _, err := c.Write([]byte{0x10, 0x04, 0x01}); err != nil {
-					return err
-				}
-				_, err = c.Read(make([]byte, 1))
-				return err
-			},
-		}
-	})
-}
 
 func TestTestPage(t *testing.T) {
 	p := printer(t)
@@ -313,6 +262,14 @@ func TestBadConfig(t *testing.T) {
 		{ID: "x", Address: "h:1", Options: map[string]string{"drawer_open_level": "up"}},
 		{ID: "x", Address: "h:1", Options: map[string]string{"queries": "15"}},
 		{ID: "x", Address: "h:1", Options: map[string]string{"timeout": "never"}},
+		{ID: "x", Address: "serial:/dev/ttyS0?baud=1"},
+		{ID: "x", Address: "h:1", Options: map[string]string{"drawer": ""}},
+		{ID: "x", Address: "h:1", Options: map[string]string{"drawer": "x"}},
+		{ID: "x", Address: "h:1", Options: map[string]string{"left_open": "5m"}},
+		{ID: "x", Address: "h:1", Options: map[string]string{"drawer": "d", "left_open": "-5m"}},
+		{ID: "x", Address: "h:1", Options: map[string]string{"roll_length_m": "80"}},
+		{ID: "x", Address: "h:1", Options: map[string]string{"roll_length_m": "NaN", "feed_pitch_um": "3750"}},
+		{ID: "x", Address: "h:1", Options: map[string]string{"roll_length_m": "80", "feed_pitch_um": "0"}},
 	} {
 		d, err := escpos.Driver{}.Open(t.Context(), cfg)
 		if !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {

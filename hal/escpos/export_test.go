@@ -1,5 +1,7 @@
 package escpos
 
+import "time"
+
 // Decode runs a stream through the decoder and returns its units by kind, and
 // how many runs of bytes meant nothing.
 func Decode(stream []byte) (realtime []byte, frames [][4]byte, blocks []string, errors int) {
@@ -23,3 +25,41 @@ func Decode(stream []byte) (realtime []byte, frames [][4]byte, blocks []string, 
 
 // ParseCounter is parseCounter.
 var ParseCounter = parseCounter
+
+// Walked is what a walker makes of a stream.
+type Walked struct {
+	Ends              []int // where commands end
+	Cuts, Kicks       int
+	Dots              int
+	Between, Murky    bool
+	Padding           int
+	CanBePadded       bool
+	Questions, Urgent int
+}
+
+// Walk runs a stream through a walker.
+func Walk(stream []byte, limit int) (r Walked) {
+	var w walker
+	for i, c := range stream {
+		if w.step(c) {
+			r.Ends = append(r.Ends, i+1)
+			switch k, _ := w.command(); k {
+			case query, realtime, statusOn:
+				r.Questions++
+			case urgent:
+				r.Urgent++
+			}
+		}
+	}
+	r.Cuts, r.Kicks, r.Dots, r.Between, r.Murky = w.cuts, w.kicks, w.dots, w.between(), w.murky
+	r.Padding, r.CanBePadded = w.padding(limit)
+	return r
+}
+
+// Hurry makes the driver wait less for what will not come, and returns how to
+// undo that. It is for tests that run alone.
+func Hurry(d time.Duration) func() {
+	confirm, job := confirmWithin, waitWithin
+	confirmWithin, waitWithin = d, d
+	return func() { confirmWithin, waitWithin = confirm, job }
+}

@@ -13,11 +13,15 @@ import (
 )
 
 const (
+	proofWithin = time.Minute // for the last line to come out
+	stuckWithin = time.Minute // for a printer that takes nothing and gives no reason
+	lookEvery   = 50 * time.Millisecond
+)
+
+// Tests are less patient.
+var (
 	confirmWithin = 10 * time.Second // for the last line to come out of a printer that may not tell
-	proofWithin   = time.Minute      // of one that has told before
 	waitWithin    = 30 * time.Second // for another job to be over
-	stuckWithin   = time.Minute      // for a printer that takes nothing and gives no reason
-	lookEvery     = 50 * time.Millisecond
 )
 
 // clearAll empties the printer's buffers at once, whatever it is doing [Epson

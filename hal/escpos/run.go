@@ -29,14 +29,16 @@ func (p *printer) run(ctx context.Context) {
 			p.hold(s)
 			attempted()
 			err = p.keep(ctx, s)
-			p.hold(nil)
-			s.end()
+			s.silence()
 			failures = 0
 		}
-		if ctx.Err() != nil {
-			return
+		if ctx.Err() == nil {
+			p.missing(err)
 		}
-		p.missing(err)
+		p.hold(nil) // from now on the last look is what is known
+		if s != nil {
+			s.end()
+		}
 		attempted()
 		if !pause(ctx, backoff(failures), p.nudge) {
 			failures = 0
@@ -304,6 +306,10 @@ func (p *printer) Status(ctx context.Context) (hal.Status, error) {
 	case yields(err): // somebody prints; frames keep the last look fresh
 		return p.last(), nil
 	}
-	power, _, _ := p.from(err)
-	return hal.Judge(hal.POSPrinter, power, nil), nil // run tells the event
+	s.silence()
+	_ = s.conn.Close()
+	if p.session() == s {
+		return p.missing(err), nil
+	}
+	return p.last(), nil
 }

@@ -82,11 +82,17 @@ func (s *session) start(f func()) bool {
 	return true
 }
 
+// silence makes nothing come of what is still read: the printer is about to be
+// told as lost.
+func (s *session) silence() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+}
+
 // end closes the connection and waits for all that works on it.
 func (s *session) end() {
-	s.mu.Lock()
-	s.ended = true
-	s.mu.Unlock()
+	s.silence()
 	_ = s.conn.Close()
 	s.wg.Wait()
 }
@@ -130,6 +136,9 @@ func (s *session) read() {
 func (s *session) take(u unit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
 	switch u.kind {
 	case flowControl:
 		switch {
