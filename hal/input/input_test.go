@@ -97,6 +97,12 @@ func TestConformance(t *testing.T) {
 				return d
 			},
 			Unplug: func(on bool) { must(t, s.Set(emulator.Unplugged, on)) },
+			Faults: []haltest.Fault{{Name: "gone", Set: func(on bool) { must(t, s.Set(emulator.Unplugged, on)) }, On: "POWER_OFF_OFFLINE", Off: "POWER_ONLINE"}},
+			NotApplicable: map[int]string{
+				2:  "a scanner is asked nothing: silence is how it always is",
+				8:  "a scanner has no sensors",
+				11: "a scanner puts nothing out",
+			},
 			Noise: func(on bool) {
 				must(t, s.Set(emulator.Garbage, on))
 				before := count(t, last, "GoodScanCount")
