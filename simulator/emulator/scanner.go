@@ -32,6 +32,7 @@ const (
 type Scanner struct {
 	root string
 	make func() (io.WriteCloser, error) // plugs it in
+	end  func() error                   // takes it apart; may be nil
 
 	mu     sync.Mutex
 	faults map[Fault]bool
@@ -138,8 +139,14 @@ func (s *Scanner) Set(f Fault, on bool) error {
 	return s.plug()
 }
 
-// Close unplugs it for good.
-func (s *Scanner) Close() error { return s.Set(Unplugged, true) }
+// Close unplugs it, a gadget for good.
+func (s *Scanner) Close() error {
+	err := s.Set(Unplugged, true)
+	if s.end != nil {
+		err = errors.Join(err, s.end())
+	}
+	return err
+}
 
 // Scan reads one code and types it, Enter at the end. An unplugged scanner
 // types nothing.

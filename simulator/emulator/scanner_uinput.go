@@ -2,6 +2,7 @@ package emulator
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -77,15 +78,22 @@ func createInput(name string) (io.WriteCloser, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("uinput: %w", err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; { // until it is served
+	if err := served(name); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return u, nil
+}
+
+// served waits until evdev serves an input device of that name.
+func served(name string) error {
+	for end := time.Now().Add(10 * time.Second); ; {
 		if node, err := InputNode(name); err == nil {
 			if _, err := os.Stat(node); err == nil {
-				return u, nil
+				return nil
 			}
 		}
 		if time.Now().After(end) {
-			_ = f.Close()
-			return nil, fmt.Errorf("uinput: evdev does not serve %q", name)
+			return fmt.Errorf("evdev does not serve %q", name)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
