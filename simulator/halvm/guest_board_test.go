@@ -48,16 +48,25 @@ func lid(t *testing.T) (pull func(up bool), unplug func(on bool)) {
 
 // TestTamper runs the suite over a switch on gpio-sim.
 func TestTamper(t *testing.T) {
+	cfg := hal.Config{ID: "lid", Address: "gpio:TAMPER_SW", Options: map[string]string{"kind": "tamper"}}
 	haltest.Run(t, func(t *testing.T) haltest.Bench {
 		pull, unplug := lid(t)
 		return haltest.Bench{
-			Open: func(t *testing.T) hal.Device {
-				d, err := board.Switch{}.Open(t.Context(), hal.Config{ID: "lid", Address: "gpio:TAMPER_SW", Options: map[string]string{"kind": "tamper"}})
-				must(t, err)
-				return d
-			},
+			Open:   func(t *testing.T) hal.Device { return open(t, board.Switch{}, cfg) },
 			Faults: []haltest.Fault{{Name: "open", Set: pull, Sensor: "M_Tampered", On: "M_TAMPERED", Off: "M_TAMPER_OK"}},
 			Unplug: unplug,
+			Blind: func(t *testing.T) hal.Device {
+				within(t, "another program to take the line", func() bool { return status(t, open(t, board.Switch{}, cfg)).Health == hal.OK })
+				return open(t, board.Switch{}, cfg)
+			},
+			Unseen: []string{"M_Tampered"},
+			NotApplicable: map[int]string{
+				2:  "the kernel answers",
+				5:  "a line has two levels, and both mean something",
+				7:  "a line is taken by one alone",
+				10: "a line has two levels: it meets no digits",
+				11: "an input puts nothing out",
+			},
 		}
 	})
 }

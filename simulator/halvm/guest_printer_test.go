@@ -1,0 +1,119 @@
+//go:build halvm
+
+package halvm_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/hal/escpos"
+	"github.com/tillward/tillward/hal/haltest"
+	"github.com/tillward/tillward/simulator/emulator"
+)
+
+// play lets the emulator be the firmware of the gadget's printer.
+func play(t *testing.T) (*emulator.Printer, *emulator.Gadget) {
+	t.Helper()
+	p, err := emulator.NewPrinter("127.0.0.1:0")
+	must(t, err)
+	g := thePrinter(t, "dummy_udc.0")
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil { // pulling the plug ends a connection
+			f, err := os.OpenFile("/dev/g_printer0", os.O_RDWR|syscall.O_NONBLOCK, 0)
+			switch {
+			case err == nil:
+				stop := context.AfterFunc(ctx, func() { _ = f.Close() })
+				_ = p.Serve(f)
+				stop()
+				_ = f.Close()
+			case !errors.Is(err, syscall.ENODEV): // nobody is at the other end
+				t.Errorf("the gadget's side: %v", err)
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	})
+	t.Cleanup(func() { // before the gadget is taken apart
+		if u := p.Unknown(); len(u) > 0 {
+			t.Errorf("the driver sent commands that the printer does not know: %v", u)
+		}
+		cancel()
+		_ = p.Close()
+		wg.Wait()
+	})
+	return p, g
+}
+
+// TestPrinter runs the suite over a printer that usblp serves.
+func TestPrinter(t *testing.T) {
+	haltest.Run(t, func(t *testing.T) haltest.Bench {
+		p, g := play(t)
+		fault := func(f emulator.Fault) func(bool) { return func(on bool) { p.Set(f, on) } }
+		openAs := func(t *testing.T, claim hal.Claim, options ...string) hal.Device {
+			cfg := hal.Config{ID: "receipt", Address: "usb:04b8:0e15:LANE0001", Claim: claim, Options: map[string]string{}}
+			for i := 0; i < len(options); i += 2 {
+				cfg.Options[options[i]] = options[i+1]
+			}
+			return open(t, escpos.Driver{}, cfg)
+		}
+		return haltest.Bench{
+			Open: func(t *testing.T) hal.Device { return openAs(t, hal.Own, "drawer_open_level", "high") },
+			Faults: []haltest.Fault{
+				{Name: "cover", Set: fault(emulator.CoverOpen), Sensor: "CoverOpen", On: "COVER_OPEN", Off: "COVER_OK"},
+				{Name: "paper low", Set: fault(emulator.NearEnd), Sensor: "RecNearEnd", On: "REC_NEAREMPTY", Off: "REC_PAPEROK"},
+				{Name: "paper out", Set: fault(emulator.PaperEnd), Sensor: "RecEmpty", On: "REC_EMPTY", Off: "REC_PAPEROK"},
+				{Name: "cutter", Set: fault(emulator.CutterJam), Sensor: "M_CutterError", On: "M_CUTTER_ERROR", Off: "M_CUTTER_OK"},
+				{Name: "head", Set: fault(emulator.HeadHot), Sensor: "M_HeadTooHot", On: "M_HEAD_TOO_HOT", Off: "M_HEAD_OK"},
+				{Name: "unrecoverable", Set: fault(emulator.Unrecoverable), Sensor: "M_UnrecoverableError", On: "M_UNRECOVERABLE_ERROR", Off: "M_RECOVERED"},
+				{Name: "off-line", Set: fault(emulator.Offline), On: "POWER_OFFLINE", Off: "POWER_ONLINE"},
+				{Name: "drawer", Set: fault(emulator.DrawerOpen), Sensor: "DrawerOpened", On: "DRAWEROPEN", Off: "DRAWERCLOSED"},
+			},
+			Unplug: func(on bool) { must(t, g.Plug(!on)) },
+			Mute:   fault(emulator.Mute),
+			Noise:  fault(emulator.Garbage),
+			Reset: func() { // a new printer of the same number
+				must(t, g.Plug(false))
+				p.Renew()
+				must(t, g.Plug(true))
+			},
+			Blind: func(t *testing.T) hal.Device {
+				p.Set(emulator.NoStatusBack, true)
+				return openAs(t, hal.Own, "queries", "1")
+			},
+			Unseen: []string{"CoverOpen", "RecEmpty", "RecNearEnd", "DrawerOpened", "M_CutterError"},
+			Output: func() int { return len(p.Jobs()) + int(p.Counter(148)) }, //nolint:gosec // small
+			Feed: func(t *testing.T, d hal.Device, number string) {
+				if _, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("Card "+number+"\n\x1dV\x00")); err != nil {
+					t.Errorf("print: %v", err)
+				}
+			},
+			Observe: func(t *testing.T) hal.Device { return openAs(t, hal.Observe) },
+			Compete: func(ctx context.Context) error {
+				f, err := os.OpenFile("/dev/usb/lp0", os.O_RDWR|syscall.O_NONBLOCK, 0)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				deadline, _ := ctx.Deadline()
+				_ = f.SetDeadline(deadline)
+				if _, err := f.Write([]byte{0x10, 0x04, 0x01}); err != nil {
+					return err
+				}
+				_, err = f.Read(make([]byte, 1))
+				return err
+			},
+		}
+	})
+}
