@@ -234,7 +234,21 @@ func (t *Tracker) Count(name string, by float64) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.count(name, by)
+	if !t.refused(t.stats[name].Value + by) {
+		t.count(name, by)
+	}
+}
+
+// tooMuch is what no device lives to count. A number of a card's length is no
+// count, whatever it came as.
+const tooMuch = 1e12
+
+func (t *Tracker) refused(value float64) bool {
+	if math.Abs(value) < tooMuch { // which no NaN is
+		return false
+	}
+	t.count("M_PanGuardDropCount", 1)
+	return true
 }
 
 // Set takes in a counter that the device itself keeps. One that falls begins a
@@ -242,6 +256,9 @@ func (t *Tracker) Count(name string, by float64) {
 func (t *Tracker) Set(name string, to float64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.refused(to) {
+		return
+	}
 	was, ok := t.stats[name]
 	s := Stat{Name: name, Value: to, Epoch: was.Epoch, Kept: true}
 	switch {
@@ -257,7 +274,9 @@ func (t *Tracker) Set(name string, to float64) {
 func (t *Tracker) Measure(name string, value float64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.stats[name] = Stat{Name: name, Value: value}
+	if !t.refused(value) {
+		t.stats[name] = Stat{Name: name, Value: value}
+	}
 }
 
 // Status returns the last look.

@@ -205,6 +205,20 @@ func TestEpochs(t *testing.T) {
 	})
 }
 
+// Must fail: a card number does not come out as a count.
+func TestNoCountIsACardNumber(t *testing.T) {
+	tr := hal.NewTracker(hal.Scanner)
+	tr.Count("GoodScanCount", 4111111111111111)
+	tr.Set("PaperCutCount", 378282246310005)
+	tr.Measure("temp_mc", 6011000990139424)
+	tr.Measure("supply_mv", math.NaN())
+	for _, s := range tr.Stats() {
+		if s.Name != "M_PanGuardDropCount" || s.Value != 4 {
+			t.Errorf("got %+v, want that four were dropped", s)
+		}
+	}
+}
+
 // A device opened again within the second it was closed in counts from nothing,
 // and says so.
 func TestEpochOfReopenedDevice(t *testing.T) {
