@@ -12,6 +12,8 @@ import (
 
 const good = "[service]\nenrol = 'https://fleet.example:8444'\n"
 
+const mine = "[[device]]\nid = 'front'\ndriver = 'escpos'\n"
+
 func write(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "agent.toml")
@@ -36,11 +38,23 @@ columns = "42"
 [[device]]
 id = "reader"
 driver = "pcsc"
+poll = "7s"
+[[device]]
+id = "own"
+driver = "escpos"
+claim = "own"
+print = "tcp:127.0.0.1:9100"
+print_proof = "unix:/run/tillward/print/own.sock"
+print_mode = "0666"
+print_group = "pos"
+[peripherals]
+usb = false
+ignore = ["usb:1d6b:0002", "usb:04b8:0e15@1-2"]
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.StateDir != "/var/lib/tillward" || cfg.Telemetry.Poll.Duration != 3*time.Second || len(cfg.Devices) != 2 || cfg.Devices[0].Options["columns"] != "42" || cfg.TPM.Device != "/dev/tpmrm0" {
+	if cfg.StateDir != "/var/lib/tillward" || cfg.Telemetry.Poll.Duration != 3*time.Second || len(cfg.Devices) != 3 || cfg.Devices[1].Poll.Duration != 7*time.Second || cfg.Devices[2].PrintGroup != "pos" || cfg.Peripherals.USB || cfg.Devices[0].Options["columns"] != "42" || cfg.TPM.Device != "/dev/tpmrm0" {
 		t.Errorf("got %+v", cfg)
 	}
 	again, err := agent.LoadConfig(write(t, cfg.String()))
@@ -97,6 +111,20 @@ func TestBadConfigs(t *testing.T) {
 		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\n[[device]]\nid = 'x'\ndriver = 'escpos'": "device \"x\": the id is used twice",
 		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\nclaim = 'steal'":                         "use observe, share or own",
 		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\ncolour = 'red'":                          "colour",
+		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\npoll = '1ms'":                            "poll 1ms",
+		good + "[telemetry]\ncheck = '1s'":                                                      "telemetry.check 1s",
+		good + "[peripherals]\nignore = ['04b8:0e15']":                                          "peripherals.ignore \"04b8:0e15\"",
+		good + "[peripherals]\nignore = ['usb:04B8:0E15']":                                      "peripherals.ignore",
+		good + mine + "claim = 'observe'\nprint = 'tcp:127.0.0.1:9100'":                         "claim it with own",
+		good + mine + "print_proof = 'unix:/run/x/y'":                                           "claim it with own",
+		good + mine + "claim = 'own'\nprint = 'tcp:0.0.0.0:9100'":                               "this box alone",
+		good + mine + "claim = 'own'\nprint = 'tcp:192.0.2.7:9100'":                             "this box alone",
+		good + mine + "claim = 'own'\nprint = 'unix:front'":                                     "absolute path",
+		good + mine + "claim = 'own'\nprint_proof = 'tcp:127.0.0.1:9101'":                       "give unix:PATH",
+		good + mine + "claim = 'own'\nprint = 'unix:/run/x/y'\nprint_proof = 'unix:/run/x/y'":   "used twice",
+		good + mine + "claim = 'own'\nprint_mode = '0777'":                                      "print_mode",
+		good + mine + "claim = 'own'\nprint_mode = 'rw'":                                        "print_mode",
+		good + mine + "claim = 'own'\nprint_mode = '0060'":                                      "print_mode",
 	} {
 		path := write(t, text)
 		_, err := agent.LoadConfig(path)

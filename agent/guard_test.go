@@ -25,7 +25,7 @@ func TestGuardedLog(t *testing.T) {
 	lines := map[string]func(*slog.Logger){
 		"message":          func(l *slog.Logger) { l.Info("card " + pan) },
 		"attribute":        func(l *slog.Logger) { l.Warn("x", "card", pan) },
-		"key":              func(l *slog.Logger) { l.Warn("x", pan, 1) },
+		"key":              func(l *slog.Logger) { l.Warn("x", pan, 1) }, //nolint:sloglint // that is what is tested
 		"error":            func(l *slog.Logger) { l.Error("x", "err", fmt.Errorf("read: %w", errors.New(pan))) },
 		"group":            func(l *slog.Logger) { l.Info("x", slog.Group("a", slog.Group("b", slog.String("c", pan)))) },
 		"with":             func(l *slog.Logger) { l.With("card", pan).Info("x") },
@@ -71,9 +71,9 @@ func TestGuardedTexts(t *testing.T) {
 	for s, drop := range map[string]bool{
 		"": false, "peripheral printer-1": false, pan: true, "x" + pan + "y": true, "hash " + digest + ".": false, digest: false,
 		digest + " " + pan: true, pan + " " + digest: true, digest + "0": true, "g" + digest: true, digest[1:]: true, "0" + digest[1:]: false,
-		strings.Repeat("4111111111111111", 4):              true, // hex, and no letters
+		strings.Repeat("4111111111111111", 4):                 true, // hex, and no letters
 		"abcdefabcde" + strings.Repeat("4", 37) + digest[:16]: true, // too few
-		strings.ToUpper(digest):                            true,
+		strings.ToUpper(digest):                               true,
 	} {
 		if got := g.text(s); (got == droppedText) != drop || !drop && got != s {
 			t.Errorf("%q: got %q", s, got)

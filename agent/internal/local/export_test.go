@@ -9,7 +9,6 @@ import (
 func (s *Server) Tunnel(ctx context.Context, c net.Conn) {
 	defer part(c)
 	s.tunnel(ctx, c)
-
 }
 
 // Limits of the room.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/tillward/tillward/cloud/wire"
@@ -97,7 +98,7 @@ func (m *Monitor) outcome(id, level string, r hal.Report, err error, took time.D
 		if e := (*hal.Error)(nil); errors.As(err, &e) {
 			code = e.Code
 		}
-		steps = append(steps[:len(steps):len(steps)], hal.Check{ID: "check", Code: code, Took: took})
+		steps = append(slices.Clip(steps), hal.Check{ID: "check", Code: code, Took: took})
 	} else if len(steps) == 0 {
 		steps = []hal.Check{{ID: "check", OK: r.OK, Took: took}}
 	}

@@ -49,7 +49,7 @@ func (m *Monitor) hunt(ctx context.Context) {
 		case err = <-ended:
 		case <-ctx.Done():
 			select {
-			case <-ended:
+			case <-ended: //nolint:errcheck // it was told to end
 			case <-time.After(heed):
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -230,7 +231,7 @@ func (w *watcher) count(ctx context.Context) error {
 	if w.info.Category == hal.Host {
 		of = ""
 	} else if w.m.o.Counts != nil {
-		stats = append(stats[:len(stats):len(stats)], w.m.o.Counts(w.id)...)
+		stats = append(slices.Clip(stats), w.m.o.Counts(w.id)...)
 	}
 	now := time.Now().UnixMilli()
 	w.m.post(ctx, func(ctx context.Context) {
@@ -253,7 +254,7 @@ func (w *watcher) listen(ctx context.Context, n hal.Notifier) {
 		case err = <-ended:
 		case <-ctx.Done():
 			select {
-			case <-ended:
+			case <-ended: //nolint:errcheck // it was told to end
 			case <-time.After(heed): // left behind
 			}
 			return
