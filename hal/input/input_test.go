@@ -196,6 +196,18 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
+// TestStandIn counts on a FIFO that no sysfs knows, as the simulator's are to an
+// agent.
+func TestStandIn(t *testing.T) {
+	s := plug(t, t.TempDir(), 0)
+	d := open(t, "", filepath.Join(s.Root(), "dev/input/event0"))
+	must(t, s.Scan("4006381333931"))
+	wait(t, "a code", func() bool { return count(t, d, "GoodScanCount") == 1 })
+	if i := d.Info(); !i.Simulated || i.Key != "evdev:event0" || i.Serial != "" {
+		t.Errorf("got %+v", i)
+	}
+}
+
 func TestReplug(t *testing.T) {
 	s := plug(t, t.TempDir(), 0)
 	must(t, s.Close())
