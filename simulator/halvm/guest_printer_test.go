@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/escpos"
 	"github.com/tillward/tillward/hal/haltest"
@@ -93,7 +95,7 @@ func TestPrinter(t *testing.T) {
 				return openAs(t, hal.Own, "queries", "1")
 			},
 			Unseen: []string{"CoverOpen", "RecEmpty", "RecNearEnd", "DrawerOpened", "M_CutterError"},
-			Output: func() int { return len(p.Jobs()) + int(p.Counter(148)) }, //nolint:gosec // small
+			Output: func() int { return len(p.Jobs()) + int(p.Counter(148)) },
 			Feed: func(t *testing.T, d hal.Device, number string) {
 				if _, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader("Card "+number+"\n\x1dV\x00")); err != nil {
 					t.Errorf("print: %v", err)
@@ -115,5 +117,62 @@ func TestPrinter(t *testing.T) {
 				return err
 			},
 		}
+	})
+}
+
+// TestTill tells what a till does from what is broken: a node of usblp has one
+// owner at a time.
+func TestTill(t *testing.T) {
+	t.Run("the till holds the printer", func(t *testing.T) {
+		_, _ = play(t)
+		d := open(t, escpos.Driver{}, hal.Config{ID: "receipt", Address: "usb:04b8:0e15", Claim: hal.Observe, Options: map[string]string{"ask": "true"}})
+		within(t, "the printer to answer", func() bool { return status(t, d).Sensors["RecEmpty"] == hal.No })
+		till, err := os.OpenFile("/dev/usb/lp0", os.O_RDWR|syscall.O_NONBLOCK, 0)
+		must(t, err)
+		if s := status(t, d); s.Reason != "M_IN_USE" || s.Power != hal.PowerOnline || s.Health == hal.OK {
+			t.Errorf("while the till prints: got %+v, want on-line and in use", s)
+		}
+		must(t, till.Close())
+		within(t, "the printer to answer again", func() bool { return status(t, d).Sensors["RecEmpty"] == hal.No })
+	})
+	t.Run("we hold the printer", func(t *testing.T) {
+		_, _ = play(t)
+		d := open(t, escpos.Driver{}, hal.Config{ID: "receipt", Address: "/dev/usb/lp0", Claim: hal.Own})
+		within(t, "the printer to answer", func() bool { return status(t, d).Health == hal.OK })
+		till, err := os.OpenFile("/dev/usb/lp0", os.O_RDWR|syscall.O_NONBLOCK, 0)
+		if !errors.Is(err, syscall.EBUSY) {
+			t.Errorf("a second owner: got %v, want EBUSY", err)
+		}
+		_ = till.Close()
+	})
+	t.Run("a printer that answers nothing but LPGETSTATUS", func(t *testing.T) {
+		thePrinter(t, "dummy_udc.0")
+		f, err := os.OpenFile("/dev/g_printer0", os.O_RDWR|syscall.O_NONBLOCK, 0)
+		must(t, err)
+		t.Cleanup(func() { _ = f.Close() })
+		const setStatus, selected, paperOut, noError = 0xc0016722, 0x10, 0x20, 0x08 // GADGET_SET_PRINTER_STATUS [linux/usb/g_printer.h]
+		tell := func(pins int) {
+			t.Helper()
+			raw, err := f.SyscallConn()
+			must(t, err)
+			must(t, raw.Control(func(fd uintptr) { err = unix.IoctlSetInt(int(fd), setStatus, pins) }))
+			must(t, err)
+		}
+		d := open(t, escpos.Driver{}, hal.Config{ID: "receipt", Address: "usb:04b8:0e15", Claim: hal.Own, Options: map[string]string{"queries": "none"}})
+		nudge := func(want hal.Tri) func() bool {
+			return func() bool {
+				d.(hal.Nudger).Nudge()
+				return status(t, d).Sensors["RecEmpty"] == want
+			}
+		}
+		tell(selected | noError)
+		within(t, "nothing to be known of the paper", func() bool {
+			s := status(t, d)
+			return s.Power == hal.PowerOnline && s.Sensors["RecEmpty"] == hal.Unknown
+		})
+		tell(selected | noError | paperOut)
+		within(t, "the paper to be out", nudge(hal.Yes))
+		tell(selected | noError)
+		within(t, "the paper to be in again", nudge(hal.No))
 	})
 }
