@@ -18,6 +18,9 @@ func MayHoldPAN(s string) bool {
 	if trackOne(s) {
 		return true
 	}
+	if strings.IndexFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 && few(s) {
+		return false // nearly all there is
+	}
 	var groups [][]byte // runs of digits with only separators between them
 	open := false
 	sentinel := false // a ; stood before them
@@ -45,6 +48,17 @@ func MayHoldPAN(s string) bool {
 		groups, sentinel = groups[:0], r == ';'
 	}
 	return luhnAmong(groups)
+}
+
+// few reports whether s has fewer digits than the shortest shape.
+func few(s string) bool {
+	n := 0
+	for i := range len(s) {
+		if s[i] >= '0' && s[i] <= '9' {
+			n++
+		}
+	}
+	return n < 8
 }
 
 // digit returns the digit, as '0' to '9', that r is in any of the ways in which
