@@ -1,5 +1,10 @@
 package fleet
 
+import (
+	"maps"
+	"slices"
+)
+
 // advices say what a person does about a reason: one sentence for each.
 var advices = map[string]string{
 	"POWER_OFFLINE":     "Look at its panel: it is on, but not ready.",
@@ -59,3 +64,6 @@ func Advice(l Light) string {
 	}
 	return "Look at it; this service does not know what it says."
 }
+
+// Reasons lists the reasons that there is an advice for, sorted.
+func Reasons() []string { return slices.Sorted(maps.Keys(advices)) }

@@ -16,7 +16,8 @@ type Intake struct {
 	Report      *Report
 	CommandEnd  *CommandEnd
 	Step        *ExecutionStep
-	Service     *AuditEvent // an entry for the service trail, such as a refusal
+	Service     *AuditEvent  // an entry for the service trail, such as a refusal
+	Alarms      []AuditEvent // entries about Events, unless those were there before
 }
 
 // Report is a device's report of its state.

@@ -73,6 +73,7 @@ type Ingest struct {
 
 	pending map[note]bool // entries of the group that is being made
 	forks   map[fleet.DeviceID]string
+	rung    map[bell]ring // alarms of peripherals
 
 	mu   sync.Mutex
 	gone []fleet.DeviceID // whose heads are to be dropped
@@ -94,6 +95,7 @@ func New(o Options) *Ingest {
 	return &Ingest{
 		o: o, queue: make(chan Message, queueLen),
 		heads: make(map[fleet.DeviceID]head), noted: make(map[note]time.Time), pending: make(map[note]bool), forks: make(map[fleet.DeviceID]string),
+		rung: make(map[bell]ring),
 	}
 }
 
@@ -323,6 +325,7 @@ func (i *Ingest) fill(ctx context.Context, in *fleet.Intake, m Message) (time.Ti
 			})
 		}
 		in.Checks = checks(m.Device, b)
+		in.Alarms = i.alarms(m, b.Events)
 		return time.UnixMilli(b.Head.Sent), err
 	case wire.State:
 		b, err := wire.Decode[wire.StateReport](m.Payload)

@@ -36,3 +36,56 @@ func checks(device fleet.DeviceID, b wire.EventBatch) []fleet.HealthCheck {
 	}
 	return out
 }
+
+// guarded are the events that somebody must hear of who does not look at
+// peripherals: the box was opened, or the drawer without a sale.
+var guarded = map[string]struct{ kind, severity, what string }{
+	"M_TAMPERED":               {"peripheral.tampered", "alarm", "its tamper switch says that the box was opened"},
+	"M_DRAWER_UNEXPECTED_OPEN": {"peripheral.drawer_unexpected", "warn", "the drawer was opened and neither a sale nor a command asked for it"},
+}
+
+// bell is one kind of alarm of one peripheral, ring how often it went in a
+// minute.
+type (
+	bell struct {
+		device     fleet.DeviceID
+		peripheral string
+		code       string
+	}
+	ring struct {
+		begun time.Time
+		n     int
+	}
+)
+
+const ringsMost = 5 // of a bell in noteEvery: a switch that is loose must not fill the trail
+
+// alarms are entries for the service's trail about what came in a batch. The
+// store writes them when it has not seen the batch before.
+func (i *Ingest) alarms(m Message, events []wire.PeripheralEvent) (out []fleet.AuditEvent) {
+	for _, e := range events {
+		g, ok := guarded[e.Code]
+		if !ok {
+			continue
+		}
+		k := bell{m.Device, e.Peripheral, e.Code}
+		r := i.rung[k]
+		if m.At.Sub(r.begun) >= noteEvery {
+			r = ring{begun: m.At}
+		}
+		if r.n++; r.n > ringsMost {
+			continue
+		}
+		if len(i.rung) >= maxDevices {
+			clear(i.rung)
+		}
+		i.rung[k] = r
+		out = append(out, fleet.AuditEvent{
+			At: m.At, Kind: g.kind, Severity: g.severity, Actor: "ingest", Subject: string(m.Device),
+			Detail: map[string]string{
+				"peripheral": e.Peripheral, "category": e.Category, "code": e.Code, "seen_at": time.UnixMilli(e.At).UTC().Format(time.RFC3339), "what": g.what,
+			},
+		})
+	}
+	return out
+}

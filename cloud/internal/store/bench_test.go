@@ -146,3 +146,71 @@ func BenchmarkUnits(b *testing.B) {
 	run("health", func() error { _, err := s.RolloutHealth(b.Context(), "r1"); return err })
 	run("sites", func() error { _, err := s.Sites(b.Context(), "main"); return err })
 }
+
+// benchCounter is the counter of an ordinary till.
+func benchCounter(reason string) []fleet.Peripheral {
+	health := "OK"
+	if reason != "" {
+		health = "Fault"
+	}
+	return []fleet.Peripheral{
+		{ID: "receipt", Category: "POSPrinter", Driver: "escpos", Maker: "Maker", Model: "TM-1", Serial: "P-7", Firmware: "1.0", Claim: "own", Key: "usb:04b8:0e15:P-7", Interface: "USB",
+			Caps: []string{"CapCoverSensor", "CapRecEmptySensor", "CapRecNearEndSensor"}, RollLines: 18876, Power: "PS_ONLINE",
+			Sensors: map[string]string{"CoverOpen": "No", "RecEmpty": "No", "RecNearEnd": "No", "M_CutterError": "No"}, Said: fleet.Light{Health: health, Reason: reason, Since: noon}},
+		{ID: "drawer", Category: "CashDrawer", Driver: "escpos", Power: "PS_ONLINE", Sensors: map[string]string{"DrawerOpened": "No"}, Said: fleet.Light{Health: "OK", Since: noon}},
+		{ID: "reader", Category: "SmartCardRW", Driver: "pcsc", Maker: "Maker", Model: "R1", Power: "PS_ONLINE", Sensors: map[string]string{"SCPresentSensor": "No"}, Said: fleet.Light{Health: "OK", Since: noon}},
+		{ID: "scanner", Category: "Scanner", Driver: "scanner", Power: "PS_ONLINE", Said: fleet.Light{Health: "OK", Since: noon}},
+	}
+}
+
+// BenchmarkHeartbeat is what a report of a till's state costs, 256 in a commit: with nothing said of peripherals, with
+// four that are as they were, and with one of them that changed.
+func BenchmarkHeartbeat(b *testing.B) {
+	const group = 256
+	for _, kind := range []string{"without", "as they were", "one changed"} {
+		b.Run(kind, func(b *testing.B) {
+			s, ids := bigFleet(b)
+			raw, said := make([]byte, 1200), map[string][]fleet.Peripheral{"": benchCounter(""), "COVER_OPEN": benchCounter("COVER_OPEN")}
+			seq := uint64(0)
+			round := func(n int, reason string) {
+				in := make([]store.Intake, group)
+				seq++
+				for i := range in {
+					in[i] = store.Intake{Device: ids[(n*group+i)%len(ids)], Tenant: "main", At: noon, Report: &store.Report{
+						Boot: [16]byte{1}, Seq: seq, Sent: noon, AgentVersion: "1.0.0", Slot: "a", Raw: raw, Installed: []fleet.Installed{{Component: "agent", Version: "1.0.0", Slot: "a"}},
+					}}
+					if kind != "without" {
+						in[i].Report.Peripherals = said[reason]
+					}
+				}
+				_, err := s.Commit(b.Context(), in)
+				must(b, err)
+			}
+			for n := range benchFleet/group + 1 { // the first report writes it all
+				round(n, "")
+			}
+			b.ResetTimer()
+			for n := range b.N {
+				reason := ""
+				if kind == "one changed" && n/(benchFleet/group+1)%2 == 0 {
+					reason = "COVER_OPEN"
+				}
+				round(n, reason)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*group), "ns/report")
+		})
+	}
+}
+
+// BenchmarkPresence is what it costs that a till is back that was lost.
+func BenchmarkPresence(b *testing.B) {
+	s, ids := bigFleet(b)
+	var n atomic.Int64
+	each(b, ids, func(id fleet.DeviceID) error {
+		at := noon.Add(time.Duration(n.Add(1)) * time.Hour)
+		if err := s.SetPresence(b.Context(), id, false, at); err != nil {
+			return err
+		}
+		return s.SetPresence(b.Context(), id, true, at.Add(10*time.Minute))
+	})
+}

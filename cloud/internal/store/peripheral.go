@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -24,7 +26,7 @@ const (
 // peripherals takes in how the peripherals of a device are. While the till says
 // the same of all of them nothing is read nor written here.
 func (g *group) peripherals(ctx context.Context, in *Intake, out *Outcome, mark []byte) error {
-	sum := sha256.Sum256([]byte(toJSON(in.Report.Peripherals)))
+	sum := markOf(in.Report.Peripherals)
 	if bytes.Equal(sum[:], mark) {
 		return nil
 	}
@@ -56,6 +58,7 @@ func (g *group) peripherals(ctx context.Context, in *Intake, out *Outcome, mark 
 		if p := have[id]; p.GoneAt.IsZero() {
 			next := p
 			next.GoneAt, next.SeenAt = in.At, in.At
+			have[id] = next
 			if err := g.w.putPeripheral(ctx, p, next, true); err != nil {
 				return fmt.Errorf("peripheral %s: %w", id, err)
 			}
@@ -63,6 +66,29 @@ func (g *group) peripherals(ctx context.Context, in *Intake, out *Outcome, mark 
 		}
 	}
 	return g.w.dropGone(ctx, in.Device, have)
+}
+
+// markOf is SHA-256 of all that a till says of its peripherals.
+func markOf(all []fleet.Peripheral) [32]byte {
+	b := make([]byte, 0, 4096)
+	add := func(text ...string) {
+		for _, s := range text {
+			b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
+		}
+	}
+	for _, p := range all {
+		add(p.ID, p.Category, p.Driver, p.Maker, p.Model, p.Serial, p.Firmware, p.Claim, p.Key, p.Interface, p.Power, p.Said.Health, p.Said.Reason)
+		b = strconv.AppendBool(b, p.Simulated)
+		b = binary.BigEndian.AppendUint32(b, p.RollLines)
+		b = binary.AppendVarint(b, p.Said.Since.UnixMilli())
+		b = binary.AppendUvarint(b, uint64(len(p.Caps)))
+		add(p.Caps...)
+		b = binary.AppendUvarint(b, uint64(len(p.Sensors)))
+		for _, k := range slices.Sorted(maps.Keys(p.Sensors)) {
+			add(k, p.Sensors[k])
+		}
+	}
+	return sha256.Sum256(b)
 }
 
 // stored is a peripheral with what only the store needs to know.
@@ -118,6 +144,9 @@ func (p stored) heard(said fleet.Peripheral, in *Intake) stored {
 		next.FirstAt = in.At
 	}
 	back := !p.GoneAt.IsZero()
+	if back {
+		next.Light, next.was = fleet.Light{}, fleet.Light{}
+	}
 	if !p.Said.Same(said.Said) || back || p.FirstAt.IsZero() {
 		next.Said = said.Said
 		next.Said.Since = p.since(said.Said.Since, in)
@@ -162,7 +191,7 @@ func (p stored) since(said time.Time, in *Intake) time.Time {
 // turn rolls the light up; when it changes, from a moment on.
 func (p *stored) turn(from time.Time) {
 	l := fleet.Roll(p.Peripheral, p.soon, p.worse)
-	if p.Light.Same(l) && p.GoneAt.IsZero() {
+	if p.Light.Same(l) {
 		return
 	}
 	l.Since = from

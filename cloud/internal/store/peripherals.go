@@ -28,6 +28,9 @@ func scanPeripheral(r scanner) (fleet.Peripheral, error) {
 	}
 	p.SeenAt = at(max(seen, ms(p.SeenAt)))
 	if !online {
+		if p.Paper != nil && p.Paper.RunOutAt.Before(time.Now()) { // nobody knows what became of it
+			p.Paper = nil
+		}
 		p.Last = p.Light
 		p.Light = fleet.Light{Health: fleet.HealthUnknown, Reason: fleet.ReasonTillOffline, Since: p.SeenAt}
 	}
@@ -62,12 +65,17 @@ func (s *Store) Peripherals(ctx context.Context, t fleet.TenantID, f fleet.Perip
 	where := []string{`d.tenant = ?`, `d.former_of = ''`, `p.gone_at = 0`}
 	args := []any{t}
 	add := func(cond string, v ...any) { where, args = append(where, cond), append(args, v...) }
+	// Few are in a state that somebody looks for: they are found by it. All others are read along the devices.
+	device := `d.id`
+	if f.Health != "" && f.Health != fleet.HealthUnknown || f.Reason != "" && f.Reason != fleet.ReasonTillOffline {
+		device = `p.device`
+	}
 	if p.After != "" {
-		device, id, ok := strings.Cut(p.After, "/")
+		after, id, ok := strings.Cut(p.After, "/")
 		if !ok {
 			return nil, "", fmt.Errorf("page after %.40q is not a key of this list: %w", p.After, fleet.ErrInvalid)
 		}
-		add(`(p.device, p.id) > (?, ?)`, device, id)
+		add(device+` >= ? AND (`+device+` > ? OR p.id > ?)`, after, after, id)
 	}
 	switch f.Health {
 	case "":
@@ -90,7 +98,7 @@ func (s *Store) Peripherals(ctx context.Context, t fleet.TenantID, f fleet.Perip
 		add(`d.site = ?`, f.Site)
 	}
 	if !f.RunOutBefore.IsZero() {
-		add(`p.run_out_at > 0 AND p.run_out_at < ?`, ms(f.RunOutBefore))
+		add(`d.online <> 0 AND p.run_out_at > 0 AND p.run_out_at < ?`, ms(f.RunOutBefore))
 	}
 	if f.Query != "" {
 		like := "%" + strings.NewReplacer(`!`, `!!`, `%`, `!%`, `_`, `!_`).Replace(f.Query) + "%"
@@ -98,7 +106,7 @@ func (s *Store) Peripherals(ctx context.Context, t fleet.TenantID, f fleet.Perip
 			OR lower(p.serial) LIKE lower(?) ESCAPE '!' OR lower(d.id) LIKE lower(?) ESCAPE '!' OR lower(d.label) LIKE lower(?) ESCAPE '!')`, like, like, like, like, like, like)
 	}
 	limit := p.Bounded()
-	query := `SELECT ` + peripheralColumns + ` WHERE ` + strings.Join(where, ` AND `) + ` ORDER BY p.device, p.id LIMIT ?` //nolint:gosec // joins the constants above
+	query := `SELECT ` + peripheralColumns + ` WHERE ` + strings.Join(where, ` AND `) + ` ORDER BY ` + device + `, p.id LIMIT ?` //nolint:gosec // joins the constants above
 	rows, err := s.read.QueryContext(ctx, query, append(args, limit+1)...)
 	items, err = list(rows, err, scanPeripheral)
 	if err != nil {

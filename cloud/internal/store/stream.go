@@ -125,6 +125,13 @@ func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
 		}
 		out.Execution = e
 	}
+	if out.NewEvents > 0 {
+		for _, ev := range in.Alarms {
+			if err := g.w.audit(ctx, in.Tenant, ev); err != nil {
+				return err
+			}
+		}
+	}
 	if in.Service != nil {
 		return g.w.audit(ctx, in.Tenant, *in.Service)
 	}
