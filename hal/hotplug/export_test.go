@@ -73,3 +73,9 @@ func Listen() (interface{ Close() error }, func() (uint32, []byte, error), error
 		return m.sender, m.text, err
 	}, nil
 }
+
+// Text reads what a device says of itself, Version its bcdDevice.
+var (
+	Text    = text
+	Version = version
+)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -354,5 +356,23 @@ func FuzzUevent(f *testing.F) {
 		if a, p, s, ok := hotplug.Parse([]byte(again)); !ok || a != action || p != path || s != subsystem {
 			t.Errorf("%q reads as %q %q %q %v", again, a, p, s, ok)
 		}
+	})
+}
+
+// FuzzText lets a device say anything of itself.
+func FuzzText(f *testing.F) {
+	for _, s := range []string{"", "TM-T20II\n", "4111 1111 1111 1111", "K\xe4se", "\u009c\u202e", "\xff\xfe\x00", strings.Repeat("ä", 100), ";4111111111111111=2512", "%B4111111111111111^X"} {
+		f.Add([]byte(s))
+	}
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := os.WriteFile(filepath.Join(dir, "product"), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := hotplug.Text(dir, "product")
+		if len(s) > 64 || !utf8.ValidString(s) || hal.MayHoldPAN(s) || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Errorf("%q is told as %q", b, s)
+		}
+		_ = hotplug.Version(s)
 	})
 }

@@ -5,7 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"unicode/utf8"
+	"unicode"
 
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/port"
@@ -107,7 +107,7 @@ func text(dir, name string) string {
 		return ""
 	}
 	s := strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) { // also what a terminal would obey
 			return -1
 		}
 		return r

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
 // message is what came over the socket.
@@ -34,12 +32,12 @@ type socket struct {
 }
 
 func listen() (source, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
+	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, syscall.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
 		return nil, fmt.Errorf("listen to the kernel: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
-		_ = unix.Close(fd)
+	if err := syscall.Bind(fd, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK, Groups: 1}); err != nil {
+		_ = syscall.Close(fd)
 		return nil, fmt.Errorf("listen to the kernel: %w", err)
 	}
 	file := os.NewFile(uintptr(fd), "uevent")
@@ -54,13 +52,13 @@ func listen() (source, error) {
 func (s *socket) next() (m message, err error) {
 	e := s.raw.Read(func(fd uintptr) bool {
 		var n int
-		var from unix.Sockaddr
-		n, from, err = unix.Recvfrom(int(fd), s.buf, 0)
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		var from syscall.Sockaddr
+		n, from, err = syscall.Recvfrom(int(fd), s.buf, 0)
+		if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
 			return false
 		}
 		m = message{sender: ^uint32(0), text: s.buf[:max(n, 0)]}
-		if a, ok := from.(*unix.SockaddrNetlink); ok {
+		if a, ok := from.(*syscall.SockaddrNetlink); ok {
 			m.sender = a.Pid
 		}
 		return true
@@ -68,7 +66,7 @@ func (s *socket) next() (m message, err error) {
 	switch {
 	case e != nil:
 		return message{}, e // closed
-	case errors.Is(err, unix.ENOBUFS):
+	case errors.Is(err, syscall.ENOBUFS):
 		return message{}, errLost
 	}
 	return m, err
