@@ -401,3 +401,15 @@ func FuzzRecords(f *testing.F) {
 		}
 	})
 }
+
+// FuzzKeys reads any bitmap of keys.
+func FuzzKeys(f *testing.F) {
+	for _, s := range []string{"", "10000000", "1f0000 0 0 0 0", "zz 10000000", "fffffffffffffffffffffffff", " \x00 1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if words := strings.Fields(s); input.HasEnter(s) && len(words) == 0 {
+			t.Errorf("Enter among no keys: %q", s)
+		}
+	})
+}

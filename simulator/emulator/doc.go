@@ -1,8 +1,7 @@
 // Package emulator is hardware made of software, for the simulator and for
 // tests of drivers: an ESC/POS receipt printer that draws what it prints, a Star
-// one, barcode scanners, USB gadgets, a chip card for the virtual reader of
-// pcscd, a pcscd of its own to put it
-// in, and a scripted day of what happens to them.
+// one, barcode scanners, USB gadgets, a chip card for the virtual reader of pcscd,
+// a pcscd of its own to put it in, and a scripted day of what happens to them.
 //
 // Each behaves as the real thing does where a driver could trip over it: an
 // offline printer answers real-time queries and nothing else, a second
