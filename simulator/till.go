@@ -36,10 +36,12 @@ type Till struct {
 	rootTUF string
 	sealKey string
 	pace    Pace
-	bare    bool   // its image names no service
-	disk    string // where it keeps what outlives a boot
-	check   string // how long an update may take to prove itself
-	alone   bool   // what it runs ends with its agent, as with the power
+	bare    bool     // its image names no service
+	disk    string   // where it keeps what outlives a boot
+	check   string   // how long an update may take to prove itself
+	alone   bool     // what it runs ends with its agent, as with the power
+	under   []string // what starts its agent; none: the simulator itself
+	roots   string   // of the service, as the image has them; empty: the service's own file
 
 	artifacts string // https://host:port in place of its line; empty: the line
 	rauc      string // D-Bus address; empty: it takes no system images
@@ -118,7 +120,7 @@ func (t *Till) configure() error {
 	var b bytes.Buffer
 	err := agentFile.Execute(&b, map[string]any{
 		"Model": simModel, "State": filepath.Join(t.disk, "state"), "Apps": filepath.Join(t.disk, "apps"), "CheckFor": t.check, "Media": filepath.Join(t.dir, "media", "*", "tillward-update"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
-		"Roots": t.service.roots(), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
+		"Roots": cmp.Or(t.roots, t.service.roots()), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
 		"Artifacts": cmp.Or(t.artifacts, t.Web()), "RAUC": t.rauc, "Reader": t.reader.file, "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
 	})
 	if err != nil {
@@ -137,7 +139,8 @@ func (t *Till) file() string { return filepath.Join(t.dir, "agent.toml") }
 
 // Boot starts the agent. The TPM, the printer and the reader already run.
 func (t *Till) Boot(ctx context.Context) {
-	t.proc = &process{path: t.agent, args: []string{"-config", t.file()}, log: t.log, reboot: t.powerCycle, alone: t.alone}
+	command := append(slices.Clone(t.under), t.agent, "-config", t.file())
+	t.proc = &process{path: command[0], args: command[1:], log: t.log, reboot: t.powerCycle, alone: t.alone}
 	t.proc.start(ctx)
 }
 
