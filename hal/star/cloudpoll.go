@@ -8,7 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -21,7 +21,7 @@ import (
 )
 
 // silent keeps what strangers send out of the log.
-var silent = log.New(io.Discard, "", 0)
+var silent = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 
 // limited is a listener that hangs up on too many clients.
 type limited struct {
@@ -410,7 +410,7 @@ func (c *cloud) confirmed(w http.ResponseWriter, q url.Values) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last = time.Now()
-	if j := c.job; j != nil && (!q.Has("token") || q.Get("token") == j.token) && !(j.fetched.IsZero() && good(q.Get("code"))) {
+	if j := c.job; j != nil && (!q.Has("token") || q.Get("token") == j.token) && (!j.fetched.IsZero() || !good(q.Get("code"))) {
 		select {
 		case j.done <- q.Get("code"):
 		default:

@@ -29,7 +29,7 @@ func listen(t *testing.T, claim hal.Claim, pairs ...string) (hal.Device, string)
 
 func listenAt(t *testing.T, address string, claim hal.Claim, pairs ...string) (hal.Device, string) {
 	t.Helper()
-	cfg := hal.Config{ID: "kitchen", Address: address, Claim: claim, Options: map[string]string{"mac": mac, "poll": "100ms"}}
+	cfg := hal.Config{ID: "kitchen", Address: address, Claim: claim, Options: map[string]string{"mac": mac, "poll": "400ms"}}
 	for i := 0; i < len(pairs); i += 2 {
 		cfg.Options[pairs[i]] = pairs[i+1]
 	}

@@ -11,6 +11,7 @@ var (
 	countUp    = []byte{0x17}                  // ETB: when all before it is printed, count and tell
 	askVersion = []byte{0x1b, '#', '*', 10, 0} // ESC # *
 	kickDrawer = []byte{0x07}                  // BEL: drawer 1, in its turn
+	kickNow    = []byte{0x1c}                  // FS: drawer 1, at once
 )
 
 // counts are what went through a filter.
@@ -19,7 +20,7 @@ type counts struct {
 	dots               int  // rows of images
 	resets             bool // it may have changed the counter of ETB beyond adding to it
 	counted            int  // ETB in it
-	status             int  // what ESC RS a wanted last; -1: nothing
+	level              int  // what the counter is behind it, from what it was before
 }
 
 const dotsPerLine = 24
@@ -64,6 +65,14 @@ func (f *filter) pass(b []byte) []byte {
 
 // idle reports whether the printer is not in the middle of a command.
 func (f *filter) idle() bool { return len(f.held) == 0 && f.skip == 0 }
+
+// rest returns what the printer still waits for, so that it does not take the
+// next command for it.
+func (f *filter) rest() []byte {
+	n := f.skip
+	f.held, f.skip = f.held[:0], 0
+	return make([]byte, n)
+}
 
 // parameters are the commands ESC c with so many bytes of parameters.
 var parameters = map[byte]int{
@@ -180,8 +189,9 @@ func (f *filter) note(cmd []byte) []byte {
 		f.kicks++
 	case 0x17:
 		f.counted++
+		f.level = (f.level + 1) & 0x1f
 	case 0x18:
-		f.resets = true
+		f.resets, f.level = true, 0
 	case 'b', 'k':
 		if len(cmd) == 3 {
 			f.dots++
@@ -200,10 +210,9 @@ func (f *filter) escape(cmd []byte) []byte {
 	case c == 0x06 && n == 0x01:
 		return f.keep(cmd)
 	case c == 0x1e && n == 'a' && len(cmd) == 4:
-		f.status = int(cmd[3] & 1)
 		return f.keep(cmd)
 	case c == 0x1e && n == 'E':
-		f.resets = true
+		f.resets, f.level = true, 0
 	case c == 'd', c == 0x0c:
 		f.cuts++
 	case c == 'a':

@@ -1,11 +1,6 @@
 package star
 
-import (
-	"context"
-
-	"github.com/tillward/tillward/hal"
-	"github.com/tillward/tillward/hal/port"
-)
+import "github.com/tillward/tillward/hal"
 
 // Unit is one thing that Decode has found.
 type Unit struct {
@@ -42,17 +37,6 @@ func Pass(job []byte, n int) (out []byte, lines, cuts, kicks, dots int, asked []
 		job = job[k:]
 	}
 	return append(out, f.held...), f.lines, f.cuts, f.kicks, f.dots, asked
-}
-
-// OpenOver opens a printer at the end of a cable of the test.
-func OpenOver(cfg hal.Config, dial func(context.Context) (port.Conn, error)) (hal.Device, error) {
-	p, err := configure(cfg)
-	if err != nil {
-		return nil, err
-	}
-	p.dial = dial
-	p.begin()
-	return p, nil
 }
 
 // ReadPoll reads what a printer that polls tells; ok is whether it is a poll.

@@ -1,18 +1,18 @@
 package star
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/tillward/tillward/hal"
 )
 
-const confirmWithin = 30 * time.Second // for the last line to come out
+const confirmWithin = 15 // times the patience for an answer, for the last line to come out
 
 // owned returns the connection of a printer that can print now.
 func (p *printer) owned(ctx context.Context, op string) (*session, error) {
@@ -55,34 +55,43 @@ func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
 	defer s.occupy(false)
 	counter := s.counter()
 	if counter >= 0 {
-		to, ups := 2, slices.Concat(countUp, countUp)
-		if counter == to {
-			to, ups = 3, append(ups, countUp...)
-		}
-		if err := s.write(ctx, resetCount, ups); err != nil {
-			return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
-		}
-		if err := p.count(ctx, s, to, s.timeout); err != nil {
+		if err := p.bring(ctx, s, map[bool]int{true: 3, false: 2}[counter == 2]); err != nil {
 			return made, err
 		}
 	}
+	defer p.drawer.settled()
 	var f filter
-	err = p.pour(ctx, s, &f, job, &made)
-	p.noted(f.counts)
-	made.Cuts, made.Kicks = f.cuts, f.kicks
-	if err == nil {
-		err = s.write(ctx, resetCount, tellStatus, countUp)
+	if err := p.pour(ctx, s, &f, job, &made); err != nil {
+		return made, err
 	}
-	if err != nil {
-		return made, &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+	s.mu.Lock()
+	seen := s.frames
+	s.mu.Unlock()
+	if err := s.write(ctx, resetCount, tellStatus, countUp); err != nil {
+		return made, failed("print", err)
 	}
 	if counter < 0 {
-		return made, p.stands(ctx, s)
+		return made, p.stands(ctx, s, seen)
 	}
-	err = p.count(ctx, s, 1, confirmWithin)
+	err = p.count(ctx, s, 1, confirmWithin*p.timeout)
 	made.Confirmed = err == nil && !f.resets && f.counted < 29
 	return made, err
 }
+
+// bring brings the printer's counter of ETB to n, which it is not. The caller
+// has the turn.
+func (p *printer) bring(ctx context.Context, s *session, n int) error {
+	ups := n
+	if n == 0 {
+		ups = 32 // setting it back alone is not told
+	}
+	if err := s.write(ctx, resetCount, bytes.Repeat(countUp, ups)); err != nil {
+		return failed("print", err)
+	}
+	return p.count(ctx, s, n, s.timeout)
+}
+
+func failed(op string, err error) error { return &hal.Error{Code: "E_FAILURE", Op: op, Err: err} }
 
 // counter is that of ETB; -1: this model has none.
 func (s *session) counter() int {
@@ -91,36 +100,45 @@ func (s *session) counter() int {
 	return s.last.etb
 }
 
-// noted counts what went through.
-func (p *printer) noted(c counts) {
-	p.track.Count("ReceiptLineFeedCount", float64(c.lines+c.dots/dotsPerLine))
-	p.track.Count("PaperCutCount", float64(c.cuts))
+// noted counts what went through a filter since was.
+func (p *printer) noted(was, is counts) {
+	p.track.Count("ReceiptLineFeedCount", float64(is.lines-was.lines+is.dots/dotsPerLine-was.dots/dotsPerLine))
+	p.track.Count("PaperCutCount", float64(is.cuts-was.cuts))
+	p.drawer.kicked(is.kicks - was.kicks)
 }
 
-// pour writes the whole job without a question in between.
+// pour writes the whole job without a question in between, until the printer
+// stops.
 func (p *printer) pour(ctx context.Context, s *session, f *filter, job io.Reader, made *hal.Job) error {
 	b := make([]byte, 1024)
 	for ctx.Err() == nil {
-		n, err := job.Read(b)
-		kicks := f.kicks
+		n, readErr := job.Read(b)
+		was := f.counts
 		out := f.pass(b[:n])
-		if f.kicks > kicks {
-			p.drawer.Ask()
+		if errors.Is(readErr, io.EOF) {
+			out = append(out, f.rest()...)
 		}
+		p.noted(was, f.counts)
+		made.Cuts, made.Kicks = f.cuts, f.kicks
 		if len(out) > 0 {
-			if err := s.write(ctx, out); err != nil {
-				return err
+			err := s.write(ctx, out)
+			if st := p.track.Status(); st.Power == hal.PowerOffline {
+				return stopped("print", st)
+			}
+			if err != nil {
+				_ = s.conn.Close() // in the middle of something
+				return failed("print", err)
 			}
 			made.Bytes += int64(len(out))
 		}
-		if errors.Is(err, io.EOF) {
-			return s.write(ctx, f.held)
+		if errors.Is(readErr, io.EOF) {
+			return nil
 		}
-		if err != nil {
-			return err
+		if readErr != nil {
+			return failed("print", readErr)
 		}
 	}
-	return ctx.Err()
+	return &hal.Error{Code: "E_TIMEOUT", Op: "print", Err: ctx.Err()}
 }
 
 // count waits until the printer's counter of ETB is n, or says why the printer
@@ -139,7 +157,7 @@ func (p *printer) count(ctx context.Context, s *session, n int, patience time.Du
 		case ctx.Err() != nil:
 			return &hal.Error{Code: "E_TIMEOUT", Op: "print", Err: ctx.Err()}
 		case err != nil:
-			return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+			return failed("print", err)
 		}
 	}
 	if st := p.track.Status(); st.Power != hal.PowerOnline {
@@ -153,20 +171,17 @@ func (p *printer) count(ctx context.Context, s *session, n int, patience time.Du
 	return nil
 }
 
-// stands looks whether a printer without counter has stopped. The caller has
-// the turn.
-func (p *printer) stands(ctx context.Context, s *session) error {
-	s.mu.Lock()
-	seen, auto := s.frames, s.auto
-	s.mu.Unlock()
+// stands looks whether a printer without counter has stopped; seen frames came
+// before the end of the job. The caller has the turn.
+func (p *printer) stands(ctx context.Context, s *session, seen int) error {
 	var err error
-	if auto { // the status was asked for behind the job
-		err = s.within(ctx, confirmWithin, func() bool { return s.frames > seen })
+	if s.tellsItself() { // the status was asked for behind the job
+		err = s.within(ctx, confirmWithin*p.timeout, func() bool { return s.frames > seen })
 	} else {
 		err = s.ask(ctx)
 	}
 	if err != nil && !errors.Is(err, errMute) {
-		return &hal.Error{Code: "E_FAILURE", Op: "print", Err: err}
+		return failed("print", err)
 	}
 	if st := p.track.Status(); st.Power != hal.PowerOnline {
 		return stopped("print", st)
@@ -186,32 +201,15 @@ type checked interface {
 }
 
 func checkHealth(ctx context.Context, level hal.Level, p checked, page string) (hal.Report, error) {
-	began := time.Now()
 	switch level {
 	case hal.Internal:
-		st, err := p.Status(ctx)
-		if err != nil {
-			return hal.Report{}, err
-		}
-		took := time.Since(began)
-		reached := st.Power == hal.PowerOnline || st.Power == hal.PowerOffline
-		good := st.Health == hal.OK || st.Health == hal.Attention
-		return hal.Report{
-			OK: good, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", st.Health, st.Reason, st.Advice)),
-			Checks: []hal.Check{
-				check("reachable", reached, st.Reason, took),
-				check("status", good, st.Reason, took),
-			},
-		}, nil
+		return looked(ctx, p)
 	case hal.External:
+		began := time.Now()
 		job, err := p.Print(ctx, strings.NewReader(page))
 		took := time.Since(began)
 		if err != nil {
-			code := "E_FAILURE"
-			if e, ok := errors.AsType[*hal.Error](err); ok {
-				code = e.Code
-			}
-			return hal.Report{Text: err.Error(), Checks: []hal.Check{check("page", false, code, took)}}, err
+			return hal.Report{Text: err.Error(), Checks: []hal.Check{check("page", false, codeOf(err), took)}}, err
 		}
 		r := hal.Report{OK: true, Text: "The test page has been printed.", Checks: []hal.Check{{ID: "page", OK: true, Took: took}}}
 		if !job.Confirmed {
@@ -221,6 +219,30 @@ func checkHealth(ctx context.Context, level hal.Level, p checked, page string) (
 		return r, nil
 	}
 	return hal.Report{}, &hal.Error{Code: "E_ILLEGAL", Op: "check health", Err: errors.New("a printer has no interactive check; use external")}
+}
+
+// looked is the internal check: what the device says.
+func looked(ctx context.Context, d hal.StatusReader) (hal.Report, error) {
+	began := time.Now()
+	st, err := d.Status(ctx)
+	if err != nil {
+		return hal.Report{}, err
+	}
+	took := time.Since(began)
+	reached := st.Power == hal.PowerOnline || st.Power == hal.PowerOffline
+	good := st.Health == hal.OK || st.Health == hal.Attention
+	return hal.Report{
+		OK: good, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", st.Health, st.Reason, st.Advice)),
+		Checks: []hal.Check{check("reachable", reached, st.Reason, took), check("status", good, st.Reason, took)},
+	}, nil
+}
+
+// codeOf returns the code of an error.
+func codeOf(err error) string {
+	if e, ok := errors.AsType[*hal.Error](err); ok {
+		return e.Code
+	}
+	return "E_FAILURE"
 }
 
 func check(id string, ok bool, code string, took time.Duration) hal.Check {
@@ -235,23 +257,36 @@ func testPage(id string, now time.Time) string {
 		"\nThe quick brown fox jumps over the lazy dog\n\x1b\x1da\x00\x1bd\x03"
 }
 
-// OpenDrawer implements hal.DrawerKicker. Where the drawer's state is known it
-// returns after the drawer has opened, or E_FAILURE.
+// OpenDrawer implements hal.DrawerKicker: behind what is being printed or, of a
+// printer that stands, at once. Somebody without paper still has to give
+// change. Where the drawer's state is known it returns after the drawer has
+// opened, or E_FAILURE.
 func (p *printer) OpenDrawer(ctx context.Context) error {
 	const op = "open drawer"
-	s, err := p.owned(ctx, op)
+	if p.Info().Claim != hal.Own {
+		return &hal.Error{Code: "E_ILLEGAL", Op: op, Err: errors.New("the till owns this printer; claim it with own")}
+	}
+	st, err := p.Status(ctx)
 	if err != nil {
 		return err
 	}
+	s := p.session()
+	pulse := kickDrawer
+	switch {
+	case s == nil, st.Power != hal.PowerOnline && st.Power != hal.PowerOffline:
+		return stopped(op, st)
+	case st.Power == hal.PowerOffline:
+		pulse = kickNow
+	}
 	looks, cancel := context.WithCancel(ctx)
 	defer cancel()
-	err = p.drawer.Kick(ctx, func(ctx context.Context) error {
+	err = p.drawer.state.Kick(ctx, func(ctx context.Context) error {
 		if err := s.acquire(ctx); err != nil {
 			return &hal.Error{Code: "E_BUSY", Op: op, Err: err}
 		}
 		defer s.release()
-		if err := s.write(ctx, kickDrawer); err != nil {
-			return &hal.Error{Code: "E_FAILURE", Op: op, Err: err}
+		if err := s.write(ctx, pulse); err != nil {
+			return failed(op, err)
 		}
 		s.start(func() { p.stare(looks, s) })
 		return nil

@@ -48,7 +48,7 @@ type session struct {
 	version chan string   // where the version goes; nil: nobody asks
 	held    bool          // XOFF
 	busy    bool          // a job or an application has the turn
-	watch   func(frame []byte)
+	ears    []*tunnel
 }
 
 // begin starts to read conn.
@@ -115,8 +115,8 @@ func (s *session) take(u unit) {
 		s.frames++
 		s.raw, s.last, s.heard = u.frame, readFrame(u.frame), time.Now()
 		s.told(s.last)
-		if s.watch != nil {
-			s.watch(u.frame)
+		for _, t := range s.ears {
+			t.frame(u.frame, false)
 		}
 	}
 	close(s.news)
@@ -141,7 +141,7 @@ func (s *session) release() { <-s.turn }
 // sent but what it obeys at once.
 func (s *session) write(ctx context.Context, parts ...[]byte) error {
 	b := slices.Concat(parts...)
-	if urgent := slices.Equal(b, askStatus); !urgent {
+	if urgent := slices.Equal(b, askStatus) || slices.Equal(b, kickNow); !urgent {
 		if err := s.until(ctx, func() bool { return !s.held }); err != nil {
 			return err
 		}

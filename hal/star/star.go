@@ -42,24 +42,35 @@ import (
 
 const (
 	pollEvery  = 5 * time.Second
-	askEvery   = 500 * time.Millisecond // of a printer that does not tell by itself
+	askEvery   = 250 * time.Millisecond // of a printer that does not tell by itself
 	backoffMin = 200 * time.Millisecond // some interfaces need that long between two connections
 	backoffMax = 15 * time.Second
 )
 
 // Driver is the driver "star".
-type Driver struct{}
+type Driver struct {
+	// Dial opens the cable; nil does as hal/port says. Tests bring their own.
+	Dial func(context.Context, port.Address) (port.Conn, error)
+	// Root is where /sys and /dev lie; empty is /.
+	Root string
+}
 
 // Name implements hal.Driver.
 func (Driver) Name() string { return "star" }
 
 // Open implements hal.Driver. The printer need not be there.
-func (Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	p, err := configure(cfg)
+func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
+	p, err := d.configure(cfg)
 	if err != nil {
 		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err}
 	}
-	p.begin()
+	ctx, cancel := context.WithCancel(context.Background())
+	p.stop = cancel
+	if p.info.Claim == hal.Own {
+		p.wg.Go(func() { p.run(ctx) })
+	} else {
+		p.wg.Go(func() { p.watch(ctx) })
+	}
 	return p, nil
 }
 
@@ -68,7 +79,7 @@ var counters = []string{
 	"CommunicationErrorCount", "ReceiptCoverOpenCount", "FailedPaperCutCount", "MaximumTempReachedCount", "PrinterFaultCount", "M_PaperEmptyCount",
 }
 
-func configure(cfg hal.Config) (*printer, error) {
+func (d Driver) configure(cfg hal.Config) (*printer, error) {
 	if err := hal.CheckOptions(cfg, "ask", "drawer", "drawer_open_level", "left_open", "near_end", "roll_length_m", "feed_pitch_um", "timeout"); err != nil {
 		return nil, errors.Unwrap(err)
 	}
@@ -77,8 +88,13 @@ func configure(cfg hal.Config) (*printer, error) {
 		return nil, err
 	}
 	o := options{cfg.Options, nil}
+	at = at.Under(d.Root)
+	dial := at.Open
+	if d.Dial != nil {
+		dial = func(ctx context.Context) (port.Conn, error) { return d.Dial(ctx, at) }
+	}
 	p := &printer{
-		at: at, dial: at.Open, first: make(chan struct{}), nudged: make(chan struct{}, 1),
+		at: at, dial: dial, first: make(chan struct{}), nudged: make(chan struct{}, 1),
 		track:   hal.NewTracker(hal.POSPrinter, counters...),
 		asks:    o.truth("ask", false),
 		nearEnd: o.truth("near_end", true),
@@ -97,10 +113,14 @@ func configure(cfg hal.Config) (*printer, error) {
 		o.wrong(fmt.Errorf("claim %q: a printer has one connection; own or observe it", cfg.Claim))
 	}
 	own := p.info.Claim == hal.Own
-	p.drawer = &drawer{Drawer: hal.NewDrawer(own, drawerWithin, o.duration("left_open", 5*time.Minute, time.Second, 24*time.Hour)), printer: p, id: cfg.Options["drawer"]}
-	if p.drawer.id == cfg.ID {
-		o.wrong(fmt.Errorf("drawer = %q: that is the printer's own ID", cfg.ID))
+	id, wanted := cfg.Options["drawer"]
+	switch _, left := cfg.Options["left_open"]; {
+	case wanted && (id == "" || id == cfg.ID):
+		o.wrong(fmt.Errorf("drawer = %q: the drawer needs an id of its own", id))
+	case left && !wanted:
+		o.wrong(errors.New("left_open is of a drawer; give it an id with the option drawer"))
 	}
+	p.drawer = newDrawer(p, id, own, o.duration("left_open", 5*time.Minute, time.Millisecond, 24*time.Hour))
 	if own || p.asks {
 		p.info.Caps = []string{"CapCoverSensor", "CapPowerReporting", "CapRecEmptySensor", "CapRecPapercut", "CapStatisticsReporting"}
 		if p.nearEnd {
@@ -153,14 +173,14 @@ func (o *options) duration(name string, def, least, most time.Duration) time.Dur
 	return d
 }
 
-func (o *options) number(name string, most float64) float64 {
+func (o *options) number(name string, least, most float64) float64 {
 	v, ok := o.given[name]
 	if !ok {
 		return 0
 	}
 	n, err := strconv.ParseFloat(v, 64)
-	if err != nil || !(n > 0 && n <= most) {
-		o.wrong(fmt.Errorf("%s = %q: a number above 0, at most %g", name, v, most))
+	if err != nil || !(n >= least && n <= most) {
+		o.wrong(fmt.Errorf("%s = %q: from %g to %g", name, v, least, most))
 		return 0
 	}
 	return n
@@ -168,12 +188,12 @@ func (o *options) number(name string, most float64) float64 {
 
 // rollLines returns how many line feeds a roll has.
 func (o *options) rollLines() uint32 {
-	roll, pitch := o.number("roll_length_m", 1000), o.number("feed_pitch_um", 100_000)
-	if roll == 0 {
-		return 0
+	roll, pitch := o.number("roll_length_m", 1, 1000), o.number("feed_pitch_um", 10, 100_000)
+	if (roll == 0) != (pitch == 0) {
+		o.wrong(errors.New("roll_length_m and feed_pitch_um go together: a roll of 80 m with line feeds of 4000 µm"))
 	}
-	if pitch == 0 {
-		pitch = 4233 // 6 lines an inch
+	if roll == 0 || pitch == 0 {
+		return 0
 	}
 	return uint32(roll * 1e6 / pitch)
 }
@@ -198,14 +218,6 @@ type printer struct {
 	held *session
 }
 
-func (p *printer) begin() {
-	ctx, cancel := context.WithCancel(context.Background())
-	p.stop = cancel
-	if p.info.Claim == hal.Own {
-		p.wg.Go(func() { p.run(ctx) })
-	}
-}
-
 // String implements conn.Resource.
 func (p *printer) String() string { return "star(" + p.at.Key() + ")" }
 
@@ -217,7 +229,7 @@ func (p *printer) Close() error {
 	p.stop()
 	p.wg.Wait()
 	p.track.Close()
-	p.drawer.Drawer.Close()
+	p.drawer.state.Close()
 	return nil
 }
 
@@ -254,7 +266,7 @@ func (p *printer) Events(ctx context.Context) iter.Seq2[hal.Event, error] { retu
 func (p *printer) Statistics(context.Context) ([]hal.Stat, error) {
 	s := p.track.Stats()
 	if p.drawer.id == "" && p.level != hal.Unknown {
-		for _, d := range p.drawer.Stats() {
+		for _, d := range p.drawer.state.Stats() {
 			if strings.HasPrefix(d.Name, "Drawer") {
 				s = append(s, d)
 			}
@@ -282,9 +294,9 @@ func (p *printer) told(r reading) {
 	if p.level != hal.Unknown {
 		opened = hal.TriOf(r.switched == (p.level == hal.Yes))
 	}
-	st := p.drawer.Look(power, opened)
+	p.drawer.look(power, opened)
 	if p.drawer.id == "" {
-		sensors["DrawerOpened"] = st.Sensors["DrawerOpened"]
+		sensors["DrawerOpened"] = opened
 	}
 	if r.overflow {
 		p.failed(1)
@@ -296,8 +308,20 @@ func (p *printer) failed(n int) { p.track.Count("CommunicationErrorCount", float
 
 // gone notes that nothing is known of the printer any more.
 func (p *printer) gone(power hal.Power) hal.Status {
-	p.drawer.Look(power, hal.Unknown)
+	p.drawer.look(power, hal.Unknown)
 	return p.track.Update(power, nil)
+}
+
+// watch looks, from outside alone, when something has changed on the bus.
+func (p *printer) watch(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.nudged:
+			p.outside()
+		}
+	}
 }
 
 // run keeps one connection, for as long as the device is open.
@@ -448,19 +472,24 @@ func (p *printer) Status(ctx context.Context) (hal.Status, error) {
 	return p.track.Status(), nil
 }
 
+// outside looks without opening anything.
+func (p *printer) outside() hal.Status {
+	f, err := p.at.Find()
+	switch {
+	case err == nil:
+		p.found(f)
+	case errors.Is(err, port.ErrAbsent):
+		return p.gone(hal.PowerOffOffline)
+	}
+	st := p.gone(hal.PowerUnknown)
+	st.Advice = "The till owns this printer; allow asking to see more."
+	return st
+}
+
 // glance looks at a printer that the till owns.
 func (p *printer) glance(ctx context.Context) (hal.Status, error) {
 	if !p.asks {
-		f, err := p.at.Find()
-		switch {
-		case err == nil:
-			p.found(f)
-		case errors.Is(err, port.ErrAbsent):
-			return p.gone(hal.PowerOffOffline), nil
-		}
-		st := p.gone(hal.PowerUnknown)
-		st.Advice = "The till owns this printer; allow asking to see more."
-		return st, nil
+		return p.outside(), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()

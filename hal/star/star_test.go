@@ -17,9 +17,10 @@ import (
 
 // cable is a way to reach a printer of the emulator.
 type cable struct {
-	name  string
-	kind  string // tcp, pty, or a pipe within the process
-	model emulator.StarModel
+	name    string
+	kind    string // tcp, pty, or a pipe within the process
+	model   emulator.StarModel
+	timeout string
 }
 
 // bed is a printer with its cable.
@@ -37,30 +38,31 @@ func (p bed) open(t *testing.T, cfg hal.Config) (hal.Device, error) {
 		cfg.Address = "serial:" + p.tty
 	default:
 		cfg.Address = "/dev/usb/lp99"
-		return overPipe(p.Star, cfg)
+		return usb(p.Star).Open(t.Context(), cfg)
 	}
 	return star.Driver{}.Open(t.Context(), cfg)
 }
 
-func overPipe(p *emulator.Star, cfg hal.Config) (hal.Device, error) {
-	return star.OpenOver(cfg, func(context.Context) (port.Conn, error) {
+// usb is the driver of a printer that somebody has at the end of a pipe.
+func usb(p *emulator.Star) star.Driver {
+	return star.Driver{Dial: func(context.Context, port.Address) (port.Conn, error) {
 		if p.Has(emulator.Unplugged) {
 			return nil, port.ErrAbsent
 		}
 		near, far := net.Pipe()
 		go func() { _ = p.Serve(far) }() // ends with near or with the printer
 		return near, nil
-	})
+	}}
 }
 
 // cables are the ways a Star printer is connected: a network card, which tells
 // its status always; a serial line, which tells when it is asked to; USB
 // printer class, where nobody can change what the memory switch says.
 var cables = []cable{
-	{"network", "tcp", emulator.StarModel{Ethernet: true}},
-	{"serial line", "pty", emulator.StarModel{}},
-	{"USB that tells", "pipe", emulator.StarModel{Status: true, Fixed: true}},
-	{"USB that has to be asked", "pipe", emulator.StarModel{Fixed: true}},
+	{"network", "tcp", emulator.StarModel{Ethernet: true}, "2s"},
+	{"serial line", "pty", emulator.StarModel{}, "2s"},
+	{"USB that tells", "pipe", emulator.StarModel{Status: true, Fixed: true}, "2s"},
+	{"USB that has to be asked", "pipe", emulator.StarModel{Fixed: true}, "500ms"},
 }
 
 func printer(t *testing.T, c cable) bed {
@@ -93,7 +95,7 @@ func printer(t *testing.T, c cable) bed {
 
 func open(t *testing.T, p bed, claim hal.Claim, pairs ...string) hal.Device {
 	t.Helper()
-	cfg := hal.Config{ID: "receipt", Claim: claim, Options: map[string]string{"timeout": "500ms"}}
+	cfg := hal.Config{ID: "receipt", Claim: claim, Options: map[string]string{"timeout": p.timeout}}
 	for i := 0; i < len(pairs); i += 2 {
 		cfg.Options[pairs[i]] = pairs[i+1]
 	}

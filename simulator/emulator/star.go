@@ -44,9 +44,10 @@ type Star struct {
 	line    *line
 	faults  map[Fault]bool
 	paper   int
-	auto    bool // automatic status is on
-	etb     byte // the counter, 5 bits
-	etbDone bool // an ETB was met since the last frame
+	auto    bool      // automatic status is on
+	since   time.Time // of that
+	etb     byte      // the counter, 5 bits
+	etbDone bool      // an ETB was met since the last frame
 	sent    []byte
 	queue   [][]byte // commands not yet obeyed; an off-line printer keeps them
 	job     []byte
@@ -200,7 +201,8 @@ func (p *Star) Unknown() []string {
 }
 
 // Mixed counts the real-time questions that came while automatic status was
-// on, which the manual forbids.
+// on, which the manual forbids. One that crosses the first frame on the line is
+// nobody's fault.
 func (p *Star) Mixed() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -253,6 +255,7 @@ func (p *Star) serve(c io.ReadWriteCloser, stays bool) error {
 		return net.ErrClosed
 	}
 	p.line, p.queue = l, nil
+	p.since = time.Now()
 	if p.auto = p.model.Ethernet || p.model.Status; p.auto {
 		p.tellLocked()
 	}

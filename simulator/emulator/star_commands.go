@@ -3,6 +3,7 @@ package emulator
 import (
 	"bytes"
 	"fmt"
+	"time"
 )
 
 // starEsc are the commands ESC c with so many parameters [Star Line Mode
@@ -15,6 +16,9 @@ var starEsc = map[byte]int{
 
 // starGroup are the commands ESC GS c.
 var starGroup = map[byte]int{0x03: 3, 0x07: 3, 'a': 1, 'A': 2, 'R': 2, 't': 1, 'h': 1, '=': 1}
+
+// crossing is how long a question may be on its way.
+const crossing = 200 * time.Millisecond
 
 // starTokens cuts what a printer receives into commands, so that what looks
 // like a command inside an image is none.
@@ -167,7 +171,7 @@ func (p *Star) realtimeLocked(cmd []byte) bool {
 // askedLocked notes a question that must not come while frames come by
 // themselves. A network card answers it all the same.
 func (p *Star) askedLocked() {
-	if p.auto {
+	if p.auto && time.Since(p.since) > crossing {
 		p.mixed++
 	}
 }
@@ -227,7 +231,9 @@ func (p *Star) escapeLocked(cmd []byte) {
 	case 0x1e:
 		switch {
 		case cmd[2] == 'a' && !p.model.Ethernet && !p.model.Fixed && !p.faults[NoStatusBack]:
-			p.auto = cmd[3]&1 != 0
+			if on := cmd[3]&1 != 0; on != p.auto {
+				p.auto, p.since = on, time.Now()
+			}
 			p.tellLocked() // once, either way
 		case cmd[2] == 'E':
 			p.etb, p.etbDone = 0, false
