@@ -77,3 +77,10 @@ func count(t *testing.T, d hal.Device, name string) float64 {
 	t.Fatalf("no statistic %s in %v", name, list)
 	return 0
 }
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	names, err := filepath.Glob(pattern)
+	must(t, err)
+	return names
+}

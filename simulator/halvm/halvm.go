@@ -32,7 +32,7 @@ type Lane struct {
 }
 
 // Suites are the tests in the machine.
-var Suites = []string{"Printer", "Till", "USBScanner", "Scanner", "Tamper", "Hotplug"}
+var Suites = []string{"Printer", "Till", "USBScanner", "Scanner", "Tamper", "Hotplug", "User"}
 
 // Run prepares the machine, starts it, and returns how the suites went. The
 // error is about the machine: a suite that failed is no error of Run.
