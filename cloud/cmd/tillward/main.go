@@ -25,24 +25,25 @@ type cli struct {
 	TokenFile string `env:"TILLWARD_TOKEN_FILE" help:"File with your operator token. The first one is admin.token in the service's data folder." placeholder:"FILE"`
 	Roots     string `name:"ca" env:"TILLWARD_CA" help:"PEM file with the authority of the service's certificate; service-roots.pem of its data folder." placeholder:"FILE"`
 
-	Serve     serveCmd     `cmd:"" help:"Run the fleet service."`
-	Device    deviceCmd    `cmd:"" help:"Devices: list, show, attest, attestations, waive, revoke, readmit, voucher, transfer, object."`
-	Command   commandCmd   `cmd:"" help:"Commands: send, list."`
-	Release   releaseCmd   `cmd:"" help:"Releases: publish, list, show, export-medium, online-key."`
-	Rollout   rolloutCmd   `cmd:"" help:"Rollouts: start, create, preview, show, list, why, submit, approve, deny, pause, resume, abort, complete, retry, release-hold."`
-	Site      siteCmd      `cmd:"" help:"Sites and their hours: list, set."`
-	Firmware  firmwareCmd  `cmd:"" help:"Firmware events that no reference values know: list, approve, reject, reopen."`
-	Reference referenceCmd `cmd:"" help:"Reference values of releases: list."`
-	Waiting   waitingCmd   `cmd:"" help:"Devices that nobody owns yet: list."`
-	Claim     claimCmd     `cmd:"" help:"Claim devices: code, waiting, order."`
-	Manifest  manifestCmd  `cmd:"" help:"Batches that left a vendor's line: import."`
-	Order     orderCmd     `cmd:"" help:"Order files of vendors: import."`
-	Voucher   voucherCmd   `cmd:"" help:"Ownership vouchers: import."`
-	Tenant    tenantCmd    `cmd:"" help:"Who you are to other owners: show."`
-	CA        caCmd        `cmd:"" name:"ca" help:"The authority of device certificates: status, rotate, retire."`
-	Audit     auditCmd     `cmd:"" help:"Audit trails: list, verify."`
-	Token     tokenCmd     `cmd:"" help:"Operator tokens: create, list, revoke."`
-	Version   versionCmd   `cmd:"" help:"Print the version."`
+	Serve      serveCmd      `cmd:"" help:"Run the fleet service."`
+	Device     deviceCmd     `cmd:"" help:"Devices: list, show, attest, attestations, waive, revoke, readmit, voucher, transfer, object."`
+	Peripheral peripheralCmd `cmd:"" help:"Printers, readers, drawers and the rest of the counter: list, show, statistics."`
+	Command    commandCmd    `cmd:"" help:"Commands: send, list."`
+	Release    releaseCmd    `cmd:"" help:"Releases: publish, list, show, export-medium, online-key."`
+	Rollout    rolloutCmd    `cmd:"" help:"Rollouts: start, create, preview, show, list, why, submit, approve, deny, pause, resume, abort, complete, retry, release-hold."`
+	Site       siteCmd       `cmd:"" help:"Sites and their hours: list, set."`
+	Firmware   firmwareCmd   `cmd:"" help:"Firmware events that no reference values know: list, approve, reject, reopen."`
+	Reference  referenceCmd  `cmd:"" help:"Reference values of releases: list."`
+	Waiting    waitingCmd    `cmd:"" help:"Devices that nobody owns yet: list."`
+	Claim      claimCmd      `cmd:"" help:"Claim devices: code, waiting, order."`
+	Manifest   manifestCmd   `cmd:"" help:"Batches that left a vendor's line: import."`
+	Order      orderCmd      `cmd:"" help:"Order files of vendors: import."`
+	Voucher    voucherCmd    `cmd:"" help:"Ownership vouchers: import."`
+	Tenant     tenantCmd     `cmd:"" help:"Who you are to other owners: show."`
+	CA         caCmd         `cmd:"" name:"ca" help:"The authority of device certificates: status, rotate, retire."`
+	Audit      auditCmd      `cmd:"" help:"Audit trails: list, verify."`
+	Token      tokenCmd      `cmd:"" help:"Operator tokens: create, list, revoke."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
 }
 
 const description = `Tillward guards tills: the fleet service and its command line.
@@ -51,6 +52,7 @@ Begin with:
   tillward serve --data ./data            the service, with everything in one folder
   export TILLWARD_TOKEN_FILE=./data/admin.token TILLWARD_CA=./data/service-roots.pem
   tillward device list
+  tillward peripheral list --health Fault
   tillward command send DEVICE print-test --reason "paper changed"
   tillward release publish --repo REPO && tillward rollout start agent/1.2.3 --watch`
 

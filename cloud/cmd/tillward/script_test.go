@@ -41,6 +41,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"grab": grab, "release": addRelease, "end": end, "exits": exits, "tamper": tamper,
 			"manifest": addManifest, "order": addOrder, "label": label, "buyer": buyer, "asks": addWaiting, "firmware": addFirmware, "online": online, "hold": addHold,
+			"counter": addCounter, "lost": lost,
 		},
 	})
 }
@@ -231,4 +232,42 @@ func tamper(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	b[len(b)/2] ^= 1
 	ts.Check(os.WriteFile(names[0], b, 0o600))
+}
+
+// addCounter DEVICE connects a device that has an open printer, a drawer and a reader that reads badly.
+func addCounter(ts *testscript.TestScript, _ bool, args []string) {
+	st, id, ctx, now := ts.Value(storeKey{}).(*store.Store), fleet.DeviceID(args[0]), context.Background(), time.Now()
+	said := fleet.Light{Health: "OK", Since: now.Add(-3 * time.Hour)}
+	boot := [16]byte{1}
+	_, err := st.Commit(ctx, []fleet.Intake{
+		{Device: id, Tenant: "main", At: now, Report: &fleet.Report{Boot: boot, Seq: 1, Sent: now, Peripherals: []fleet.Peripheral{
+			{
+				ID: "receipt", Category: "POSPrinter", Driver: "escpos", Maker: "Maker", Model: "P1", Serial: "P-7", Claim: "own", Key: "usb:04b8:0e15:P-7", Interface: "USB", Power: "PS_ONLINE",
+				Sensors: map[string]string{"CoverOpen": "Yes", "RecEmpty": "No"}, Said: fleet.Light{Health: "Fault", Reason: "COVER_OPEN", Since: now.Add(-2 * time.Hour)},
+			},
+			{ID: "drawer", Category: "CashDrawer", Power: "PS_ONLINE", Sensors: map[string]string{"DrawerOpened": "No"}, Said: said},
+			{ID: "reader", Category: "SmartCardRW", Power: "PS_ONLINE", Sensors: map[string]string{"SCPresentSensor": "No"}, Said: said},
+		}}},
+		{Device: id, Tenant: "main", At: now, Samples: []fleet.Sample{
+			{Boot: boot, Seq: 2, At: now, Peripheral: "receipt", Name: "ReceiptLineFeedCount", Value: 12345},
+			{Boot: boot, Seq: 2, Index: 1, At: now, Peripheral: "receipt", Name: "M_PaperEmptyCount", Value: 2},
+		}},
+		{Device: id, Tenant: "main", At: now, Checks: []fleet.HealthCheck{
+			{Boot: boot, Seq: 3, At: now, Peripheral: "receipt", Level: "external", Steps: []fleet.CheckStep{{ID: "reachable", OK: true, MS: 12}, {ID: "page", Code: "COVER_OPEN", MS: 900}}},
+		}},
+	})
+	ts.Check(err)
+	_, err = st.Derive(ctx, []fleet.Derived{{Device: id, Tenant: "main", Body: []byte("{}"), Peripherals: []fleet.DerivedPeripheral{
+		{ID: "receipt", Paper: &fleet.Paper{
+			RunOutAt: now.Add(2 * time.Hour), Earliest: now.Add(time.Hour), Latest: now.Add(3 * time.Hour), Confidence: 0.8, LinesLeft: 500, LinesPerHour: 250, Basis: "learned",
+		}},
+		{ID: "reader", Reads: &fleet.Reads{Reads: 100, Failures: 10, Rate: 0.1, FleetRate: 0.01, Worse: true}},
+	}}}, now)
+	ts.Check(err)
+	ts.Check(st.SetPresence(ctx, id, true, now))
+}
+
+// lost DEVICE ends the connection of a device.
+func lost(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(ts.Value(storeKey{}).(*store.Store).SetPresence(context.Background(), fleet.DeviceID(args[0]), false, time.Now()))
 }
