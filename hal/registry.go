@@ -27,7 +27,8 @@ type Job struct {
 
 // Tunneler is a printer that a POS application may talk to as if it held the
 // cable itself: jobs go through, and what it asks about the status is answered
-// from what the driver knows. Tunnel returns when the application hangs up or
+// from what the driver knows. Several may talk at once, and Print beside them:
+// jobs take turns. Tunnel returns when the application hangs up or
 // ctx ends; a nil error is an orderly end. Claim mode own only.
 type Tunneler interface {
 	Tunnel(ctx context.Context, app io.ReadWriter) error

@@ -204,11 +204,16 @@ func part(c net.Conn) {
 
 var errBusy = errors.New("another program prints")
 
-// wait takes the turn to print.
-func (s *Server) wait(ctx context.Context) error {
+// wait takes the turn to print; the caller gives it back. A driver that tunnels
+// lets jobs take turns by itself, and lets others print between them.
+func (s *Server) wait(ctx context.Context, d hal.Device) (give func(), err error) {
+	if _, ok := d.(hal.Tunneler); ok {
+		return func() {}, nil
+	}
+	give = func() { <-s.turn }
 	select {
 	case s.turn <- struct{}{}:
-		return nil
+		return give, nil
 	default:
 	}
 	s.waiting.Add(1)
@@ -221,11 +226,11 @@ func (s *Server) wait(ctx context.Context) error {
 	defer late.Stop()
 	select {
 	case s.turn <- struct{}{}:
-		return nil
+		return give, nil
 	case <-late.C:
-		return errBusy
+		return nil, errBusy
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,13 +103,24 @@ func (f *fake) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
 	return hal.Job{Bytes: int64(len(b)), Cuts: bytes.Count(b, []byte{0x1d, 'V'}), Confirmed: true}, nil
 }
 
+// passing is the same printer with a driver that cannot tunnel.
+type passing struct {
+	hal.Device
+	f *fake
+}
+
+func (p passing) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
+	return p.f.Print(ctx, job)
+}
+
 // shop is a server on sockets of its own.
 type shop struct {
 	*fake
-	s    *local.Server
-	dir  string
-	log  *lines
-	stop func()
+	s            *local.Server
+	cannotTunnel atomic.Bool
+	dir          string
+	log          *lines
+	stop         func()
 }
 
 type lines struct {
@@ -138,7 +150,7 @@ func open(t *testing.T, change func(*local.Options)) *shop {
 	h := &shop{fake: &fake{status: hal.Status{Health: hal.OK}}, dir: dir, log: &lines{}}
 	o := local.Options{
 		ID: "front", Print: "unix:" + dir + "/s/print", Proof: "unix:" + dir + "/s/proof",
-		Printer: func(context.Context) hal.Device { return h.fake }, Log: slog.New(slog.NewTextHandler(h.log, nil)),
+		Printer: h.printer, Log: slog.New(slog.NewTextHandler(h.log, nil)),
 	}
 	if change != nil {
 		change(&o)
@@ -150,6 +162,13 @@ func open(t *testing.T, change func(*local.Options)) *shop {
 	h.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	t.Cleanup(h.stop)
 	return h
+}
+
+func (h *shop) printer(context.Context) hal.Device {
+	if h.cannotTunnel.Load() {
+		return passing{h.fake, h.fake}
+	}
+	return h.fake
 }
 
 func (h *shop) path(name string) string { return h.dir + "/s/" + name }
@@ -318,6 +337,7 @@ func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 // TestOneAtATime holds that others wait, that few do, and that they are told.
 func TestOneAtATime(t *testing.T) {
 	h := open(t, nil)
+	h.cannotTunnel.Store(true)
 	h.fake.block, h.fake.begun = make(chan struct{}), make(chan struct{}, 9)
 	answers := make(chan answer, 9)
 	conns := []*net.UnixConn{}
@@ -365,7 +385,6 @@ func TestOneAtATime(t *testing.T) {
 // gone, and there again with the next agent.
 func TestFinishesAndComesBack(t *testing.T) {
 	h := open(t, nil)
-	h.fake.block, h.fake.begun = make(chan struct{}), make(chan struct{}, 1)
 	talks := h.dial(t, "print")
 	_, _ = io.WriteString(talks, receipt)
 	eventually(t, "printed", func() bool { return h.has() == receipt })
@@ -484,10 +503,11 @@ func TestAddresses(t *testing.T) {
 }
 
 // served is a server with one application on a pipe, in a bubble of time.
-func served(t *testing.T, body func(t *testing.T, h *shop, c net.Conn, end func())) {
+func served(t *testing.T, tunnels bool, body func(t *testing.T, h *shop, c net.Conn, end func())) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &shop{fake: &fake{}, log: &lines{}}
-		h.s = local.New(local.Options{ID: "front", Printer: func(context.Context) hal.Device { return h.fake }, Log: slog.New(slog.NewTextHandler(h.log, nil))})
+		h.cannotTunnel.Store(!tunnels)
+		h.s = local.New(local.Options{ID: "front", Printer: h.printer, Log: slog.New(slog.NewTextHandler(h.log, nil))})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		theirs, ours := net.Pipe()
@@ -503,7 +523,7 @@ func served(t *testing.T, body func(t *testing.T, h *shop, c net.Conn, end func(
 // nothing printed; the twin is every other test, whose jobs are.
 func TestWebPage(t *testing.T) {
 	for _, first := range []string{"POST / HTTP/1.1\r\nHost: 127.0.0.1:9100\r\n\r\nbuy now", "GET /", "OPTIONS *", "\x16\x03\x01\x02\x00"} {
-		served(t, func(t *testing.T, h *shop, c net.Conn, _ func()) {
+		served(t, true, func(t *testing.T, h *shop, c net.Conn, _ func()) {
 			_, _ = io.WriteString(c, first)
 			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 				t.Errorf("%q: got %v, want an end", first, err)
@@ -519,7 +539,7 @@ func TestWebPage(t *testing.T) {
 // TestTimes holds that silence, a flood, and a queue end.
 func TestTimes(t *testing.T) {
 	t.Run("silence", func(t *testing.T) {
-		served(t, func(t *testing.T, h *shop, c net.Conn, _ func()) {
+		served(t, true, func(t *testing.T, h *shop, c net.Conn, _ func()) {
 			_, _ = io.WriteString(c, receipt)
 			began := time.Now()
 			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) || time.Since(began) != local.Idle {
@@ -532,7 +552,7 @@ func TestTimes(t *testing.T) {
 		})
 	})
 	t.Run("flood", func(t *testing.T) {
-		served(t, func(t *testing.T, h *shop, c net.Conn, _ func()) {
+		served(t, true, func(t *testing.T, h *shop, c net.Conn, _ func()) {
 			n, err := io.Copy(c, zeros{})
 			if err == nil || n > local.MaxBurst+1<<16 {
 				t.Errorf("%d bytes were taken, %v", n, err)
@@ -544,7 +564,7 @@ func TestTimes(t *testing.T) {
 		})
 	})
 	t.Run("jobs with pauses", func(t *testing.T) {
-		served(t, func(t *testing.T, h *shop, c net.Conn, _ func()) {
+		served(t, true, func(t *testing.T, h *shop, c net.Conn, _ func()) {
 			for range 100 {
 				_, _ = io.Copy(c, io.LimitReader(zeros{}, local.MaxBurst/10))
 				<-time.After(3 * time.Second)
@@ -560,7 +580,7 @@ func TestTimes(t *testing.T) {
 		})
 	})
 	t.Run("the one that waits gets its turn", func(t *testing.T) {
-		served(t, func(t *testing.T, h *shop, c net.Conn, _ func()) {
+		served(t, false, func(t *testing.T, h *shop, c net.Conn, _ func()) {
 			_, _ = io.WriteString(c, receipt)
 			synctest.Wait()
 			began := time.Now()
@@ -579,7 +599,7 @@ func TestTimes(t *testing.T) {
 		})
 	})
 	t.Run("and not from one that prints", func(t *testing.T) {
-		served(t, func(t *testing.T, h *shop, c net.Conn, _ func()) {
+		served(t, false, func(t *testing.T, h *shop, c net.Conn, _ func()) {
 			_, _ = io.WriteString(c, receipt)
 			synctest.Wait()
 			began := time.Now()
@@ -601,7 +621,7 @@ func TestTimes(t *testing.T) {
 		})
 	})
 	t.Run("a job is finished", func(t *testing.T) {
-		served(t, func(t *testing.T, h *shop, c net.Conn, end func()) {
+		served(t, true, func(t *testing.T, h *shop, c net.Conn, end func()) {
 			for i := range 10 {
 				if _, err := io.WriteString(c, receipt); err != nil {
 					t.Fatal(err)

@@ -17,18 +17,19 @@ import (
 
 // tunnel joins a program to the printer.
 func (s *Server) tunnel(ctx context.Context, c net.Conn) {
-	if err := s.wait(ctx); err != nil {
-		if errors.Is(err, errBusy) {
-			s.refuse(err.Error())
-		}
-		return
-	}
-	defer func() { <-s.turn }()
 	p := s.printer(ctx)
 	if p == nil {
 		s.refuse("the printer is not open")
 		return
 	}
+	give, err := s.wait(ctx, p)
+	if err != nil {
+		if errors.Is(err, errBusy) {
+			s.refuse(err.Error())
+		}
+		return
+	}
+	defer give()
 	a := newApp(c)
 	within, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
@@ -42,7 +43,7 @@ func (s *Server) tunnel(ctx context.Context, c net.Conn) {
 	})
 	defer stop()
 	s.wg.Go(func() { s.yield(within, a) })
-	err := contained(func() error {
+	err = contained(func() error {
 		switch p := p.(type) {
 		case hal.Tunneler:
 			return p.Tunnel(within, a)
@@ -136,16 +137,18 @@ func (s *Server) job(ctx context.Context, c net.Conn) (hal.Job, error) {
 	case job.Len() > maxJob:
 		return hal.Job{}, illegal("the job has more than %d bytes", maxJob)
 	}
-	if err := s.wait(ctx); err != nil {
-		s.refuse(err.Error())
-		return hal.Job{}, &hal.Error{Code: "E_BUSY", Op: "print", Err: err}
-	}
-	defer func() { <-s.turn }()
-	p, ok := s.printer(ctx).(hal.Passthrough)
+	d := s.printer(ctx)
+	p, ok := d.(hal.Passthrough)
 	if !ok {
 		s.refuse("the printer is not open")
 		return hal.Job{}, &hal.Error{Code: "E_OFFLINE", Op: "print", Err: errors.New("the printer is not open")}
 	}
+	give, err := s.wait(ctx, d)
+	if err != nil {
+		s.refuse(err.Error())
+		return hal.Job{}, &hal.Error{Code: "E_BUSY", Op: "print", Err: err}
+	}
+	defer give()
 	within, end := context.WithTimeout(context.WithoutCancel(ctx), printIn)
 	defer end()
 	defer context.AfterFunc(ctx, func() {
