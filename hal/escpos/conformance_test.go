@@ -103,11 +103,21 @@ func usb(t *testing.T, root, path, protocol string) func(on bool) {
 			"1-1:1.0/bInterfaceClass": "07", "1-1:1.0/bInterfaceProtocol": protocol, "1-1:1.0/usbmisc/lp0/dev": "180:0",
 			"idProduct": "0e15", "manufacturer": "TILLWARD", "serial": "EMU0000001", "bcdDevice": "0104", "idVendor": "04b8",
 		} {
-			must(os.MkdirAll(filepath.Dir(filepath.Join(device, name)), 0o700))
-			must(os.WriteFile(filepath.Join(device, name), []byte(v+"\n"), 0o600))
+			write(t, filepath.Join(device, name), v)
 		}
 		must(os.MkdirAll(filepath.Dir(node), 0o700))
 		must(os.Symlink(path, node))
+	}
+}
+
+func write(t *testing.T, file, v string) {
+	t.Helper()
+	err := os.MkdirAll(filepath.Dir(file), 0o700)
+	if err == nil {
+		err = os.WriteFile(file, []byte(v+"\n"), 0o600)
+	}
+	if err != nil {
+		t.Error(err)
 	}
 }
 

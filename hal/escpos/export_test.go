@@ -1,7 +1,5 @@
 package escpos
 
-import "time"
-
 // Decode runs a stream through the decoder and returns its units by kind, and
 // how many runs of bytes meant nothing.
 func Decode(stream []byte) (realtime []byte, frames [][4]byte, blocks []string, errors int) {
@@ -54,12 +52,4 @@ func Walk(stream []byte, limit int) (r Walked) {
 	r.Cuts, r.Kicks, r.Dots, r.Between, r.Murky = w.cuts, w.kicks, w.dots, w.between(), w.murky
 	r.Padding, r.CanBePadded = w.padding(limit)
 	return r
-}
-
-// Hurry makes the driver wait less for what will not come, and returns how to
-// undo that. It is for tests that run alone.
-func Hurry(d time.Duration) func() {
-	confirm, job := confirmWithin, waitWithin
-	confirmWithin, waitWithin = d, d
-	return func() { confirmWithin, waitWithin = confirm, job }
 }

@@ -13,15 +13,11 @@ import (
 )
 
 const (
-	proofWithin = time.Minute // for the last line to come out
-	stuckWithin = time.Minute // for a printer that takes nothing and gives no reason
-	lookEvery   = 50 * time.Millisecond
-)
-
-// Tests are less patient.
-var (
-	confirmWithin = 10 * time.Second // for the last line to come out of a printer that may not tell
+	proofWithin   = time.Minute      // for the last line to come out
+	confirmWithin = 10 * time.Second // the same of a printer that may not tell
 	waitWithin    = 30 * time.Second // for another job to be over
+	stuckWithin   = time.Minute      // for a printer that takes nothing and gives no reason
+	lookEvery     = 50 * time.Millisecond
 )
 
 // clearAll empties the printer's buffers at once, whatever it is doing [Epson
@@ -76,8 +72,10 @@ func (p *printer) alone(ctx context.Context, op string) (func(), error) {
 // nothing comes out later when nobody expects it. Questions in the job are left
 // out, because nobody waits for the answers.
 func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
-	if _, err := p.owned(ctx, "print"); err != nil {
-		return hal.Job{}, err
+	if p.claim != hal.Own || p.last().Power != hal.PowerOnline { // else it is asked when its turn comes
+		if _, err := p.owned(ctx, "print"); err != nil {
+			return hal.Job{}, err
+		}
 	}
 	give, err := p.alone(ctx, "print")
 	if err != nil {
@@ -102,6 +100,12 @@ func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
 	}
 	j := &stream{p: p, s: s}
 	j.meet = func(_ context.Context, k kind, _ []byte) (bool, error) { return k == reset || k == urgent, nil }
+	j.goOn = func() error {
+		if st := p.track.Status(); st.Power != hal.PowerOnline {
+			return stopped("print", st)
+		}
+		return nil
+	}
 	j.stuck = p.impatience()
 	err = j.pour(ctx, job)
 	made := hal.Job{Bytes: j.bytes, Cuts: j.w.cuts, Kicks: j.w.kicks}
@@ -119,14 +123,10 @@ func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
 	return made, nil
 }
 
-// impatience gives up a printer that takes nothing: at once when it has said
-// that it stands, later when it has not.
+// impatience gives up a printer that takes nothing and gives no reason.
 func (p *printer) impatience() func() error {
 	var since time.Time
 	return func() error {
-		if st := p.track.Status(); st.Power != hal.PowerOnline {
-			return stopped("print", st)
-		}
 		if since.IsZero() {
 			since = time.Now()
 		}
@@ -159,23 +159,39 @@ func (j *stream) pour(ctx context.Context, job io.Reader) error {
 	}
 }
 
-// breakOff makes the printer forget a job that has stopped half way. Where its
-// buffer is full it can only be told after a new connection.
+// breakOff makes the printer forget a job that has stopped half way. While its
+// buffer is full it cannot be told, and what is in it comes out yet; it is told
+// as soon as it takes something again.
 func (p *printer) breakOff(s *session, j *stream) {
-	defer j.give()
 	if j.bytes == 0 {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), p.timeout)
+	defer cancel()
 	if !j.turn {
-		ctx, cancel := context.WithTimeout(context.Background(), p.timeout)
-		defer cancel()
 		if s.acquire(ctx) != nil {
 			return
 		}
 		j.turn = true
 	}
-	if s.send(&question{kind: otherAnswer}, clearAll...) != nil {
-		p.spoil(s)
+	done := make(chan struct{})
+	err := s.pushTail()
+	full := errors.Is(err, errBusy)
+	if err == nil {
+		err = s.send(&question{kind: otherAnswer, to: func(unit) { close(done) }}, clearAll...)
+		full = errors.Is(err, errBusy) && len(s.tail) == 0
+	}
+	if full {
+		s.tail = append(s.tail, clearAll...)
+		s.expect(&question{kind: otherAnswer})
+	}
+	j.give()
+	if err == nil && p.queries() != "" {
+		select { // some models do not tell
+		case <-done:
+		case <-s.lost:
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -231,19 +247,31 @@ func (p *printer) confirm(ctx context.Context, s *session) (bool, error) {
 // proof asks by what the printer answers: GS I, or GS r of one that does not
 // say who it is.
 func (p *printer) proof(ctx context.Context, s *session) error {
-	within := confirmWithin
 	if p.answers.Load() {
-		within = proofWithin
+		q := p.proving()
+		_, err := s.ask(ctx, q.kind, proofWithin, q.cmd...)
+		return err
 	}
-	kind, cmd := blockAnswer, []byte{gs, 'I', 65}
-	if p.plain.Load() {
-		kind, cmd = plainAnswer, []byte{gs, 'r', 1}
-	}
-	_, err := s.ask(ctx, kind, within, cmd...)
+	u, err := s.askAny(ctx, confirmWithin, version, paper)
 	if err == nil {
+		p.plain.Store(u.kind == plainAnswer)
 		p.answers.Store(true)
 	}
 	return err
+}
+
+// Questions that are answered behind what is printed.
+var (
+	version = asking{blockAnswer, []byte{gs, 'I', 65}}
+	paper   = asking{plainAnswer, []byte{gs, 'r', 1}}
+)
+
+// proving is the question that this printer answers.
+func (p *printer) proving() asking {
+	if p.plain.Load() {
+		return paper
+	}
+	return version
 }
 
 // CheckHealth implements hal.HealthChecker. External prints a test page.

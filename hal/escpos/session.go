@@ -31,6 +31,10 @@ const (
 	flowPiece = 64
 	// maxOrdered is how many questions may wait for their turn.
 	maxOrdered = 256
+	// How long a printer may be silent that has a job before it, and one that
+	// said besides that it stands: somebody has to fetch paper.
+	slowFor   = 30 * time.Second
+	standsFor = 10 * time.Minute
 )
 
 // session is one connection to a printer. One goroutine reads. Answers do not
@@ -59,6 +63,8 @@ type session struct {
 	known    reading
 	quiet    time.Time // a question in its turn was not answered then
 	murky    time.Time
+	backlog  bool          // of a job, that may keep a question from the printer
+	heard    time.Time     // when there was none yet, or something came last
 	gate     chan struct{} // closed by XON; nil: XOFF was not said
 	ears     []*tunnel
 	printing *tunnel // what nobody asked for is for this one
@@ -139,6 +145,7 @@ func (s *session) take(u unit) {
 	if s.ended {
 		return
 	}
+	s.heard = time.Now()
 	switch u.kind {
 	case flowControl:
 		switch {
@@ -159,7 +166,7 @@ func (s *session) take(u unit) {
 	case realtimeAnswer:
 		if len(s.urgent) > 0 {
 			q := s.urgent[0]
-			s.urgent = s.urgent[1:]
+			s.urgent, s.backlog = s.urgent[1:], false
 			q.answer(u)
 		} else if time.Since(s.murky) > murkyFor {
 			s.noise(1)
@@ -169,7 +176,7 @@ func (s *session) take(u unit) {
 		// will be.
 		if i := slices.IndexFunc(s.ordered, func(q *question) bool { return q.kind == u.kind }); i >= 0 {
 			q := s.ordered[i]
-			s.ordered, s.quiet = s.ordered[i+1:], time.Time{}
+			s.ordered, s.quiet, s.backlog = s.ordered[i+1:], time.Time{}, false
 			q.answer(u)
 		} else if s.printing == nil || !s.printing.say(u.bytes()) {
 			s.noise(1)
@@ -230,18 +237,7 @@ func (s *session) send(q *question, cmd ...byte) error {
 	if err := s.pushTail(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	switch {
-	case q == nil:
-	case q.kind == realtimeAnswer:
-		s.urgent = append(s.urgent, q)
-	default:
-		if len(s.ordered) == maxOrdered { // nobody will answer that
-			s.ordered = s.ordered[1:]
-		}
-		s.ordered = append(s.ordered, q)
-	}
-	s.mu.Unlock()
+	s.expect(q)
 	n, err := s.push(cmd)
 	switch {
 	case !errors.Is(err, errBusy):
@@ -256,6 +252,22 @@ func (s *session) send(q *question, cmd ...byte) error {
 	return err
 }
 
+// expect notes that an answer will come for q.
+func (s *session) expect(q *question) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case q == nil:
+	case q.kind == realtimeAnswer:
+		s.urgent = append(s.urgent, q)
+	default:
+		if len(s.ordered) == maxOrdered { // nobody will answer that
+			s.ordered = s.ordered[1:]
+		}
+		s.ordered = append(s.ordered, q)
+	}
+}
+
 // tell sends a command that has no answer.
 func (s *session) tell(ctx context.Context, cmd ...byte) error {
 	if err := s.acquire(ctx); err != nil {
@@ -267,14 +279,32 @@ func (s *session) tell(ctx context.Context, cmd ...byte) error {
 
 // ask sends a question and waits for the answer.
 func (s *session) ask(ctx context.Context, kind int, timeout time.Duration, cmd ...byte) (unit, error) {
-	got := make(chan unit, 1)
+	return s.askAny(ctx, timeout, asking{kind, cmd})
+}
+
+// asking is a question and the kind of its answer.
+type asking struct {
+	kind int
+	cmd  []byte
+}
+
+// askAny sends questions of which the printer may know but one, and waits for
+// an answer to any.
+func (s *session) askAny(ctx context.Context, timeout time.Duration, questions ...asking) (unit, error) {
+	kind := questions[0].kind
 	if kind != realtimeAnswer && !s.asks() {
 		return unit{}, errNoBlock
 	}
 	if err := s.acquire(ctx); err != nil {
 		return unit{}, err
 	}
-	err := s.send(&question{kind: kind, to: func(u unit) { got <- u }}, cmd...)
+	got := make(chan unit, len(questions))
+	var err error
+	for _, q := range questions {
+		if err == nil {
+			err = s.send(&question{kind: q.kind, to: func(u unit) { got <- u }}, q.cmd...)
+		}
+	}
 	s.release()
 	if err != nil {
 		return unit{}, err
@@ -298,10 +328,34 @@ func (s *session) ask(ctx context.Context, kind int, timeout time.Duration, cmd 
 		s.mu.Unlock()
 		return unit{}, errNoBlock
 	}
+	if s.excused() {
+		return unit{}, errBusy
+	}
 	s.noise(1)
 	s.mute.Store(true)
 	_ = s.conn.Close() // a real-time question is always answered; this connection is of no use
 	return unit{}, errMute
+}
+
+// excused reports whether a question may still be on its way behind a job that
+// the printer has not taken in, which it does not while it stands.
+func (s *session) excused() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	patience := slowFor
+	if s.known.offline == hal.Yes {
+		patience = standsFor
+	}
+	return s.backlog && time.Since(s.heard) < patience
+}
+
+// laden notes that a question now has something before it.
+func (s *session) laden() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.backlog {
+		s.backlog, s.heard = true, time.Now()
+	}
 }
 
 // asks reports whether it is worth while to ask in turn.

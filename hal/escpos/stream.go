@@ -27,6 +27,8 @@ type stream struct {
 	// begin is asked before anything is written, and waits for the printer to be
 	// free; nil: it is.
 	begin func(ctx context.Context) error
+	// goOn is asked before each write; nil: nobody minds.
+	goOn func() error
 	// stuck is asked when the printer takes nothing for a while; nil goes on.
 	stuck func() error
 }
@@ -124,9 +126,16 @@ func (j *stream) note() {
 
 func (j *stream) write(ctx context.Context, b []byte) error {
 	for len(b) > 0 {
-		err := j.s.pushTail()
+		var err error
+		if j.goOn != nil {
+			err = j.goOn()
+		}
+		if err == nil {
+			err = j.s.pushTail()
+		}
 		if err == nil {
 			var n int
+			j.s.laden()
 			n, err = j.s.push(b)
 			b = b[n:]
 			j.bytes += int64(n)

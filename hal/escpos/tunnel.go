@@ -365,14 +365,11 @@ func (t *tunnel) prove() {
 		t.p.settled(mark, false)
 		return
 	}
-	kind, cmd := blockAnswer, []byte{gs, 'I', 65}
-	if t.p.plain.Load() {
-		kind, cmd = plainAnswer, []byte{gs, 'r', 1}
-	}
+	q := t.p.proving()
 	select {
 	case t.s.turn <- struct{}{}:
 		defer t.s.release()
-		_ = t.s.send(&question{kind: kind, to: func(unit) { t.p.settled(mark, true) }}, cmd...)
+		_ = t.s.send(&question{kind: q.kind, to: func(unit) { t.p.settled(mark, true) }}, q.cmd...)
 	default: // the next job has begun; what proves that proves this
 	}
 }

@@ -41,6 +41,8 @@ var (
 	ErrOneWay   = errors.New("tells nothing: its cable goes one way only") // what Read of such a Conn returns
 )
 
+const sendBuffer = 8 << 10
+
 // Open opens the address. A device that is not there now may be there later:
 // where a USB device is, is looked up at each call.
 func (a Address) Open(ctx context.Context) (Conn, error) {
@@ -53,6 +55,9 @@ func (a Address) Open(ctx context.Context) (Conn, error) {
 	c, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, "tcp", a.target)
 	if err != nil {
 		return nil, err
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetWriteBuffer(sendBuffer) // what a device that stands has not taken is to be little
 	}
 	return c, nil
 }

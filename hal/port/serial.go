@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,11 +20,65 @@ var speeds = map[uint32]uint32{
 // kernel alone would wait half a minute for a device that holds it up.
 const linger = 300 * time.Millisecond
 
+// pace is how much goes onto a line at once whose reader obeys XOFF: devices
+// say it with more room left than that.
+const pace = 32
+
 // tty is an open serial line.
 type tty struct {
 	*os.File
 	raw  syscall.RawConn
 	flow string
+
+	given atomic.Bool // XON and XOFF are the reader's
+	until atomic.Int64
+}
+
+// SetWriteDeadline implements Conn.
+func (c *tty) SetWriteDeadline(t time.Time) error {
+	c.until.Store(0)
+	if !t.IsZero() {
+		c.until.Store(t.UnixNano())
+	}
+	return c.File.SetWriteDeadline(t)
+}
+
+// Write implements Conn. Where XOFF is for the reader to obey, little is on the
+// line at a time, so that it stops soon.
+func (c *tty) Write(b []byte) (int, error) {
+	if !c.given.Load() {
+		return c.File.Write(b)
+	}
+	n := 0
+	for n < len(b) {
+		m, err := c.File.Write(b[n:min(len(b), n+pace)])
+		n += m
+		if err == nil {
+			err = c.sent()
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// sent waits until the line has sent what it was given.
+func (c *tty) sent() error {
+	for {
+		left := 0
+		err := c.control(func(fd int) (err error) {
+			left, err = unix.IoctlGetInt(fd, unix.TIOCOUTQ)
+			return err
+		})
+		if err != nil || left == 0 {
+			return err
+		}
+		if end := c.until.Load(); end != 0 && time.Now().UnixNano() > end {
+			return os.ErrDeadlineExceeded
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
 }
 
 func (a Address) openSerial() (Conn, error) {
@@ -111,6 +166,7 @@ func GiveFlow(c Conn) (bool, error) {
 	if !ok || l.flow != "xonxoff" {
 		return false, nil
 	}
+	l.given.Store(true)
 	return true, l.control(func(fd int) error {
 		t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 		if err != nil {
