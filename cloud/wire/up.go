@@ -117,10 +117,7 @@ func (m *EventBatch) Check() error {
 			}
 		}
 		for _, s := range [...]string{e.From, e.To} {
-			if len(s) > MaxName {
-				return fmt.Errorf("event %s from/to: %w", e.Code, ErrLimit)
-			}
-			if err := checkText("event "+e.Code, s); err != nil {
+			if err := checkCode("event "+e.Code, s); err != nil {
 				return err
 			}
 		}
@@ -150,10 +147,7 @@ func (c HealthCheck) check() error {
 		if err := checkName("step", s.ID); err != nil {
 			return err
 		}
-		if s.Code == "" {
-			continue
-		}
-		if err := checkName("code", s.Code); err != nil {
+		if err := checkCode("code", s.Code); err != nil {
 			return err
 		}
 	}
@@ -253,16 +247,19 @@ func (m *StateReport) Check() error {
 				return err
 			}
 		}
-		for _, s := range []string{p.Maker, p.Model, p.Serial, p.Firmware, p.Reason, p.Advice} {
+		for _, s := range []string{p.Maker, p.Model, p.Serial, p.Firmware, p.Advice} {
 			if err := checkText("peripheral "+p.ID, s); err != nil {
 				return err
 			}
 		}
-		if len(p.Claim) > MaxName || len(p.Key) > MaxTopic || len(p.Interface) > MaxName {
-			return fmt.Errorf("peripheral %s: claim, key or interface: %w", p.ID, ErrLimit)
+		if len(p.Key) > MaxTopic {
+			return fmt.Errorf("peripheral %s: key: %w", p.ID, ErrLimit)
 		}
-		for _, s := range []string{p.Claim, p.Key, p.Interface} {
-			if err := checkText("peripheral "+p.ID, s); err != nil {
+		if err := checkText("peripheral "+p.ID, p.Key); err != nil {
+			return err
+		}
+		for _, s := range []string{p.Reason, p.Claim, p.Interface} {
+			if err := checkCode("peripheral "+p.ID, s); err != nil {
 				return err
 			}
 		}

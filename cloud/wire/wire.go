@@ -146,6 +146,14 @@ func checkName(field, s string) error {
 	return nil
 }
 
+// checkCode takes a name, or nothing.
+func checkCode(field, s string) error {
+	if s == "" {
+		return nil
+	}
+	return checkName(field, s)
+}
+
 func checkText(field, s string) error {
 	if len(s) > MaxText {
 		return fmt.Errorf("%s of %d bytes: %w", field, len(s), ErrLimit)
