@@ -264,8 +264,13 @@ func (e *Error) Is(target error) bool {
 }
 
 // CheckOptions returns an error that names the first option not in known and
-// says which there are.
+// says which there are. Nor is a claim taken that there is not.
 func CheckOptions(cfg Config, known ...string) error {
+	switch cfg.Claim {
+	case "", Observe, Share, Own:
+	default:
+		return &Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: fmt.Errorf("claim %q: observe, share or own", cfg.Claim)}
+	}
 	for k := range cfg.Options {
 		found := false
 		for _, n := range known {

@@ -15,6 +15,12 @@ func TestErrorIs(t *testing.T) {
 	}
 }
 
+func TestUnknownClaim(t *testing.T) {
+	if err := hal.CheckOptions(hal.Config{ID: "x", Claim: "grab"}); !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
+		t.Errorf("got %v, want E_ILLEGAL", err)
+	}
+}
+
 func TestUnknownOption(t *testing.T) {
 	err := hal.CheckOptions(hal.Config{ID: "x", Options: map[string]string{"colour": "red"}}, "reader")
 	if err == nil || !strings.Contains(err.Error(), "colour") || !strings.Contains(err.Error(), "reader") {

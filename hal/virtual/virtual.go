@@ -21,6 +21,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -73,8 +74,8 @@ func (Driver) Open(ctx context.Context, cfg hal.Config) (hal.Device, error) {
 	d.track.Update(d.power, d.sensors)
 	if at, ok := cfg.Options["control"]; ok {
 		path, ok := strings.CutPrefix(at, "unix:")
-		if !ok || path == "" {
-			return nil, illegal("control = %q: unix:PATH", at)
+		if !ok || !filepath.IsAbs(path) {
+			return nil, illegal("control = %q: unix:/PATH", at)
 		}
 		if err := d.listen(ctx, path); err != nil {
 			return nil, illegal("control: %w", err)
