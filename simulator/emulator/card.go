@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// Card is a chip card for one slot of a virtual reader. While it is in it is
-// connected to the reader, which asks [vsmartcard vpcd protocol]: two bytes of length, then
-// one byte 0 off, 1 on, 2 reset, 4 answer to reset, or a command for the card.
+// Card is a chip card for one slot of a virtual reader, of a real pcscd or of a
+// VirtualPCSCD. While it is in it is connected to the reader, which asks
+// [vsmartcard vpcd protocol]: two bytes of length, then one byte 0 off, 1 on,
+// 2 reset, 4 answer to reset, or a command for the card.
 //
 // The card has a payment directory with an application of a proprietary,
 // unregistered identifier, and nothing else: no number, no name, no key.
@@ -21,8 +22,10 @@ type Card struct {
 
 	mu       sync.Mutex
 	inserted bool
+	moves    uint32 // insertions and removals so far
 	mute     bool
 	tear     bool
+	late     time.Duration
 	says     []byte
 	powered  bool
 	conn     net.Conn
@@ -38,7 +41,15 @@ var atr = []byte{0x3b, 0x02, 0x14, 0x50}
 func (c *Card) Insert() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.inserted = true
+	if !c.inserted {
+		c.inserted = true
+		c.moves++
+	}
+	c.tellLocked()
+}
+
+// tellLocked wakes whoever looks after the reader.
+func (c *Card) tellLocked() {
 	select {
 	case c.changed <- struct{}{}:
 	default:
@@ -53,10 +64,14 @@ func (c *Card) Remove() {
 }
 
 func (c *Card) removeLocked() {
+	if c.inserted {
+		c.moves++
+	}
 	c.inserted, c.powered, c.tear = false, false, false
 	if c.conn != nil {
 		_ = c.conn.Close()
 	}
+	c.tellLocked()
 }
 
 // TearNext makes the card be pulled out during the next command to it.
@@ -74,6 +89,13 @@ func (c *Card) Mute(on bool) {
 	c.mute = on
 }
 
+// Slow makes the card take so long for an answer.
+func (c *Card) Slow(by time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.late = by
+}
+
 // Say makes the card answer every command with this text and success, so that
 // a test can see where it ends up.
 func (c *Card) Say(text string) {
@@ -87,6 +109,13 @@ func (c *Card) Inserted() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.inserted
+}
+
+// state is what a reader sees.
+func (c *Card) state() (inserted bool, moves uint32, mute bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.inserted, c.moves, c.mute
 }
 
 // Commands returns what was sent to the card.
@@ -148,12 +177,23 @@ func (c *Card) serve(conn net.Conn) {
 		if !ok {
 			return
 		}
+		c.think()
 		if answer == nil {
 			continue
 		}
 		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil { // #nosec G115 -- short
 			return
 		}
+	}
+}
+
+// think takes the time that the card takes.
+func (c *Card) think() {
+	c.mu.Lock()
+	late := c.late
+	c.mu.Unlock()
+	if late > 0 {
+		time.Sleep(late)
 	}
 }
 

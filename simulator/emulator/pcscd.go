@@ -169,11 +169,7 @@ func (p *PCSCD) Stop() {
 // newDaemon prepares the folder of a daemon with n readers. The reader driver
 // keeps its slots in static variables, so each pair of slots gets a copy of it.
 func newDaemon(dir, lib string, n int) (*daemon, []string, error) {
-	d := &daemon{dir: dir, run: filepath.Join(dir, "run"), end: func() {}}
-	if len(d.socket()) > 100 { // a socket's path has 108 bytes at most [unix(7)]
-		sum := sha256.Sum256([]byte(dir))
-		d.run = filepath.Join(os.TempDir(), fmt.Sprintf("tillward-pcscd-%x", sum[:8]))
-	}
+	d := &daemon{dir: dir, run: socketFolder(dir), end: func() {}}
 	for _, sub := range []string{filepath.Join(dir, "conf"), filepath.Join(dir, "usb"), d.run} {
 		if err := os.MkdirAll(sub, 0o750); err != nil {
 			return d, nil, fmt.Errorf("pcscd folder: %w", err)
@@ -206,6 +202,17 @@ func newDaemon(dir, lib string, n int) (*daemon, []string, error) {
 		return d, nil, fmt.Errorf("pcscd configuration: %w", err)
 	}
 	return d, names, nil
+}
+
+// socketFolder is a folder below dir for a pcscd's socket, or another one where
+// the path would be too long: it has 108 bytes at most [unix(7)].
+func socketFolder(dir string) string {
+	run := filepath.Join(dir, "run")
+	if len(run) < 85 {
+		return run
+	}
+	sum := sha256.Sum256([]byte(dir))
+	return filepath.Join(os.TempDir(), fmt.Sprintf("tillward-pcscd-%x", sum[:8]))
 }
 
 func (d *daemon) socket() string { return filepath.Join(d.run, "pcscd.comm") }
