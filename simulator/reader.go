@@ -2,34 +2,42 @@ package simulator
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"path/filepath"
+	"io"
 	"slices"
 	"time"
 
 	"github.com/tillward/tillward/simulator/emulator"
 )
 
-// reader is a till's card reader: on a real pcscd, or in hal/virtual where
-// there is none.
-type reader struct {
-	card emulator.Slot
-	file string // its part of the agent's file
+// readers are the card readers of all tills: on a real pcscd, or on one that
+// the simulator plays where there is none.
+type readers interface {
+	Reader(i int) emulator.Reader
+	Stop()
 }
 
-func newReader(p *emulator.PCSCD, i int, dir string) reader {
-	if p == nil {
-		sock := filepath.Join(dir, "reader.sock")
-		return reader{
-			card: &emulator.VirtualCard{Socket: sock},
-			file: fmt.Sprintf("[[device]]\nid = \"reader\"\ndriver = \"virtual\"\noptions = { control = %q }\n", "unix:"+sock),
-		}
+// openReaders starts what there can be.
+func openReaders(ctx context.Context, dir string, n int, out io.Writer) (readers, error) {
+	p, err := emulator.StartPCSCD(ctx, dir, n)
+	if err == nil {
+		return p, nil
 	}
-	r := p.Reader(i)
-	return reader{
-		card: r.Card,
-		file: fmt.Sprintf("[[device]]\nid = \"reader\"\ndriver = \"pcsc\"\noptions = { socket = %q, reader = %q, probe = \"insert\" }\n", r.Socket, r.Name),
+	if !errors.Is(err, emulator.ErrNoPCSCD) {
+		return nil, err
 	}
+	fmt.Fprintf(out, "no pcscd here (%v): the simulator plays one\n", err)
+	v, err := emulator.StartVirtualPCSCD(dir, n)
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// readerFile is a reader's part of the agent's file.
+func readerFile(r emulator.Reader) string {
+	return fmt.Sprintf("[[device]]\nid = \"reader\"\ndriver = \"pcsc\"\noptions = { socket = %q, reader = %q, probe = \"insert\" }\n", r.Socket, r.Name)
 }
 
 // calm does something while nothing happens at the counter and the printer can
@@ -51,7 +59,8 @@ func (t *Till) calm(ctx context.Context, do func() error) error {
 // playDay lets a shop's day pass at the till, again and again until ctx ends.
 func (t *Till) playDay(ctx context.Context, seed uint64, length time.Duration, say func(string, ...any)) {
 	for ctx.Err() == nil {
-		err := emulator.Play(ctx, emulator.Day(seed, length), t.printer, t.reader.card, func(s emulator.Step, do func()) {
+		day, truth := emulator.Desk.Day(seed)
+		err := emulator.Play(ctx, day, truth.Length.Seconds()/length.Seconds(), t.printer, t.reader.Card, func(s emulator.Step, do func()) {
 			t.counter.Lock()
 			do()
 			t.counter.Unlock()

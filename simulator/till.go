@@ -27,7 +27,7 @@ type Till struct {
 	agent   string // the golden agent of its image
 	tpm     *tpmfarm.TPM
 	printer *emulator.Printer
-	reader  reader
+	reader  emulator.Reader
 	mqtt    *Line
 	https   *Line
 	proc    *process
@@ -121,7 +121,7 @@ func (t *Till) configure() error {
 	err := agentFile.Execute(&b, map[string]any{
 		"Model": simModel, "State": filepath.Join(t.disk, "state"), "Apps": filepath.Join(t.disk, "apps"), "CheckFor": t.check, "Media": filepath.Join(t.dir, "media", "*", "tillward-update"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
 		"Roots": cmp.Or(t.roots, t.service.roots()), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
-		"Artifacts": cmp.Or(t.artifacts, t.Web()), "RAUC": t.rauc, "Reader": t.reader.file, "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
+		"Artifacts": cmp.Or(t.artifacts, t.Web()), "RAUC": t.rauc, "Reader": readerFile(t.reader), "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.Name, err)

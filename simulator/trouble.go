@@ -18,7 +18,7 @@ func (t *Till) Act(ctx context.Context, acts ...emulator.Act) error {
 	for _, a := range acts {
 		day = append(day, emulator.Step{Act: a, Lines: 20})
 	}
-	return emulator.Play(ctx, day, t.printer, t.reader.card, nil)
+	return emulator.Play(ctx, day, 1, t.printer, t.reader.Card, nil)
 }
 
 // Printed returns the jobs the till's printer has printed.

@@ -57,7 +57,7 @@ type World struct {
 
 	opt     Options
 	farm    *tpmfarm.Farm
-	pcscd   *emulator.PCSCD
+	readers readers
 	service *service
 	root    string             // TUF root of the image
 	vendor  ed25519.PrivateKey // signs manifests
@@ -97,11 +97,8 @@ func Open(ctx context.Context, opt Options) (_ *World, err error) {
 	if err = w.publishBoot(ctx); err != nil {
 		return nil, err
 	}
-	if w.pcscd, err = emulator.StartPCSCD(ctx, filepath.Join(opt.Dir, "pcscd"), opt.Tills); err != nil {
-		if !errors.Is(err, emulator.ErrNoPCSCD) {
-			return nil, err
-		}
-		fmt.Fprintf(opt.Out, "no pcscd here (%v): the card readers are virtual and say so\n", err)
+	if w.readers, err = openReaders(ctx, filepath.Join(opt.Dir, "pcscd"), opt.Tills, opt.Out); err != nil {
+		return nil, err
 	}
 	w.root = filepath.Join(w.repo(), "metadata", "1.root.json")
 	for i := range opt.Tills {
@@ -174,7 +171,7 @@ func (w *World) makeTill(ctx context.Context, i int) (*Till, error) {
 			return t, fmt.Errorf("%s: %w", t.Name, err)
 		}
 	}
-	t.reader = newReader(w.pcscd, i, t.dir)
+	t.reader = w.readers.Reader(i)
 	if t.mqtt, err = NewLine(ctx, "127.0.0.1:0", w.service.cfg.Device.MQTT); err != nil {
 		return t, err
 	}
@@ -223,8 +220,8 @@ func (w *World) Close() {
 	for _, t := range w.Tills {
 		t.close()
 	}
-	if w.pcscd != nil {
-		w.pcscd.Stop()
+	if w.readers != nil {
+		w.readers.Stop()
 	}
 	if w.service != nil {
 		if err := w.service.end(); err != nil {

@@ -17,7 +17,7 @@ import (
 
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/escpos"
-	"github.com/tillward/tillward/hal/virtual"
+	"github.com/tillward/tillward/hal/pcsc"
 	"github.com/tillward/tillward/simulator/emulator"
 )
 
@@ -158,43 +158,15 @@ func FuzzPrinter(f *testing.F) {
 	})
 }
 
-func TestDayIsRepeatable(t *testing.T) {
-	a := emulator.Day(7, time.Minute)
-	if !slices.Equal(a, emulator.Day(7, time.Minute)) {
-		t.Error("the same seed gave two different days")
-	}
-	if slices.Equal(a, emulator.Day(8, time.Minute)) {
-		t.Error("two seeds gave the same day")
-	}
-	for seed := range uint64(200) {
-		day := emulator.Day(seed, time.Minute)
-		acts := map[emulator.Act]int{}
-		for i, s := range day {
-			acts[s.Act]++
-			if s.At < 0 || s.At >= time.Minute || i > 0 && s.At < day[i-1].At {
-				t.Fatalf("seed %d: step %d is at %v", seed, i, s.At)
-			}
-		}
-		for act, want := range map[emulator.Act]int{
-			emulator.FreshRoll: 2, emulator.Sale: 60, emulator.OpenCover: 2, emulator.CloseCover: 2, emulator.JamCutter: 1, emulator.ClearCutter: 1,
-			emulator.PullPlug: 1, emulator.PutPlug: 1, emulator.TearCard: 1, emulator.WornCard: 1, emulator.InsertCard: 16, emulator.RemoveCard: 18,
-		} {
-			if acts[act] != want {
-				t.Errorf("seed %d: %q happens %d times, want %d", seed, act, acts[act], want)
-			}
-		}
-	}
-}
-
 // A day as the drivers see it.
 func TestDayOnDrivers(t *testing.T) {
 	p := printer(t)
-	socket := filepath.Join(t.TempDir(), "s")
+	r := virtualPCSCD(t, 1).Reader(0)
 	paper, err := escpos.Driver{}.Open(t.Context(), hal.Config{ID: "receipt", Address: p.Addr(), Options: map[string]string{"drawer_open_level": "high"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	card, err := virtual.Driver{}.Open(t.Context(), hal.Config{ID: "reader", Options: map[string]string{"control": "unix:" + socket}})
+	card, err := pcsc.Driver{}.Open(t.Context(), hal.Config{ID: "reader", Options: map[string]string{"socket": r.Socket, "reader": r.Name, "probe": "insert"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +199,8 @@ func TestDayOnDrivers(t *testing.T) {
 		}
 	}
 	healthy()
-	if err := emulator.Play(ctx, emulator.Day(3, 2*time.Second), p, &emulator.VirtualCard{Socket: socket}, nil); err != nil {
+	day, truth := emulator.Desk.Day(3)
+	if err := emulator.Play(ctx, day, 12*3600/2, p, r.Card, nil); err != nil {
 		t.Fatal(err)
 	}
 	healthy()
@@ -242,15 +215,15 @@ func TestDayOnDrivers(t *testing.T) {
 			t.Errorf("no %s in %v", want, heard)
 		}
 	}
-	if n := strings.Count(fmt.Sprint(heard), "CARD_PRESENT"); n != 18 {
-		t.Errorf("%d cards were seen, want 18", n)
+	if n := strings.Count(fmt.Sprint(heard), "CARD_PRESENT"); n != truth.Cards {
+		t.Errorf("%d cards were seen, want %d", n, truth.Cards)
 	}
 }
 
 func TestPlayEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := emulator.Play(ctx, emulator.Day(1, time.Hour), printer(t), &emulator.VirtualCard{}, nil); err == nil {
+	if err := emulator.Play(ctx, []emulator.Step{{At: time.Hour}}, 1, printer(t), nil, nil); err == nil {
 		t.Error("got no error")
 	}
 }

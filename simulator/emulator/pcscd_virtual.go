@@ -85,6 +85,10 @@ func (p *VirtualPCSCD) Halt() {
 // Restart stops and starts every daemon, as a package update does.
 func (p *VirtualPCSCD) Restart(context.Context) error {
 	p.Halt()
+	return p.start()
+}
+
+func (p *VirtualPCSCD) start() error {
 	for _, d := range p.daemons {
 		if err := d.start(); err != nil {
 			return err

@@ -46,7 +46,7 @@ func (p *Printer) SaveReceipts(dir string) error {
 func (p *Printer) Receipt(lines int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.offlineLocked() {
+	if p.offlineLocked() || p.faults[Unplugged] {
 		return false
 	}
 	if p.folder != "" {
