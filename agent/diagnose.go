@@ -52,7 +52,7 @@ func certificate(line func(string, ...any), what string, c *x509.Certificate) {
 		line("%s none", what)
 		return
 	}
-	line("%s %s, %s to %s", what, c.SerialNumber.Text(16), c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339))
+	line("%s %s: %s to %s", what, c.SerialNumber.Text(16), c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339))
 }
 
 func (a *Agent) diagnoseTPM(ctx context.Context, line func(string, ...any), dev TPM) {
