@@ -26,7 +26,7 @@ import (
 
 // seen is what a user without rights sees of the hardware.
 type seen struct {
-	Uid      int
+	UID      int
 	Caps     string // effective capabilities
 	Bus      []string
 	Printer  hal.Health
@@ -94,7 +94,7 @@ func TestUser(t *testing.T) {
 			return ok(last)
 		})
 	}
-	until("a user to look", func(s seen) bool { return s.Uid == user && strings.Trim(s.Caps, "0") == "" && s.Caps != "" })
+	until("a user to look", func(s seen) bool { return s.UID == user && strings.Trim(s.Caps, "0") == "" && s.Caps != "" })
 	until("nothing without the right to it", func(s seen) bool {
 		return s.Printer == hal.NoSensor && s.Scanner == hal.PowerUnknown && s.Tampered == "Unknown" && len(s.Bus) == 2
 	})
@@ -140,7 +140,7 @@ func watchAsUser(t *testing.T) {
 	for {
 		mu.Lock()
 		s := seen{
-			Uid: os.Getuid(), Caps: strings.Fields(caps)[0], Bus: slices.Sorted(maps.Keys(bus)), Printer: status(t, printer).Health,
+			UID: os.Getuid(), Caps: strings.Fields(caps)[0], Bus: slices.Sorted(maps.Keys(bus)), Printer: status(t, printer).Health,
 			Tampered: status(t, lid).Sensors["M_Tampered"].String(), Scanner: status(t, scanner).Power, Scans: count(t, scanner, "GoodScanCount"),
 		}
 		mu.Unlock()
