@@ -169,7 +169,7 @@ const (
 
 func emmcOf(lifeTime, preEOL string) disks {
 	d := noDisks
-	for _, f := range strings.Fields(lifeTime) {
+	for f := range strings.FieldsSeq(lifeTime) {
 		v, err := strconv.ParseUint(strings.TrimPrefix(f, "0x"), 16, 8)
 		if err != nil || v == 0 || v > lifeExceeded { // 0: not told
 			continue

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"periph.io/x/conn/v3/i2c"
@@ -128,6 +129,7 @@ type meter struct {
 
 	mu   sync.Mutex
 	here bool // the last look found it
+	busy bool // a driver of the kernel has it
 
 	stuck stuck // of run alone
 }
@@ -173,10 +175,16 @@ func (m *meter) Statistics(context.Context) ([]hal.Stat, error) {
 func (m *meter) Status(ctx context.Context) (hal.Status, error) {
 	select {
 	case <-m.first:
-		return m.track.Status(), nil
 	case <-ctx.Done():
 		return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: ctx.Err()}
 	}
+	st := m.track.Status()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.busy && st.Power == hal.PowerUnknown {
+		st.Reason, st.Advice = "M_IN_USE", "A driver of the kernel holds this chip; take it out of the configuration, or unbind the driver."
+	}
+	return st, nil
 }
 
 // run looks for as long as the device is open.
@@ -218,8 +226,9 @@ func (m *meter) measure() (v float64, err error) {
 // take takes in what a look found.
 func (m *meter) take(v float64, err error) {
 	was := m.track.Status()
+	busy := errors.Is(err, syscall.EBUSY)
 	m.mu.Lock()
-	m.here = err == nil
+	m.here, m.busy = err == nil, busy
 	m.mu.Unlock()
 	switch {
 	case err == nil:
@@ -227,7 +236,7 @@ func (m *meter) take(v float64, err error) {
 		m.track.Update(hal.PowerOnline, map[string]hal.Tri{m.chip.sensor: m.limit.over(v, was.Sensors[m.chip.sensor])})
 	case errors.Is(err, errAsleep):
 		m.track.Update(hal.PowerOnline, nil)
-	case errors.Is(err, os.ErrPermission):
+	case busy || errors.Is(err, os.ErrPermission):
 		m.track.Update(hal.PowerUnknown, nil)
 	default:
 		if was.Power == hal.PowerOnline {

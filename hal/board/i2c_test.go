@@ -187,7 +187,7 @@ func TestChips(t *testing.T) {
 		play := &i2ctest.Playback{Ops: test.ops, DontPanic: true}
 		v, err := board.ReadChip(test.chip, &i2c.Dev{Bus: play, Addr: 0x48})
 		switch {
-		case test.err == unexpected:
+		case errors.Is(test.err, unexpected):
 			if err == nil {
 				t.Errorf("%s %x: got %v, want an error", test.chip, test.ops[0].R, v)
 			}

@@ -5,11 +5,15 @@ import (
 	"time"
 
 	"periph.io/x/conn/v3/gpio"
+	"periph.io/x/conn/v3/pin"
 )
 
 // A switch is a gpio.PinIn too, for programs that know periph: they see what
 // the driver sees, debounced, and share the line with it.
-var _ gpio.PinIn = (*sw)(nil)
+var (
+	_ gpio.PinIn  = (*sw)(nil)
+	_ pin.PinFunc = (*sw)(nil)
+)
 
 // Name implements pin.Pin.
 func (s *sw) Name() string { return s.line }
@@ -23,11 +27,25 @@ func (s *sw) Number() int {
 }
 
 // Function implements pin.Pin.
-func (s *sw) Function() string {
+func (s *sw) Function() string { return string(s.Func()) }
+
+// Func implements pin.PinFunc.
+func (s *sw) Func() pin.Func {
 	if s.Read() == gpio.High {
-		return "In/High"
+		return gpio.IN_HIGH
 	}
-	return "In/Low"
+	return gpio.IN_LOW
+}
+
+// SupportedFuncs implements pin.PinFunc.
+func (*sw) SupportedFuncs() []pin.Func { return []pin.Func{gpio.IN} }
+
+// SetFunc implements pin.PinFunc. An input it stays.
+func (s *sw) SetFunc(f pin.Func) error {
+	if f != gpio.IN && f != s.Func() {
+		return fmt.Errorf("%s: is an input by configuration, not %s", s.line, f)
+	}
+	return nil
 }
 
 // In implements gpio.PinIn. The line is an input already; its bias is that of

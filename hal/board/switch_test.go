@@ -14,6 +14,7 @@ import (
 
 	"periph.io/x/conn/v3/gpio"
 	"periph.io/x/conn/v3/gpio/gpiotest"
+	"periph.io/x/conn/v3/pin"
 
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/board"
@@ -403,7 +404,10 @@ func TestNoKickLine(t *testing.T) {
 	g.Set("LID", true)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	for e := range d.(hal.Notifier).Events(ctx) {
+	for e, err := range d.(hal.Notifier).Events(ctx) {
+		if err != nil {
+			t.Fatal(err)
+		}
 		if e.Code == "DRAWEROPEN" {
 			break
 		}
@@ -435,8 +439,8 @@ func TestSwitchAsPin(t *testing.T) {
 		d := openSwitch(t, g, map[string]string{"kind": "tamper", "active": "low", "bias": "pull-up"})
 		synctest.Wait()
 		p := d.(gpio.PinIn)
-		if p.Name() != "LID" || p.Number() != -1 || p.Pull() != gpio.PullUp || p.Read() != gpio.High || p.Function() != "In/High" {
-			t.Errorf("%s %d %s %s %s", p.Name(), p.Number(), p.Pull(), p.Read(), p.Function())
+		if p.Name() != "LID" || p.Number() != -1 || p.Pull() != gpio.PullUp || p.Read() != gpio.High || p.(pin.PinFunc).Func() != gpio.IN_HIGH {
+			t.Errorf("%s %d %s %s %s", p.Name(), p.Number(), p.Pull(), p.Read(), p.(pin.PinFunc).Func())
 		}
 		if err := p.In(gpio.PullDown, gpio.BothEdges); err == nil {
 			t.Error("the bias of a line that is configured was changed")

@@ -2,7 +2,7 @@
 // stock Debian one, in a machine that QEMU emulates in software, with hardware
 // that the kernel itself plays. A USB printer and a scanner are gadgets on a
 // virtual USB bus, so that the drivers meet usblp, usbhid and evdev as they do
-// in a shop; the tamper switch hangs on gpio-sim.
+// in a shop; the tamper switch hangs on gpio-sim, a thermometer on i2c-stub.
 //
 // It needs no right, no network beyond Debian's archive and no hardware, and
 // leaves nothing behind but a cache. Parts of the kernel that Debian does not
@@ -32,7 +32,7 @@ type Lane struct {
 }
 
 // Suites are the tests in the machine.
-var Suites = []string{"Printer", "Till", "USBScanner", "Scanner", "Tamper", "Hotplug", "User"}
+var Suites = []string{"Printer", "Till", "USBScanner", "Scanner", "Tamper", "Drawer", "Chips", "Hotplug", "User"}
 
 // Run prepares the machine, starts it, and returns how the suites went. The
 // error is about the machine: a suite that failed is no error of Run.

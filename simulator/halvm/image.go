@@ -17,7 +17,7 @@ import (
 var initScript []byte
 
 // wanted are the modules that the tests need; what those need comes along.
-var wanted = []string{"configfs", "usblp", "usbhid", "hid_generic", "evdev", "uinput", "libcomposite", "dummy_hcd", "usb_f_printer", "usb_f_hid"}
+var wanted = []string{"configfs", "usblp", "usbhid", "hid_generic", "evdev", "uinput", "libcomposite", "dummy_hcd", "usb_f_printer", "usb_f_hid", "i2c_dev", "i2c_stub", "lm75"}
 
 // busybox is the one program of the machine that is not ours.
 const busybox = "/bin/busybox"

@@ -15,6 +15,7 @@ export HOME=/tmp PATH=/bin
 for module in $(cat /modules.list); do
 	arguments=
 	[ "$module" = dummy_hcd ] && arguments=num=2
+	[ "$module" = i2c_stub ] && arguments=chip_addr=0x48
 	insmod "/modules/$module.ko" $arguments || echo "HALVM MODULE $module"
 done
 mount -t configfs configfs /sys/kernel/config

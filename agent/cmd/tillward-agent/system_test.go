@@ -78,7 +78,7 @@ func confines(u unit) (leaves []string) {
 		}
 	}
 	for _, g := range u.all("SupplementaryGroups") {
-		for _, group := range strings.Fields(g) {
+		for group := range strings.FieldsSeq(g) {
 			if slices.Contains([]string{"root", "input", "disk", "adm", "sudo", "wheel", "shadow", "docker", "kvm", "video"}, group) {
 				leaves = append(leaves, "group "+group)
 			}
