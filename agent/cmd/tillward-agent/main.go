@@ -21,6 +21,7 @@ import (
 	"github.com/tillward/tillward/agent"
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/board"
+	"github.com/tillward/tillward/hal/display"
 	"github.com/tillward/tillward/hal/escpos"
 	"github.com/tillward/tillward/hal/hotplug"
 	"github.com/tillward/tillward/hal/input"
@@ -50,7 +51,7 @@ func run() int {
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	drivers := hal.NewRegistry(
-		escpos.Driver{}, star.Driver{}, star.CloudPRNT{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
+		escpos.Driver{}, star.Driver{}, star.CloudPRNT{}, display.Driver{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
 		board.Driver{}, board.I2C{}, board.Switch{},
 	)
 	switch {

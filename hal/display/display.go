@@ -1,0 +1,435 @@
+// Package display drives customer displays: two lines of text on a serial
+// line, or on whatever hal/port opens, that speak ESC/POS.
+//
+// Most of them cannot say anything. Of those is known only that their cable is
+// there, and that never reads as healthy: their health is Unknown, because
+// there is no sensor. The option asks = "dle-eot" is for those that answer.
+//
+// In claim mode observe, which is the default, the till owns the display and
+// nothing is opened: whether its port is there the system says. In claim mode
+// own the driver holds the line, and the external check shows a test text for
+// a while and clears it; what was on the display before is not known and does
+// not come back. What a display says is never kept, and nothing that others
+// show on it is read.
+//
+// Options: asks = "dle-eot" (own only); columns = "20" of a line; brightness =
+// "1" to "4" of the test text; test_for = "3s" that it stays; timeout = "1s" of
+// an answer.
+package display
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/hal/port"
+)
+
+const (
+	pollEvery  = 30 * time.Second
+	backoffMin = 200 * time.Millisecond
+	backoffMax = 15 * time.Second
+)
+
+// Driver is the driver "display".
+type Driver struct {
+	// Dial opens the cable; nil does as hal/port says. Tests bring their own.
+	Dial func(context.Context, port.Address) (port.Conn, error)
+	// Root is where /sys and /dev lie; empty is /.
+	Root string
+}
+
+// Name implements hal.Driver.
+func (Driver) Name() string { return "display" }
+
+// Open implements hal.Driver. The display need not be there.
+func (drv Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
+	if err := hal.CheckOptions(cfg, "asks", "brightness", "columns", "test_for", "timeout"); err != nil {
+		return nil, err
+	}
+	d, err := drv.configure(cfg)
+	if err != nil {
+		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	d.stop = cancel
+	if d.info.Claim == hal.Own {
+		d.wg.Go(func() { d.run(ctx) })
+	} else {
+		d.wg.Go(func() { d.watch(ctx) })
+	}
+	return d, nil
+}
+
+func (drv Driver) configure(cfg hal.Config) (*display, error) {
+	at, err := port.Parse(cfg.Address)
+	if err != nil {
+		return nil, err
+	}
+	d := &display{
+		at: at.Under(drv.Root), dial: drv.Dial, columns: 20, testFor: 3 * time.Second, timeout: time.Second,
+		first: make(chan struct{}), nudged: make(chan struct{}, 1),
+		track: hal.NewTracker(hal.LineDisplay, "CommunicationErrorCount", "OnlineTransitionCount"),
+		info: hal.Info{
+			ID: cfg.ID, Category: hal.LineDisplay, Driver: "display", Claim: cfg.Claim, Key: at.Key(), Interface: at.Interface(),
+			Caps: []string{"CapStatisticsReporting"},
+		},
+	}
+	if d.dial == nil {
+		d.dial = func(ctx context.Context, a port.Address) (port.Conn, error) { return a.Open(ctx) }
+	}
+	switch cfg.Claim {
+	case "":
+		d.info.Claim = hal.Observe
+	case hal.Own, hal.Observe:
+	default:
+		return nil, fmt.Errorf("claim %q: a line has one end; own or observe it", cfg.Claim)
+	}
+	number := func(name string, to *int, least, most int) {
+		v, ok := cfg.Options[name]
+		if n, bad := strconv.Atoi(v); ok && err == nil {
+			if bad != nil || n < least || n > most {
+				err = fmt.Errorf("%s = %q: from %d to %d", name, v, least, most)
+			}
+			*to = n
+		}
+	}
+	duration := func(name string, to *time.Duration, least, most time.Duration) {
+		v, ok := cfg.Options[name]
+		if n, bad := time.ParseDuration(v); ok && err == nil {
+			if bad != nil || n < least || n > most {
+				err = fmt.Errorf("%s = %q: from %v to %v", name, v, least, most)
+			}
+			*to = n
+		}
+	}
+	number("columns", &d.columns, 8, 40)
+	number("brightness", &d.brightness, 1, 4)
+	duration("timeout", &d.timeout, 10*time.Millisecond, time.Minute)
+	duration("test_for", &d.testFor, 10*time.Millisecond, time.Minute)
+	switch v, ok := cfg.Options["asks"]; {
+	case err != nil:
+	case ok && v != "dle-eot":
+		err = fmt.Errorf("asks = %q: dle-eot, or leave it out", v)
+	case ok && d.info.Claim != hal.Own:
+		err = errors.New("asks: the till owns this display; claim it with own")
+	case ok:
+		d.asks = true
+		d.info.Caps = []string{"CapPowerReporting", "CapStatisticsReporting"}
+	}
+	return d, err
+}
+
+// display is an open display.
+type display struct {
+	at         port.Address
+	dial       func(context.Context, port.Address) (port.Conn, error)
+	asks       bool
+	columns    int
+	brightness int // 0: as it is
+	testFor    time.Duration
+	timeout    time.Duration
+	track      *hal.Tracker
+	first      chan struct{} // closed after the first attempt to reach it
+	nudged     chan struct{}
+	stop       context.CancelFunc
+	wg         sync.WaitGroup
+
+	mu   sync.Mutex
+	info hal.Info
+	held *session
+	here bool // it was there at the last look
+}
+
+// String implements conn.Resource.
+func (d *display) String() string { return "display(" + d.at.Key() + ")" }
+
+// Halt implements conn.Resource: it gives the line free.
+func (d *display) Halt() error { return d.Close() }
+
+// Close implements io.Closer.
+func (d *display) Close() error {
+	d.stop()
+	d.wg.Wait()
+	d.track.Close()
+	return nil
+}
+
+// Info implements hal.Device.
+func (d *display) Info() hal.Info {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.info
+}
+
+// Events implements hal.Notifier.
+func (d *display) Events(ctx context.Context) iter.Seq2[hal.Event, error] { return d.track.Events(ctx) }
+
+// Statistics implements hal.Statistics.
+func (d *display) Statistics(context.Context) ([]hal.Stat, error) { return d.track.Stats(), nil }
+
+// Nudge implements hal.Nudger.
+func (d *display) Nudge() {
+	select {
+	case d.nudged <- struct{}{}:
+	default:
+	}
+}
+
+// show takes in whether the display is there, as far as can be known: one that
+// does not answer may be switched off.
+func (d *display) show(here bool) hal.Status {
+	power := hal.PowerOffOffline
+	switch {
+	case here && d.asks:
+		power = hal.PowerOnline
+	case here:
+		power = hal.PowerUnknown
+	}
+	d.mu.Lock()
+	if here && !d.here {
+		d.track.Count("OnlineTransitionCount", 1)
+	}
+	d.here = here
+	d.mu.Unlock()
+	return d.told(d.track.Update(power, nil))
+}
+
+// told says why nothing is known.
+func (d *display) told(s hal.Status) hal.Status {
+	if s.Power == hal.PowerUnknown {
+		s.Reason, s.Advice = "M_NO_SENSOR", "This display cannot tell how it is; look at it now and then."
+	}
+	return s
+}
+
+// present looks from outside.
+func (d *display) present() (bool, error) {
+	f, err := d.at.Find()
+	if errors.Is(err, port.ErrAbsent) {
+		return false, err
+	}
+	if err == nil && f.Maker != "" && !hal.MayHoldPAN(f.Maker+" "+f.Model+" "+f.Serial) {
+		d.mu.Lock()
+		d.info.Key, d.info.Maker, d.info.Model, d.info.Serial = f.Key, f.Maker, f.Model, f.Serial
+		d.mu.Unlock()
+	}
+	return true, nil
+}
+
+// watch looks from outside alone.
+func (d *display) watch(ctx context.Context) {
+	for {
+		here, _ := d.present()
+		d.show(here)
+		wait := time.NewTimer(pollEvery)
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return
+		case <-d.nudged:
+		case <-wait.C:
+		}
+		wait.Stop()
+	}
+}
+
+// run keeps the line, for as long as the device is open.
+func (d *display) run(ctx context.Context) {
+	attempted := sync.OnceFunc(func() { close(d.first) })
+	defer attempted()
+	for failures := 0; ctx.Err() == nil; failures++ {
+		if s, err := d.connect(ctx); err == nil {
+			d.hold(s)
+			d.show(true)
+			attempted()
+			d.keep(ctx, s)
+			d.hold(nil)
+			s.end()
+			failures = 0
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		d.show(false)
+		attempted()
+		wait := time.NewTimer(backoff(failures))
+		select {
+		case <-ctx.Done():
+		case <-d.nudged:
+		case <-wait.C:
+		}
+		wait.Stop()
+	}
+}
+
+func backoff(failures int) time.Duration {
+	d := backoffMax
+	if failures < 7 {
+		d = min(d, backoffMin<<failures)
+	}
+	return d/2 + rand.N(d/2) //nolint:gosec // spreads load, guards nothing
+}
+
+func (d *display) hold(s *session) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.held = s
+}
+
+func (d *display) session() *session {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.held
+}
+
+func (d *display) connect(ctx context.Context) (*session, error) {
+	limit, cancel := context.WithTimeout(ctx, d.timeout)
+	conn, err := d.dial(limit, d.at)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	s := begin(conn, d.timeout, func() { d.track.Count("CommunicationErrorCount", 1) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	if err := d.look(ctx, s); err != nil {
+		s.end()
+		return nil, err
+	}
+	return s, nil
+}
+
+// keep looks again and again until the line or ctx ends.
+func (d *display) keep(ctx context.Context, s *session) {
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.Close() })
+	defer stop()
+	for {
+		wait := time.NewTimer(pollEvery)
+		select {
+		case <-s.lost:
+			wait.Stop()
+			return
+		case <-d.nudged:
+		case <-wait.C:
+		}
+		wait.Stop()
+		if err := d.look(ctx, s); err != nil {
+			return
+		}
+	}
+}
+
+// look looks whether the display is there, and asks it if it answers.
+func (d *display) look(ctx context.Context, s *session) error {
+	if here, err := d.present(); !here {
+		_ = s.conn.Close()
+		return err
+	}
+	if !d.asks {
+		return nil
+	}
+	return s.ask(ctx)
+}
+
+// Status implements hal.StatusReader with a fresh look.
+func (d *display) Status(ctx context.Context) (hal.Status, error) {
+	timeout := func() (hal.Status, error) {
+		return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: ctx.Err()}
+	}
+	if ctx.Err() != nil {
+		return timeout()
+	}
+	if d.Info().Claim == hal.Observe {
+		here, _ := d.present()
+		return d.show(here), nil
+	}
+	select {
+	case <-d.first:
+	case <-ctx.Done():
+		return timeout()
+	}
+	s := d.session()
+	if s == nil {
+		return d.told(d.track.Status()), nil
+	}
+	err := d.look(ctx, s)
+	switch {
+	case err == nil:
+		return d.told(d.track.Status()), nil
+	case ctx.Err() != nil:
+		return timeout()
+	}
+	return hal.Judge(hal.LineDisplay, hal.PowerOffOffline, nil), nil // run tells the event
+}
+
+// CheckHealth implements hal.HealthChecker. External shows a test text for a
+// while, and clears it.
+func (d *display) CheckHealth(ctx context.Context, level hal.Level) (hal.Report, error) {
+	if level == hal.Interactive {
+		return hal.Report{}, &hal.Error{Code: "E_ILLEGAL", Op: "check health", Err: errors.New("a display has no interactive check; use external and look at it")}
+	}
+	began := time.Now()
+	st, err := d.Status(ctx)
+	if err != nil {
+		return hal.Report{}, err
+	}
+	gone := st.Health == hal.Offline
+	r := hal.Report{
+		OK: st.Health == hal.OK, Text: string(st.Health) + " " + st.Reason + " " + st.Advice,
+		Checks: []hal.Check{{ID: "reachable", OK: !gone, Code: st.Reason, Took: time.Since(began)}},
+	}
+	if level == hal.Internal || gone {
+		return r, nil
+	}
+	began = time.Now()
+	err = d.test(ctx)
+	page := hal.Check{ID: "text", OK: err == nil, Took: time.Since(began)}
+	if err != nil {
+		page.Code = "E_FAILURE"
+		if e, ok := errors.AsType[*hal.Error](err); ok {
+			page.Code = e.Code
+		}
+		r.OK, r.Text = false, err.Error()
+	} else {
+		r.OK, r.Text = true, "The test text was shown; only somebody who looked knows whether it could be read."
+	}
+	r.Checks = append(r.Checks, page)
+	return r, err
+}
+
+// test shows the test text and clears it, also when nobody waits any more.
+func (d *display) test(ctx context.Context) error {
+	const op = "check health"
+	s := d.session()
+	switch {
+	case d.Info().Claim != hal.Own:
+		return &hal.Error{Code: "E_ILLEGAL", Op: op, Err: errors.New("the till owns this display; claim it with own")}
+	case s == nil:
+		return &hal.Error{Code: "E_OFFLINE", Op: op, Err: errors.New("the display is gone")}
+	}
+	if err := s.send(ctx, text(d.columns, d.brightness, "Tillward test", d.Info().ID)); err != nil {
+		return &hal.Error{Code: "E_FAILURE", Op: op, Err: err}
+	}
+	wait := time.NewTimer(d.testFor)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-s.lost:
+		return &hal.Error{Code: "E_OFFLINE", Op: op, Err: errors.New("the display went")}
+	case <-ctx.Done():
+	}
+	if err := s.send(context.WithoutCancel(ctx), []byte{clearAll}); err != nil {
+		return &hal.Error{Code: "E_FAILURE", Op: op, Err: err}
+	}
+	if ctx.Err() != nil {
+		return &hal.Error{Code: "E_TIMEOUT", Op: op, Err: ctx.Err()}
+	}
+	return nil
+}
