@@ -19,7 +19,7 @@ const reasons = `POWER_OFFLINE POWER_OFF_OFFLINE POWER_OFF
 
 func TestAdvice(t *testing.T) {
 	said := map[string]string{}
-	for _, reason := range strings.Fields(reasons) {
+	for reason := range strings.FieldsSeq(reasons) {
 		a := fleet.Advice(fleet.Light{Health: fleet.HealthFault, Reason: reason})
 		switch {
 		case strings.Contains(a, "does not know"), a == "":
@@ -47,7 +47,7 @@ func TestAdvice(t *testing.T) {
 func TestRoll(t *testing.T) {
 	sensors := func(s string) map[string]string {
 		out := map[string]string{}
-		for _, f := range strings.Fields(s) {
+		for f := range strings.FieldsSeq(s) {
 			k, v, _ := strings.Cut(f, "=")
 			out[k] = v
 		}

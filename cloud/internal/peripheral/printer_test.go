@@ -34,7 +34,7 @@ func (p *tape) count() {
 }
 
 func (p *tape) happens(codes string) {
-	for _, c := range strings.Fields(codes) {
+	for c := range strings.FieldsSeq(codes) {
 		p.Fold(nil, []fleet.PeripheralEvent{{At: p.at, Code: c}}, time.UTC)
 	}
 	p.count()

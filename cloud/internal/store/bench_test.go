@@ -154,9 +154,11 @@ func benchCounter(reason string) []fleet.Peripheral {
 		health = "Fault"
 	}
 	return []fleet.Peripheral{
-		{ID: "receipt", Category: "POSPrinter", Driver: "escpos", Maker: "Maker", Model: "TM-1", Serial: "P-7", Firmware: "1.0", Claim: "own", Key: "usb:04b8:0e15:P-7", Interface: "USB",
+		{
+			ID: "receipt", Category: "POSPrinter", Driver: "escpos", Maker: "Maker", Model: "TM-1", Serial: "P-7", Firmware: "1.0", Claim: "own", Key: "usb:04b8:0e15:P-7", Interface: "USB",
 			Caps: []string{"CapCoverSensor", "CapRecEmptySensor", "CapRecNearEndSensor"}, RollLines: 18876, Power: "PS_ONLINE",
-			Sensors: map[string]string{"CoverOpen": "No", "RecEmpty": "No", "RecNearEnd": "No", "M_CutterError": "No"}, Said: fleet.Light{Health: health, Reason: reason, Since: noon}},
+			Sensors: map[string]string{"CoverOpen": "No", "RecEmpty": "No", "RecNearEnd": "No", "M_CutterError": "No"}, Said: fleet.Light{Health: health, Reason: reason, Since: noon},
+		},
 		{ID: "drawer", Category: "CashDrawer", Driver: "escpos", Power: "PS_ONLINE", Sensors: map[string]string{"DrawerOpened": "No"}, Said: fleet.Light{Health: "OK", Since: noon}},
 		{ID: "reader", Category: "SmartCardRW", Driver: "pcsc", Maker: "Maker", Model: "R1", Power: "PS_ONLINE", Sensors: map[string]string{"SCPresentSensor": "No"}, Said: fleet.Light{Health: "OK", Since: noon}},
 		{ID: "scanner", Category: "Scanner", Driver: "scanner", Power: "PS_ONLINE", Said: fleet.Light{Health: "OK", Since: noon}},

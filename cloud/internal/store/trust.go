@@ -303,8 +303,15 @@ func (s *Store) prepare(ctx context.Context) (err error) {
 	for _, p := range []struct {
 		stmt  **sql.Stmt
 		query string
-	}{{&s.stmts.admit, admitQuery}, {&s.stmts.lastBoot, lastBootQuery}, {&s.stmts.device, deviceQuery},
-		{&s.stmts.usage, usageQuery}, {&s.stmts.boots, bootsQuery}, {&s.stmts.samples, samplesQuery}, {&s.stmts.events, eventsQuery}, {&s.stmts.counted, countedQuery},
+	}{
+		{&s.stmts.admit, admitQuery},
+		{&s.stmts.lastBoot, lastBootQuery},
+		{&s.stmts.device, deviceQuery},
+		{&s.stmts.usage, usageQuery},
+		{&s.stmts.boots, bootsQuery},
+		{&s.stmts.samples, samplesQuery},
+		{&s.stmts.events, eventsQuery},
+		{&s.stmts.counted, countedQuery},
 	} {
 		if *p.stmt, err = s.read.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // Close closes it
 			return err
