@@ -214,11 +214,17 @@ func (s *Service) wire() (err error) {
 		Store: s.store, Link: s.broker, Open: s.broker.SendOpen, Changed: func(t fleet.TenantID, id fleet.RolloutID) { roll(t, string(id)) }, Log: s.log,
 		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) },
 	})
+	s.wirePeripherals()
+	return s.wireOwners()
+}
+
+func (s *Service) wirePeripherals() {
 	s.derived = peripheral.New(peripheral.Options{
 		Store: s.store, Soon: s.cfg.Peripheral.PaperSoon.Duration, Log: s.log,
-		Changed: func(id fleet.DeviceID) { changed(fleet.ChangedPeripheral)(s.tenant, string(id)) },
+		Changed: func(id fleet.DeviceID) {
+			s.hub.Publish(fleet.Change{Kind: fleet.ChangedPeripheral, ID: string(id), Tenant: s.tenant})
+		},
 	})
-	return s.wireOwners()
 }
 
 // Addrs returns where the listeners are bound.
@@ -352,6 +358,7 @@ func (s *Service) presence(device fleet.DeviceID, online bool, at time.Time) {
 		s.log.Error("presence", slog.String("device", string(device)), slog.Any("err", err))
 	}
 	s.hub.Publish(fleet.Change{Kind: fleet.ChangedDevice, ID: string(device), Tenant: s.tenant})
+	s.hub.Publish(fleet.Change{Kind: fleet.ChangedPeripheral, ID: string(device), Tenant: s.tenant}) // nothing is known of them, or again
 }
 
 // ready sends a device what has waited for it.

@@ -91,6 +91,7 @@ func TestBadConfigs(t *testing.T) {
 		"owner_name = '" + strings.Repeat("a", 65) + "'": "at most 64",
 		"[attest]\nevery = '15'":                         "is not a duration such as",
 		"[attest]\nevery = '10ms'":                       "at least 1s",
+		"[peripheral]\npaper_soon = '-2h'":               "give a time, or 0s for never",
 		"[rollout]\napproval = 'me'":                     "use none, or other",
 		"[rollout]\napproval = ''":                       "use none, or other",
 	} {

@@ -221,11 +221,11 @@ func (p *shownPeripheral) print(w io.Writer) error {
 	for _, s := range p.Spans {
 		to := "now"
 		if s.To != nil {
-			to = clock(*s.To)
+			to = s.To.Local().Format(time.DateTime)
 		}
 		from := ""
 		if s.From != nil {
-			from = clock(*s.From)
+			from = s.From.Local().Format(time.DateTime)
 		}
 		row(words(s.Health, s.Reason), from, to)
 	}
