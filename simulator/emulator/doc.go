@@ -1,7 +1,9 @@
 // Package emulator is hardware made of software, for the simulator and for
 // tests of drivers: an ESC/POS receipt printer that draws what it prints, a Star
-// one, barcode scanners, USB gadgets, a chip card for the virtual reader of pcscd,
-// a pcscd of its own to put it in, and a scripted day of what happens to them.
+// one, barcode scanners, USB gadgets, a chip card for the virtual reader of
+// pcscd, a pcscd of its own to put it in, or one that is played where there is
+// none. A Duty says what happens to them on a day, with the truth of it to judge
+// by; Incidents are what can go wrong, with the codes that have to be told.
 //
 // Each behaves as the real thing does where a driver could trip over it: an
 // offline printer answers real-time queries and nothing else, a second

@@ -235,7 +235,7 @@ func (p *Printer) groupLocked(cmd []byte) {
 	switch cmd[1] {
 	case 'V':
 		if len(cmd) == 4 { // feed until what is printed last is past the cutter
-			for _, dots := range []byte{cutterAway, cmd[3]} {
+			for _, dots := range []byte{0, cutterAway, cmd[3]} {
 				fed, _ := p.press.Do([]byte{esc, 'J', dots})
 				p.feedLocked(fed)
 			}

@@ -50,15 +50,8 @@ func (p *Printer) Receipt(lines int) bool {
 		return false
 	}
 	if p.folder != "" {
-		p.press.Do([]byte{esc, '@'})
-		left := lines * dotsPerLine
-		for _, cmd := range sale(p.counters[178], lines, p.columns) {
-			fed, _ := p.press.Do(cmd)
-			left -= fed
-		}
-		for left > 0 {
-			fed, _ := p.press.Do([]byte{esc, 'J', byte(min(left, 255))}) // #nosec G115 -- at most 255
-			left -= fed
+		for _, cmd := range ticket(p.counters[178]+1, lines, p.columns) {
+			p.press.Do(cmd)
 		}
 	}
 	p.feedLocked(lines * dotsPerLine)
@@ -69,9 +62,12 @@ func (p *Printer) Receipt(lines int) bool {
 
 // endJobLocked is a cut that a till has sent.
 func (p *Printer) endJobLocked(partial bool) {
+	fed, _ := p.press.Do([]byte{esc, 'J', 0}) // what stands in the line comes out first
+	p.feedLocked(fed)
 	p.jobs = append(p.jobs, string(p.job))
 	p.job = nil
 	p.cutLocked(partial)
+	p.changedLocked() // the way to the cutter may have been the last of the paper
 	if p.faults[ClosesAfterAJob] {
 		p.dropLocked()
 	}
@@ -118,7 +114,32 @@ func writePicture(file string, s *paper.Sheet) error {
 
 var goods = []string{"Espresso", "Flat white", "Tea, pot of", "Croissant", "Cheese roll", "Apple", "Orange juice", "Sparkling water", "Cake of the day", "Soup, small"}
 
-// sale is the receipt of one of the till's sales, at most so many lines long.
+// Ticket is the job that a till sends for one of its sales: a receipt of just so
+// many line feeds, on paper of 80 mm, and a cut. kick opens the drawer first.
+func Ticket(number uint64, lines int, kick bool) []byte {
+	cmds := ticket(number, lines, paper.Wide/12)
+	if kick {
+		cmds = slices.Insert(cmds, 1, []byte{esc, 'p', 0, 25, 250})
+	}
+	return append(bytes.Join(cmds, nil), gs, 'V', 1)
+}
+
+// ticket is the same, command by command and without the cut.
+func ticket(number uint64, lines, columns int) [][]byte {
+	press := paper.New(columns * 12)
+	cmds := append([][]byte{{esc, '@'}}, sale(number, lines, columns)...)
+	left := lines * dotsPerLine
+	for _, cmd := range cmds {
+		fed, _ := press.Do(cmd)
+		left -= fed
+	}
+	for ; left > 0; left -= 255 {
+		cmds = append(cmds, []byte{esc, 'J', byte(min(left, 255))}) // #nosec G115 -- at most 255
+	}
+	return cmds
+}
+
+// sale is what stands on it, at most so many lines.
 func sale(number uint64, lines, columns int) [][]byte {
 	var job [][]byte
 	say := func(format string, args ...any) {
@@ -141,7 +162,7 @@ func sale(number uint64, lines, columns int) [][]byte {
 		lines--
 		set(esc, 'a', 0)
 	}
-	say("Receipt %-*dTill 1\n", columns-14, number+1)
+	say("Receipt %-*dTill 1\n", columns-14, number)
 	total := 0
 	for i := 0; lines > map[bool]int{true: 8, false: 1}[long]; i++ {
 		n := (number*7 + uint64(i)*3) % uint64(len(goods)) // #nosec G115 -- a small count
@@ -161,7 +182,7 @@ func sale(number uint64, lines, columns int) [][]byte {
 		set(gs, 'H', 2)
 		set(gs, 'w', 2)
 		set(gs, 'h', 66) // with its text three lines high
-		set(append([]byte{gs, 'k', 73, 10, '{', 'B'}, fmt.Sprintf("%08d", (number+1)%1e8)...)...)
+		set(append([]byte{gs, 'k', 73, 10, '{', 'B'}, fmt.Sprintf("%08d", number%1e8)...)...)
 	}
 	return job
 }

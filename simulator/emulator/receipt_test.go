@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/tillward/tillward/simulator/emulator"
 	"github.com/tillward/tillward/simulator/emulator/paper"
 )
 
@@ -78,5 +79,41 @@ func TestNarrowPaper(t *testing.T) {
 	ask(t, c, "x\n\x1dV\x00\x1dr\x01", "\x00")
 	if w := p.Receipts()[0].Image().Rect.Dx(); w != paper.Narrow+2*(32+12) {
 		t.Errorf("the picture is %d dots wide", w)
+	}
+}
+
+// A ticket is as long as it is said to be, whoever prints it, and nothing in it
+// is unknown.
+func TestTicket(t *testing.T) {
+	p := bare(t)
+	c := pipe(t, p)
+	for i, lines := range []int{1, 5, 14, 30, 110} {
+		before := p.Counter(148)
+		ask(t, c, string(emulator.Ticket(uint64(i), lines, lines == 30))+"\x1dr\x01", "\x00")
+		if got := p.Counter(148) - before; got != uint64(lines) {
+			t.Errorf("a ticket of %d lines took %d", lines, got)
+		}
+		if p.Has(emulator.DrawerOpen) != (lines >= 30) {
+			t.Errorf("after the ticket of %d lines the drawer is open: %v", lines, p.Has(emulator.DrawerOpen))
+		}
+	}
+	if u := p.Unknown(); len(u) > 0 || len(p.Receipts()) != 5 {
+		t.Errorf("%d receipts, unknown %v", len(p.Receipts()), u)
+	}
+}
+
+// The paper that a cut feeds is paper too: what stands in the line comes out,
+// the rest of the way goes to the cutter, and the end of it is told.
+func TestCutUsesPaper(t *testing.T) {
+	p := bare(t)
+	c := pipe(t, p)
+	ask(t, c, "\x1da\x08", "\x10\x00\x00\x00")
+	p.LoadRoll(403)
+	ask(t, c, "no end of line\x1dV\x41\x00", "\x10\x00\x03\x00") // 24 dots and 96
+	if got := p.Counter(148); got != 4 {
+		t.Errorf("%d line feeds, want 4", got)
+	}
+	if len(p.Receipts()) != 1 {
+		t.Errorf("%d receipts, want one", len(p.Receipts()))
 	}
 }
