@@ -23,6 +23,7 @@ type drawer struct {
 	state *hal.Drawer
 
 	mu     sync.Mutex
+	stands bool      // the printer does, and comes to nothing
 	owed   int       // kicks in jobs that have not opened it yet
 	newest time.Time // of them
 	out    bool      // the job with them is printed, as far as is known
@@ -72,6 +73,10 @@ func (d *drawer) expected() bool {
 func (d *drawer) look(power hal.Power, opened hal.Tri) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.stands && !d.out {
+		d.newest = time.Now()
+	}
+	d.stands = power == hal.PowerOffline
 	if opened == hal.Yes && d.opened == hal.No && d.expected() {
 		d.state.Ask()
 	}

@@ -202,3 +202,18 @@ func TestDrawerWithoutPolarity(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+// A kick that waits for paper with its job is still one that was asked for.
+func TestDrawerOpensWithNewPaper(t *testing.T) {
+	c := cables["tcp"](t)
+	printer, drawer := counter(t, c, hal.Own)
+	status(t, drawer, closed)
+	c.LoadRoll(2)
+	tunnel(t, printer).say("tea\ntea\ntea\n\x1bp\x00\x19\xfa\x1dV\x00")
+	status(t, printer, func(s hal.Status) bool { return s.Sensors["RecEmpty"] == hal.Yes })
+	status(t, drawer, closed)
+	c.LoadRoll(0)
+	if s := status(t, drawer, opened); s.Sensors["M_UnexpectedOpen"] != hal.No {
+		t.Errorf("got %+v", s)
+	}
+}

@@ -30,6 +30,9 @@ func (p *printer) watch(ctx context.Context) {
 func (p *printer) outside() hal.Status {
 	power, err := p.present()
 	reason, advice := "M_NOT_ASKED", "The till owns this printer; allow asking to see more."
+	if p.asks { // it has nothing to say
+		reason, advice = "", ""
+	}
 	if err != nil && power == hal.PowerUnknown && !errors.Is(err, errors.ErrUnsupported) {
 		_, reason, advice = p.from(err)
 	}
@@ -41,12 +44,13 @@ func (p *printer) glance(ctx context.Context) (hal.Status, error) {
 	if err := ctx.Err(); err != nil {
 		return hal.Status{}, &hal.Error{Code: "E_TIMEOUT", Op: "status", Err: err}
 	}
+	p.oneWay.Store(false) // it may be another one
+	_, _ = p.present()
 	if !p.asks || p.queries() == "" {
 		return p.outside(), nil
 	}
 	within, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
-	_, _ = p.present()
 	s, err := p.begin(within, min(p.timeout, glanceFor))
 	if err == nil {
 		_, err = s.poll(within, p.queries())

@@ -110,3 +110,13 @@ func TestTwoPrintersFit(t *testing.T) {
 		}
 	}
 }
+
+// One that has nothing to say is not asked, though it might be.
+func TestObserveOneWay(t *testing.T) {
+	root := t.TempDir()
+	usb(t, root, "/nowhere", "01")(true)
+	d := cable{driver: escpos.Driver{Root: root}, address: "usb:04b8:0e15"}.open(t, hal.Observe, "ask", "true")
+	if s := status(t, d, func(hal.Status) bool { return true }); s.Power != hal.PowerOnline || s.Reason != "M_NO_SENSOR" || s.Health != hal.NoSensor {
+		t.Errorf("got %+v", s)
+	}
+}

@@ -108,6 +108,9 @@ func (p *printer) present() (hal.Power, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.info.Key != f.Key { // another one is plugged in there
+		p.info.Maker, p.info.Model, p.info.Serial, p.info.Firmware = "", "", "", ""
+	}
 	p.info.Key = f.Key
 	for told, to := range map[*string]*string{&f.Maker: &p.info.Maker, &f.Model: &p.info.Model, &f.Serial: &p.info.Serial, &f.Firmware: &p.info.Firmware} {
 		if *to == "" {
@@ -182,7 +185,7 @@ func (p *printer) look(ctx context.Context, s *session) error {
 		p.oneWay.Store(true)
 	}
 	var r reading
-	pins, err := port.AskPins(s.conn)
+	pins, err := s.pins(ctx)
 	switch {
 	case err == nil && (pins.PaperOut || p.track.Status().Sensors["RecEmpty"] != hal.Unknown):
 		r.end = hal.TriOf(pins.PaperOut) // most say always that there is paper: only who once said no is believed

@@ -358,6 +358,27 @@ func (s *session) laden() {
 	}
 }
 
+// pins asks by the cable's own means, which may take longer than anybody waits.
+func (s *session) pins(ctx context.Context) (port.Pins, error) {
+	type result struct {
+		pins port.Pins
+		err  error
+	}
+	out := make(chan result, 1)
+	if !s.start(func() {
+		pins, err := port.AskPins(s.conn)
+		out <- result{pins, err}
+	}) {
+		return port.Pins{}, net.ErrClosed
+	}
+	select {
+	case r := <-out:
+		return r.pins, r.err
+	case <-ctx.Done():
+		return port.Pins{}, ctx.Err()
+	}
+}
+
 // asks reports whether it is worth while to ask in turn.
 func (s *session) asks() bool {
 	s.mu.Lock()

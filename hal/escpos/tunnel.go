@@ -36,6 +36,7 @@ type tunnel struct {
 	mu   sync.Mutex
 	asb  byte // what its GS a wants to be told of
 	sent [4]byte
+	due  bool // the frame that answers GS a itself
 }
 
 // Tunnel implements hal.Tunneler. Jobs go through in order; one application
@@ -159,6 +160,11 @@ var watched = map[byte][3]byte{
 func (t *tunnel) frame(f [4]byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.due {
+		t.due, t.sent = false, f
+		t.say(f[:])
+		return
+	}
 	for bit, masks := range watched {
 		for i, m := range masks {
 			if t.asb&bit != 0 && (f[i]^t.sent[i])&m != 0 {
@@ -170,18 +176,17 @@ func (t *tunnel) frame(f [4]byte) {
 	}
 }
 
-// subscribe is GS a of the application. As a printer does it tells the status
-// at once, if there is one: some models do not know GS a.
-func (t *tunnel) subscribe(n byte) {
-	t.s.mu.Lock()
-	f, seen := t.s.frame, t.s.frames > 0
-	t.s.mu.Unlock()
+// subscribe is GS a of the application. Like the printer itself it tells the
+// status once the printer comes to the command, which one that is off-line does
+// not; what is switched on in the printer stays what the driver needs.
+func (t *tunnel) subscribe(ctx context.Context, n byte) error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.asb, t.sent = n, f
-	if n != 0 && seen {
-		t.say(f[:])
+	t.asb, t.due = n, n != 0
+	t.mu.Unlock()
+	if n == 0 {
+		return nil
 	}
+	return t.pose(ctx, nil, armed)
 }
 
 // work passes on what comes, and gives the printer to others in between.
@@ -296,8 +301,7 @@ func (t *tunnel) queue(ctx context.Context) (func(), error) {
 func (t *tunnel) meet(ctx context.Context, k kind, cmd []byte) (bool, error) {
 	switch k {
 	case statusOn:
-		t.subscribe(cmd[2])
-		return false, nil
+		return false, t.subscribe(ctx, cmd[2])
 	case realtime:
 		return false, t.realtime(ctx, cmd)
 	case query:

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -352,4 +353,28 @@ func TestTunnelWhileOthersAsk(t *testing.T) {
 	if n := value(list, "CommunicationErrorCount"); n != 0 || value(list, "HoursPoweredCount") != 1200 {
 		t.Errorf("answers went astray: %v", list)
 	}
+}
+
+// Nothing is left behind by applications that come and go.
+func TestTunnelsLeaveNothing(t *testing.T) {
+	c := cables["tcp"](t)
+	d := c.open(t, hal.Own)
+	status(t, d, healthy)
+	come := func() {
+		near, far := net.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- d.(hal.Tunneler).Tunnel(t.Context(), far) }()
+		_, _ = near.Write([]byte("\x1da\x0ftea\n\x10\x04\x01"))
+		_ = near.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_, _ = near.Read(make([]byte, 1))
+		_ = near.Close()
+		<-done
+		_ = far.Close()
+	}
+	come()
+	before := runtime.NumGoroutine()
+	for range 50 {
+		come()
+	}
+	until(t, "everything to end", func() bool { return runtime.NumGoroutine() <= before+2 })
 }
