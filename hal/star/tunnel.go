@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -121,7 +122,12 @@ func (t *tunnel) write() {
 				_ = deadline.SetWriteDeadline(time.Now().Add(unreadFor))
 			}
 			if _, err := t.app.Write(b); err != nil {
-				t.end(errUnread)
+				if !errors.Is(err, os.ErrDeadlineExceeded) {
+					err = io.EOF // it has hung up
+				} else {
+					err = errUnread
+				}
+				t.end(err)
 				return
 			}
 		case <-t.over:
