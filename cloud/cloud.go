@@ -332,7 +332,7 @@ func (s *Service) stored(in fleet.Intake, out fleet.Outcome) {
 	if out.NewEvents > 0 {
 		tell(fleet.ChangedEvent, string(in.Device))
 	}
-	if out.NewAudit > 0 {
+	if out.NewAudit > 0 || out.NewEvents > 0 && len(in.Alarms) > 0 {
 		tell(fleet.ChangedAudit, string(in.Device))
 	}
 	if out.Command != nil {

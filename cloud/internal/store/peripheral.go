@@ -42,7 +42,12 @@ func (g *group) peripherals(ctx context.Context, in *Intake, out *Outcome, mark 
 	for _, p := range all {
 		have[p.ID] = p
 	}
+	told := map[string]bool{}
 	for _, said := range in.Report.Peripherals {
+		if told[said.ID] {
+			continue
+		}
+		told[said.ID] = true
 		was, known := have[said.ID]
 		delete(have, said.ID)
 		next := was.heard(said, in)

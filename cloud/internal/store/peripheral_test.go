@@ -141,6 +141,25 @@ func TestPeripheralGone(t *testing.T) {
 	must(t, err)
 }
 
+// TestToldTwice shows that of two with one name the first counts, and that
+// nothing is lost of what was.
+func TestToldTwice(t *testing.T) {
+	x := newTill(t)
+	x.says(minute(0), "OK", "", minute(0))
+	x.says(minute(5), "Fault", "COVER_OPEN", minute(5))
+	p := func(reason string) fleet.Peripheral {
+		return fleet.Peripheral{ID: "receipt", Category: "POSPrinter", Model: "P1", Power: "PS_ONLINE", Said: fleet.Light{Health: "Fault", Reason: reason, Since: minute(6)}}
+	}
+	x.seq++
+	_, err := x.s.Commit(t.Context(), []store.Intake{{Device: x.id, Tenant: "main", At: minute(7), Report: &store.Report{
+		Boot: [16]byte{1}, Seq: x.seq, Sent: minute(7), Peripherals: []fleet.Peripheral{p("REC_EMPTY"), p("M_CUTTER_ERROR")},
+	}}})
+	must(t, err)
+	if got, want := x.past(), "OK  0-5, Fault COVER_OPEN 5-6, Fault REC_EMPTY 6-"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 func TestTillLost(t *testing.T) {
 	x := newTill(t)
 	x.says(minute(0), "Fault", "COVER_OPEN", minute(-5))

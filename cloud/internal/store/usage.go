@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -230,7 +231,7 @@ func (s *Store) RunningOut(ctx context.Context, before time.Time, sure float64, 
 	const query = ` FROM peripheral p WHERE p.run_out_at > 0 AND p.run_out_at < ? AND p.soon = 0 AND p.gone_at = 0 AND p.confidence >= ?`
 	var one int
 	err := s.read.QueryRowContext(ctx, `SELECT 1`+query+` LIMIT 1`, ms(before), sure).Scan(&one)
-	if err == sql.ErrNoRows { //nolint:errorlint // as database/sql returns it
+	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil // the writer is not troubled for nothing
 	}
 	of := map[fleet.DeviceID]bool{}
