@@ -26,6 +26,7 @@ var advices = map[string]string{
 
 	"M_CARD_MUTE":  "Take the card out and put it in again; clean the reader if it happens often.",
 	"M_CARD_TORN":  "Put the card in again and leave it there until the till is done.",
+	"E_NOSERVICE":  "The reader's service on the till does not let the agent use it: allow the agent's user there, by a polkit rule or by the rights of the socket.",
 	"M_PCSCD_GONE": "The reader's service on the till has stopped; it is tried again by itself, restart the till if it stays so.",
 
 	"M_TAMPERED":   "Somebody opened the box: take the till out of use and look at it.",
