@@ -211,11 +211,15 @@ func DefaultConfig() Config {
 // LoadConfig reads the file at path over DefaultConfig and validates it. An
 // unknown key is an error that names its line.
 func LoadConfig(path string) (Config, error) {
-	cfg := DefaultConfig()
 	b, err := os.ReadFile(path) // #nosec G304 -- the operator names the file
 	if err != nil {
-		return cfg, fmt.Errorf("read configuration: %w", err)
+		return DefaultConfig(), fmt.Errorf("read configuration: %w", err)
 	}
+	return parseConfig(path, b)
+}
+
+func parseConfig(path string, b []byte) (Config, error) {
+	cfg := DefaultConfig()
 	dec := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
 	if err := dec.Decode(&cfg); err != nil {
 		var strict *toml.StrictMissingError

@@ -22,7 +22,7 @@ func (a *Agent) verbs(m *membership, dev TPM) map[string]command.Verb {
 	return map[string]command.Verb{
 		"identify":     {Run: func(ctx context.Context, _ map[string]string) ([]byte, error) { return a.identify(ctx, m) }, Idempotent: true},
 		"diagnose":     {Run: func(ctx context.Context, _ map[string]string) ([]byte, error) { return a.diagnose(ctx, m, dev) }, Idempotent: true},
-		"print-test":   {Run: a.printTest},
+		"print-test":   {Run: a.printTest, Timeout: checkFor},
 		"check-health": {Run: a.checkHealth, Timeout: checkFor},
 		"collect-logs": {Run: a.collectLogs, Idempotent: true},
 		"set-config":   {Run: a.setConfig, Idempotent: true},
@@ -53,7 +53,7 @@ func (a *Agent) identify(ctx context.Context, m *membership) ([]byte, error) {
 		}
 		slip := "\n*** This is the till you asked for ***\n" + who + "\n\n"
 		if _, err := p.Print(ctx, strings.NewReader(slip)); err != nil {
-			who += fmt.Sprintf("not printed on %s: %v\n", d.Info().ID, err)
+			who += fmt.Sprintf("not printed on %s: %s\n", d.Info().ID, codeOf(err))
 		} else {
 			who += "printed on " + d.Info().ID + "\n"
 		}
@@ -61,25 +61,22 @@ func (a *Agent) identify(ctx context.Context, m *membership) ([]byte, error) {
 	return []byte(who), nil
 }
 
-// printTest is CheckHealth(External) of a printer.
+// codeOf is what may leave the box of a driver's error.
+func codeOf(err error) string {
+	if e := (*hal.Error)(nil); errors.As(err, &e) {
+		return e.Code
+	}
+	return "E_FAILURE"
+}
+
+// printTest is the external check of a printer; without a name, of the first.
 func (a *Agent) printTest(ctx context.Context, args map[string]string) ([]byte, error) {
 	for _, d := range a.devices.all() {
 		info := d.Info()
 		if (args["peripheral"] != "" && info.ID != args["peripheral"]) || info.Category != hal.POSPrinter {
 			continue
 		}
-		h, ok := d.(hal.HealthChecker)
-		if !ok {
-			return nil, fmt.Errorf("printer %s cannot test itself", info.ID)
-		}
-		r, err := h.CheckHealth(ctx, hal.External)
-		if err != nil {
-			return nil, err
-		}
-		if !r.OK {
-			return nil, fmt.Errorf("printer %s: %s", info.ID, r.Text)
-		}
-		return []byte(info.ID + ": " + r.Text + "\n"), nil
+		return a.checkHealth(ctx, map[string]string{"peripheral": info.ID, "level": "external"})
 	}
 	if p := args["peripheral"]; p != "" {
 		return nil, fmt.Errorf("no printer called %q here", p)

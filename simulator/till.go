@@ -102,6 +102,9 @@ stats = "{{.Pace.Stats}}"
 batch = "{{.Pace.Batch}}"
 heartbeat = "{{.Pace.Heartbeat}}"
 
+[peripherals]
+usb = false
+
 [[device]]
 id = "receipt"
 driver = "escpos"

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -29,7 +30,7 @@ func (f *find) gone() bool { return f.p.Power != string(hal.PowerOnline) }
 
 // hunt has the bus tell what is plugged in, and begins again when it fails.
 func (m *Monitor) hunt(ctx context.Context) {
-	failures := 0
+	failures, said := 0, ""
 	for scan := 1; ctx.Err() == nil; scan++ {
 		began := time.Now()
 		rest := time.AfterFunc(firstScan, func() {
@@ -62,7 +63,10 @@ func (m *Monitor) hunt(ctx context.Context) {
 		}
 		wait := backoff(failures)
 		failures++
-		m.o.Log.Warn("the bus of peripherals is not watched", "error", err, "again_in", wait)
+		if why := fmt.Sprint(err); why != said {
+			said = why
+			m.o.Log.Warn("the bus of peripherals is not watched", "error", err, "again_in", wait)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):

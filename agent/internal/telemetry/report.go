@@ -25,12 +25,18 @@ func (m *Monitor) flush(ctx context.Context) {
 			return &wire.TelemetryBatch{Head: h, Samples: batch}
 		})
 	}
+	m.samples, m.sampleSize = m.samples[:0], 0
+	m.flushEvents(ctx)
+}
+
+// flushEvents puts events and outcomes of checks; they do not wait for samples.
+func (m *Monitor) flushEvents(ctx context.Context) {
 	if len(m.events)+len(m.checks) > 0 {
 		m.put(ctx, classTelemetry, wire.Event, nil, func(h wire.Head) wire.Message {
 			return &wire.EventBatch{Head: h, Events: m.events, Checks: m.checks}
 		})
 	}
-	m.samples, m.events, m.checks, m.sampleSize, m.eventSize = m.samples[:0], m.events[:0], m.checks[:0], 0, 0
+	m.events, m.checks, m.eventSize = m.events[:0], m.checks[:0], 0
 }
 
 // tell puts the state of the whole; false when it is not known yet.

@@ -73,7 +73,11 @@ type Pace struct {
 }
 
 const (
-	settle     = time.Second // a change of state waits for those that come with it
+	together   = 50 * time.Millisecond  // an event waits for those that come with it
+	settle     = time.Second            // and so does a change of state,
+	restless   = 10 * time.Second       // which waits longer when there were
+	changesMin = 12                     // so many in a minute
+	calm       = 200 * time.Millisecond // between two looks that events bring about
 	backoffMin = time.Second
 	backoffMax = 5 * time.Minute
 	farewell   = 2 * time.Second // what watches may take to end
@@ -294,7 +298,14 @@ func (m *Monitor) loop(ctx context.Context, watchers *sync.WaitGroup) {
 	defer minute.Stop()
 	state, soon := time.NewTimer(settle), true
 	defer state.Stop()
+	events, gathers := time.NewTimer(together), false
+	defer events.Stop()
+	told := 0 // changes of state in this minute
 	for {
+		if !gathers && len(m.events)+len(m.checks) > 0 {
+			events.Reset(together)
+			gathers = true
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -305,13 +316,21 @@ func (m *Monitor) loop(ctx context.Context, watchers *sync.WaitGroup) {
 			do(ctx)
 		case <-m.touch:
 			if !soon { // once: a stream of changes must not put it off for ever
-				state.Reset(settle)
+				wait := settle
+				if told++; told > changesMin {
+					wait = restless
+				}
+				state.Reset(wait)
 				soon = true
 			}
+		case <-events.C:
+			gathers = false
+			m.flushEvents(ctx)
 		case <-batch.C:
 			m.flush(ctx)
 		case <-minute.C:
 			m.collapse(ctx)
+			told = 0
 		case <-state.C:
 			m.flush(ctx) // so that the state never runs ahead of its events
 			if soon = !m.tell(ctx); soon {

@@ -332,3 +332,46 @@ func TestChecks(t *testing.T) {
 		})
 	})
 }
+
+// TestEventsAreToldAtOnce holds that an event is on its way before the state is,
+// and that a device which flaps costs few looks, events and reports, the last of
+// which is right.
+func TestEventsAreToldAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, p := &desk{t: t}, bell{printer(), make(chan hal.Event)}
+		watch(t, d.options(p), func(m *telemetry.Monitor, after func(time.Duration)) {
+			after(10 * time.Second)
+			p.events <- hal.Event{Code: "COVER_OPEN"}
+			after(60 * time.Millisecond)
+			_, events, states, _ := d.got()
+			if len(events) != 1 {
+				t.Errorf("%d events within 60 ms", len(events))
+			}
+			before, looks := len(states), p.looked()
+			for range 10 * 60 * 50 { // ten minutes, fifty times a second
+				p.says(hal.Fault, hal.Yes)
+				p.events <- hal.Event{Code: "COVER_OPEN"}
+				after(10 * time.Millisecond)
+				p.says(hal.OK, hal.No)
+				p.events <- hal.Event{Code: "COVER_OK"}
+				after(10 * time.Millisecond)
+			}
+			p.says(hal.Fault, hal.Yes)
+			p.events <- hal.Event{Code: "COVER_OPEN"}
+			after(time.Second)
+			if s := m.Snapshot()[0]; s.Health != "Fault" {
+				t.Errorf("in the end it is %+v", s)
+			}
+			_, events, states, _ = d.got()
+			if n := len(states) - before; n > 10*18 {
+				t.Errorf("%d reports in ten minutes", n)
+			}
+			if n := len(events); n > 11*12+12 {
+				t.Errorf("%d events in ten minutes", n)
+			}
+			if n := p.looked() - looks; n > 10*60*6 {
+				t.Errorf("%d looks in ten minutes", n)
+			}
+		})
+	})
+}

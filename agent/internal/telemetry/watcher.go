@@ -279,6 +279,7 @@ func (w *watcher) listen(ctx context.Context, n hal.Notifier) {
 }
 
 func (w *watcher) hear(ctx context.Context, n hal.Notifier) error {
+	looked := time.Time{} // when the last look was brought about, or will be
 	for e, err := range n.Events(ctx) {
 		if err != nil {
 			return err
@@ -290,7 +291,14 @@ func (w *watcher) hear(ctx context.Context, n hal.Notifier) error {
 		_, _, is := w.known()
 		told := wire.PeripheralEvent{At: at, Mono: mono, Peripheral: w.id, Category: string(is), Code: e.Code, From: e.From, To: e.To}
 		w.m.post(ctx, func(ctx context.Context) { w.m.event(ctx, told) })
-		nudge(w.kick)
+		switch since := time.Since(looked); {
+		case since >= calm:
+			looked = time.Now()
+			nudge(w.kick)
+		case since >= 0: // the last of many brings about a look as well
+			looked = looked.Add(calm)
+			time.AfterFunc(calm-since, func() { nudge(w.kick) })
+		}
 	}
 	return nil
 }
