@@ -49,3 +49,37 @@ func EMMC(lifeTime, preEOL string) (hal.Tri, float64) {
 
 // WaitForDisks waits until UDisks2 was asked once.
 func WaitForDisks(d hal.Device) { <-d.(*board).asked }
+
+// Follow is what the driver makes of the edges and levels of a line.
+type Follow struct {
+	e     edges
+	Rises int // told or counted
+	Last  bool
+}
+
+// Level takes in that the line was read.
+func (f *Follow) Level(active bool) {
+	first := f.e.began.IsZero()
+	f.e.level(active, time.Unix(1, 0))
+	if !first && active && !f.Last {
+		f.Rises++
+	}
+	f.Last = active
+}
+
+// Edge takes in an edge.
+func (f *Follow) Edge(e Edge) (lost uint32) {
+	e.At = time.Unix(2, 0)
+	levels, lost, more := f.e.next(e)
+	f.Rises += more
+	for _, active := range levels {
+		if active && !f.Last {
+			f.Rises++
+		}
+		f.Last = active
+	}
+	return lost
+}
+
+// DecodeEdge reads what the kernel says of an edge.
+var DecodeEdge = decode

@@ -69,32 +69,61 @@ func place(line string) (chip string, offset uint32, ok bool) {
 	return chip, uint32(n), err == nil
 }
 
-// edges follows a line from one edge to the next and finds out what happened
-// in between.
+// edges follows a line from one edge to the next, and finds out what happened in
+// between. Levels alternate: an edge that says the same as the one before it
+// hides another.
 type edges struct {
 	active bool
-	read   time.Time // when active was read from the line; zero: it is of an edge
-	seq    uint32
+	began  time.Time // of the first level
+	any    bool      // there was an edge
+	seq    uint32    // of the last edge
+	seen   int       // turns that were seen by reading the level, before their edges came
 }
 
 // level takes in what the line was read to be.
-func (e *edges) level(active bool, at time.Time) { e.active, e.read = active, at }
+func (e *edges) level(active bool, at time.Time) {
+	switch {
+	case e.began.IsZero():
+		e.began = at
+	case active != e.active:
+		e.seen++
+	}
+	e.active = active
+}
 
-// next takes in an edge. It returns the levels that the line went through, and
-// how many edges before it were lost.
-func (e *edges) next(edge Edge) (levels []bool, lost uint32) {
+// quiet takes in that no edge waits to be told: readings are not ahead any more.
+func (e *edges) quiet() { e.seen = 0 }
+
+// next takes in an edge. It returns the levels that the line went through and
+// that nobody knew of yet, how many edges before it were lost, and how often
+// the line became active without being among the levels.
+func (e *edges) next(edge Edge) (levels []bool, lost uint32, more int) {
 	if edge.Seq != 0 {
 		if lost = edge.Seq - e.seq - 1; lost > 1<<31 { // it began to count anew
 			lost = 0
 		}
 		e.seq = edge.Seq
 	}
-	switch {
-	case edge.Active != e.active:
-		levels = []bool{edge.Active}
-	case lost > 0 || edge.At.After(e.read): // it cannot turn to what it was without having been something else
-		levels = []bool{!edge.Active, edge.Active}
+	first := !e.any
+	e.any = true
+	turns := int(lost) + 1 - e.seen
+	if edge.Seq != 0 && turns <= 0 && (turns < 0 || edge.Active == e.active) { // readings were ahead of it
+		e.seen = -turns
+		return nil, lost, 0
 	}
-	e.active, e.read = edge.Active, time.Time{}
-	return levels, lost
+	e.seen = 0
+	if edge.Active != e.active {
+		e.active = edge.Active
+		levels = []bool{edge.Active}
+		more = (max(turns, 1) - 1) / 2 // of each two turns before it one made it active
+		return levels, lost, more
+	}
+	switch {
+	case edge.Seq == 0: // that is what was read
+	case first && lost == 0 && !edge.At.After(e.began): // so was that
+	default:
+		levels = []bool{!edge.Active, edge.Active}
+		more = max(turns/2-1, 0)
+	}
+	return levels, lost, more
 }

@@ -264,18 +264,19 @@ func (s *sw) follow(ctx context.Context, line Line, looked func()) error {
 		}
 		edge, err := line.Next(due)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
+			e.quiet()
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		levels, missed := e.next(edge)
+		levels, missed, more := e.next(edge)
 		for _, active := range levels {
 			s.set(active)
 		}
 		if missed > 0 {
 			s.track.Post("M_EDGES_LOST", "", "")
-			s.track.Count(s.count, float64(missed/2)) // of two edges in a row one is an opening
+			s.track.Count(s.count, float64(more))
 			due = time.Time{}
 		}
 	}
