@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -112,15 +113,21 @@ func (t *tunnel) read(in chan<- []byte) {
 // write tells the application.
 func (t *tunnel) write() {
 	deadline, _ := t.app.(interface{ SetWriteDeadline(time.Time) error })
+	gone := false
 	for {
 		select {
 		case b := <-t.out:
 			if deadline != nil {
 				_ = deadline.SetWriteDeadline(time.Now().Add(t.p.timeout))
 			}
-			if _, err := t.app.Write(b); err != nil {
+			if gone {
+				continue
+			}
+			if _, err := t.app.Write(b); errors.Is(err, os.ErrDeadlineExceeded) {
 				t.end(errUnread)
 				return
+			} else if err != nil {
+				gone = true // what it has said before is still to be read
 			}
 		case <-t.over:
 			return
@@ -262,7 +269,7 @@ func (t *tunnel) during(ctx context.Context, do func(context.Context) error) err
 	watch.Go(func() {
 		select {
 		case failure = <-t.fail:
-			if !errors.Is(failure, io.EOF) { // what it has said before it hung up is still printed
+			if errors.Is(failure, errUnread) { // else what it has said before it hung up is still printed
 				cancel()
 			}
 		case <-t.s.lost:

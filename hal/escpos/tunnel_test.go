@@ -368,7 +368,9 @@ func TestTunnelsLeaveNothing(t *testing.T) {
 		_ = near.SetReadDeadline(time.Now().Add(10 * time.Second))
 		_, _ = near.Read(make([]byte, 1))
 		_ = near.Close()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 		_ = far.Close()
 	}
 	come()
