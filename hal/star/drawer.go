@@ -109,11 +109,7 @@ func (d *drawer) Status(ctx context.Context) (hal.Status, error) {
 		return hal.Judge(hal.CashDrawer, st.Power, nil), nil
 	}
 	d.again()
-	out := d.state.Status()
-	if st.Power == hal.PowerUnknown {
-		out.Reason, out.Advice = st.Reason, st.Advice
-	}
-	return out, nil
+	return d.p.explained(d.state.Status()), nil
 }
 
 // Events implements hal.Notifier.

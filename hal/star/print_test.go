@@ -11,6 +11,7 @@ import (
 
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/haltest"
+	"github.com/tillward/tillward/hal/port"
 	"github.com/tillward/tillward/hal/star"
 	"github.com/tillward/tillward/simulator/emulator"
 )
@@ -214,6 +215,22 @@ func TestObserveWithoutAskingConnectsNever(t *testing.T) {
 	if c, err := l.Accept(); err == nil {
 		_ = c.Close()
 		t.Error("it connected without being allowed to")
+	}
+}
+
+// Why a printer that is ours cannot be had is told, and what to do.
+func TestNotToBeHad(t *testing.T) {
+	for why, reason := range map[error]string{port.ErrInUse: "M_IN_USE", port.ErrNoAccess: "M_NO_DRIVER", port.ErrNoNode: "M_NO_DRIVER"} {
+		drv := star.Driver{Dial: func(context.Context, port.Address) (port.Conn, error) { return nil, why }}
+		d, err := drv.Open(t.Context(), hal.Config{ID: "x", Address: "serial:/dev/null"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := status(t, d, func(s hal.Status) bool { return s.Reason == reason })
+		if s.Health != hal.NoSensor || s.Advice == "" {
+			t.Errorf("%v: got %+v", why, s)
+		}
+		_ = d.Close()
 	}
 }
 

@@ -30,6 +30,7 @@ import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -213,9 +214,11 @@ type printer struct {
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
 
-	mu   sync.Mutex
-	info hal.Info
-	held *session
+	mu     sync.Mutex
+	info   hal.Info
+	held   *session
+	reason string // why nothing is known, when nothing is
+	advice string
 }
 
 // String implements conn.Resource.
@@ -306,12 +309,6 @@ func (p *printer) told(r reading) {
 
 func (p *printer) failed(n int) { p.track.Count("CommunicationErrorCount", float64(n)) }
 
-// gone notes that nothing is known of the printer any more.
-func (p *printer) gone(power hal.Power) hal.Status {
-	p.drawer.look(power, hal.Unknown)
-	return p.track.Update(power, nil)
-}
-
 // watch looks, from outside alone, when something has changed on the bus.
 func (p *printer) watch(ctx context.Context) {
 	for {
@@ -335,10 +332,10 @@ func (p *printer) run(ctx context.Context) {
 			attempted()
 			p.keep(ctx, s)
 			s.end()
-			failures = 0
+			err, failures = net.ErrClosed, 0
 		}
 		if ctx.Err() == nil {
-			p.gone(hal.PowerOffOffline)
+			p.missing(err)
 		}
 		p.hold(nil) // not before: what is known without a connection is the last look
 		attempted()
@@ -379,9 +376,7 @@ func (p *printer) connect(ctx context.Context) (*session, error) {
 		s.end()
 		return nil, err
 	}
-	if f, err := p.at.Find(); err == nil {
-		p.found(f)
-	}
+	_, _ = p.present() // its name
 	return s, nil
 }
 
@@ -389,6 +384,9 @@ func (p *printer) connect(ctx context.Context) (*session, error) {
 func (p *printer) found(f port.Found) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.info.Key != f.Key { // another one is plugged in there
+		p.info.Model, p.info.Serial, p.info.Firmware = "", "", ""
+	}
 	p.info.Key = f.Key
 	for to, v := range map[*string]string{&p.info.Serial: f.Serial, &p.info.Model: f.Model} {
 		if *to == "" && v != "" && !hal.MayHoldPAN(v) {
