@@ -48,6 +48,15 @@ var advices = map[string]string{
 	"M_TIMEOUT":      "It does not answer: check its cable, then switch it off and on.",
 	"M_DRIVER_PANIC": "The agent could not cope with what it said; collect the logs of the till and report them.",
 
+	// Errors of UnifiedPOS, of what could not be opened.
+	"E_ILLEGAL":    "Its configuration on the till cannot be carried out: the audit trail of the till says why.",
+	"E_NOEXIST":    "Nothing is where the configuration says: check the address, and whether it is plugged in.",
+	"E_NOHARDWARE": "It is not plugged in, or has no power: check its cables.",
+	"E_BUSY":       "Another program holds it: have only one use it, or configure it as observe.",
+	"E_OFFLINE":    "It is not ready: look at its panel, its power and its cable.",
+	"E_TIMEOUT":    "It did not answer in time: switch it off and on, then check its cable.",
+	"E_FAILURE":    "Its driver failed: the audit trail of the till says why; check its cable and its configuration.",
+
 	ReasonTillOffline: "The till is not connected: check its power and its network.",
 	ReasonReadErrors:  "It reads worse than others of its model: clean it, and replace it if that does not help.",
 	ReasonPaperSoon:   "The roll of paper will soon be at its end: have a new one ready.",
