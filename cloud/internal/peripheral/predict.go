@@ -11,7 +11,7 @@ import (
 const (
 	fourInFive  = 1.2816              // standard deviations
 	furthest    = 60 * 24 * time.Hour // beyond nobody wants to know
-	wild        = 60.0                // lines by which receipts come in lumps
+	lump        = 0.003               // of a roll: receipts come in lumps
 	dayVaries   = 0.15                // a day is more or less busy than it should be
 	leastSure   = 0.05
 	configured  = "configured"
@@ -196,7 +196,7 @@ func (p *Printer) weekly(profile []float64, n float64, place *time.Location) (fu
 		return nil, 0
 	}
 	days := max(float64(end)/float64(24*hour), 1)
-	return ahead, math.Hypot(math.Sqrt(wild*n), dayVaries*n/math.Sqrt(days))
+	return ahead, math.Hypot(math.Sqrt(lump*p.length()*n), dayVaries*n/math.Sqrt(days))
 }
 
 // busy is how many times more than its hours say was printed of late: over as
@@ -214,7 +214,7 @@ func (p *Printer) busy(profile []float64, n float64, place *time.Location) float
 	if m := p.since(from); m < got {
 		got = m
 	}
-	const prior = wild / (dayVaries * dayVaries)
+	prior := max(lump*p.length()/(dayVaries*dayVaries), 1)
 	return (got + prior) / (expected + prior)
 }
 

@@ -48,9 +48,11 @@ type happening struct {
 const (
 	heldEvents = 64
 	setBack    = 2 * time.Minute // by which a clock must go back to be believed
-	// No printer feeds more lines a second; a count that does is another one's.
-	fastest = 100
-	burst   = 2000
+	// No printer feeds more at once; a count that does is another one's. What a line is differs from maker to maker, down
+	// to a row of dots.
+	mostRolls = 2
+	fastest   = 4000 // a second
+	burst     = 100_000
 )
 
 // paperCodes are the events that tell of rolls.
@@ -102,7 +104,11 @@ func (p *Printer) sample(s fleet.Sample, place *time.Location) {
 		p.Trace, from = nil, at
 	}
 	at = max(at, from)
-	if by > burst+fastest*float64(at-from)/1000 {
+	most := mostRolls * p.length()
+	if most == 0 {
+		most = burst + fastest*float64(at-from)/1000
+	}
+	if by > most {
 		by, p.Known = 0, false
 	}
 	// Lines are printed evenly between two samples, but not before the count began nor while there is no paper.
