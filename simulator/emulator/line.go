@@ -49,7 +49,7 @@ func (p *Printer) accept() {
 			return
 		}
 		p.mu.Lock()
-		refuse := p.closed || p.faults[Unplugged] || p.faults[RefusesSecond] && p.line != nil
+		refuse := p.closed || p.faults[Unplugged] || p.faults[RefusesSecond] && p.line != p.cable
 		p.mu.Unlock()
 		if refuse {
 			_ = conn.Close()
@@ -84,7 +84,8 @@ func (p *Printer) queue() (before <-chan struct{}, after chan<- struct{}) {
 }
 
 // OpenPTY gives the printer a serial line and returns the path of the other
-// end. The line stays until the printer is closed.
+// end. The line stays until the printer is closed; while a connection is there
+// it waits.
 func (p *Printer) OpenPTY() (string, error) {
 	cable, path, err := newPTY()
 	if err != nil {
@@ -92,15 +93,13 @@ func (p *Printer) OpenPTY() (string, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
-		return "", errors.Join(net.ErrClosed, cable.Close())
+	if p.closed || p.cable != nil {
+		return "", errors.Join(fmt.Errorf("printer emulator: pty: %w", net.ErrClosed), cable.Close())
 	}
-	before, after := p.turn, make(chan struct{})
-	p.turn = after
-	p.wg.Go(func() {
-		defer close(after)
-		_ = p.serve(newLine(cable, true), before)
-	})
+	p.cable = newLine(cable, true)
+	free := make(chan struct{})
+	close(free)
+	p.wg.Go(func() { _ = p.serve(p.cable, free) })
 	return path, nil
 }
 
@@ -118,16 +117,17 @@ func (p *Printer) serve(l *line, before <-chan struct{}) error {
 	}
 	p.wg.Add(1) // the processor is still one of it, so that Close waits
 	defer p.wg.Done()
-	p.line, p.asb, p.sent, p.stopped = l, 0, [4]byte{}, false
+	if p.line == nil || !l.stays {
+		p.takeLocked(l)
+	}
 	p.mu.Unlock()
 	var writer sync.WaitGroup
 	writer.Go(func() { p.answer(l) })
 	err := p.hear(l)
 	p.mu.Lock()
 	if p.line == l {
-		p.line = nil
+		p.takeLocked(p.cable)
 	}
-	p.tail = nil
 	p.work.Broadcast()
 	p.mu.Unlock()
 	l.end()
@@ -138,6 +138,11 @@ func (p *Printer) serve(l *line, before <-chan struct{}) error {
 	return err
 }
 
+// takeLocked makes l the line that is answered on; nil is none.
+func (p *Printer) takeLocked(l *line) {
+	p.line, p.asb, p.sent, p.stopped, p.tail = l, 0, [4]byte{}, false, nil
+}
+
 // hear takes in what comes over a line. Real-time commands are obeyed as they
 // arrive, the rest is obeyed in order while the printer is on-line.
 func (p *Printer) hear(l *line) error {
@@ -146,6 +151,9 @@ func (p *Printer) hear(l *line) error {
 	for {
 		n, err := l.c.Read(b)
 		p.mu.Lock()
+		for l.stays && p.line != l && !p.closed {
+			p.work.Wait()
+		}
 		if p.faults[Unplugged] {
 			n = 0
 		}

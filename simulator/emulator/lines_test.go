@@ -264,6 +264,40 @@ func TestSerialLine(t *testing.T) {
 	}
 }
 
+// A connection has the printer for as long as it is there, then the cable has it
+// again.
+func TestConnectionBeforeCable(t *testing.T) {
+	p := printer(t)
+	path, err := p.OpenPTY()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.OpenPTY(); err == nil {
+		t.Error("a second serial line: got no error")
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOCTTY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_ = f.SetDeadline(time.Now().Add(10 * time.Second))
+	c := dial(t, p)
+	ask(t, c, "\x10\x04\x01", "\x12")
+	if _, err := f.Write([]byte("by the cable\n\x1dV\x00\x10\x04\x01")); err != nil {
+		t.Fatal(err)
+	}
+	ask(t, c, "by the network\n\x1dV\x00\x1dr\x01", "\x00")
+	_ = c.Close()
+	b := make([]byte, 1)
+	if _, err := io.ReadFull(f, b); err != nil || b[0] != 0x12 {
+		t.Errorf("got %x, %v", b, err)
+	}
+	ask(t, dial(t, p), "\x1dr\x01", "\x00")
+	if got := strings.Join(p.Jobs(), "|"); got != "by the network\n|by the cable\n" {
+		t.Errorf("printed %q", got)
+	}
+}
+
 func TestFaultsOfTheInterface(t *testing.T) {
 	p := printer(t)
 	p.Set(emulator.Slow, true)

@@ -30,7 +30,8 @@ type Printer struct {
 	mu       sync.Mutex
 	work     *sync.Cond // the state or the buffer has changed
 	closed   bool
-	line     *line
+	line     *line           // that is answered on
+	cable    *line           // that stays
 	turn     <-chan struct{} // closed when the last line that came is over
 	faults   map[Fault]bool
 	paper    int  // line feeds left on the roll
@@ -99,8 +100,10 @@ func (p *Printer) Close() error {
 		if p.listener != nil {
 			_ = p.listener.Close()
 		}
-		if p.line != nil {
-			p.line.end()
+		for _, l := range []*line{p.line, p.cable} {
+			if l != nil {
+				l.end()
+			}
 		}
 		p.keepLocked()
 		p.work.Broadcast()
@@ -175,7 +178,7 @@ func (p *Printer) Drop() {
 func (p *Printer) dropLocked() {
 	if p.line != nil && !p.line.stays {
 		p.line.end()
-		p.line = nil
+		p.takeLocked(p.cable)
 	}
 	p.work.Broadcast()
 }

@@ -30,8 +30,9 @@ import (
 var version = "0.0.0"
 
 type cli struct {
-	Bench benchCmd `cmd:"" help:"Measure, and print JSON lines."`
-	Run   runCmd   `cmd:"" help:"Boot tills, update them and send each a command; Ctrl-C ends everything."`
+	Bench   benchCmd   `cmd:"" help:"Measure, and print JSON lines."`
+	Counter counterCmd `cmd:"" help:"Play a receipt printer, a drawer and a card reader to try software on; what is typed goes wrong with them."`
+	Run     runCmd     `cmd:"" help:"Boot tills, update them and send each a command; Ctrl-C ends everything."`
 }
 
 type runCmd struct {
