@@ -58,7 +58,7 @@ func (p *Printer) left() (n, sd float64, basis string) {
 		return l - (p.Used - p.Nears), max(spread(p.Left, l), 0.1*l/math.Sqrt(float64(len(p.Left)))), nearEnd
 	}
 	l, sd, basis := p.roll()
-	if !p.Known || l == 0 {
+	if !p.Known || p.Beyond || l == 0 {
 		return 0, 0, ""
 	}
 	return l - p.Used, sd, basis

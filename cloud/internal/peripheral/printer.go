@@ -19,16 +19,17 @@ type Printer struct {
 	At     int64   `json:"at"`    // of the newest sample
 	Total  float64 `json:"total"` // lines, ever
 
-	Used  float64   `json:"used"`            // lines of this roll
-	Known bool      `json:"known,omitempty"` // it was seen being put in
-	Empty bool      `json:"empty,omitempty"`
-	Doubt bool      `json:"doubt,omitempty"` // it seems empty because its cover is open
-	Cover bool      `json:"cover,omitempty"`
-	Near  bool      `json:"near,omitempty"`    // its near-end sensor has spoken
-	Nears float64   `json:"near_at,omitempty"` // lines used then
-	Taken bool      `json:"taken,omitempty"`   // its cover was opened since
-	Rolls []float64 `json:"rolls,omitempty"`   // lines of whole rolls, the newest last
-	Left  []float64 `json:"left,omitempty"`    // lines that were left when the near-end sensor spoke
+	Used   float64   `json:"used"`             // lines of this roll
+	Known  bool      `json:"known,omitempty"`  // it was seen being put in
+	Beyond bool      `json:"beyond,omitempty"` // more was used than a roll has
+	Empty  bool      `json:"empty,omitempty"`
+	Doubt  bool      `json:"doubt,omitempty"` // it seems empty because its cover is open
+	Cover  bool      `json:"cover,omitempty"`
+	Near   bool      `json:"near,omitempty"`    // its near-end sensor has spoken
+	Nears  float64   `json:"near_at,omitempty"` // lines used then
+	Taken  bool      `json:"taken,omitempty"`   // its cover was opened since
+	Rolls  []float64 `json:"rolls,omitempty"`   // lines of whole rolls, the newest last
+	Left   []float64 `json:"left,omitempty"`    // lines that were left when the near-end sensor spoke
 
 	Put   int64     `json:"put,omitempty"`   // when it was put in
 	Guess int64     `json:"guess,omitempty"` // when its end was expected, at its half
@@ -48,11 +49,12 @@ type happening struct {
 const (
 	heldEvents = 64
 	setBack    = 2 * time.Minute // by which a clock must go back to be believed
-	// No printer feeds more at once; a count that does is another one's. What a line is differs from maker to maker, down
-	// to a row of dots.
+	// No printer feeds more at once; a count that does is another one's.
 	mostRolls = 2
-	fastest   = 4000 // a second
-	burst     = 100_000
+	burst     = 2000
+	fastest   = 100 // lines a second
+	// What a line is differs from maker to maker, down to a row of dots. While nobody knows how many a roll has:
+	dots = 40 // rows in a line
 )
 
 // paperCodes are the events that tell of rolls.
@@ -104,9 +106,11 @@ func (p *Printer) sample(s fleet.Sample, place *time.Location) {
 		p.Trace, from = nil, at
 	}
 	at = max(at, from)
-	most := mostRolls * p.length()
-	if most == 0 {
-		most = burst + fastest*float64(at-from)/1000
+	most := burst + fastest*float64(at-from)/1000
+	if l := p.length(); l > 0 {
+		most = max(most, mostRolls*l)
+	} else {
+		most *= dots
 	}
 	if by > most {
 		by, p.Known = 0, false
@@ -168,7 +172,7 @@ func (p *Printer) flow(from, to int64, by float64) {
 	l := p.length()
 	p.Trace = thin(append(p.Trace, mark{float64(to), p.Total}), 1.5*l)
 	if p.Known && l > 0 && p.Used > 1.3*l {
-		p.Known = false // it was changed, and nobody saw it
+		p.Beyond = true // it was changed and nobody saw it, or it is longer than somebody thought
 	}
 }
 
@@ -182,7 +186,7 @@ func (p *Printer) apply(code string, at int64) {
 	case "REC_NEAREMPTY":
 		switch {
 		case p.Empty && !p.Doubt: // a part of a roll was put in
-			p.Used, p.Known, p.Near, p.Taken = 0, false, false, false
+			p.Used, p.Known, p.Near, p.Taken, p.Beyond = 0, false, false, false, false
 		case !p.Near:
 			p.Near, p.Nears, p.Taken = true, p.Used, p.Cover
 		}
@@ -194,23 +198,24 @@ func (p *Printer) apply(code string, at int64) {
 		l := p.length()
 		p.Empty = true
 		if p.Doubt = p.Cover && !p.Near && l > 0 && p.Used < 0.8*l; !p.Doubt {
-			p.ended(l, at)
+			p.ended(at)
 		}
 	case "REC_PAPEROK":
 		if p.Empty && !p.Doubt || p.Near && p.Taken {
 			p.Used, p.Known, p.Near, p.Nears, p.Taken = 0, true, false, 0, false
-			p.Put, p.Guess = at, 0
+			p.Put, p.Guess, p.Beyond = at, 0, false
 		}
 		p.Empty, p.Doubt = false, false
 	}
 }
 
-// ended learns from a roll that is used up.
-func (p *Printer) ended(length float64, at int64) {
-	if p.Known && p.Used > 0 && (length == 0 || p.Used > 0.4*length && p.Used < 1.6*length) {
+// ended learns from a roll that is used up, unless it is only a rest beside those
+// before. What somebody configured may be wrong by any factor.
+func (p *Printer) ended(at int64) {
+	if p.Known && p.Used > 0 && (len(p.Rolls) == 0 || p.Used > 0.3*median(p.Rolls)) {
 		p.Rolls = keep(p.Rolls, p.Used)
 	}
-	if left := p.Used - p.Nears; p.Near && left > 0 && (length == 0 || left < length/2) {
+	if left := p.Used - p.Nears; p.Near && left > 0 && left < p.Used {
 		p.Left = keep(p.Left, left)
 	}
 	if p.Known && p.Guess > 0 && at > p.Put {

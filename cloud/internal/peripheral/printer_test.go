@@ -2,6 +2,7 @@ package peripheral_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -119,6 +120,17 @@ func TestLearnedLength(t *testing.T) {
 	p.happens("REC_EMPTY REC_PAPEROK")
 	p.prints(200)
 	p.want(t, "in another printer", 1000, "learned")
+
+	for _, wrong := range []float64{40, 300, 2000, 40_000} { // another unit, or a slip of the pen
+		p = newTape(wrong)
+		p.happens("REC_EMPTY REC_PAPEROK")
+		for range 2 {
+			p.prints(1200)
+			p.happens("REC_EMPTY REC_PAPEROK")
+		}
+		p.prints(200)
+		p.want(t, fmt.Sprintf("configured as %v", wrong), 1000, "learned")
+	}
 }
 
 func TestCounts(t *testing.T) {
