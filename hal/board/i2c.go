@@ -128,8 +128,8 @@ type meter struct {
 	wg     sync.WaitGroup
 
 	mu   sync.Mutex
-	here bool // the last look found it
-	busy bool // a driver of the kernel has it
+	here bool       // the last look found it
+	why  hal.Status // reason and advice of a chip that cannot be asked
 
 	stuck stuck // of run alone
 }
@@ -181,8 +181,8 @@ func (m *meter) Status(ctx context.Context) (hal.Status, error) {
 	st := m.track.Status()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.busy && st.Power == hal.PowerUnknown {
-		st.Reason, st.Advice = "M_IN_USE", "A driver of the kernel holds this chip; take it out of the configuration, or unbind the driver."
+	if m.why.Reason != "" && st.Power == hal.PowerUnknown {
+		st.Reason, st.Advice = m.why.Reason, m.why.Advice
 	}
 	return st, nil
 }
@@ -226,9 +226,15 @@ func (m *meter) measure() (v float64, err error) {
 // take takes in what a look found.
 func (m *meter) take(v float64, err error) {
 	was := m.track.Status()
-	busy := errors.Is(err, syscall.EBUSY)
+	why := hal.Status{}
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		why.Reason, why.Advice = "M_IN_USE", "A driver of the kernel holds this chip; take it out of the configuration, or unbind the driver."
+	case errors.Is(err, os.ErrPermission):
+		why.Reason, why.Advice = "M_NO_ACCESS", "Put the agent's user into the group that owns the bus: i2c."
+	}
 	m.mu.Lock()
-	m.here, m.busy = err == nil, busy
+	m.here, m.why = err == nil, why
 	m.mu.Unlock()
 	switch {
 	case err == nil:
@@ -236,7 +242,7 @@ func (m *meter) take(v float64, err error) {
 		m.track.Update(hal.PowerOnline, map[string]hal.Tri{m.chip.sensor: m.limit.over(v, was.Sensors[m.chip.sensor])})
 	case errors.Is(err, errAsleep):
 		m.track.Update(hal.PowerOnline, nil)
-	case busy || errors.Is(err, os.ErrPermission):
+	case why.Reason != "":
 		m.track.Update(hal.PowerUnknown, nil)
 	default:
 		if was.Power == hal.PowerOnline {

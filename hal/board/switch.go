@@ -131,7 +131,7 @@ type sw struct {
 	stuck  stuck // of run alone
 
 	mu     sync.Mutex
-	busy   bool          // somebody else has the line
+	why    hal.Status    // reason and advice of a line that cannot be had
 	active bool          // last that was known
 	turned chan struct{} // closed when active changes
 	turns  uint64
@@ -181,8 +181,8 @@ func (s *sw) Status(ctx context.Context) (hal.Status, error) {
 	st := s.track.Status()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.busy && st.Power == hal.PowerUnknown {
-		st.Reason, st.Advice = "M_IN_USE", "Another program holds this line; stop it, or take the switch out of the configuration."
+	if s.why.Reason != "" && st.Power == hal.PowerUnknown {
+		st.Reason, st.Advice = s.why.Reason, s.why.Advice
 	}
 	return st, nil
 }
@@ -231,14 +231,20 @@ func backoff(failures int) time.Duration {
 // lost takes in that the line cannot be had. Only one that is not there is a
 // switch that is gone.
 func (s *sw) lost(err error) {
-	busy := errors.Is(err, syscall.EBUSY)
-	s.mu.Lock()
-	s.busy = busy
-	s.mu.Unlock()
-	power := hal.PowerOffOffline
-	if busy || errors.Is(err, os.ErrPermission) || errors.Is(err, errTwice) {
-		power = hal.PowerUnknown
+	power, why := hal.PowerUnknown, hal.Status{}
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		why.Reason, why.Advice = "M_IN_USE", "Another program holds this line; stop it, or take the switch out of the configuration."
+	case errors.Is(err, os.ErrPermission):
+		why.Reason, why.Advice = "M_NO_ACCESS", "Put the agent's user into the group that owns the chips: gpio."
+	case errors.Is(err, errTwice):
+		why.Reason, why.Advice = "M_NO_DRIVER", "More than one line has this name; write which: gpio:gpiochip0:OFFSET."
+	default:
+		power = hal.PowerOffOffline
 	}
+	s.mu.Lock()
+	s.why = why
+	s.mu.Unlock()
 	s.look(power, hal.Unknown)
 }
 
@@ -293,7 +299,7 @@ func (s *sw) set(active bool) {
 		close(s.turned)
 		s.turned = make(chan struct{})
 	}
-	s.busy = false
+	s.why = hal.Status{}
 	s.mu.Unlock()
 	s.look(hal.PowerOnline, hal.TriOf(active))
 }

@@ -286,7 +286,7 @@ func (forbidden) Take(string, board.How) (board.Line, error) { return nil, sysca
 
 func TestLineForbidden(t *testing.T) {
 	d := openSwitch(t, forbidden{}, map[string]string{"kind": "tamper"})
-	if s := look(t, d); s.Health != hal.NoSensor || s.Power != hal.PowerUnknown {
+	if s := look(t, d); s.Health != hal.NoSensor || s.Power != hal.PowerUnknown || s.Reason != "M_NO_ACCESS" {
 		t.Errorf("a lid that may not be looked at: %+v", s)
 	}
 }

@@ -58,7 +58,7 @@ func TestWhyItDoesNotOpen(t *testing.T) {
 	}{
 		"the till holds it":  {port.ErrInUse, hal.PowerOnline, "M_IN_USE"},
 		"no usblp":           {port.ErrNoNode, hal.PowerOnline, "M_NO_DRIVER"},
-		"no right":           {port.ErrNoAccess, hal.PowerOnline, "M_NO_DRIVER"},
+		"no right":           {port.ErrNoAccess, hal.PowerOnline, "M_NO_ACCESS"},
 		"plugged in, broken": {errors.New("input/output error"), hal.PowerOffline, "POWER_OFFLINE"},
 	} {
 		for _, claim := range []hal.Claim{hal.Own, hal.Observe} {

@@ -83,7 +83,7 @@ func (p *printer) from(err error) (power hal.Power, reason, advice string) {
 	case errors.Is(err, port.ErrNoNode):
 		return hal.PowerOnline, "M_NO_DRIVER", "Load usblp on the box, or give the printer back to it; CUPS may have taken it."
 	case errors.Is(err, port.ErrNoAccess):
-		return there, "M_NO_DRIVER", "Put the agent's user into the group that owns the device file: lp or dialout."
+		return there, "M_NO_ACCESS", "Put the agent's user into the group that owns the device file: lp or dialout."
 	case errors.Is(found, port.ErrAbsent), errors.Is(err, net.ErrClosed):
 	case found == nil && p.addr.Interface() == "USB": // it draws its cable's power and does not answer
 		return hal.PowerOffline, "", ""

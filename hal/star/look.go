@@ -106,7 +106,7 @@ func (p *printer) missing(err error) hal.Status {
 	case errors.Is(err, port.ErrNoNode):
 		return p.gone(hal.PowerOnline, "M_NO_DRIVER", "Load usblp on the box, or give the printer back to it; CUPS may have taken it.")
 	case errors.Is(err, port.ErrNoAccess):
-		return p.gone(there, "M_NO_DRIVER", "Put the agent's user into the group that owns the device file: lp or dialout.")
+		return p.gone(there, "M_NO_ACCESS", "Put the agent's user into the group that owns the device file: lp or dialout.")
 	case errors.Is(found, port.ErrAbsent), errors.Is(err, net.ErrClosed):
 	case found == nil && p.at.Interface() == "USB": // it draws its cable's power and does not answer
 		return p.gone(hal.PowerOffline, "", "")

@@ -220,7 +220,7 @@ func TestObserveWithoutAskingConnectsNever(t *testing.T) {
 
 // Why a printer that is ours cannot be had is told, and what to do.
 func TestNotToBeHad(t *testing.T) {
-	for why, reason := range map[error]string{port.ErrInUse: "M_IN_USE", port.ErrNoAccess: "M_NO_DRIVER", port.ErrNoNode: "M_NO_DRIVER"} {
+	for why, reason := range map[error]string{port.ErrInUse: "M_IN_USE", port.ErrNoAccess: "M_NO_ACCESS", port.ErrNoNode: "M_NO_DRIVER"} {
 		drv := star.Driver{Dial: func(context.Context, port.Address) (port.Conn, error) { return nil, why }}
 		d, err := drv.Open(t.Context(), hal.Config{ID: "x", Address: "serial:/dev/null"})
 		if err != nil {

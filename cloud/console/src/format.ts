@@ -112,7 +112,7 @@ export function reason(code: string): string {
     REC_NEAREMPTY: 'Paper nearly empty', REC_EMPTY: 'Paper empty', REC_PAPEROK: 'Paper is fine', COVER_OK: 'Cover closed',
     DRAWEROPEN: 'Drawer open', DRAWERCLOSED: 'Drawer closed', POWER_OFF_OFFLINE: 'Not there', POWER_OFFLINE: 'Switched on, not ready', POWER_ONLINE: 'There again',
     M_DRAWER_UNEXPECTED_OPEN: 'Drawer opened by nobody\'s order', M_DRAWER_LEFT_OPEN: 'Drawer left open', M_DRAWER_STUCK: 'Drawer does not open',
-    M_PCSCD_GONE: 'Card service stopped', M_PCSCD_BACK: 'Card service runs again', M_IN_USE: 'In use by the till', M_NO_DRIVER: 'Plugged in, nobody watches it',
+    M_PCSCD_GONE: 'Card service stopped', M_PCSCD_BACK: 'Card service runs again', M_IN_USE: 'In use by the till', M_NO_DRIVER: 'Plugged in, nobody watches it', M_NO_ACCESS: 'The agent may not open it',
     M_NO_SENSOR: 'Has no sensor for it', M_NOT_ASKED: 'Not asked yet', M_TILL_OFFLINE: 'The till is offline', M_READ_ERRORS: 'Reads worse than others',
     M_PAPER_SOON: 'Paper ends soon', M_TAMPERED: 'Case opened', M_TAMPER_OK: 'Case closed',
   };

@@ -44,6 +44,7 @@ var advices = map[string]string{
 	"M_NO_SENSOR":    "It cannot tell all that matters; look at it now and then.",
 	reasonNotAsked:   "Nothing is known of it yet; it is asked soon, unless the configuration forbids it.",
 	"M_IN_USE":       "The till uses it at present, so it cannot be asked; nothing is wrong.",
+	"M_NO_ACCESS":    "The agent on the till has no right to open it: put the agent's user into the group that owns the device.",
 	"M_NO_DRIVER":    "It is plugged in and nothing is configured for it: add it to the till's configuration, or ignore it there.",
 	"M_TIMEOUT":      "It does not answer: check its cable, then switch it off and on.",
 	"M_DRIVER_PANIC": "The agent could not cope with what it said; collect the logs of the till and report them.",
