@@ -287,14 +287,17 @@ func (r *reader) take(table []slot) bool {
 		r.identify(s.name, len(table) == 1)
 	}
 	was := r.track.Status().Sensors["SCPresentSensor"]
+	changed := false
 	if r.counted && r.name == s.name {
-		r.missed(was == hal.Yes, s)
+		changed = r.missed(was == hal.Yes, s)
 	}
 	r.name, r.events, r.counted = s.name, s.events, true
-	r.track.Update(hal.PowerOnline, map[string]hal.Tri{
-		"SCPresentSensor": hal.TriOf(s.present()), "M_CardMute": hal.TriOf(s.mute()), "M_DaemonGone": hal.No,
-	})
-	return s.present() && !s.mute() && was == hal.No
+	r.track.Update(hal.PowerOnline, look(s.present(), s.mute()))
+	return s.present() && !s.mute() && (was == hal.No || changed)
+}
+
+func look(present, mute bool) map[string]hal.Tri {
+	return map[string]hal.Tri{"SCPresentSensor": hal.TriOf(present), "M_CardMute": hal.TriOf(mute), "M_DaemonGone": hal.No}
 }
 
 // identify notes which reader it is.
@@ -315,14 +318,20 @@ func (r *reader) identify(name string, alone bool) {
 	}
 }
 
-// missed counts the cards that came and went between two looks.
-func (r *reader) missed(present bool, s slot) {
+// missed tells and counts the cards that came and went between two looks, and
+// reports whether there were any. They are told as one.
+func (r *reader) missed(present bool, s slot) bool {
 	changes := (s.events - r.events) & 0xffff
 	if present != s.present() && changes > 0 {
 		changes-- // the one that shows
 	}
-	if pairs := float64(changes / 2); pairs > 0 {
-		r.track.Count("M_CardInsertedCount", pairs)
-		r.track.Count("M_CardRemovedCount", pairs)
+	pairs := changes / 2
+	if pairs == 0 {
+		return false
 	}
+	r.track.Update(hal.PowerOnline, look(!present, false))
+	r.track.Update(hal.PowerOnline, look(present, false))
+	r.track.Count("M_CardInsertedCount", float64(pairs-1))
+	r.track.Count("M_CardRemovedCount", float64(pairs-1))
+	return true
 }

@@ -94,66 +94,94 @@ func waitCount(t *testing.T, d hal.Device, name string, want float64) {
 func empty(s hal.Status) bool  { return s.Sensors["SCPresentSensor"] == hal.No }
 func filled(s hal.Status) bool { return s.Sensors["SCPresentSensor"] == hal.Yes }
 
+// TestConformance holds the laws over a real pcscd, which is what goes away and
+// hangs there, and over a stand-in, which can do what a real one does seldom.
 func TestConformance(t *testing.T) {
-	p := daemon(t, 2)
-	r := p.Reader(0)
-	haltest.Run(t, func(t *testing.T) haltest.Bench {
-		card := r.Card
-		t.Cleanup(func() {
-			p.Freeze(false)
-			card.Mute(false)
-			card.Remove()
-			status(t, open(t, r), empty)
-		})
-		insert := func(on bool) {
-			if on {
-				card.Insert()
-			} else {
-				card.Remove()
-			}
-		}
-		return haltest.Bench{
-			Open: func(t *testing.T) hal.Device { return open(t, r) },
-			Faults: []haltest.Fault{
-				{Name: "card", Alone: true, Sensor: "SCPresentSensor", On: "CARD_PRESENT", Off: "NO_CARD", Set: insert},
-				{Name: "mute card", Alone: true, Sensor: "M_CardMute", On: "M_CARD_MUTE", Off: "M_CARD_OK", Set: func(on bool) {
-					card.Mute(on)
-					insert(on)
-				}},
-			},
-			Unplug: func(on bool) {
+	t.Run("pcscd", func(t *testing.T) {
+		p := daemon(t, 2)
+		haltest.Run(t, func(t *testing.T) haltest.Bench {
+			b := bench(t, p.Reader(0))
+			t.Cleanup(func() { p.Freeze(false) })
+			b.Mute = p.Freeze
+			b.Unplug = func(on bool) {
 				if on {
 					p.Halt()
 				} else if err := p.Restart(t.Context()); err != nil {
 					t.Error(err)
 				}
-			},
-			Mute: p.Freeze,
-			Blind: func(t *testing.T) hal.Device {
-				return open(t, emulator.Reader{Socket: r.Socket, Name: "no such reader"})
-			},
-			Unseen: []string{"SCPresentSensor", "M_CardMute"},
-			Feed: func(t *testing.T, d hal.Device, number string) {
-				card.Say("\x5a\x08" + number + ";" + number + "=2512")
-				card.Insert() // and it stays in
-				rep, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.Interactive)
-				if err != nil || !rep.OK || hal.MayHoldPAN(fmt.Sprint(rep)) || rep.Checks[len(rep.Checks)-1].Code != "9000" {
-					t.Errorf("health check: %+v, %v; want the status word alone", rep, err)
-				}
-			},
-			Observe: func(t *testing.T) hal.Device {
-				card.Insert()
-				d := open(t, r, "probe", "insert")
-				status(t, d, filled)
-				return d
-			},
-			Compete: func(ctx context.Context) error { return pcsc.Select(ctx, r.Socket, r.Name) },
-			NotApplicable: map[int]string{
-				5:  "a real pcscd says nothing that means nothing; FuzzDaemon does",
-				11: "a reader has nothing that moves",
-			},
-		}
+			}
+			b.NotApplicable[5] = "a real pcscd says nothing that means nothing; its stand-in does"
+			return b
+		})
 	})
+	t.Run("stand-in", func(t *testing.T) {
+		haltest.Run(t, func(t *testing.T) haltest.Bench {
+			p, err := emulator.StartVirtualPCSCD(t.TempDir(), 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(p.Stop)
+			b := bench(t, p.Reader(0))
+			b.Mute = func(on bool) { p.Set(emulator.Mute, on) }
+			b.Noise = func(on bool) { p.Set(emulator.Garbage, on) }
+			b.Unplug = func(on bool) { p.Unplug(0, on) }
+			b.Faults = append(b.Faults, haltest.Fault{Name: "no daemon", Alone: true, Sensor: "M_DaemonGone", On: "M_PCSCD_GONE", Off: "M_PCSCD_BACK", Set: func(on bool) {
+				if on {
+					p.Halt()
+				} else if err := p.Restart(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}})
+			return b
+		})
+	})
+}
+
+// bench is what a reader is like whoever its pcscd is.
+func bench(t *testing.T, r emulator.Reader) haltest.Bench {
+	card := r.Card
+	t.Cleanup(func() {
+		card.Mute(false)
+		card.Remove()
+		status(t, open(t, r), empty)
+	})
+	insert := func(on bool) {
+		if on {
+			card.Insert()
+		} else {
+			card.Remove()
+		}
+	}
+	return haltest.Bench{
+		Open: func(t *testing.T) hal.Device { return open(t, r) },
+		Faults: []haltest.Fault{
+			{Name: "card", Alone: true, Sensor: "SCPresentSensor", On: "CARD_PRESENT", Off: "NO_CARD", Set: insert},
+			{Name: "mute card", Alone: true, Sensor: "M_CardMute", On: "M_CARD_MUTE", Off: "M_CARD_OK", Set: func(on bool) {
+				card.Mute(on)
+				insert(on)
+			}},
+		},
+		Blind: func(t *testing.T) hal.Device {
+			return open(t, emulator.Reader{Socket: r.Socket, Name: "no such reader"})
+		},
+		Unseen: []string{"SCPresentSensor", "M_CardMute"},
+		Feed: func(t *testing.T, d hal.Device, number string) {
+			card.Say("\x5a\x08" + number + ";" + number + "=2512")
+			card.Insert() // and it stays in
+			rep, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.Interactive)
+			if err != nil || !rep.OK || hal.MayHoldPAN(fmt.Sprint(rep)) || rep.Checks[len(rep.Checks)-1].Code != "9000" {
+				t.Errorf("health check: %+v, %v; want the status word alone", rep, err)
+			}
+		},
+		Observe: func(t *testing.T) hal.Device {
+			card.Insert()
+			d := open(t, r, "probe", "insert")
+			status(t, d, filled)
+			return d
+		},
+		Compete:       func(ctx context.Context) error { return pcsc.Select(ctx, r.Socket, r.Name) },
+		NotApplicable: map[int]string{11: "a reader has nothing that moves"},
+	}
 }
 
 // A daemon that is gone is told from a reader that is gone.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ type script struct {
 	refuses  bool // everybody, as by polkit
 	garbles  bool // the table of readers
 	present  bool
+	moves    uint32 // of cards, that nobody saw
 	connect  uint32 // result of connecting to the card
 	transmit uint32 // result of speaking to it
 	after    func() // is done when it was spoken to
@@ -104,6 +106,7 @@ func (s *script) serve(c net.Conn) {
 			s.asked++
 			answer = make([]byte, 16*184)
 			copy(answer, "Mock Reader 00 00")
+			ne.PutUint32(answer[128:], s.moves)
 			ne.PutUint32(answer[132:], map[bool]uint32{true: 0x34, false: 0x02}[s.present])
 			if s.garbles {
 				for i := range 128 {
@@ -265,4 +268,28 @@ func TestLiveness(t *testing.T) {
 		return s.asked > 3
 	})
 	status(t, d, empty)
+}
+
+// A card that was changed for another between two looks is told and counted,
+// and the new one is spoken to.
+func TestChangedBetweenLooks(t *testing.T) {
+	s := play(t)
+	s.change(func() { s.present = true })
+	d := open(t, s.reader(), "probe", "insert")
+	status(t, d, filled)
+	s.change(func() { s.moves += 4 }) // out, in, out, in
+	waitCount(t, d, "M_TransmitCount", 1)
+	_ = d.Close()
+	var told []string
+	for e, err := range d.(hal.Notifier).Events(t.Context()) {
+		if err == nil {
+			told = append(told, e.Code)
+		}
+	}
+	if want := []string{"CARD_PRESENT", "NO_CARD", "CARD_PRESENT"}; !slices.Equal(told, want) {
+		t.Errorf("got %v, want %v", told, want)
+	}
+	if in, out := count(t, d, "M_CardInsertedCount"), count(t, d, "M_CardRemovedCount"); in != 3 || out != 2 {
+		t.Errorf("got %v cards in and %v out, want 3 and 2", in, out)
+	}
 }

@@ -165,7 +165,7 @@ type shop struct {
 	receipt *emulator.Printer
 	kitchen *emulator.Star
 	scanner *emulator.Scanner
-	cards   *emulator.PCSCD
+	cards   *emulator.VirtualPCSCD
 }
 
 func open(t *testing.T) *shop {
@@ -183,8 +183,8 @@ func open(t *testing.T) *shop {
 	s.scanner, err = emulator.NewScanner(t.TempDir(), 3)
 	must(t, err)
 	t.Cleanup(func() { _ = s.scanner.Close() })
-	s.cards, err = emulator.StartPCSCD(t.Context(), t.TempDir(), 1)
-	must(t, err) // it says what to install
+	s.cards, err = emulator.StartVirtualPCSCD(t.TempDir(), 1)
+	must(t, err)
 	t.Cleanup(s.cards.Stop)
 	return s
 }
@@ -266,7 +266,7 @@ func TestCardDataStays(t *testing.T) {
 	for i, c := range deck[:3] {
 		card.Say("\x5a\x08" + c.PAN + c.Texts()[7])
 		card.Insert()
-		eventually(t, "the card is spoken to", func() bool { return len(card.Commands()) > i })
+		eventually(t, fmt.Sprintf("card %d is spoken to; %x", i, card.Commands()), func() bool { return len(card.Commands()) > i })
 		card.Remove()
 		eventually(t, "and taken out", func() bool { return box.count(t, "NO_CARD") > i })
 	}

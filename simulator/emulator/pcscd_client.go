@@ -213,7 +213,7 @@ func (c *pcscClient) connectLocked(body []byte) uint32 {
 	if s == nil {
 		return rcUnknownReader
 	}
-	s.look()
+	c.d.lookLocked(s)
 	switch {
 	case s.state&pcscPresent == 0:
 		return rcNoCard
@@ -245,7 +245,7 @@ func (c *pcscClient) gripLocked(handle uint32) (*grip, uint32) {
 	if g.slot.gone {
 		return g, rcReaderGone
 	}
-	g.slot.look()
+	c.d.lookLocked(g.slot)
 	if g.slot.seen != g.moves {
 		return g, rcRemoved
 	}

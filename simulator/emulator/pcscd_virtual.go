@@ -200,8 +200,8 @@ func (d *virtualDaemon) watch(s *virtualSlot) {
 		case <-s.card.changed:
 		}
 		d.mu.Lock()
-		if d.listener != nil && s.look() {
-			d.changedLocked()
+		if d.listener != nil {
+			d.lookLocked(s)
 		}
 		d.mu.Unlock()
 	}
@@ -217,6 +217,14 @@ func (d *virtualDaemon) unplug(i int, on bool) {
 	if s.gone != on {
 		s.gone = on
 		s.reset()
+		d.changedLocked()
+	}
+}
+
+// lookLocked looks at a card, whoever made that necessary, and tells those who
+// wait if it is not what it was.
+func (d *virtualDaemon) lookLocked(s *virtualSlot) {
+	if s.look() {
 		d.changedLocked()
 	}
 }
