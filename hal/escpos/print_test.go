@@ -91,7 +91,7 @@ func TestPrintHalfWay(t *testing.T) {
 // Of a printer whose buffer is full it is found out all the same, and it
 // forgets the job after a new connection.
 func TestPrintIntoFullBuffer(t *testing.T) {
-	for _, name := range []string{"tcp", "serial", "in process"} {
+	for _, name := range []string{"tcp", "serial", "serial with XON and XOFF", "usb stand-in", "in process"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // it waits until nothing more is taken
 			c := cables[name](t)

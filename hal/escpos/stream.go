@@ -97,7 +97,7 @@ func (j *stream) flush(ctx context.Context) error {
 		}
 	}
 	if !j.turn {
-		if err := j.s.open(ctx); err != nil {
+		if err := j.open(ctx); err != nil {
 			return err
 		}
 		if err := j.s.acquire(ctx); err != nil {
@@ -179,18 +179,27 @@ func (j *stream) finish(ctx context.Context) error {
 	return j.write(ctx, make([]byte, n))
 }
 
-// open waits until XOFF is over.
-func (s *session) open(ctx context.Context) error {
+// open waits until XOFF is over, for as long as goOn says.
+func (j *stream) open(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
 	for {
-		s.mu.Lock()
-		gate := s.gate
-		s.mu.Unlock()
+		j.s.mu.Lock()
+		gate := j.s.gate
+		j.s.mu.Unlock()
 		if gate == nil {
 			return nil
 		}
 		select {
 		case <-gate:
-		case <-s.lost:
+		case <-tick.C:
+			if j.goOn == nil {
+				continue
+			}
+			if err := j.goOn(); err != nil {
+				return err
+			}
+		case <-j.s.lost:
 			return net.ErrClosed
 		case <-ctx.Done():
 			return ctx.Err()

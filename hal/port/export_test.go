@@ -8,5 +8,11 @@ var (
 	OpenError     = openError
 )
 
+// Same reports whether all that is told is the same.
+func Same(a, b Found) bool {
+	a.plugged, b.plugged = "", ""
+	return a == b
+}
+
 // Real makes a stand-in of a USB node behave as usblp itself does.
 func Real(c io.Closer) { c.(*lp).real = true }

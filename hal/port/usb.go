@@ -25,6 +25,8 @@ type Found struct {
 	Firmware string // bcdDevice
 	OneWay   bool   // its interface cannot say anything back
 	Speaks   string // command sets of its IEEE 1284 device id, e.g. ESC/POS
+
+	plugged string // its socket
 }
 
 // Find looks for the device from outside. Of a network printer nothing can be
@@ -42,9 +44,16 @@ func (a Address) Find() (Found, error) {
 	}
 	devices, _ := filepath.Glob(filepath.Join("/", a.root, "sys/bus/usb/devices/*/idVendor"))
 	var fit []Found
+	units := map[string]int{} // by key: some makers give each unit the same number
 	for _, file := range devices {
-		if f, ok := a.look(filepath.Dir(file)); ok {
+		f, ok := a.look(filepath.Dir(file))
+		if units[f.Key]++; ok {
 			fit = append(fit, f)
+		}
+	}
+	for i, f := range fit {
+		if units[f.Key] > 1 {
+			fit[i].Key = USBKey(f.Key[4:8], f.Key[9:13], "", f.plugged)
 		}
 	}
 	switch {
@@ -55,9 +64,7 @@ func (a Address) Find() (Found, error) {
 		for _, f := range fit {
 			keys = append(keys, f.Key)
 		}
-		if slices.Sort(keys); keys[0] == keys[1] { // makers who give each unit the same number
-			return Found{}, fmt.Errorf("find %s: %d devices fit and have the same serial number; write usb:%s:%s@SOCKET", a.Key(), len(fit), a.vid, a.pid)
-		}
+		slices.Sort(keys)
 		return Found{}, fmt.Errorf("find %s: %d devices fit; write which: %s", a.Key(), len(fit), strings.Join(keys, " or "))
 	}
 	if _, err := os.Stat(filepath.Join("/", a.root, a.target)); a.target != "" && err == nil {
@@ -77,8 +84,11 @@ func (a Address) look(dir string) (Found, bool) {
 	}
 	plugged := filepath.Base(dir)
 	vid, pid, serial := text("idVendor"), text("idProduct"), text("serial")
+	if len(vid) != 4 || len(pid) != 4 {
+		return Found{}, false // it went while it was looked at
+	}
 	f := Found{
-		Key:   USBKey(vid, pid, serial, plugged),
+		plugged: plugged, Key: USBKey(vid, pid, serial, plugged),
 		Maker: text("manufacturer"), Model: text("product"), Serial: serial, Firmware: text("bcdDevice"),
 	}
 	printer := false

@@ -53,7 +53,7 @@ func TestFind(t *testing.T) {
 		"usb:0416:5011@1-1.2":  {Key: "usb:0416:5011@1-1.2", Node: "/dev/usb/lp3", Maker: "ZJ", Model: "POS58", OneWay: true, Speaks: "ESC/POS"},
 		"usb:0416:5011@1-1.3":  {Key: "usb:0416:5011@1-1.3"},
 	} {
-		if got, err := parse(t, address).Under(root).Find(); got != want || err != nil {
+		if got, err := parse(t, address).Under(root).Find(); !port.Same(got, want) || err != nil {
 			t.Errorf("%s: got %+v, %v; want %+v", address, got, err, want)
 		}
 	}
@@ -74,8 +74,11 @@ func TestFind(t *testing.T) {
 		t.Errorf("a printer without a node: got %v, want ErrNoNode", err)
 	}
 	plug(t, root, "1-4", epson, class, "lp4")
-	if _, err := parse(t, "usb:04b8:0e15:J5ZK01").Under(root).Find(); err == nil || !strings.Contains(err.Error(), "@SOCKET") {
-		t.Errorf("two of one serial number: got %v, want to be told to name the socket", err)
+	if _, err := parse(t, "usb:04b8:0e15:J5ZK01").Under(root).Find(); err == nil || !strings.Contains(err.Error(), "write which: usb:04b8:0e15@1-1 or usb:04b8:0e15@1-4") {
+		t.Errorf("two of one serial number: got %v, want to be told of the sockets", err)
+	}
+	if f, err := parse(t, "usb:04b8:0e15@1-4").Under(root).Find(); err != nil || f.Key != "usb:04b8:0e15@1-4" || f.Node != "/dev/usb/lp4" {
+		t.Errorf("got %+v, %v; want the one in that socket", f, err)
 	}
 }
 
