@@ -24,8 +24,11 @@ func starLine(t *testing.T, model emulator.StarModel) (*emulator.Star, net.Conn)
 	}
 	t.Cleanup(func() { _ = p.Close() })
 	near, far := net.Pipe()
-	served := make(chan error, 1)
-	go func() { served <- p.Serve(far) }()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = p.Serve(far)
+	}()
 	t.Cleanup(func() {
 		_ = near.Close()
 		<-served
@@ -211,8 +214,11 @@ func TestDisplay(t *testing.T) {
 	d := emulator.NewDisplay()
 	t.Cleanup(func() { _ = d.Close() })
 	near, far := net.Pipe()
-	served := make(chan error, 1)
-	go func() { served <- d.Serve(far) }()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = d.Serve(far)
+	}()
 	t.Cleanup(func() {
 		_ = near.Close()
 		<-served
