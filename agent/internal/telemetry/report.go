@@ -39,8 +39,14 @@ func (m *Monitor) flushEvents(ctx context.Context) {
 	m.events, m.checks, m.eventSize = m.events[:0], m.checks[:0], 0
 }
 
-// tell puts the state of the whole; false when it is not known yet.
+// tell puts the state of the whole; false when it is not known yet. The first
+// report waits for the first look at each peripheral: who starts anew has not
+// forgotten that a cover is open, and must not say that nothing is known of it.
 func (m *Monitor) tell(ctx context.Context) bool {
+	if !m.looked && !m.complete() && time.Since(m.began) < m.o.Deadline+2*heed {
+		return false
+	}
+	m.looked = true
 	r := wire.StateReport{Peripherals: m.Snapshot(), SpoolDepth: m.o.Spool.Depth(), SpoolShed: m.o.Spool.Shed()}
 	r.Peripherals = append(r.Peripherals, m.unclaimed()...)
 	if n := len(r.Peripherals); n > wire.MaxPeripherals {
@@ -70,6 +76,19 @@ func (m *Monitor) tell(ctx context.Context) bool {
 		return &r
 	})
 	m.forget()
+	return true
+}
+
+// complete reports whether each peripheral that can be asked has been, and had
+// something to say.
+func (m *Monitor) complete() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, at := range m.asked {
+		if at.IsZero() || m.seen[id].Reason == "M_NOT_ASKED" {
+			return false
+		}
+	}
 	return true
 }
 

@@ -118,6 +118,7 @@ type Monitor struct {
 	toldDrop   uint64
 	lastLost   time.Time
 	crowded    bool
+	looked     bool // each was looked at once, or had the time
 }
 
 // New makes a monitor.

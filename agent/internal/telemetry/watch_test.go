@@ -375,3 +375,41 @@ func TestEventsAreToldAtOnce(t *testing.T) {
 		})
 	})
 }
+
+// TestFirstReport holds that an agent which starts anew does not tell that it
+// knows nothing: it waits for the first look, and not for a mute device.
+func TestFirstReport(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		defer close(release)
+		d, slow, async, mute := &desk{t: t}, printer(), printer(), printer()
+		slow.does(func(ctx context.Context) (hal.Status, error) {
+			select {
+			case <-time.After(4 * time.Second):
+			case <-ctx.Done():
+			}
+			return hal.Status{Health: hal.Fault, Reason: "COVER_OPEN", Power: hal.PowerOnline}, ctx.Err()
+		})
+		async.info.ID, mute.info.ID = "printer-2", "printer-3"
+		async.does(func(context.Context) (hal.Status, error) {
+			if async.looked() < 2 {
+				return hal.Status{Health: hal.NoSensor, Reason: "M_NOT_ASKED"}, nil
+			}
+			return hal.Status{Health: hal.OK, Power: hal.PowerOnline}, nil
+		})
+		watch(t, d.options(slow, async), func(_ *telemetry.Monitor, after func(time.Duration)) { after(12 * time.Second) })
+		_, _, states, _ := d.got()
+		if p := states[0].Peripherals; p[0].Reason != "COVER_OPEN" || p[1].Health != "OK" {
+			t.Errorf("the first report: %+v", p)
+		}
+		mute.does(func(context.Context) (hal.Status, error) { <-release; return hal.Status{}, nil })
+		d = &desk{t: t}
+		watch(t, d.options(slow, mute), func(_ *telemetry.Monitor, after func(time.Duration)) {
+			after(14 * time.Second)
+			_, _, states, _ := d.got()
+			if len(states) == 0 || states[0].Peripherals[1].Reason != "M_TIMEOUT" {
+				t.Errorf("with a mute device: %+v", states)
+			}
+		})
+	})
+}
