@@ -203,9 +203,6 @@ func (t *Tracker) post(code, from, to string) {
 	if name := eventCounts[code]; name != "" {
 		t.count(name, 1)
 	}
-	if t.category == LineDisplay && code == "POWER_ONLINE" {
-		t.count("OnlineTransitionCount", 1)
-	}
 	e := Event{At: time.Now(), Code: code, From: from, To: to}
 	for {
 		select {

@@ -250,15 +250,17 @@ func (d *display) run(ctx context.Context) {
 			d.show(true)
 			attempted()
 			d.keep(ctx, s)
-			d.hold(nil)
 			s.end()
 			failures = 0
 		}
+		if ctx.Err() == nil {
+			d.show(false)
+		}
+		d.hold(nil) // not before: what is known without a line is the last look
+		attempted()
 		if ctx.Err() != nil {
 			return
 		}
-		d.show(false)
-		attempted()
 		wait := time.NewTimer(backoff(failures))
 		select {
 		case <-ctx.Done():

@@ -110,7 +110,7 @@ var kinds = map[hal.Category]struct {
 		[]string{"CapPowerReporting", "CapStatisticsReporting", "CapStatus"},
 	},
 	hal.Scanner:     {"scanner", nil, []string{"GoodScanCount"}, []string{"CapPowerReporting", "CapStatisticsReporting"}},
-	hal.LineDisplay: {"line display", nil, nil, []string{"CapPowerReporting", "CapStatisticsReporting"}},
+	hal.LineDisplay: {"line display", nil, []string{"OnlineTransitionCount"}, []string{"CapPowerReporting", "CapStatisticsReporting"}},
 	hal.Tamper:      {"tamper switch", []string{"M_Tampered"}, []string{"M_TamperedCount", "M_EdgesLostCount"}, []string{"CapStatisticsReporting", "CapStatus"}},
 	hal.Door:        {"door switch", []string{"M_DoorOpen"}, []string{"M_DoorOpenedCount"}, []string{"CapStatisticsReporting", "CapStatus"}},
 	hal.Environment: {"board sensor", []string{"M_TempHigh", "M_SupplyLow"}, nil, []string{"CapStatisticsReporting", "CapStatus"}},
@@ -185,6 +185,9 @@ func (d *Device) Do(o Order) error {
 		}
 	}
 	if o.Power != "" {
+		if d.info.Category == hal.LineDisplay && o.Power == hal.PowerOnline && d.power != hal.PowerOnline {
+			d.track.Count("OnlineTransitionCount", 1)
+		}
 		d.power = o.Power
 	}
 	if d.power == hal.PowerOff || d.power == hal.PowerOffOffline {
