@@ -67,7 +67,7 @@ func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
 	s.mu.Lock()
 	seen := s.frames
 	s.mu.Unlock()
-	if err := s.write(ctx, resetCount, tellStatus, countUp); err != nil {
+	if err := s.write(resetCount, tellStatus, countUp); err != nil {
 		return made, failed("print", err)
 	}
 	if counter < 0 {
@@ -85,7 +85,7 @@ func (p *printer) bring(ctx context.Context, s *session, n int) error {
 	if n == 0 {
 		ups = 32 // setting it back alone is not told
 	}
-	if err := s.write(ctx, resetCount, bytes.Repeat(countUp, ups)); err != nil {
+	if err := s.write(resetCount, bytes.Repeat(countUp, ups)); err != nil {
 		return failed("print", err)
 	}
 	return p.count(ctx, s, n, s.timeout)
@@ -121,12 +121,11 @@ func (p *printer) pour(ctx context.Context, s *session, f *filter, job io.Reader
 		p.noted(was, f.counts)
 		made.Cuts, made.Kicks = f.cuts, f.kicks
 		if len(out) > 0 {
-			err := s.write(ctx, out)
+			err := s.feed(ctx, out)
 			if st := p.track.Status(); st.Power == hal.PowerOffline {
 				return stopped("print", st)
 			}
 			if err != nil {
-				_ = s.conn.Close() // in the middle of something
 				return failed("print", err)
 			}
 			made.Bytes += int64(len(out))
@@ -285,7 +284,7 @@ func (p *printer) OpenDrawer(ctx context.Context) error {
 			return &hal.Error{Code: "E_BUSY", Op: op, Err: err}
 		}
 		defer s.release()
-		if err := s.write(ctx, pulse); err != nil {
+		if err := s.write(pulse); err != nil {
 			return failed(op, err)
 		}
 		s.start(func() { p.stare(looks, s) })

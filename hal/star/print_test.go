@@ -168,6 +168,44 @@ func TestOffLineFromTheStart(t *testing.T) {
 	status(t, d, func(s hal.Status) bool { return s.Reason == "REC_NEAREMPTY" })
 }
 
+// An off-line printer that falls silent obeys nothing that could show that it
+// lives: after a while its connection is doubted.
+func TestSilentOffLinePrinterIsDoubted(t *testing.T) {
+	p := printer(t, cables[0])
+	p.Set(emulator.CoverOpen, true)
+	d := open(t, p, hal.Own, "timeout", "50ms")
+	status(t, d, func(s hal.Status) bool { return s.Reason == "COVER_OPEN" })
+	p.Set(emulator.Mute, true)
+	status(t, d, func(s hal.Status) bool { return s.Power == hal.PowerOffOffline })
+	p.Set(emulator.Mute, false)
+	status(t, d, func(s hal.Status) bool { return s.Reason == "COVER_OPEN" })
+}
+
+// A printer that says XOFF is not fed, and asked all the same.
+func TestFlowControl(t *testing.T) {
+	p := printer(t, cables[1])
+	p.tty += "?flow=xonxoff"
+	p.Set(emulator.SpeaksXonXoff, true)
+	d := open(t, p, hal.Own)
+	status(t, d, healthy)
+	for range 3 {
+		p.Set(emulator.CoverOpen, true)
+		status(t, d, func(s hal.Status) bool { return s.Reason == "COVER_OPEN" })
+		p.Set(emulator.CoverOpen, false)
+		status(t, d, healthy)
+	}
+	if job, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader(strings.Repeat("line\n", 3000)+"\x1bd3")); err != nil || !job.Confirmed {
+		t.Errorf("print: %+v, %v", job, err)
+	}
+	if n := value(t, d, "CommunicationErrorCount"); n != 0 {
+		t.Errorf("XON and XOFF are counted as %v errors", n)
+	}
+	p.Set(emulator.CoverOpen, true) // and one that is off-line and says so from the start
+	_ = d.Close()
+	again := open(t, p, hal.Own)
+	status(t, again, func(s hal.Status) bool { return s.Reason == "COVER_OPEN" })
+}
+
 // The till holds the printer: that is "in use", not "broken".
 func TestObserveInUse(t *testing.T) {
 	for _, c := range cables[:2] {

@@ -15,7 +15,7 @@ var errMute = errors.New("the printer does not answer")
 
 const (
 	helloWithin = 250 * time.Millisecond // at most, for a printer that tells its status by itself
-	silence     = 30 * time.Second       // of a printer that is off-line, before its connection is doubted
+	silence     = 15                     // times the patience for an answer, of a printer that is off-line, before its connection is doubted
 	lookEvery   = 50 * time.Millisecond
 )
 
@@ -137,19 +137,26 @@ func (s *session) acquire(ctx context.Context) error {
 
 func (s *session) release() { <-s.turn }
 
-// write sends; the caller has the turn. While the printer says XOFF nothing is
-// sent but what it obeys at once.
-func (s *session) write(ctx context.Context, parts ...[]byte) error {
-	b := slices.Concat(parts...)
-	if urgent := slices.Equal(b, askStatus) || slices.Equal(b, kickNow); !urgent {
-		if err := s.until(ctx, func() bool { return !s.held }); err != nil {
-			return err
-		}
-	}
+// write sends; the caller has the turn.
+func (s *session) write(parts ...[]byte) error {
 	if err := s.conn.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
 		return err
 	}
-	_, err := s.conn.Write(b)
+	_, err := s.conn.Write(slices.Concat(parts...))
+	return err
+}
+
+// feed sends part of a job when the printer has room for it, or has stopped;
+// the caller has the turn. What is not sent whole leaves the printer in the
+// middle of something: the connection is closed.
+func (s *session) feed(ctx context.Context, b []byte) error {
+	err := s.until(ctx, func() bool { return !s.held || s.last.offline })
+	if err != nil {
+		return err
+	}
+	if err = s.write(b); err != nil {
+		_ = s.conn.Close()
+	}
 	return err
 }
 
@@ -190,7 +197,7 @@ func (s *session) hello(ctx context.Context) error {
 		return err
 	}
 	defer s.release()
-	if err := s.write(ctx, tellStatus); err != nil {
+	if err := s.write(tellStatus); err != nil {
 		return err
 	}
 	err := s.within(ctx, min(helloWithin, s.timeout/8), func() bool { return s.frames > 0 })
@@ -212,7 +219,7 @@ func (s *session) ask(ctx context.Context) error {
 	seen := s.frames
 	s.asked++
 	s.mu.Unlock()
-	if err := s.write(ctx, askStatus); err != nil {
+	if err := s.write(askStatus); err != nil {
 		return err
 	}
 	return s.answered(ctx, func() bool { return s.frames > seen })
@@ -275,13 +282,13 @@ func (s *session) look() error {
 	switch {
 	case !auto:
 		return s.ask(ctx)
-	case offline && quiet < silence:
+	case offline && quiet < silence*s.timeout:
 		return nil
 	case offline:
 		_ = s.conn.Close()
 		return errMute
 	}
-	if err := s.write(ctx, tellStatus, countUp); err != nil {
+	if err := s.write(tellStatus, countUp); err != nil {
 		return err
 	}
 	// Not the first frame but that of the ETB, so that no later one is still on
@@ -299,7 +306,7 @@ func (s *session) identity(ctx context.Context) (string, error) {
 	s.mu.Lock()
 	s.version = answer
 	s.mu.Unlock()
-	if err := s.write(ctx, askVersion); err != nil {
+	if err := s.write(askVersion); err != nil {
 		return "", err
 	}
 	late := time.NewTimer(s.timeout)

@@ -244,7 +244,7 @@ func (t *tunnel) work(ctx context.Context, in <-chan []byte) error {
 	defer t.rest()
 	defer func() {
 		if end := f.rest(); len(end) > 0 {
-			_ = t.s.write(ctx, end)
+			_ = t.s.write(end)
 		}
 	}()
 	heard := time.Now()
@@ -328,8 +328,7 @@ func (t *tunnel) print(ctx context.Context, b []byte) error {
 			return err
 		}
 		n := min(len(b), 1024)
-		if err := t.s.write(ctx, b[:n]); err != nil {
-			_ = t.s.conn.Close() // in the middle of something
+		if err := t.s.feed(ctx, b[:n]); err != nil {
 			return err
 		}
 		b = b[n:]

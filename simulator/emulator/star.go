@@ -44,6 +44,7 @@ type Star struct {
 	line    *line
 	faults  map[Fault]bool
 	paper   int
+	stopped bool      // XOFF was said last
 	auto    bool      // automatic status is on
 	since   time.Time // of that
 	etb     byte      // the counter, 5 bits
@@ -254,7 +255,7 @@ func (p *Star) serve(c io.ReadWriteCloser, stays bool) error {
 		p.mu.Unlock()
 		return net.ErrClosed
 	}
-	p.line, p.queue = l, nil
+	p.line, p.queue, p.stopped = l, nil, false
 	p.since = time.Now()
 	if p.auto = p.model.Ethernet || p.model.Status; p.auto {
 		p.tellLocked()
@@ -290,6 +291,7 @@ func (p *Star) hear(l *line) error {
 				p.queue = append(p.queue, cmd)
 			}
 		}
+		p.flowLocked()
 		p.work.Broadcast()
 		for len(p.queue) > maxBuffered && p.line == l && !p.closed && err == nil {
 			p.work.Wait()
@@ -336,6 +338,7 @@ func (p *Star) obey() {
 		p.queue = p.queue[1:]
 		p.work.Broadcast()
 		p.commandLocked(cmd)
+		p.flowLocked()
 	}
 }
 
@@ -368,8 +371,21 @@ func (p *Star) frameLocked() []byte {
 	return f
 }
 
+// flowLocked stops the till, and lets it go on.
+func (p *Star) flowLocked() {
+	if !p.faults[SpeaksXonXoff] {
+		return
+	}
+	full := p.offlineLocked() || len(p.queue) > 1000 || p.stopped && len(p.queue) > 100
+	if full != p.stopped && p.line != nil {
+		p.stopped = full
+		p.sendLocked([]byte{map[bool]byte{true: xoff, false: xon}[full]})
+	}
+}
+
 // changedLocked tells of a change by itself.
 func (p *Star) changedLocked() {
+	p.flowLocked()
 	p.work.Broadcast()
 	if p.onChange != nil {
 		p.onChange()
