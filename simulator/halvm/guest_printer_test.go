@@ -5,6 +5,8 @@ package halvm_test
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -174,5 +176,63 @@ func TestTill(t *testing.T) {
 		within(t, "the paper to be out", nudge(hal.Yes))
 		tell(selected | noError)
 		within(t, "the paper to be in again", nudge(hal.No))
+	})
+	t.Run("a long job over usblp", func(t *testing.T) {
+		p, g := play(t)
+		d := open(t, escpos.Driver{}, hal.Config{ID: "receipt", Address: "usb:04b8:0e15", Claim: hal.Own})
+		within(t, "the printer to answer", func() bool { return status(t, d).Health == hal.OK })
+		p.LoadRoll(1 << 20)
+		picture := "\x1dv0\x00\x48\x00\x00\x01" + strings.Repeat("\x1dV\x00", 72*256/3)
+		job := strings.Repeat("a line with much to say for itself\n", 3000)
+		made, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader(job+picture+"\x1dV\x00"))
+		if err != nil || !made.Confirmed || made.Cuts != 1 || made.Bytes != int64(len(job)+len(picture)+3) {
+			t.Errorf("got %+v, %v", made, err)
+		}
+		if jobs := p.Jobs(); len(jobs) != 1 || jobs[0] != job {
+			t.Errorf("%d jobs came out, want the one, whole", len(jobs))
+		}
+		p.LoadRoll(50)
+		if made, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader(job+"\x1dV\x00")); !errors.Is(err, &hal.Error{Code: "E_OFFLINE"}) || made.Confirmed {
+			t.Errorf("without paper: got %+v, %v; want E_OFFLINE", made, err)
+		}
+		if s := status(t, d); s.Reason != "REC_EMPTY" {
+			t.Errorf("got %+v", s)
+		}
+		p.LoadRoll(1 << 20)
+		within(t, "the printer to be well again", func() bool { return status(t, d).Health == hal.OK })
+		pulled := make(chan error, 1)
+		p.SetPace(time.Millisecond)
+		go func() {
+			_, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader(job+"\x1dV\x00"))
+			pulled <- err
+		}()
+		within(t, "the job to have begun", func() bool { return p.Paper() < 1<<20-100 })
+		must(t, g.Plug(false))
+		if err := <-pulled; err == nil {
+			t.Error("a plug that was pulled in the middle of a job: got no error")
+		}
+		must(t, g.Plug(true))
+	})
+	t.Run("an application asks through us", func(t *testing.T) {
+		p, _ := play(t)
+		d := open(t, escpos.Driver{}, hal.Config{ID: "receipt", Address: "usb:04b8:0e15", Claim: hal.Own})
+		within(t, "the printer to answer", func() bool { return status(t, d).Health == hal.OK })
+		app, far := net.Pipe()
+		ended := make(chan error, 1)
+		go func() { ended <- d.(hal.Tunneler).Tunnel(t.Context(), far) }()
+		must(t, app.SetDeadline(time.Now().Add(20*time.Second)))
+		_, err := app.Write([]byte("\x1b@tea\n\x1dV\x00\x1dI\x43\x10\x04\x04"))
+		must(t, err)
+		answer := make([]byte, 10)
+		if _, err := io.ReadFull(app, answer); err != nil || !strings.Contains(string(answer), "_EMU-T80\x00") || !strings.Contains(string(answer), "\x12") {
+			t.Errorf("got %q, %v", answer, err)
+		}
+		must(t, app.Close())
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if jobs := p.Jobs(); len(jobs) != 1 || jobs[0] != "tea\n" {
+			t.Errorf("got %q", jobs)
+		}
 	})
 }
