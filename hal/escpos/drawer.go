@@ -28,6 +28,8 @@ type drawer struct {
 	newest time.Time // of them
 	out    bool      // the job with them is printed, as far as is known
 	opened hal.Tri   // when it was last known
+	stuck  hal.Tri   // at the last look
+	last   time.Time // when a job with kicks was given up
 }
 
 func newDrawer(p *printer, id string, leftOpen time.Duration) *drawer {
@@ -40,6 +42,7 @@ func (d *drawer) kicked(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if n > 0 {
+		d.expire()
 		d.owed, d.newest, d.out = d.owed+n, time.Now(), false
 	}
 }
@@ -48,24 +51,45 @@ func (d *drawer) kicked(n int) {
 func (d *drawer) settled() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.opened == hal.Yes { // of a drawer that is open a kick means nothing
+		d.owed = 0
+	}
 	if d.owed > 0 && !d.out {
 		d.newest, d.out = time.Now(), true
 		d.state.Ask() // from now on it is late
 	}
 }
 
-// expected takes one of the kicks that may have opened the drawer now.
-func (d *drawer) expected() bool {
+// broken notes that the job with the kicks was given up: what of it the printer
+// has got to shows soon, and the rest never.
+func (d *drawer) broken() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.owed > 0 {
+		d.owed, d.last = 0, time.Now()
+	}
+}
+
+// expire forgets kicks that would have opened it by now.
+func (d *drawer) expire() {
 	within := kickFor
 	if d.out {
 		within = kickWithin
 	}
-	if d.owed == 0 || time.Since(d.newest) > within {
+	if time.Since(d.newest) > within {
 		d.owed = 0
-		return false
 	}
-	d.owed--
-	return true
+}
+
+// expected takes one of the kicks that may have opened the drawer now.
+func (d *drawer) expected() bool {
+	late := time.Since(d.last) < kickWithin
+	d.last = time.Time{}
+	if d.expire(); d.owed > 0 {
+		d.owed--
+		return true
+	}
+	return late
 }
 
 // look takes in what the printer says of the pin. A printer without paper is
@@ -83,10 +107,17 @@ func (d *drawer) look(power hal.Power, opened hal.Tri) {
 	if opened != hal.Unknown {
 		d.opened = opened
 	}
-	if power == hal.PowerOffline {
+	switch power {
+	case hal.PowerOffline:
 		power = hal.PowerOnline
+	case hal.PowerOff, hal.PowerOffOffline:
+		d.owed = 0 // and with its power what it had not got to
 	}
-	d.state.Look(power, opened)
+	stuck := d.state.Look(power, opened).Sensors["M_DrawerStuck"]
+	if stuck == hal.Yes && d.stuck != hal.Yes {
+		d.owed = 0 // they did not open it, and will not
+	}
+	d.stuck = stuck
 }
 
 // String implements conn.Resource.

@@ -118,6 +118,9 @@ func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
 	}
 	if err != nil {
 		p.breakOff(s, j)
+		if p.part != nil {
+			p.part.broken()
+		}
 		return made, err
 	}
 	return made, nil
