@@ -129,6 +129,7 @@ type TelemetryConfig struct {
 	Stats     Duration `toml:"stats" comment:"how often counters and host metrics are sampled"`
 	Batch     Duration `toml:"batch" comment:"how long samples wait for company"`
 	Heartbeat Duration `toml:"heartbeat" comment:"how often the whole state is reported even when nothing changed"`
+	Flaps     int      `toml:"flaps" comment:"events of one kind of one peripheral that are told one by one in a minute; more are told as a count"`
 }
 
 // SpoolConfig bounds the queue on disk.
@@ -201,7 +202,7 @@ func DefaultConfig() Config {
 			Media: []string{"/media/*/tillward-update", "/media/*/*/tillward-update", "/run/media/*/*/tillward-update", "/mnt/*/tillward-update"},
 		},
 		Telemetry: TelemetryConfig{
-			Check: Duration{24 * time.Hour}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute},
+			Check: Duration{24 * time.Hour}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute}, Flaps: 5,
 		},
 		Spool:       SpoolConfig{MaxMiB: 256},
 		Peripherals: PeripheralsConfig{USB: true},

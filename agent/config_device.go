@@ -28,6 +28,9 @@ func (c Config) validatePeripherals() error {
 	if d := c.Telemetry.Check.Duration; d != 0 && (d < time.Minute || d > 31*24*time.Hour) {
 		return fmt.Errorf("telemetry.check %s: must lie between 1m and 744h, or be 0s", c.Telemetry.Check)
 	}
+	if f := c.Telemetry.Flaps; f < 1 || f > 1000 {
+		return fmt.Errorf("telemetry.flaps %d: must lie between 1 and 1000", f)
+	}
 	seen := make(map[string]bool)
 	for i, d := range c.Devices {
 		switch {

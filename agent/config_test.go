@@ -101,6 +101,7 @@ func TestBadConfigs(t *testing.T) {
 		good + "[update]\nbudget_mib_day = -1":               "update.budget_mib_day",
 		good + "[update]\napp_timeout = '1h'":                "update.app_timeout",
 		good + "[update]\napps_dir = '/apps'":                "update.apps_dir \"/apps\"",
+		good + "[telemetry]\nflaps = 0":                      "telemetry.flaps 0",
 		good + "[telemetry]\npoll = '10ms'":                  "telemetry.poll 10ms",
 		good + "[telemetry]\nstats = '25h'":                  "telemetry.stats",
 		good + "[telemetry]\nbatch = '0s'":                   "telemetry.batch",

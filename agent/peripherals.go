@@ -311,7 +311,7 @@ func (a *Agent) newMonitor() *telemetry.Monitor {
 	o := telemetry.Options{
 		Devices: []hal.Device{chip{a}}, Addresses: at, Ignore: a.cfg.Peripherals.Ignore,
 		Spool: a.spool, Next: a.heads.Next, Record: a.note, Fill: a.fill, Counts: a.devices.counts, Dropped: a.o.Guard.Dropped,
-		Pace: a.pace(), Check: t.Check.Duration, Batch: t.Batch.Duration, Heartbeat: t.Heartbeat.Duration, Log: a.log,
+		Pace: a.pace(), Flaps: t.Flaps, Check: t.Check.Duration, Batch: t.Batch.Duration, Heartbeat: t.Heartbeat.Duration, Log: a.log,
 	}
 	if a.cfg.Peripherals.USB {
 		o.Bus = a.o.Bus

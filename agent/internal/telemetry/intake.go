@@ -57,7 +57,7 @@ func (m *Monitor) event(ctx context.Context, e wire.PeripheralEvent) {
 	if e.Category == "" {
 		e.Category = string(hal.Other)
 	}
-	if e.Peripheral == "" || e.Code == "" || !m.flaps.pass(e) {
+	if e.Peripheral == "" || e.Code == "" || !m.flaps.pass(e, m.o.Flaps) {
 		return
 	}
 	m.addEvent(ctx, e)
@@ -109,7 +109,7 @@ func (m *Monitor) status(ctx context.Context, w *watcher, p wire.Peripheral, beg
 	if faulty(p.Health) {
 		kind, severity = "peripheral.fault", "warn"
 	}
-	if !m.faults.pass(wire.PeripheralEvent{Peripheral: p.ID, Category: p.Category, Code: kind}) {
+	if !m.faults.pass(wire.PeripheralEvent{Peripheral: p.ID, Category: p.Category, Code: kind}, m.o.Flaps) {
 		return
 	}
 	m.record(ctx, kind, severity, p.ID, map[string]string{
@@ -164,10 +164,9 @@ type row struct {
 	last wire.PeripheralEvent
 }
 
-const flapLimit = 5 // of one code of one peripheral in a minute; more are told as a count
-
-// pass reports whether e is to be told by itself.
-func (f flaps) pass(e wire.PeripheralEvent) bool {
+// pass reports whether e is to be told by itself: no more than limit of one
+// code of one peripheral are in a minute.
+func (f flaps) pass(e wire.PeripheralEvent, limit int) bool {
 	k := flap{e.Peripheral, e.Category, e.Code}
 	r := f[k]
 	if r == nil {
@@ -176,13 +175,13 @@ func (f flaps) pass(e wire.PeripheralEvent) bool {
 	}
 	r.n++
 	r.last = e
-	return r.n <= flapLimit
+	return int(r.n) <= limit
 }
 
 // over are the codes that came too often, in the order they came last.
-func (f flaps) over() (out []*row) {
+func (f flaps) over(limit int) (out []*row) {
 	for _, r := range f {
-		if r.n > flapLimit {
+		if int(r.n) > limit {
 			out = append(out, r)
 		}
 	}
@@ -192,12 +191,12 @@ func (f flaps) over() (out []*row) {
 
 // collapse tells the counts of the minute that ends and begins the next.
 func (m *Monitor) collapse(ctx context.Context) {
-	for _, r := range m.flaps.over() {
+	for _, r := range m.flaps.over(m.o.Flaps) {
 		e := r.last
 		e.Count = r.n
 		m.addEvent(ctx, e)
 	}
-	for _, r := range m.faults.over() {
+	for _, r := range m.faults.over(m.o.Flaps) {
 		e := r.last
 		m.record(ctx, e.Code, "warn", e.Peripheral, map[string]string{"category": e.Category, "flapping": strconv.Itoa(int(r.n)) + " times a minute"})
 	}

@@ -58,6 +58,7 @@ type Options struct {
 	Dropped func() uint64
 
 	Pace      Pace
+	Flaps     int           // of one code of one peripheral are told one by one in a minute, more as a count; 5
 	Check     time.Duration // between two internal health checks of a peripheral; 0: none but those asked for
 	Batch     time.Duration // samples wait at most this long for company; 10 s
 	Heartbeat time.Duration // the state is told at least this often; 60 s
@@ -130,6 +131,9 @@ func New(o Options) *Monitor {
 		if *d.v <= 0 {
 			*d.v = time.Duration(d.s) * time.Second
 		}
+	}
+	if o.Flaps <= 0 {
+		o.Flaps = 5
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
