@@ -42,6 +42,7 @@ test: ## every test, with whatever they need installed first (RACE=-race for the
 	@.ci/deps $(NEED_TEST)
 	@$(MAKE) --no-print-directory build $(PEERS)
 	go test $(RACE) -tags "$(TAGS)" -timeout 12m ./...
+	bin/tillward-sim run --scenario counter-day --report bin/counter-day.json
 
 test-powercut: ## the power goes 200 times in the middle of updates; takes its time, and root for loop devices
 	@.ci/deps $(NEED_RUN) mount e2fsprogs

@@ -73,6 +73,7 @@ func Bench(ctx context.Context, o BenchOptions) error {
 		{"storm", fmt.Sprintf("a reconnect storm of %d devices", o.Storm), benchStorm},
 		{"planner", "a step of the rollout planner over 150,000 devices", benchPlanner},
 		{"delta", "an application release of which one per cent is new", benchDelta},
+		{"counter", "the agent with 32 printers, one of them mute at last (takes two minutes)", benchCounter},
 		{"agent", "the agent, idle at its default pace (takes a minute)", benchAgent},
 	} {
 		if o.Only != "" && o.Only != step.name {

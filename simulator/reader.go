@@ -15,6 +15,8 @@ import (
 // the simulator plays where there is none.
 type readers interface {
 	Reader(i int) emulator.Reader
+	Halt()
+	Restart(ctx context.Context) error
 	Stop()
 }
 

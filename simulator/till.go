@@ -28,6 +28,9 @@ type Till struct {
 	tpm     *tpmfarm.TPM
 	printer *emulator.Printer
 	reader  emulator.Reader
+	readers readers           // among which it is
+	scanner *emulator.Scanner // of a whole counter
+	more    string            // [[device]]s beside printer, reader and board
 	mqtt    *Line
 	https   *Line
 	proc    *process
@@ -57,6 +60,7 @@ type Till struct {
 // Pace is how fast a till measures; a run on a desk is faster than a shop.
 type Pace struct {
 	Poll, Stats, Batch, Heartbeat string // Go durations, as in the agent's file
+	Flaps                         int    // 0: the agent's own
 }
 
 // status is what `tillward-agent -status` prints.
@@ -101,6 +105,7 @@ poll = "{{.Pace.Poll}}"
 stats = "{{.Pace.Stats}}"
 batch = "{{.Pace.Batch}}"
 heartbeat = "{{.Pace.Heartbeat}}"
+{{with .Pace.Flaps}}flaps = {{.}}{{end}}
 
 [peripherals]
 usb = false
@@ -110,9 +115,10 @@ id = "receipt"
 driver = "escpos"
 address = "{{.Printer}}"
 claim = "own"
-options = { drawer_open_level = "high" }
+{{.Printing}}
 
 {{.Reader}}
+{{.More}}
 [[device]]
 id = "box"
 driver = "board"
@@ -124,7 +130,7 @@ func (t *Till) configure() error {
 	err := agentFile.Execute(&b, map[string]any{
 		"Model": simModel, "State": filepath.Join(t.disk, "state"), "Apps": filepath.Join(t.disk, "apps"), "CheckFor": t.check, "Media": filepath.Join(t.dir, "media", "*", "tillward-update"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
 		"Roots": cmp.Or(t.roots, t.service.roots()), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
-		"Artifacts": cmp.Or(t.artifacts, t.Web()), "RAUC": t.rauc, "Reader": readerFile(t.reader), "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
+		"Artifacts": cmp.Or(t.artifacts, t.Web()), "RAUC": t.rauc, "Reader": readerFile(t.reader), "Printing": t.printing(), "More": t.more, "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.Name, err)
@@ -288,6 +294,9 @@ func (t *Till) close() {
 	}
 	if t.printer != nil {
 		_ = t.printer.Close()
+	}
+	if t.scanner != nil {
+		_ = t.scanner.Close()
 	}
 	if t.tpm != nil {
 		t.tpm.Stop()

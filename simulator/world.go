@@ -43,6 +43,8 @@ type Options struct {
 	Unjudged string        // what a model without reference values earns; empty: quarantined
 	EKRoots  []string      // PEM files of authorities whose TPMs are of tier A
 	Signers  []Signer      // who signs releases; none: one key for each role, in one hand
+	Devices  string        // more [[device]] of every till, as in the agent's file
+	Counter  bool          // a till has a drawer, a scanner and print sockets as well, see Till.Counter
 	Day      time.Duration // how long the scripted day lasts
 	Receipts string        // folder for a picture of each receipt; empty: none
 	Pace     Pace
@@ -171,7 +173,12 @@ func (w *World) makeTill(ctx context.Context, i int) (*Till, error) {
 			return t, fmt.Errorf("%s: %w", t.Name, err)
 		}
 	}
-	t.reader = w.readers.Reader(i)
+	t.reader, t.readers, t.more = w.readers.Reader(i), w.readers, w.opt.Devices
+	if w.opt.Counter {
+		if err = t.furnish(); err != nil {
+			return t, err
+		}
+	}
 	if t.mqtt, err = NewLine(ctx, "127.0.0.1:0", w.service.cfg.Device.MQTT); err != nil {
 		return t, err
 	}

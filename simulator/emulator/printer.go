@@ -34,9 +34,10 @@ type Printer struct {
 	cable    *line           // that stays
 	turn     <-chan struct{} // closed when the last line that came is over
 	faults   map[Fault]bool
-	paper    int  // line feeds left on the roll
-	dots     int  // fed since the last whole line
-	asb      byte // what GS a has enabled
+	came     map[Fault]time.Time // by use
+	paper    int                 // line feeds left on the roll
+	dots     int                 // fed since the last whole line
+	asb      byte                // what GS a has enabled
 	sent     [4]byte
 	stopped  bool          // XOFF was said last
 	tail     []byte        // a command that has not arrived whole
@@ -65,7 +66,7 @@ func NewPrinter(addr string) (*Printer, error) {
 	close(free)
 	p := &Printer{
 		turn: free, done: make(chan struct{}),
-		faults: map[Fault]bool{}, paper: rollLines, serial: "EMU0000001",
+		faults: map[Fault]bool{}, came: map[Fault]time.Time{}, paper: rollLines, serial: "EMU0000001",
 		counters: map[int]uint64{20: 0, 21: 0, 50: 0, 70: 0, 148: 0, 149: 0, 178: 0, 198: 1200},
 		noise:    rand.New(rand.NewPCG(1, 2)), press: paper.New(paper.Wide), columns: paper.Wide / 12,
 	}
@@ -238,11 +239,24 @@ func (p *Printer) feedLocked(dots int) {
 	p.dots += dots
 	lines := p.dots / dotsPerLine
 	p.dots %= dotsPerLine
+	before := p.paper
 	p.paper -= lines
+	for at, f := range map[int]Fault{nearEndLines: NearEnd, 0: PaperEnd} {
+		if before > at && p.paper <= at {
+			p.came[f] = time.Now()
+		}
+	}
 	for _, n := range []int{20, 21, 148, 149} {
 		p.counters[n] += uint64(lines) // #nosec G115 -- not negative
 	}
 	p.busy += time.Duration(lines) * p.perLine
+}
+
+// Came is when NearEnd or PaperEnd last came by use; zero: never.
+func (p *Printer) Came(f Fault) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.came[f]
 }
 
 func (p *Printer) kickLocked() {

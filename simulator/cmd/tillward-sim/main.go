@@ -23,6 +23,7 @@ import (
 	"github.com/tillward/tillward/cloud"
 	"github.com/tillward/tillward/simulator"
 	"github.com/tillward/tillward/simulator/attack"
+	"github.com/tillward/tillward/simulator/counterday"
 	"github.com/tillward/tillward/simulator/tamper"
 )
 
@@ -45,7 +46,7 @@ type runCmd struct {
 	Bin       string        `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
 	Receipts  string        `help:"Draw what the printers print, a PNG for each receipt, into this folder." placeholder:"DIR"`
 	Verbose   bool          `short:"v" help:"Show the service's log."`
-	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,update-attacks,rollout-minority,powercut," default:""`
+	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,update-attacks,rollout-minority,powercut,counter-day," default:""`
 	Devices   int           `help:"Of the scenario rollout-minority: devices on the wire." default:"10000"`
 	Of        float64       `help:"Of the same: share of the fleet that the bad model has; 4 % of the fleet are bad." default:"0.04"`
 	Cuts      int           `help:"Of the scenario powercut: how often the power goes." default:"200"`
@@ -97,6 +98,10 @@ func (c *runCmd) Run(ctx context.Context) error {
 	}
 	if c.Scenario == "update-attacks" {
 		return tamper.Run(ctx, tamper.Options{Options: o, Report: c.Report, Only: c.Only})
+	}
+	if c.Scenario == "counter-day" {
+		o.Day = time.Minute
+		return counterday.Run(ctx, counterday.Options{Options: o, Report: c.Report})
 	}
 	if c.Scenario == "powercut" {
 		o.PortBase, o.Pace = 0, simulator.Pace{Poll: "1s", Stats: "30s", Batch: "5s", Heartbeat: "5s"}
