@@ -1,10 +1,12 @@
 package emulator
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -41,10 +43,61 @@ func (l *line) end() {
 	})
 }
 
+// reserve takes an address for as long as the printer is there. A printer
+// without power refuses connections; nobody else may have its address meanwhile.
+func (p *Printer) reserve(addr string) error {
+	where, err := net.ResolveTCPAddr("tcp4", addr)
+	if err != nil {
+		return err
+	}
+	p.place, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	at := &unix.SockaddrInet4{Port: where.Port}
+	copy(at.Addr[:], where.IP.To4())
+	if err = unix.SetsockoptInt(p.place, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err == nil {
+		err = unix.Bind(p.place, at)
+	}
+	var bound unix.Sockaddr
+	if err == nil {
+		bound, err = unix.Getsockname(p.place)
+	}
+	if err == nil {
+		in := bound.(*unix.SockaddrInet4)
+		p.addr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))).String() // #nosec G115 -- a port
+		err = p.listenLocked()
+	}
+	if err != nil {
+		_ = unix.Close(p.place)
+	}
+	return err
+}
+
+func (p *Printer) listenLocked() error {
+	if p.addr == "" || p.closed || p.listener != nil {
+		return nil
+	}
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp4", p.addr)
+	if err != nil {
+		return err
+	}
+	p.listener = l
+	p.wg.Go(func() { p.accept(l) })
+	return nil
+}
+
+func (p *Printer) unlistenLocked() {
+	if p.listener != nil {
+		_ = p.listener.Close()
+		p.listener = nil
+	}
+}
+
 // accept takes one connection after the other.
-func (p *Printer) accept() {
+func (p *Printer) accept(l net.Listener) {
 	for {
-		conn, err := p.listener.Accept()
+		conn, err := l.Accept()
 		if err != nil {
 			return
 		}
@@ -55,11 +108,10 @@ func (p *Printer) accept() {
 			_ = conn.Close()
 			continue
 		}
-		l := newLine(conn, false)
 		before, after := p.queue()
 		p.wg.Go(func() {
 			defer close(after)
-			_ = p.serve(l, before)
+			_ = p.serve(newLine(conn, false), before)
 		})
 	}
 }

@@ -298,6 +298,42 @@ func TestConnectionBeforeCable(t *testing.T) {
 	}
 }
 
+// Without power it refuses connections, and nobody else gets its address.
+func TestUnpluggedRefuses(t *testing.T) {
+	p := printer(t)
+	c := dial(t, p)
+	ask(t, c, "\x10\x04\x01", "\x12")
+	p.Set(emulator.Unplugged, true)
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection outlived the power")
+	}
+	for range 100 {
+		if c, err := net.Dial("tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatalf("got %v, %v; want refused", c, err)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Addr().String() == p.Addr() {
+			t.Error("somebody else got the address")
+		}
+		_ = l.Close()
+	}
+	p.Set(emulator.Unplugged, false)
+	ask(t, dial(t, p), "\x10\x04\x01", "\x12")
+	if q, err := emulator.NewPrinter(p.Addr()); err == nil {
+		_ = q.Close()
+		t.Error("two printers on one address")
+	}
+	for _, bad := range []string{"nowhere", "192.0.2.1:0"} {
+		if q, err := emulator.NewPrinter(bad); err == nil {
+			_ = q.Close()
+			t.Errorf("a printer at %s", bad)
+		}
+	}
+}
+
 func TestFaultsOfTheInterface(t *testing.T) {
 	p := printer(t)
 	p.Set(emulator.Slow, true)

@@ -1,12 +1,14 @@
 package emulator
 
 import (
-	"context"
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tillward/tillward/simulator/emulator/paper"
 )
@@ -23,12 +25,14 @@ const (
 // network cards of real ones, the first connection has it and others wait
 // until that closes.
 type Printer struct {
-	listener net.Listener // nil: other lines alone
-	done     chan struct{}
-	wg       sync.WaitGroup
+	addr  string // empty: other lines alone
+	place int    // socket that keeps the address while nobody listens there
+	done  chan struct{}
+	wg    sync.WaitGroup
 
 	mu       sync.Mutex
-	work     *sync.Cond // the state or the buffer has changed
+	listener net.Listener // nil: unplugged
+	work     *sync.Cond   // the state or the buffer has changed
 	closed   bool
 	line     *line           // that is answered on
 	cable    *line           // that stays
@@ -72,24 +76,16 @@ func NewPrinter(addr string) (*Printer, error) {
 	}
 	p.work = sync.NewCond(&p.mu)
 	if addr != "" {
-		l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", addr)
-		if err != nil {
+		if err := p.reserve(addr); err != nil {
 			return nil, fmt.Errorf("printer emulator: %w", err)
 		}
-		p.listener = l
-		p.wg.Go(p.accept)
 	}
 	p.wg.Go(p.process)
 	return p, nil
 }
 
 // Addr is the host:port it listens on; empty when it does not.
-func (p *Printer) Addr() string {
-	if p.listener == nil {
-		return ""
-	}
-	return p.listener.Addr().String()
-}
+func (p *Printer) Addr() string { return p.addr }
 
 // Close ends it and all its lines, and waits. It tells of counters and pictures
 // that could not be kept.
@@ -98,8 +94,9 @@ func (p *Printer) Close() error {
 	if !p.closed {
 		p.closed = true
 		close(p.done)
-		if p.listener != nil {
-			_ = p.listener.Close()
+		p.unlistenLocked()
+		if p.addr != "" {
+			_ = unix.Close(p.place)
 		}
 		for _, l := range []*line{p.line, p.cable} {
 			if l != nil {
@@ -145,6 +142,9 @@ func (p *Printer) Set(f Fault, on bool) {
 		p.buffer, p.tail, p.asb, p.busy, p.stopped = nil, nil, 0, 0, false
 		p.press.Do([]byte{esc, '@'})
 		p.dropLocked()
+		p.unlistenLocked()
+	case f == Unplugged && was:
+		p.lost = cmp.Or(p.lost, p.listenLocked())
 	case f == FeedButton && on && !was && !p.offlineForLocked(FeedButton):
 		p.feedLocked(3 * dotsPerLine)
 	}
