@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -262,6 +263,8 @@ func (d absent) Status(context.Context) (hal.Status, error) {
 		s.Reason = "M_DRIVER_PANIC"
 	case e.Code == "E_NOSERVICE":
 		s.Health, s.Reason = hal.NoSensor, "M_NO_DRIVER"
+	case errors.Is(d.err, fs.ErrPermission):
+		s.Health, s.Reason = hal.NoSensor, "M_NO_ACCESS"
 	case e.Code == "E_BUSY":
 		s.Health, s.Reason = hal.NoSensor, "M_IN_USE"
 	case e.Code == "E_TIMEOUT":

@@ -3,6 +3,7 @@ package telemetry_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"iter"
 	"slices"
 	"strings"
@@ -234,23 +235,27 @@ func (bursting) Events(context.Context) iter.Seq2[hal.Event, error] {
 	return func(func(hal.Event, error) bool) { panic("secret") }
 }
 
-// TestInUse holds that a device which somebody else holds is not called broken.
-func TestInUse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d, p := &desk{t: t}, printer()
-		p.does(func(context.Context) (hal.Status, error) {
-			return hal.Status{}, &hal.Error{Code: "E_BUSY", Op: "status"}
+// TestNotOurs holds that a device which somebody else holds, or which the agent
+// may not open, is not called broken.
+func TestNotOurs(t *testing.T) {
+	for want, err := range map[string]error{
+		"M_IN_USE":    &hal.Error{Code: "E_BUSY", Op: "status"},
+		"M_NO_ACCESS": &hal.Error{Code: "E_FAILURE", Op: "status", Err: fs.ErrPermission},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d, p := &desk{t: t}, printer()
+			p.does(func(context.Context) (hal.Status, error) { return hal.Status{}, err })
+			watch(t, d.options(p), func(m *telemetry.Monitor, after func(time.Duration)) {
+				after(3 * time.Second)
+				if s := m.Snapshot()[0]; s.Reason != want || s.Health != "Unknown" || s.Power != "PS_UNKNOWN" {
+					t.Errorf("want %s: %+v", want, s)
+				}
+				if _, _, _, audit := d.got(); len(audit) != 0 {
+					t.Errorf("audited %q", audit)
+				}
+			})
 		})
-		watch(t, d.options(p), func(m *telemetry.Monitor, after func(time.Duration)) {
-			after(3 * time.Second)
-			if s := m.Snapshot()[0]; s.Reason != "M_IN_USE" || s.Health != "Unknown" || s.Power != "PS_UNKNOWN" {
-				t.Errorf("in use: %+v", s)
-			}
-			if _, _, _, audit := d.got(); len(audit) != 0 {
-				t.Errorf("audited %q", audit)
-			}
-		})
-	})
+	}
 }
 
 // TestTakesThePlace holds that a device which is watched under an ID that is

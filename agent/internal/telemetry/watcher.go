@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -193,7 +194,7 @@ func (w *watcher) look(ctx context.Context) error {
 }
 
 // unanswered is the state of a device that could not be asked. One that somebody
-// else holds is no fault.
+// else holds, or that is not for the agent, is no fault.
 func unanswered(err error) (power, health, reason string) {
 	power, health, reason = string(hal.PowerOffOffline), string(hal.Offline), "POWER_OFF_OFFLINE"
 	var e *hal.Error
@@ -204,6 +205,8 @@ func unanswered(err error) (power, health, reason string) {
 		reason = "M_TIMEOUT"
 	case errors.As(err, &e) && e.Code == "E_TIMEOUT":
 		reason = "M_TIMEOUT"
+	case errors.Is(err, fs.ErrPermission):
+		power, health, reason = string(hal.PowerUnknown), string(hal.NoSensor), "M_NO_ACCESS"
 	case errors.As(err, &e) && e.Code == "E_BUSY":
 		power, health, reason = string(hal.PowerUnknown), string(hal.NoSensor), "M_IN_USE"
 	}
