@@ -170,6 +170,7 @@ var vitalSensors = map[string][][]string{
 	"M_TamperSwitch": {{"M_Tampered"}},
 	"M_DoorSwitch":   {{"M_DoorOpen"}},
 	"M_Environment":  {{"M_TempHigh", "M_SupplyLow"}},
+	"M_Host":         {{"M_DiskLow"}, {"M_MemoryLow"}},
 }
 
 // Roll is the light of a peripheral from what its till says of it and from what

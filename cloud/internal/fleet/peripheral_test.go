@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/hal"
 )
 
 // reasons are all codes that a light may give as its reason: what the sensors
@@ -90,6 +91,20 @@ func TestRoll(t *testing.T) {
 		p := fleet.Peripheral{Category: c.category, Power: c.power, Sensors: sensors(c.sensors), Said: fleet.Light{Health: c.health, Reason: c.reason}}
 		if l := fleet.Roll(p, c.soon, c.worse); l.Health+" "+l.Reason != c.want {
 			t.Errorf("%+v: got %s %s", c, l.Health, l.Reason)
+		}
+	}
+}
+
+// TestRollIsAsStrictAsTheAgent compares with what the agent goes by: what is not
+// OK there, because no sensor tells, is not OK here either.
+func TestRollIsAsStrictAsTheAgent(t *testing.T) {
+	for _, c := range []hal.Category{
+		hal.POSPrinter, hal.CashDrawer, hal.SmartCardRW, hal.Scanner, hal.LineDisplay, hal.Host, hal.Tamper, hal.Door, hal.Environment,
+	} {
+		agent := hal.Judge(c, hal.PowerOnline, nil)
+		l := fleet.Roll(fleet.Peripheral{Category: string(c), Power: string(hal.PowerOnline), Said: fleet.Light{Health: fleet.HealthOK}}, false, false)
+		if l.Health != string(agent.Health) || l.Reason != agent.Reason {
+			t.Errorf("%s without sensors: got %s %s, and the agent says %s %s", c, l.Health, l.Reason, agent.Health, agent.Reason)
 		}
 	}
 }
