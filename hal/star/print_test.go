@@ -200,10 +200,11 @@ func TestFlowControl(t *testing.T) {
 	if n := value(t, d, "CommunicationErrorCount"); n != 0 {
 		t.Errorf("XON and XOFF are counted as %v errors", n)
 	}
-	p.Set(emulator.CoverOpen, true) // and one that is off-line and says so from the start
-	_ = d.Close()
-	again := open(t, p, hal.Own)
-	status(t, again, func(s hal.Status) bool { return s.Reason == "COVER_OPEN" })
+	off := printer(t, cables[1]) // and one that is off-line from the start
+	off.tty += "?flow=xonxoff"
+	off.Set(emulator.SpeaksXonXoff, true)
+	off.Set(emulator.CoverOpen, true)
+	status(t, open(t, off, hal.Own), func(s hal.Status) bool { return s.Reason == "COVER_OPEN" })
 }
 
 // The till holds the printer: that is "in use", not "broken".
