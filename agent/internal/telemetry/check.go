@@ -29,7 +29,7 @@ const checkGrace = 10 * time.Minute // a device that was just found is not teste
 // counts. An error means that there was no test.
 func (m *Monitor) Check(ctx context.Context, id string, level hal.Level) (wire.HealthCheck, error) {
 	m.mu.Lock()
-	w := m.watchers[id]
+	w := m.watchers[nameOf(id)]
 	m.mu.Unlock()
 	if w == nil {
 		return wire.HealthCheck{}, fmt.Errorf("no peripheral called %q here", id)

@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"maps"
 	"slices"
@@ -233,9 +232,5 @@ func (m *Monitor) name(c hal.Candidate) string {
 	if hal.MayHoldPAN(id) || hal.MayHoldPAN(c.Key) {
 		id = "usb"
 	}
-	sum := sha256.Sum256([]byte(c.Key))
-	for i := range 12 {
-		sum[i] = 'a' + sum[i]%16
-	}
-	return id[:min(len(id), 40)] + "-" + string(sum[:12])
+	return id[:min(len(id), 40)] + "-" + letters(c.Key)
 }

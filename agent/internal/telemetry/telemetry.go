@@ -156,7 +156,7 @@ func New(o Options) *Monitor {
 // hal.Statistics, hal.Notifier and hal.HealthChecker. It takes the place of one
 // with the same ID. Samples of a hal.Host are those of the box itself.
 func (m *Monitor) Watch(d hal.Device) {
-	id := identifier(d.Info().ID)
+	id := d.Info().ID
 	m.watch(d, id)
 	if p, ok := d.(hal.Parent); ok {
 		for _, part := range p.Parts() {

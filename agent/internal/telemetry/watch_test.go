@@ -3,6 +3,7 @@ package telemetry_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"iter"
 	"slices"
@@ -256,6 +257,36 @@ func TestNotOurs(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestOddNames holds that a device is told and paced whatever it is called, and
+// that an ID which could be a card number stays.
+func TestOddNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, spaced, card, none := &desk{t: t}, printer(), printer(), printer()
+		spaced.info.ID, card.info.ID, none.info.ID = "front printer", "4111 1111 1111 1111", ""
+		o := d.options(spaced, card, none)
+		o.Pace.Of = map[string]time.Duration{"front printer": time.Second}
+		o.Counts = func(id string) []hal.Stat {
+			return []hal.Stat{{Name: "M_PrintJobCount", Value: float64(len(id)), Epoch: 1}}
+		}
+		watch(t, o, func(_ *telemetry.Monitor, after func(time.Duration)) { after(time.Minute) })
+		samples, _, states, _ := d.got()
+		if got := ids(states[0]); len(got) != 3 || got[0] != "front_printer" || !strings.HasPrefix(got[1], "unnamed-") || got[1] == got[2] {
+			t.Errorf("told as %q", got)
+		}
+		if spaced.looked() < 55 || card.looked() > 10 {
+			t.Errorf("looked at %d and %d times", spaced.looked(), card.looked())
+		}
+		if all := fmt.Sprint(samples, states); strings.Contains(all, "1111") {
+			t.Errorf("a card number left the device: %s", all)
+		}
+		if !slices.ContainsFunc(samples, func(s wire.Sample) bool {
+			return s.Name == "M_PrintJobCount" && s.Peripheral == "front_printer" && s.Value == 13
+		}) {
+			t.Errorf("samples %+v", samples)
+		}
+	})
 }
 
 // TestTakesThePlace holds that a device which is watched under an ID that is

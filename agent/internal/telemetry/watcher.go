@@ -29,11 +29,12 @@ type watcher struct {
 	d      hal.Device
 	status hal.StatusReader // nil: it cannot be asked
 	tells  bool             // of changes, by itself
-	id     string
-	under  string        // whose part it is; its own ID where it is none
-	kick   chan struct{} // look now
-	moved  atomic.Bool   // its place on the bus has changed
-	due    atomic.Bool   // count at the next look
+	id     string           // as told
+	named  string           // as configured
+	under  string           // whose part it is, as configured; its own name where it is none
+	kick   chan struct{}    // look now
+	moved  atomic.Bool      // its place on the bus has changed
+	due    atomic.Bool      // count at the next look
 
 	once sync.Once
 	left chan struct{} // closed when it is watched no more
@@ -56,7 +57,7 @@ func newWatcher(m *Monitor, d hal.Device, under string) *watcher {
 	w.status, _ = d.(hal.StatusReader)
 	_, w.tells = d.(hal.Notifier)
 	w.learn(d.Info())
-	w.id = identifier(w.info.ID)
+	w.named, w.id = w.info.ID, nameOf(w.info.ID)
 	return w
 }
 
@@ -83,7 +84,7 @@ func (w *watcher) every() time.Duration {
 	w.m.mu.Lock()
 	p := w.m.pace
 	w.m.mu.Unlock()
-	for _, id := range []string{w.id, w.under} {
+	for _, id := range []string{w.named, w.under} {
 		if d := p.Of[id]; d > 0 {
 			return d
 		}
@@ -234,7 +235,7 @@ func (w *watcher) count(ctx context.Context) error {
 	if w.info.Category == hal.Host {
 		of = ""
 	} else if w.m.o.Counts != nil {
-		stats = append(slices.Clip(stats), w.m.o.Counts(w.id)...)
+		stats = append(slices.Clip(stats), w.m.o.Counts(w.named)...)
 	}
 	now := time.Now().UnixMilli()
 	w.m.post(ctx, func(ctx context.Context) {
