@@ -93,8 +93,9 @@ func (t *tunnel) unblock() {
 // read hands on what the application says; it is not asked for more before
 // that is taken.
 func (t *tunnel) read(in chan<- []byte) {
-	for {
-		b := make([]byte, readAhead)
+	var twice [2][readAhead]byte // one is read into while the other is passed on
+	for i := 0; ; i++ {
+		b := twice[i%2][:]
 		n, err := t.app.Read(b)
 		if n > 0 {
 			select {
