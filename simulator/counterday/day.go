@@ -146,6 +146,9 @@ func Play(ctx context.Context, o Options) (Report, error) {
 	}
 	defer w.Close()
 	d.w, d.till = w, w.Tills[0]
+	url, token := w.Console()
+	d.say("console  %s", url)
+	d.say("token    %s", token)
 	d.till.Boot(ctx)
 	if err := d.settle(ctx); err != nil {
 		return Report{}, err

@@ -24,7 +24,7 @@ export function PeripheralPage({ device, peripheral }: { device: string; periphe
         {p.paper && <PaperGauge paper={p.paper} roll={p.roll_lines} />}
         {p.reads && <ReadRate reads={p.reads} />}
         {sensors.length > 0
-          ? <dl class="sensors">{sensors.map(([k, v]) => { const r = reading(k, v); return <div key={k}><dt>{sensor(k)}</dt><dd class={r.tone}>{r.text}</dd></div>; })}</dl>
+          ? <dl class="sensors wide">{sensors.map(([k, v]) => { const r = reading(k, v); return <div key={k}><dt>{sensor(k)}</dt><dd class={r.tone}>{r.text}</dd></div>; })}</dl>
           : <p class="dim">It has no sensors that anybody could ask.</p>}
       </Card>
       <Card title="How long it was how" aside={<label>Of the last <select data-testid="window" value={window} onChange={(e) => setWindow(e.currentTarget.value as keyof typeof windows)}>{Object.entries(windows).map(([k, v]) => <option key={k} value={k}>{v}</option>)}</select></label>}>
@@ -108,6 +108,9 @@ function Checks({ p, path, device, reload }: { p: PeripheralDetail; path: string
   );
 }
 
+/** CapRecNearEndSensor -> paper near end. */
+const ability = (cap: string) => (cap === 'CapRecPapercut' ? 'paper cut' : sensor(cap.replace(/^(M_)?Cap/, '')).toLowerCase());
+
 const claims: Record<string, string> = {
   observe: 'watched from outside; the till owns it', share: 'shared with the till', own: 'held by the agent, which prints for the till',
 };
@@ -115,7 +118,7 @@ const claims: Record<string, string> = {
 function Equipment({ p }: { p: PeripheralDetail }) {
   const rows: [string, string][] = [
     ['Maker', p.maker], ['Model', p.model], ['Serial number', p.serial], ['Firmware', p.firmware], ['Driver', p.driver === 'none' ? 'none: it is there, and nobody watches it' : p.driver],
-    ['Interface', p.interface], ['Where', p.key], ['How it is held', claims[p.claim] ?? p.claim], ['Can tell', (p.caps ?? []).map((c) => sensor(c.replace(/^(M_)?Cap/, '')).toLowerCase()).join(', ')],
+    ['Interface', p.interface], ['Where', p.key], ['How it is held', claims[p.claim] ?? p.claim], ['Can tell', (p.caps ?? []).map(ability).join(', ')],
   ];
   return <dl class="equipment">{rows.filter(([, v]) => v).map(([k, v]) => <div key={k}><dt>{k}</dt><dd>{v}</dd></div>)}</dl>;
 }
