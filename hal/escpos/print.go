@@ -17,6 +17,7 @@ const (
 	confirmWithin = 10 * time.Second // the same of a printer that may not tell
 	waitWithin    = 30 * time.Second // for another job to be over
 	stuckWithin   = time.Minute      // for a printer that takes nothing and gives no reason
+	recoverWithin = 3 * time.Second  // for the cutter to find its place
 	lookEvery     = 50 * time.Millisecond
 )
 
@@ -277,7 +278,9 @@ func (p *printer) proving() asking {
 	return version
 }
 
-// CheckHealth implements hal.HealthChecker. External prints a test page.
+// CheckHealth implements hal.HealthChecker. External prints a test page, and
+// before that has a printer go on that stands because of an error that somebody
+// has removed: what it was printing then comes out.
 func (p *printer) CheckHealth(ctx context.Context, level hal.Level) (hal.Report, error) {
 	if level == hal.Interactive {
 		return hal.Report{}, &hal.Error{Code: "E_ILLEGAL", Op: "check health", Err: errors.New("a printer has no interactive check; use external")}
@@ -290,6 +293,14 @@ func (p *printer) CheckHealth(ctx context.Context, level hal.Level) (hal.Report,
 	r := checked(st, time.Since(began))
 	if level == hal.Internal {
 		return r, nil
+	}
+	if p.claim == hal.Own && recoverable(st) {
+		began = time.Now()
+		check := hal.Check{ID: "recover", OK: p.recover(ctx), Took: time.Since(began)}
+		if !check.OK {
+			check.Code = st.Reason
+		}
+		r.Checks = append(r.Checks, check)
 	}
 	began = time.Now()
 	made, err := p.Print(ctx, strings.NewReader(p.testPage(began)))
@@ -304,6 +315,31 @@ func (p *printer) CheckHealth(ctx context.Context, level hal.Level) (hal.Report,
 		r.Text = "The test page has been sent; this printer cannot say whether it came out."
 	}
 	return r, nil
+}
+
+// recoverable reports whether a printer stands because of an error that DLE ENQ
+// ends, once its cause is removed.
+func recoverable(st hal.Status) bool {
+	return st.Power == hal.PowerOffline && st.Sensors["M_UnrecoverableError"] != hal.Yes &&
+		(st.Sensors["M_CutterError"] == hal.Yes || st.Sensors["M_MechanicalError"] == hal.Yes)
+}
+
+// recover has the printer go on from the line where it stopped.
+func (p *printer) recover(ctx context.Context) bool {
+	s := p.session()
+	if s == nil || s.tell(ctx, dle, 0x05, 1) != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, recoverWithin)
+	defer cancel()
+	for {
+		if st, err := s.poll(ctx, p.queries()); err != nil || !recoverable(st) {
+			return err == nil
+		}
+		if !pause(ctx, lookEvery, nil) || ctx.Err() != nil {
+			return false
+		}
+	}
 }
 
 func codeOf(err error) string {

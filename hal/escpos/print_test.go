@@ -3,6 +3,7 @@ package escpos_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -261,6 +262,39 @@ func TestPictureOfQuestions(t *testing.T) {
 		if s := status(t, d, func(hal.Status) bool { return true }); s.Sensors["CoverOpen"] != hal.No || s.Sensors["DrawerOpened"] != hal.No || s.Power != hal.PowerOnline {
 			t.Errorf("got %+v", s)
 		}
+	}
+}
+
+// An external check has a printer go on whose jam somebody has removed; what it
+// was printing comes out before the page.
+func TestCheckRecovers(t *testing.T) {
+	c := cables["tcp"](t)
+	d := c.open(t, hal.Own)
+	status(t, d, healthy)
+	c.Set(emulator.CutterJam, true)
+	status(t, d, func(s hal.Status) bool { return s.Sensors["M_CutterError"] == hal.Yes })
+	tunnel(t, d).say("tea\n\x1dV\x00\x10\x04\x01")
+	if r, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.Internal); err != nil || r.OK || !c.Has(emulator.CutterJam) {
+		t.Errorf("an internal check moves nothing: got %+v, %v", r, err)
+	}
+	r, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.External)
+	if err != nil || !r.OK {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	var steps []string
+	for _, s := range r.Checks {
+		steps = append(steps, fmt.Sprintf("%s %v %s", s.ID, s.OK, s.Code))
+	}
+	if want := "reachable true |status false M_CUTTER_ERROR|recover true |page true "; strings.Join(steps, "|") != want {
+		t.Errorf("got %q, want %q", strings.Join(steps, "|"), want)
+	}
+	if jobs := c.Jobs(); len(jobs) != 2 || jobs[0] != "tea\n" || !strings.Contains(jobs[1], "test page") {
+		t.Errorf("got %q", jobs)
+	}
+	c.Set(emulator.Unrecoverable, true)
+	status(t, d, func(s hal.Status) bool { return s.Sensors["M_UnrecoverableError"] == hal.Yes })
+	if r, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.External); err == nil || r.OK || len(r.Checks) != 3 || r.Checks[2].Code != "E_OFFLINE" {
+		t.Errorf("got %+v, %v", r, err)
 	}
 }
 
