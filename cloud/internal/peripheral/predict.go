@@ -129,13 +129,13 @@ func (p *Printer) pace(n float64, place *time.Location) (ahead func(lines float6
 }
 
 // lately returns since when and how many lines tell how fast the next n will be
-// printed, and by how many they may differ from that. It looks as far back as
-// ahead, half of the roll so far at least, or chance would rule, and further as
-// long as that says the same.
+// printed, and by how many they may differ from that. It looks back over the roll
+// so far, at least as far as ahead: hours are busier and less busy, and over many
+// that evens out. It looks further as long as that says the same.
 func (p *Printer) lately(n float64) (from int64, got, sd float64) {
 	var rates, errs []float64
 	for _, more := range []float64{1, 1.5, 2.25, 3.4} {
-		want := max(n, p.Used/2) * more
+		want := max(n, p.Used) * more
 		at, some := p.back(want)
 		if some <= got || at >= p.At {
 			break

@@ -319,7 +319,7 @@ func news(p fleet.Peripheral, d fleet.DerivedPeripheral, soon bool, now time.Tim
 	}
 	if b != nil {
 		moved, ahead := b.RunOutAt.Sub(a.RunOutAt).Abs(), b.RunOutAt.Sub(now)
-		if a.Basis != b.Basis || moved > max(ahead/100, time.Second) || math.Abs(a.LinesLeft-b.LinesLeft) > b.LinesLeft/100 || math.Abs(a.Confidence-b.Confidence) > 0.05 {
+		if a.Basis != b.Basis || moved > max(ahead/100, 100*time.Millisecond) || math.Abs(a.LinesLeft-b.LinesLeft) > b.LinesLeft/100 || math.Abs(a.Confidence-b.Confidence) > 0.05 {
 			return true
 		}
 	}
