@@ -10,10 +10,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -639,4 +642,24 @@ func TestTimes(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestGroup holds that the socket belongs to the group that is named, and that
+// there is none rather than one with other rights.
+func TestGroup(t *testing.T) {
+	g, err := user.LookupGroupId(strconv.Itoa(os.Getgid()))
+	if err != nil {
+		t.Skip(err)
+	}
+	h := open(t, func(o *local.Options) { o.Group = g.Name })
+	_ = h.dial(t, "print").Close()
+	is, err := os.Lstat(h.path("print"))
+	if err != nil || is.Sys().(*syscall.Stat_t).Gid != uint32(os.Getgid()) || is.Mode().Perm() != 0o660 {
+		t.Errorf("%+v, %v", is, err)
+	}
+	h = open(t, func(o *local.Options) { o.Group = "nobody-has-such-a-group" })
+	eventually(t, "said", func() bool { return strings.Contains(h.log.String(), "nobody-has-such-a-group") })
+	if _, err := os.Lstat(h.path("print")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a socket without its group is there: %v", err)
+	}
 }
