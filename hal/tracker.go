@@ -36,6 +36,8 @@ type Tracker struct {
 	known   map[string]Tri // last value of each sensor that was not Unknown
 	paper   string         // last paper state that was known, as an event code
 	stats   map[string]Stat
+	panics  []time.Time // of the last minutes
+	broken  bool        // given up, see Contain
 }
 
 // closedEpoch is the newest epoch of a tracker that was closed: a device that
@@ -86,6 +88,9 @@ func (t *Tracker) Update(power Power, sensors map[string]Tri) Status {
 	now := Judge(t.category, power, sensors)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.broken {
+		return clone(t.last)
+	}
 	was := t.last
 	t.powered, t.since = t.poweredUntil(time.Now())
 	t.last = now

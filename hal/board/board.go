@@ -91,9 +91,9 @@ func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	b.stop, b.done = cancel, ctx.Done()
-	b.wg.Go(func() { b.run(ctx, cmp.Or(d.every, lookEvery)) })
+	b.wg.Go(func() { b.track.Supervise(func() { b.run(ctx, cmp.Or(d.every, lookEvery)) }) })
 	if cfg.Options["smart"] == "" {
-		b.wg.Go(func() { b.watchDisks(ctx) })
+		b.wg.Go(func() { b.track.Supervise(func() { b.watchDisks(ctx) }) })
 	}
 	return b, nil
 }

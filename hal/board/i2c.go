@@ -83,7 +83,7 @@ func (d I2C) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop = cancel
-	m.wg.Go(func() { m.run(ctx, cmp.Or(d.Every, 2*time.Second)) })
+	m.wg.Go(func() { m.track.Supervise(func() { m.run(ctx, cmp.Or(d.Every, 2*time.Second)) }) })
 	return m, nil
 }
 

@@ -9,6 +9,8 @@ import (
 // answersWithin is how long a call into the kernel is waited for.
 const answersWithin = time.Second
 
+var errPanicked = errors.New("what the kernel said was too much for this driver")
+
 // errStuck is a call that has not ended.
 var errStuck = errors.New("the kernel does not answer")
 
@@ -35,6 +37,14 @@ func patiently[T any](ctx context.Context, s *stuck, do func() (T, error), late 
 	answers, ended, left := make(chan answer), make(stuck), make(chan struct{})
 	go func() {
 		defer close(ended)
+		defer func() {
+			if recover() != nil {
+				select {
+				case answers <- answer{none, errPanicked}:
+				case <-left:
+				}
+			}
+		}()
 		v, err := do()
 		select {
 		case answers <- answer{v, err}:

@@ -106,7 +106,7 @@ func (d Switch) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 		k := &kicker{sw: s, out: name, how: kick, pulse: pulse}
 		device, s.begin = k, k.rest
 	}
-	s.wg.Go(func() { s.run(ctx) })
+	s.wg.Go(func() { s.track.Supervise(func() { s.run(ctx) }) })
 	return device, nil
 }
 
@@ -194,7 +194,7 @@ func (s *sw) run(ctx context.Context) {
 	if s.begin != nil {
 		s.begin()
 	}
-	for failures := 0; ctx.Err() == nil; failures++ {
+	for failures := 0; ctx.Err() == nil && !s.track.Broken(); failures++ {
 		line, err := patiently(ctx, &s.stuck, func() (Line, error) { return s.lines.Take(s.line, s.how) }, release)
 		if err == nil {
 			stop := context.AfterFunc(ctx, func() { _ = line.Close() })

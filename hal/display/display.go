@@ -60,9 +60,9 @@ func (drv Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	d.stop = cancel
 	if d.info.Claim == hal.Own {
-		d.wg.Go(func() { d.run(ctx) })
+		d.wg.Go(func() { d.track.Supervise(func() { d.run(ctx) }) })
 	} else {
-		d.wg.Go(func() { d.watch(ctx) })
+		d.wg.Go(func() { d.track.Supervise(func() { d.watch(ctx) }) })
 	}
 	return d, nil
 }
@@ -244,7 +244,7 @@ func (d *display) watch(ctx context.Context) {
 func (d *display) run(ctx context.Context) {
 	attempted := sync.OnceFunc(func() { close(d.first) })
 	defer attempted()
-	for failures := 0; ctx.Err() == nil; failures++ {
+	for failures := 0; ctx.Err() == nil && !d.track.Broken(); failures++ {
 		if s, err := d.connect(ctx); err == nil {
 			d.hold(s)
 			d.show(true)
@@ -298,7 +298,7 @@ func (d *display) connect(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := begin(conn, d.timeout, func() { d.track.Count("CommunicationErrorCount", 1) })
+	s := begin(conn, d.timeout, func() { d.track.Count("CommunicationErrorCount", 1) }, d.track.Contain)
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	if err := d.look(ctx, s); err != nil {

@@ -66,9 +66,9 @@ type session struct {
 	wg      sync.WaitGroup
 }
 
-func begin(conn port.Conn, timeout time.Duration, failed func()) *session {
+func begin(conn port.Conn, timeout time.Duration, failed func(), contain func(func()) bool) *session {
 	s := &session{conn: conn, timeout: timeout, failed: failed, turn: make(chan struct{}, 1), answer: make(chan struct{}, 1), lost: make(chan struct{})}
-	s.wg.Go(s.read)
+	s.wg.Go(func() { contain(s.read) })
 	return s
 }
 

@@ -61,9 +61,9 @@ func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
 	if p.claim == hal.Own {
-		p.wg.Go(func() { p.run(ctx) })
+		p.wg.Go(func() { p.track.Supervise(func() { p.run(ctx) }) })
 	} else {
-		p.wg.Go(func() { p.watch(ctx) })
+		p.wg.Go(func() { p.track.Supervise(func() { p.watch(ctx) }) })
 	}
 	return p, nil
 }

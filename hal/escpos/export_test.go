@@ -1,5 +1,12 @@
 package escpos
 
+import (
+	"net"
+	"time"
+
+	"github.com/tillward/tillward/hal"
+)
+
 // Decode runs a stream through the decoder and returns its units by kind, and
 // how many runs of bytes meant nothing.
 func Decode(stream []byte) (realtime []byte, frames [][4]byte, blocks []string, errors int) {
@@ -52,4 +59,21 @@ func Walk(stream []byte, limit int) (r Walked) {
 	r.Cuts, r.Kicks, r.Dots, r.Between, r.Murky = w.cuts, w.kicks, w.dots, w.between(), w.murky
 	r.Padding, r.CanBePadded = w.padding(limit)
 	return r
+}
+
+// Listens reads conn with a driver that panics at the first frame, and returns
+// whether the connection was given up.
+func Listens(conn net.Conn, track *hal.Tracker) bool {
+	s := &session{
+		conn: conn, learn: func(reading) hal.Status { panic("too much") }, noise: func(int) {}, contain: track.Contain,
+		turn: make(chan struct{}, 1), lost: make(chan struct{}), oneWay: make(chan struct{}),
+	}
+	s.start(s.listen)
+	defer s.end()
+	select {
+	case <-s.lost:
+		return true
+	case <-time.After(10 * time.Second):
+		return false
+	}
 }

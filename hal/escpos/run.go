@@ -23,7 +23,7 @@ const (
 func (p *printer) run(ctx context.Context) {
 	attempted := sync.OnceFunc(func() { close(p.first) })
 	defer attempted()
-	for failures := 0; ctx.Err() == nil; failures++ {
+	for failures := 0; ctx.Err() == nil && !p.track.Broken(); failures++ {
 		s, err := p.connect(ctx)
 		if err == nil {
 			p.hold(s)
@@ -138,14 +138,14 @@ func (p *printer) begin(ctx context.Context, timeout time.Duration) (*session, e
 		return nil, err
 	}
 	s := &session{
-		conn: conn, timeout: timeout, learn: p.learn, noise: func(n int) { p.track.Count("CommunicationErrorCount", float64(n)) },
+		conn: conn, timeout: timeout, learn: p.learn, noise: func(n int) { p.track.Count("CommunicationErrorCount", float64(n)) }, contain: p.track.Contain,
 		turn: make(chan struct{}, 1), lost: make(chan struct{}), oneWay: make(chan struct{}),
 	}
 	if s.flow, err = port.GiveFlow(conn); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
-	s.start(s.read)
+	s.start(s.listen)
 	return s, nil
 }
 

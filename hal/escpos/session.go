@@ -46,6 +46,7 @@ type session struct {
 	flow    bool // XON and XOFF of this line are ours to obey
 	learn   func(reading) hal.Status
 	noise   func(n int)
+	contain func(work func()) bool
 	turn    chan struct{} // who may write; changes hands between two commands only
 	lost    chan struct{} // closed when reading has ended
 	oneWay  chan struct{} // closed when there is nothing to read, ever
@@ -84,8 +85,16 @@ func (s *session) start(f func()) bool {
 	if s.ended {
 		return false
 	}
-	s.wg.Go(f)
+	s.wg.Go(func() { s.contain(f) })
 	return true
+}
+
+// listen reads, and loses the connection when what came was too much for us.
+func (s *session) listen() {
+	if !s.contain(s.read) {
+		_ = s.conn.Close()
+		close(s.lost)
+	}
 }
 
 // silence makes nothing come of what is still read: the printer is about to be

@@ -51,7 +51,14 @@ func (b Bus) Watch(ctx context.Context, tell func(hal.Change)) error {
 	defer wg.Wait()
 	defer src.Close()
 	stirred, ended := make(chan struct{}, 1), make(chan error, 1)
-	wg.Go(func() { ended <- follow(src, stirred) })
+	wg.Go(func() {
+		defer func() {
+			if recover() != nil {
+				ended <- errPanicked
+			}
+		}()
+		ended <- follow(src, stirred)
+	})
 
 	root := filepath.Join("/", b.Root)
 	told := map[string]hal.Candidate{}
@@ -91,6 +98,8 @@ func (b Bus) Watch(ctx context.Context, tell func(hal.Change)) error {
 		}
 	}
 }
+
+var errPanicked = errors.New("what came from the kernel was too much for us")
 
 // follow tells stirred of each message that matters, until the source ends.
 func follow(src source, stirred chan<- struct{}) error {

@@ -86,7 +86,7 @@ func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 		track: hal.NewTracker(hal.Scanner, "GoodScanCount", "CommunicationErrorCount"),
 	}
 	s.info = s.base
-	s.wg.Go(func() { s.run(ctx) })
+	s.wg.Go(func() { s.track.Supervise(func() { s.run(ctx) }) })
 	return s, nil
 }
 
@@ -159,7 +159,7 @@ func (s *scanner) Status(ctx context.Context) (hal.Status, error) {
 func (s *scanner) run(ctx context.Context) {
 	looked := sync.OnceFunc(func() { close(s.first) })
 	defer looked()
-	for failures := 0; ctx.Err() == nil; failures++ {
+	for failures := 0; ctx.Err() == nil && !s.track.Broken(); failures++ {
 		f, err := s.open()
 		power := hal.PowerOffOffline
 		switch {
@@ -168,7 +168,7 @@ func (s *scanner) run(ctx context.Context) {
 			s.tell(nil)
 			s.track.Update(hal.PowerOnline, nil)
 			looked()
-			s.count(ctx, f)
+			s.track.Contain(func() { s.count(ctx, f) })
 			s.tell(errGone)
 		case errors.Is(err, errGone):
 			s.tell(err)

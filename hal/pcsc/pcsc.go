@@ -88,7 +88,7 @@ func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 		track: hal.NewTracker(hal.SmartCardRW, "CommunicationErrorCount", "M_CardInsertedCount", "M_CardRemovedCount",
 			"M_CardResetFailedCount", "M_TransmitErrorCount", "M_TransmitCount"),
 	}
-	r.wg.Go(func() { r.run(ctx) })
+	r.wg.Go(func() { r.track.Supervise(func() { r.run(ctx) }) })
 	return r, nil
 }
 
@@ -176,19 +176,25 @@ func (r *reader) Status(ctx context.Context) (hal.Status, error) {
 	return s, nil
 }
 
+var errPanicked = errors.New("what pcscd said was too much for this driver")
+
 const refusal = "E_NOSERVICE" // of a pcscd that is there for others
 
 // run watches for as long as the device is open.
 func (r *reader) run(ctx context.Context) {
 	looked := sync.OnceFunc(func() { close(r.first) })
 	defer looked()
-	for failures := 0; ctx.Err() == nil; failures++ {
+	for failures := 0; ctx.Err() == nil && !r.track.Broken(); failures++ {
 		c, err := dial(ctx, r.socket, r.timeout)
 		if err == nil {
-			err = r.follow(ctx, c, func() {
-				looked()
-				failures = 0
-			})
+			if !r.track.Contain(func() {
+				err = r.follow(ctx, c, func() {
+					looked()
+					failures = 0
+				})
+			}) {
+				err = errPanicked
+			}
 			c.close()
 		}
 		if ctx.Err() != nil {

@@ -167,7 +167,7 @@ func (c *cloud) begin(l net.Listener) {
 		IdleTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10, ErrorLog: silent, BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	c.wg.Go(func() { _ = c.server.Serve(&limited{l, c.clients, c.track}) })
-	c.wg.Go(func() { c.watch(ctx) })
+	c.wg.Go(func() { c.track.Supervise(func() { c.watch(ctx) }) })
 }
 
 // String implements conn.Resource.

@@ -55,7 +55,7 @@ func (p *printer) glance(ctx context.Context) (hal.Status, error) {
 	defer cancel()
 	conn, err := p.dial(ctx)
 	if err == nil {
-		s := begin(conn, min(p.timeout, 300*time.Millisecond), p.told, p.failed)
+		s := begin(conn, min(p.timeout, 300*time.Millisecond), p.told, p.failed, p.track.Contain)
 		defer s.end()
 		err = s.hello(ctx)
 	}

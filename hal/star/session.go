@@ -27,6 +27,7 @@ const (
 // lives by counting an ETB; one that is off-line obeys nothing that waits in
 // its buffer, and its silence means nothing.
 type session struct {
+	contain func(work func()) bool
 	conn    port.Conn
 	timeout time.Duration
 	told    func(reading) // what each frame says
@@ -52,13 +53,13 @@ type session struct {
 }
 
 // begin starts to read conn.
-func begin(conn port.Conn, timeout time.Duration, told func(reading), failed func(int)) *session {
+func begin(conn port.Conn, timeout time.Duration, told func(reading), failed func(int), contain func(func()) bool) *session {
 	s := &session{
-		conn: conn, timeout: timeout, told: told, failed: failed, turn: make(chan struct{}, 1), lost: make(chan struct{}),
+		contain: contain, conn: conn, timeout: timeout, told: told, failed: failed, turn: make(chan struct{}, 1), lost: make(chan struct{}),
 		news: make(chan struct{}), heard: time.Now(),
 	}
 	s.flow, _ = port.GiveFlow(conn)
-	s.wg.Go(s.read)
+	s.wg.Go(func() { s.contain(s.read) })
 	return s
 }
 
@@ -269,7 +270,7 @@ func (s *session) start(f func()) bool {
 	if s.ended {
 		return false
 	}
-	s.wg.Go(f)
+	s.wg.Go(func() { s.contain(f) })
 	return true
 }
 

@@ -68,9 +68,9 @@ func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
 	if p.info.Claim == hal.Own {
-		p.wg.Go(func() { p.run(ctx) })
+		p.wg.Go(func() { p.track.Supervise(func() { p.run(ctx) }) })
 	} else {
-		p.wg.Go(func() { p.watch(ctx) })
+		p.wg.Go(func() { p.track.Supervise(func() { p.watch(ctx) }) })
 	}
 	return p, nil
 }
@@ -325,7 +325,7 @@ func (p *printer) watch(ctx context.Context) {
 func (p *printer) run(ctx context.Context) {
 	attempted := sync.OnceFunc(func() { close(p.first) })
 	defer attempted()
-	for failures := 0; ctx.Err() == nil; failures++ {
+	for failures := 0; ctx.Err() == nil && !p.track.Broken(); failures++ {
 		s, err := p.connect(ctx)
 		if err == nil {
 			p.hold(s)
@@ -369,7 +369,7 @@ func (p *printer) connect(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := begin(conn, p.timeout, p.told, p.failed)
+	s := begin(conn, p.timeout, p.told, p.failed, p.track.Contain)
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	if err := s.hello(ctx); err != nil {

@@ -310,7 +310,7 @@ func (d *Device) listen(ctx context.Context, path string) error {
 				_ = c.Close()
 			} else {
 				d.conns[c] = true
-				d.wg.Go(func() { d.serve(c) })
+				d.wg.Go(func() { d.track.Contain(func() { d.serve(c) }) })
 			}
 			d.mu.Unlock()
 		}
