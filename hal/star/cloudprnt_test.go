@@ -207,6 +207,21 @@ func TestCloudIdentity(t *testing.T) {
 	}
 }
 
+// Without a word of the configuration the printer's own polling time tells when
+// it is overdue.
+func TestCloudLearnsThePollingTime(t *testing.T) {
+	t.Parallel() // it waits for what does not come
+	d, err := star.CloudPRNT{}.Open(t.Context(), hal.Config{ID: "kitchen", Address: "127.0.0.1:0", Options: map[string]string{"mac": mac}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	p := poller(t, strings.TrimSuffix(strings.TrimPrefix(d.String(), "cloudprnt("), ")"))
+	waitFor(t, "the model", func() bool { return d.Info().Model != "" })
+	p.Set(emulator.Unplugged, true)
+	status(t, d, func(s hal.Status) bool { return s.Power == hal.PowerOffOffline }) // 4 s, and not the 17 s of the default
+}
+
 // What is read at the printer is counted, and nothing else.
 func TestCloudScansAreDropped(t *testing.T) {
 	d, at := listen(t, hal.Own)
