@@ -534,6 +534,7 @@ type box struct {
 
 	slots   agent.Slots // nil: it has none
 	drivers []hal.Driver
+	tail    func(lines int) []byte
 
 	cancel context.CancelFunc
 	ended  chan error
@@ -597,6 +598,7 @@ func (b *box) start() {
 			return clumsy{chip{dev}, &b.cut}, nil
 		},
 		Slots: func(string) agent.Slots { return b.slots },
+		Tail:  b.tail,
 	}
 	go func() {
 		for {

@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/tillward/tillward/agent/internal/spool"
+	"github.com/tillward/tillward/hal"
 )
 
 // settings are what an operator may change from afar with set-config. They lie
@@ -35,6 +36,9 @@ var settingRules = map[string]func(string) error{
 	"label": func(s string) error {
 		if len(s) > 64 || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
 			return errors.New("at most 64 bytes of printable text")
+		}
+		if hal.MayHoldPAN(s) { // it would be told with every state
+			return errors.New("nothing that could be a card number")
 		}
 		return nil
 	},
