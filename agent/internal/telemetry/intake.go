@@ -29,9 +29,13 @@ func when(t time.Time) (at, mono int64) {
 	return t.UnixMilli(), mono
 }
 
+// tooMuch is what nothing on a counter lives to count; a card number has more
+// digits.
+const tooMuch = 1e12
+
 // sample takes one value in. Values that are no numbers are dropped.
 func (m *Monitor) sample(ctx context.Context, s wire.Sample) {
-	if hal.MayHoldPAN(s.Name) || hal.MayHoldPAN(s.Peripheral) {
+	if hal.MayHoldPAN(s.Name) || hal.MayHoldPAN(s.Peripheral) || s.Epoch != 0 && math.Abs(s.Value) >= tooMuch {
 		m.dropped.Add(1)
 		return
 	}

@@ -463,13 +463,16 @@ func TestCardNumbersStay(t *testing.T) {
 			}, nil
 		})
 		p.stats = func(context.Context) ([]hal.Stat, error) {
-			return []hal.Stat{{Name: pan, Value: 1}, {Name: "GoodReadCount", Value: 2}}, nil
+			return []hal.Stat{{Name: pan, Value: 1}, {Name: "GoodReadCount", Value: 2}, {Name: "FailedReadCount", Value: 4111111111111111, Epoch: 1}}, nil
 		}
 		for _, e := range []hal.Event{{Code: pan}, {Code: "C", From: pan}, {Code: "C", To: ";" + pan + "=2512"}, {Code: "GOOD"}} {
 			p.events <- e
 		}
 		watch(t, d.options(p), func(_ *telemetry.Monitor, after func(time.Duration)) { after(2 * time.Minute) })
 		samples, events, states, audit := d.got()
+		if slices.ContainsFunc(samples, func(s wire.Sample) bool { return s.Name == "FailedReadCount" }) {
+			t.Error("a card number left the device as a count")
+		}
 		if all := fmt.Sprintf("%+v %+v %+v %q", samples, events, states, audit); strings.Contains(all, "1111") {
 			t.Errorf("a card number left the device: %s", all)
 		}
