@@ -239,6 +239,15 @@ type Driver interface {
 	Open(ctx context.Context, cfg Config) (Device, error)
 }
 
+// Checker is a driver that can be asked about a configuration before it is
+// used. Check refuses, as an E_ILLEGAL with everything that is wrong, what Open
+// would refuse wherever it is opened. It opens nothing, reads no file and looks
+// at no device. What it does not refuse it describes: the device and then its
+// parts, as they are known before they are found.
+type Checker interface {
+	Check(cfg Config) ([]Info, error)
+}
+
 // Error is a failed operation on a device, with its UnifiedPOS code.
 type Error struct {
 	Code string // E_OFFLINE, E_TIMEOUT, E_ILLEGAL, E_NOHARDWARE, E_BUSY, E_FAILURE

@@ -59,9 +59,29 @@ func (r *Registry) Names() []string { return slices.Sorted(maps.Keys(r.drivers))
 // Open opens one device with the driver of that name. An unknown name is an
 // E_NOSERVICE that says which there are.
 func (r *Registry) Open(ctx context.Context, driver string, cfg Config) (Device, error) {
-	d := r.drivers[driver]
-	if d == nil {
-		return nil, &Error{Code: "E_NOSERVICE", Op: "open " + cfg.ID, Err: fmt.Errorf("no driver %q; there are: %s", driver, strings.Join(r.Names(), ", "))}
+	d, err := r.find(driver, cfg)
+	if err != nil {
+		return nil, err
 	}
 	return d.Open(ctx, cfg)
+}
+
+// Check says what is wrong with a configuration, see Checker. Of a driver that
+// cannot say nothing is known: no device, and no error.
+func (r *Registry) Check(driver string, cfg Config) ([]Info, error) {
+	d, err := r.find(driver, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if c, ok := d.(Checker); ok {
+		return c.Check(cfg)
+	}
+	return nil, nil
+}
+
+func (r *Registry) find(driver string, cfg Config) (Driver, error) {
+	if d := r.drivers[driver]; d != nil {
+		return d, nil
+	}
+	return nil, &Error{Code: "E_NOSERVICE", Op: "open " + cfg.ID, Err: fmt.Errorf("no driver %q; there are: %s", driver, strings.Join(r.Names(), ", "))}
 }

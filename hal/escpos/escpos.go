@@ -24,11 +24,8 @@ package escpos
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"iter"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,12 +48,9 @@ func (Driver) Name() string { return "escpos" }
 
 // Open implements hal.Driver. The printer need not be there.
 func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "ask", "drawer", "drawer_open_level", "feed_pitch_um", "left_open", "queries", "roll_length_m", "timeout"); err != nil {
-		return nil, err
-	}
 	p, err := d.configure(cfg)
 	if err != nil {
-		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err}
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
@@ -68,98 +62,50 @@ func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	return p, nil
 }
 
-func (d Driver) configure(cfg hal.Config) (*printer, error) {
-	addr, err := port.Parse(cfg.Address)
+// Check implements hal.Checker.
+func (d Driver) Check(cfg hal.Config) ([]hal.Info, error) {
+	p, err := d.configure(cfg)
 	if err != nil {
 		return nil, err
 	}
+	infos := []hal.Info{p.Info()}
+	for _, part := range p.Parts() {
+		infos = append(infos, part.Info())
+	}
+	return infos, nil
+}
+
+func (d Driver) configure(cfg hal.Config) (*printer, error) {
+	o := hal.ReadOptions(cfg, "ask", "drawer", "drawer_open_level", "feed_pitch_um", "left_open", "queries", "roll_length_m", "timeout")
+	addr, err := port.Parse(cfg.Address)
+	o.Check(err)
 	p := &printer{
-		addr: addr.Under(d.Root), dial: d.Dial, claim: cfg.Claim, asking: "1234", timeout: 2 * time.Second,
+		addr: addr.Under(d.Root), dial: d.Dial, asking: "1234",
 		first: make(chan struct{}), nudge: make(chan struct{}, 1), jobs: make(chan struct{}, 1),
-		track: hal.NewTracker(hal.POSPrinter, "CommunicationErrorCount", "ReceiptCoverOpenCount", "FailedPaperCutCount", "MaximumTempReachedCount", "PrinterFaultCount", "M_PaperEmptyCount"),
+		track:     hal.NewTracker(hal.POSPrinter, "CommunicationErrorCount", "ReceiptCoverOpenCount", "FailedPaperCutCount", "MaximumTempReachedCount", "PrinterFaultCount", "M_PaperEmptyCount"),
+		claim:     o.Claim("a printer has one connection; own or observe it", hal.Own, hal.Observe),
+		asks:      o.Truth("ask", false),
+		openLevel: map[string]hal.Tri{"high": hal.Yes, "low": hal.No}[o.Word("drawer_open_level", "", "high", "low")],
+		timeout:   o.Duration("timeout", 2*time.Second, 10*time.Millisecond, time.Minute),
 	}
 	if p.dial == nil {
 		p.dial = func(ctx context.Context, a port.Address) (port.Conn, error) { return a.Open(ctx) }
 	}
-	switch cfg.Claim {
-	case "":
-		p.claim = hal.Own
-	case hal.Own, hal.Observe:
-	default:
-		return nil, fmt.Errorf("claim %q: a printer has one connection; own or observe it", cfg.Claim)
+	p.info = hal.Info{
+		ID: cfg.ID, Category: hal.POSPrinter, Driver: "escpos", Claim: p.claim, Key: addr.Key(), Interface: addr.Interface(), RollLines: o.RollLines(),
 	}
-	p.info = hal.Info{ID: cfg.ID, Category: hal.POSPrinter, Driver: "escpos", Claim: p.claim, Key: addr.Key(), Interface: addr.Interface()}
-	option := func(name string, set func(v string) error) {
-		if v, ok := cfg.Options[name]; ok && err == nil {
-			if err = set(v); err != nil {
-				err = fmt.Errorf("%s = %q: %w", name, v, err)
-			}
+	if v, ok := cfg.Options["queries"]; ok {
+		if p.asking = v; v == "none" {
+			p.asking = ""
+		}
+		if strings.Trim(p.asking, "1234") != "" {
+			o.Refuse("queries = %q: write some of 1234, or none", v)
 		}
 	}
-	option("ask", func(v string) error {
-		p.asks = v == "true"
-		return oneOf(v, "true", "false")
-	})
-	option("drawer_open_level", func(v string) error {
-		p.openLevel = hal.TriOf(v == "high")
-		return oneOf(v, "high", "low")
-	})
-	option("queries", func(v string) error {
-		if v == "none" {
-			v = ""
-		}
-		p.asking = v
-		if strings.Trim(v, "1234") != "" {
-			return errors.New("some of 1234, or none")
-		}
-		return nil
-	})
-	option("timeout", func(v string) error { p.timeout, err = within(v, 10*time.Millisecond, time.Minute); return err })
-	roll, pitch, leftOpen := 0.0, 0.0, 5*time.Minute
-	option("roll_length_m", func(v string) error { roll, err = number(v, 1, 1000); return err })
-	option("feed_pitch_um", func(v string) error { pitch, err = number(v, 10, 100_000); return err })
-	option("left_open", func(v string) error { leftOpen, err = within(v, time.Millisecond, 24*time.Hour); return err })
-	drawer, wanted := cfg.Options["drawer"]
-	switch {
-	case err != nil:
-		return nil, err
-	case (roll == 0) != (pitch == 0):
-		return nil, errors.New("roll_length_m and feed_pitch_um go together: a roll of 80 m with line feeds of 3750 µm")
-	case wanted && (drawer == "" || drawer == cfg.ID):
-		return nil, fmt.Errorf("drawer = %q: the drawer needs an id of its own", drawer)
-	case !wanted && cfg.Options["left_open"] != "":
-		return nil, errors.New("left_open is of a drawer; give it an id with the option drawer")
+	if id, leftOpen := o.Drawer(); id != "" {
+		p.part = newDrawer(p, id, leftOpen)
 	}
-	if roll > 0 {
-		p.info.RollLines = uint32(roll * 1e6 / pitch)
-	}
-	if wanted {
-		p.part = newDrawer(p, drawer, leftOpen)
-	}
-	return p, nil
-}
-
-func oneOf(v string, words ...string) error {
-	if slices.Contains(words, v) {
-		return nil
-	}
-	return errors.New(strings.Join(words, " or "))
-}
-
-func within(v string, low, high time.Duration) (time.Duration, error) {
-	d, err := time.ParseDuration(v)
-	if err != nil || d < low || d > high {
-		return 0, fmt.Errorf("from %v to %v", low, high)
-	}
-	return d, nil
-}
-
-func number(v string, low, high float64) (float64, error) {
-	f, err := strconv.ParseFloat(v, 64)
-	if err != nil || !(f >= low && f <= high) {
-		return 0, fmt.Errorf("a number from %v to %v", low, high)
-	}
-	return f, nil
+	return p, o.Err()
 }
 
 // printer is an open printer.
