@@ -229,14 +229,15 @@ func parseConfig(path string, b []byte) (Config, error) {
 		case errors.As(err, &strict):
 			return cfg, fmt.Errorf("%s: unknown key:\n%s", path, strict.String())
 		case errors.As(err, &at):
-			return cfg, fmt.Errorf("%s:\n%s", path, at.String())
+			return DefaultConfig(), fmt.Errorf("%s:\n%s", path, at.String())
 		}
-		return cfg, fmt.Errorf("%s: %w", path, err)
+		return DefaultConfig(), fmt.Errorf("%s: %w", path, err)
 	}
-	if err := cfg.validate(); err != nil {
-		return cfg, fmt.Errorf("%s: %w", path, err)
+	var wrong []error
+	for _, err := range each(cfg.validate()) {
+		wrong = append(wrong, fmt.Errorf("%s: %w", path, err))
 	}
-	return cfg, nil
+	return cfg, errors.Join(wrong...)
 }
 
 func (c Config) validate() error {
@@ -333,8 +334,8 @@ func (c Config) validate() error {
 	if c.Spool.MaxMiB < 1 {
 		return fmt.Errorf("spool.max_mib %d: must be at least 1", c.Spool.MaxMiB)
 	}
-	if err := c.validatePeripherals(); err != nil {
-		return err
+	if wrong := c.validatePeripherals(); wrong != nil {
+		return errors.Join(wrong...)
 	}
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":

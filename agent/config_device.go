@@ -15,40 +15,49 @@ import (
 
 var usbKey = regexp.MustCompile(`^usb:[0-9a-f]{4}:[0-9a-f]{4}([:@][!-~]{1,100})?$`)
 
-// validatePeripherals checks what the file says of peripherals.
-func (c Config) validatePeripherals() error {
+// validatePeripherals says everything that is wrong with what the file says of
+// peripherals.
+func (c Config) validatePeripherals() (wrong []error) {
+	refuse := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
 	for _, k := range c.Peripherals.Ignore {
 		if !usbKey.MatchString(k) {
-			return fmt.Errorf("peripherals.ignore %q: give usb:VID:PID in lower-case hex, and :SERIAL or @PORT behind it where only one is meant", k)
+			refuse("peripherals.ignore %q: give usb:VID:PID in lower-case hex, and :SERIAL or @PORT behind it where only one is meant", k)
 		}
 	}
 	if d := c.Telemetry.Poll.Duration; d != 0 && !pacing(d) {
-		return fmt.Errorf("telemetry.poll %s: must lie between 100ms and 24h, or be 0s", c.Telemetry.Poll)
+		refuse("telemetry.poll %s: must lie between 100ms and 24h, or be 0s", c.Telemetry.Poll)
 	}
 	if d := c.Telemetry.Check.Duration; d != 0 && (d < time.Minute || d > 31*24*time.Hour) {
-		return fmt.Errorf("telemetry.check %s: must lie between 1m and 744h, or be 0s", c.Telemetry.Check)
+		refuse("telemetry.check %s: must lie between 1m and 744h, or be 0s", c.Telemetry.Check)
 	}
 	if f := c.Telemetry.Flaps; f < 1 || f > 1000 {
-		return fmt.Errorf("telemetry.flaps %d: must lie between 1 and 1000", f)
+		refuse("telemetry.flaps %d: must lie between 1 and 1000", f)
 	}
 	seen := make(map[string]bool)
 	for i, d := range c.Devices {
-		switch {
-		case d.ID == "" || d.Driver == "":
-			return fmt.Errorf("device %d: give it an id and a driver", i+1)
-		case seen[d.ID]:
-			return fmt.Errorf("device %q: the id is used twice", d.ID)
-		case !slices.Contains([]string{"", "observe", "share", "own"}, d.Claim):
-			return fmt.Errorf("device %q: claim %q: use observe, share or own", d.ID, d.Claim)
-		case d.Poll.Duration != 0 && !pacing(d.Poll.Duration):
-			return fmt.Errorf("device %q: poll %s: must lie between 100ms and 24h, or be 0s", d.ID, d.Poll)
+		if d.ID == "" || d.Driver == "" {
+			refuse("device %d: give it an id and a driver", i+1)
+		}
+		if d.ID != "" && seen[d.ID] {
+			refuse("device %q: the id is used twice", d.ID)
+		}
+		if !d.claimed() {
+			refuse("device %q: claim %q: use observe, share or own", d.ID, d.Claim)
+		}
+		if d.Poll.Duration != 0 && !pacing(d.Poll.Duration) {
+			refuse("device %q: poll %s: must lie between 100ms and 24h, or be 0s", d.ID, d.Poll)
 		}
 		if err := d.validatePrint(seen); err != nil {
-			return fmt.Errorf("device %q: %w", d.ID, err)
+			refuse("device %q: %w", d.ID, err)
 		}
 		seen[d.ID] = true
 	}
-	return nil
+	return wrong
+}
+
+// claimed reports whether the claim is one that there is.
+func (d DeviceConfig) claimed() bool {
+	return slices.Contains([]string{"", "observe", "share", "own"}, d.Claim)
 }
 
 // validatePrint checks the print sockets of a device. used are those of others.

@@ -45,7 +45,7 @@ func main() { os.Exit(run()) }
 
 func run() int {
 	path := flag.String("config", "/etc/tillward/agent.toml", "configuration `file`")
-	check := flag.Bool("check", false, "check the configuration, print the effective one, and exit")
+	check := flag.Bool("check", false, "check the configuration and what it says of devices, print the effective one, and exit")
 	selfcheck := flag.Bool("selfcheck", false, "check that this binary works on this box, and exit; changes nothing")
 	status := flag.Bool("status", false, "print what a stopped agent has recorded, as JSON, and exit")
 	showVersion := flag.Bool("version", false, "print the version and exit")
@@ -62,15 +62,13 @@ func run() int {
 		fmt.Printf("tillward-agent %s: drivers %v\n", version, drivers.Names())
 		return 0
 	}
+	if *check {
+		return checkConfig(*path, drivers)
+	}
 	cfg, err := agent.LoadConfig(*path)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "tillward-agent: %v\n", err)
 		return exitUsage
-	}
-	if *check {
-		fmt.Print(cfg)
-		tellService(cfg)
-		return 0
 	}
 	var level slog.LevelVar
 	tail := newTail(os.Stderr)
@@ -101,6 +99,21 @@ func run() int {
 		log.Error("agent ended", slog.Any("err", err))
 		return exitFailed
 	}
+}
+
+// checkConfig prints everything that is wrong with the file, or else what it
+// means.
+func checkConfig(path string, drivers *hal.Registry) int {
+	cfg, wrong := agent.CheckConfig(path, drivers)
+	for _, err := range wrong {
+		fmt.Fprintf(os.Stderr, "tillward-agent: %v\n", err)
+	}
+	if len(wrong) > 0 {
+		return exitUsage
+	}
+	fmt.Print(cfg)
+	tellService(cfg)
+	return 0
 }
 
 // tellService adds, as a comment, where the box would enrol now.
