@@ -22,6 +22,8 @@ type Drawer struct {
 	sees       bool      // the last look had a sensor
 	since      time.Time // of opened being Yes
 	asked      time.Time // of the newest that was asked and has not opened it; zero: none
+	sending    int       // kicks that are on their way; one may have to wait behind a job
+	opens      int       // times that it was seen to open
 	unexpected Tri
 	stuck      Tri
 	changed    chan struct{} // closed when a look finds something else
@@ -59,7 +61,7 @@ func (d *Drawer) Look(power Power, opened Tri) Status {
 	if d.sees && opened != d.opened {
 		d.turn(opened, now)
 	}
-	if !d.asked.IsZero() && now.Sub(d.asked) > d.patience {
+	if d.late(now) {
 		d.asked = time.Time{}
 		if d.sees {
 			d.stuck = Yes
@@ -75,6 +77,11 @@ func (d *Drawer) Look(power Power, opened Tri) Status {
 	})
 }
 
+// late reports whether what was asked for should have opened it by now.
+func (d *Drawer) late(now time.Time) bool {
+	return !d.asked.IsZero() && d.sending == 0 && now.Sub(d.asked) > d.patience
+}
+
 // turn notes, with d.mu held, that the drawer was opened or closed.
 func (d *Drawer) turn(opened Tri, now time.Time) {
 	known := d.opened != Unknown // else it may have been open for days
@@ -86,7 +93,7 @@ func (d *Drawer) turn(opened Tri, now time.Time) {
 		if d.proves {
 			d.unexpected = No
 		}
-	case !d.asked.IsZero() && now.Sub(d.asked) <= d.patience:
+	case !d.asked.IsZero() && !d.late(now):
 		d.stuck = No
 		d.Count("DrawerGoodOpenCount", 1)
 	case known && d.proves:
@@ -94,25 +101,24 @@ func (d *Drawer) turn(opened Tri, now time.Time) {
 	}
 	if opened == Yes {
 		d.since, d.asked = now, time.Time{}
+		d.opens++
 	}
 }
 
 // Kick opens the drawer by do and waits until it has opened, which the driver
-// has to find out meanwhile. One that is open already is well; of one without
-// a sensor nobody knows.
+// has to find out meanwhile. do returns when the kick has been carried out, as
+// far as can be known; before that the drawer is not late. One that is open
+// already is well; of one without a sensor nobody knows.
 func (d *Drawer) Kick(ctx context.Context, do func(context.Context) error) error {
-	d.Ask()
-	if err := do(ctx); err != nil {
-		d.mu.Lock()
-		d.asked = time.Time{}
-		d.mu.Unlock()
+	opens, err := d.send(ctx, do)
+	if err != nil {
 		return err
 	}
 	late := time.NewTimer(d.patience)
 	defer late.Stop()
 	for {
 		d.mu.Lock()
-		done, changed := d.opened == Yes || !d.sees, d.changed
+		done, changed := d.opened == Yes || d.opens != opens || !d.sees, d.changed
 		d.mu.Unlock()
 		if done {
 			return nil
@@ -125,4 +131,28 @@ func (d *Drawer) Kick(ctx context.Context, do func(context.Context) error) error
 			return &Error{Code: "E_FAILURE", Op: "open drawer", Err: errors.New("it was kicked and did not open")}
 		}
 	}
+}
+
+// send has do kick the drawer, and returns how often that had opened before.
+func (d *Drawer) send(ctx context.Context, do func(context.Context) error) (opens int, err error) {
+	d.Ask()
+	d.mu.Lock()
+	d.sending++
+	opens = d.opens
+	d.mu.Unlock()
+	sent := false
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.sending--
+		switch {
+		case !sent:
+			d.asked = time.Time{}
+		case !d.asked.IsZero(): // it has not opened meanwhile: from now on it is late
+			d.asked = time.Now()
+		}
+	}()
+	err = do(ctx)
+	sent = err == nil
+	return opens, err
 }

@@ -155,3 +155,44 @@ func TestKick(t *testing.T) {
 		}
 	})
 }
+
+// A kick that has to wait, behind the job that is being printed, is as good as
+// any: the drawer is neither stuck meanwhile, nor has anybody opened it.
+func TestKickThatWaits(t *testing.T) {
+	for name, early := range map[string]bool{"and opens at last": false, "and opens while it is sent": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := hal.NewDrawer(true, time.Second, time.Minute)
+				defer d.Close()
+				d.Look(hal.PowerOnline, hal.No)
+				err := d.Kick(t.Context(), func(context.Context) error {
+					for range 5 {
+						time.Sleep(time.Second)
+						if s := d.Look(hal.PowerOnline, hal.No); s.Health != hal.OK {
+							t.Errorf("while it waits: got %s %s, want OK", s.Health, s.Reason)
+						}
+					}
+					if early {
+						d.Look(hal.PowerOnline, hal.Yes)
+						time.Sleep(5 * time.Second)
+					} else {
+						time.AfterFunc(500*time.Millisecond, func() { d.Look(hal.PowerOnline, hal.Yes) })
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				s := d.Look(hal.PowerOnline, hal.Yes)
+				if s.Sensors["M_UnexpectedOpen"] != hal.No || s.Sensors["M_DrawerStuck"] != hal.No || count(d, "DrawerGoodOpenCount") != 1 || count(d, "DrawerFailedOpenCount") != 0 {
+					t.Errorf("got %+v, %v; want one good opening", s, d.Stats())
+				}
+				d.Look(hal.PowerOnline, hal.No)
+				time.Sleep(2 * time.Second)
+				if s := d.Look(hal.PowerOnline, hal.Yes); s.Sensors["M_UnexpectedOpen"] != hal.Yes {
+					t.Errorf("opened once more: got %+v; want that nobody asked", s)
+				}
+			})
+		})
+	}
+}

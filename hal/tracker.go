@@ -1,6 +1,7 @@
 package hal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"iter"
@@ -31,6 +32,7 @@ type Tracker struct {
 
 	mu      sync.Mutex
 	last    Status
+	power   Power          // last that was not unknown
 	since   time.Time      // of the last look
 	powered time.Duration  // seen switched on, up to the last look
 	known   map[string]Tri // last value of each sensor that was not Unknown
@@ -91,11 +93,13 @@ func (t *Tracker) Update(power Power, sensors map[string]Tri) Status {
 	if t.broken {
 		return clone(t.last)
 	}
-	was := t.last
 	t.powered, t.since = t.poweredUntil(time.Now())
 	t.last = now
-	if was.Power != now.Power && now.Power != PowerUnknown && (was.Power != PowerUnknown || now.Power != PowerOnline) {
-		t.post("POWER_"+strings.TrimPrefix(string(now.Power), "PS_"), string(was.Power), string(now.Power))
+	if now.Power != PowerUnknown && now.Power != t.power { // what was not known meanwhile changes nothing
+		if t.power != "" || now.Power != PowerOnline {
+			t.post("POWER_"+strings.TrimPrefix(string(now.Power), "PS_"), string(cmp.Or(t.power, PowerUnknown)), string(now.Power))
+		}
+		t.power = now.Power
 	}
 	for _, name := range t.changed(now.Sensors) {
 		is, before := now.Sensors[name], t.known[name]

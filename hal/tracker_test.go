@@ -109,6 +109,21 @@ func TestTrackerEvents(t *testing.T) {
 	}
 }
 
+// A device that was away is told as back, whatever was in between: a printer
+// that another program holds for a moment is neither there nor gone.
+func TestTrackerBackFromUnknown(t *testing.T) {
+	tr := hal.NewTracker(hal.POSPrinter)
+	for _, p := range []hal.Power{
+		hal.PowerUnknown, hal.PowerOnline, hal.PowerUnknown, hal.PowerOnline, hal.PowerOffOffline, hal.PowerUnknown, hal.PowerOffOffline,
+		hal.PowerUnknown, hal.PowerOnline,
+	} {
+		tr.Update(p, nil)
+	}
+	if got, want := events(t, tr), []string{"POWER_OFF_OFFLINE", "POWER_ONLINE"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v: each once, and nothing of a device that nobody could ask", got, want)
+	}
+}
+
 // The newest events are kept when nobody listens, and what is lost is counted.
 func TestTrackerNeverBlocks(t *testing.T) {
 	tr := hal.NewTracker(hal.CashDrawer)
