@@ -11,9 +11,10 @@ import (
 )
 
 const (
-	drawerWithin = time.Second     // for the drawer to spring open
-	kickWithin   = 3 * time.Second // for a kick that is part of a job
-	kickFor      = 2 * time.Minute // that a job with a kick may be on its way
+	drawerWithin = time.Second      // for the drawer to spring open
+	kickWithin   = 3 * time.Second  // for a kick that is part of a job
+	kickFor      = 2 * time.Minute  // that a job with a kick may be on its way
+	behindJob    = 30 * time.Second // that a kick of our own may wait for a job
 )
 
 // drawer is the cash drawer behind a printer, as a device of its own.
@@ -237,8 +238,20 @@ func (p *printer) kick(ctx context.Context, do func(s *session, send func(contex
 		if err := s.tell(ctx, pulse...); err != nil {
 			return failed(op, err)
 		}
+		if st.Power == hal.PowerOnline && p.unproven() && p.answers.Load() {
+			p.reach(ctx, s)
+		}
 		return nil
 	})
+}
+
+// reach waits until the printer has come to what it was told last: the drawer
+// is not late before that.
+func (p *printer) reach(ctx context.Context, s *session) {
+	ctx, cancel := context.WithTimeout(ctx, behindJob)
+	defer cancel()
+	q := p.proving()
+	_, _ = s.ask(ctx, q.kind, proofWithin, q.cmd...)
 }
 
 // stare looks until the drawer is open or ctx ends.

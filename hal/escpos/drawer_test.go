@@ -217,3 +217,35 @@ func TestDrawerOpensWithNewPaper(t *testing.T) {
 		t.Errorf("got %+v", s)
 	}
 }
+
+// A drawer that is kicked while a job is printed opens behind it, and is neither
+// stuck nor opened by nobody.
+func TestDrawerKickedDuringAJob(t *testing.T) {
+	t.Parallel() // the printer takes its time
+	for _, part := range []bool{true, false} {
+		c := cables["tcp"](t)
+		options := []string{"drawer_open_level", "high"}
+		if part {
+			options = append(options, "drawer", "till")
+		}
+		printer := c.open(t, hal.Own, options...)
+		drawer := printer
+		if part {
+			drawer = printer.(hal.Parent).Parts()[0]
+		}
+		status(t, drawer, closed)
+		until(t, "its model", func() bool { return printer.Info().Model != "" })
+		c.SetPace(40 * time.Millisecond)
+		tunnel(t, printer).say(strings.Repeat("tea\n", 60))
+		until(t, "the job to begin", func() bool { return c.Counter(148) > 0 })
+		if err := drawer.(hal.DrawerKicker).OpenDrawer(t.Context()); err != nil {
+			t.Errorf("with a drawer of its own %v: got %v", part, err)
+		}
+		if s := status(t, drawer, opened); s.Health != hal.OK || s.Sensors["M_UnexpectedOpen"] == hal.Yes {
+			t.Errorf("with a drawer of its own %v: got %+v", part, s)
+		}
+		if good, failed := stat(t, drawer, "DrawerGoodOpenCount"), stat(t, drawer, "DrawerFailedOpenCount"); good != 1 || failed > 0 {
+			t.Errorf("with a drawer of its own %v: %v good openings and %v failed, want one good", part, good, failed)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -354,7 +355,7 @@ func answerTo(cmd []byte) int {
 func (t *tunnel) realtime(ctx context.Context, cmd []byte) error {
 	within, cancel := context.WithTimeout(ctx, min(t.p.timeout, glanceFor))
 	defer cancel()
-	if t.s.acquire(within) == nil {
+	if asked := strings.IndexByte(t.p.queries(), cmd[2]+'0') >= 0; asked && t.s.acquire(within) == nil {
 		err := t.s.send(&question{kind: realtimeAnswer, to: func(u unit) { t.say(u.bytes()) }}, cmd...)
 		t.s.release()
 		if !errors.Is(err, errBusy) {

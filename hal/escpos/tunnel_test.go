@@ -380,3 +380,26 @@ func TestTunnelsLeaveNothing(t *testing.T) {
 	}
 	until(t, "everything to end", func() bool { return runtime.NumGoroutine() <= before+2 })
 }
+
+// An application may ask what the printer does not answer. The driver's own
+// questions are still answered, and nobody takes the printer for lost.
+func TestTunnelAsksWhatIsNotAnswered(t *testing.T) {
+	c := cables["tcp"](t)
+	d := c.open(t, hal.Own, "timeout", "300ms")
+	status(t, d, healthy)
+	a := tunnel(t, d)
+	a.say("\x10\x04\x05\x10\x04\x07\x01\x10\x04\x09")
+	a.hush()
+	for range 3 {
+		if s, err := d.(hal.StatusReader).Status(t.Context()); err != nil || s.Health != hal.OK {
+			t.Fatalf("got %+v, %v", s, err)
+		}
+	}
+	a.say("\x10\x04\x01")
+	if got := a.hear(1); got != "\x12" {
+		t.Errorf("got %x, want 12", got)
+	}
+	if n := stat(t, d, "CommunicationErrorCount"); n != 0 {
+		t.Errorf("%v errors, want none", n)
+	}
+}
