@@ -10,6 +10,7 @@ var (
 	resetCount = []byte{0x1b, 0x1e, 'E', 0}    // ESC RS E 0: the counter of ETB is 0
 	countUp    = []byte{0x17}                  // ETB: when all before it is printed, count and tell
 	askVersion = []byte{0x1b, '#', '*', 10, 0} // ESC # *
+	resetNow   = []byte{0x1b, 0x06, 0x18}      // ESC ACK CAN: at once; what waits in the buffer is lost
 	kickDrawer = []byte{0x07}                  // BEL: drawer 1, in its turn
 	kickNow    = []byte{0x1c}                  // FS: drawer 1, at once
 )
@@ -211,7 +212,7 @@ func (f *filter) escape(cmd []byte) []byte {
 		return f.keep(cmd)
 	case c == 0x1e && n == 'a' && len(cmd) == 4:
 		return f.keep(cmd)
-	case c == 0x1e && n == 'E':
+	case c == 0x1e && n == 'E', c == 0x06 && n == 0x18, c == '?':
 		f.resets, f.level = true, 0
 	case c == 'd', c == 0x0c:
 		f.cuts++

@@ -10,7 +10,10 @@ import (
 	"github.com/tillward/tillward/hal"
 )
 
-const drawerWithin = time.Second // for the drawer to spring open
+const (
+	drawerWithin = time.Second     // for the drawer to spring open
+	kickWithin   = 3 * time.Second // for a kick of a job that was given up
+)
 
 // drawer is the cash drawer behind a printer. Its pin is in the printer's
 // status; it lives and is closed with the printer.
@@ -20,7 +23,8 @@ type drawer struct {
 	state *hal.Drawer
 
 	mu     sync.Mutex
-	owed   int // kicks in jobs that the printer has not come to
+	owed   int       // kicks in jobs that the printer has not come to
+	last   time.Time // when a job with kicks was given up
 	opened hal.Tri
 	power  hal.Power
 }
@@ -48,13 +52,33 @@ func (d *drawer) settled() {
 	}
 }
 
+// broken notes that the job with the kicks was given up: what of it the printer
+// has got to shows soon, and the rest never.
+func (d *drawer) broken() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.owed > 0 {
+		d.owed, d.last = 0, time.Now()
+	}
+}
+
+// expected takes one of the kicks that may have opened the drawer now.
+func (d *drawer) expected() bool {
+	late := time.Since(d.last) < kickWithin
+	d.last = time.Time{}
+	if d.owed > 0 {
+		d.owed--
+		return true
+	}
+	return late
+}
+
 // look takes in what the printer says of the pin. A printer without paper is
 // no fault of its drawer.
 func (d *drawer) look(power hal.Power, opened hal.Tri) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if opened == hal.Yes && d.opened == hal.No && d.owed > 0 {
-		d.owed--
+	if opened == hal.Yes && d.opened == hal.No && d.expected() {
 		d.state.Ask()
 	}
 	if power == hal.PowerOffline {

@@ -36,7 +36,8 @@ func stopped(op string, st hal.Status) error {
 }
 
 // Print implements hal.Passthrough. A printer that cannot print now gets
-// nothing, so that nothing comes out later when nobody expects it.
+// nothing, and one that stops half way is reset, so that nothing comes out
+// later when nobody expects it, or a second time.
 //
 // The printer counts an ETB when all before it is printed. Before the job its
 // counter is brought to 2 or 3, whichever it is not, and after the job to 1,
@@ -59,23 +60,43 @@ func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
 			return made, err
 		}
 	}
-	defer p.drawer.settled()
+	err = p.hand(ctx, s, job, counter, &made)
+	if err != nil && made.Bytes > 0 {
+		p.breakOff(s)
+	}
+	if err != nil {
+		p.drawer.broken()
+	} else {
+		p.drawer.settled()
+	}
+	return made, err
+}
+
+// hand writes the job and finds out whether it came out. The caller has the
+// turn.
+func (p *printer) hand(ctx context.Context, s *session, job io.Reader, counter int, made *hal.Job) error {
 	var f filter
-	if err := p.pour(ctx, s, &f, job, &made); err != nil {
-		return made, err
+	if err := p.pour(ctx, s, &f, job, made); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	seen := s.frames
 	s.mu.Unlock()
 	if err := s.write(resetCount, tellStatus, countUp); err != nil {
-		return made, failed("print", err)
+		return failed("print", err)
 	}
 	if counter < 0 {
-		return made, p.stands(ctx, s, seen)
+		return p.stands(ctx, s, seen)
 	}
-	err = p.count(ctx, s, 1, confirmWithin*p.timeout)
+	err := p.count(ctx, s, 1, confirmWithin*p.timeout)
 	made.Confirmed = err == nil && !f.resets && f.counted < 29
-	return made, err
+	return err
+}
+
+// breakOff makes the printer forget a job that has stopped half way. The caller
+// has the turn. A printer whose cable is full does not get to know it.
+func (p *printer) breakOff(s *session) {
+	_ = s.write(resetNow, tellStatus)
 }
 
 // bring brings the printer's counter of ETB to n, which it is not. The caller
@@ -122,13 +143,15 @@ func (p *printer) pour(ctx context.Context, s *session, f *filter, job io.Reader
 		made.Cuts, made.Kicks = f.cuts, f.kicks
 		if len(out) > 0 {
 			err := s.feed(ctx, out)
+			if err == nil {
+				made.Bytes += int64(len(out))
+			}
 			if st := p.track.Status(); st.Power == hal.PowerOffline {
 				return stopped("print", st)
 			}
 			if err != nil {
 				return failed("print", err)
 			}
-			made.Bytes += int64(len(out))
 		}
 		if errors.Is(readErr, io.EOF) {
 			return nil

@@ -34,6 +34,42 @@ func TestPrintRunsOutOfPaper(t *testing.T) {
 	}
 }
 
+// A sale that ran out of paper comes out never, and not a second time when it is
+// printed again. Its kick that the printer did not come to says nothing about
+// the drawer.
+func TestBrokenOffIsForgotten(t *testing.T) {
+	for _, c := range cables {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			p := printer(t, c)
+			d := open(t, p, hal.Own, "drawer_open_level", "high", "drawer", "till")
+			drawer := d.(hal.Parent).Parts()[0]
+			status(t, d, healthy)
+			status(t, drawer, healthy)
+			p.LoadRoll(100)
+			sale := strings.Repeat("line\n", 150) + "\x07\x1bd3"
+			if job, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader(sale)); err == nil || job.Confirmed || job.Bytes == 0 {
+				t.Fatalf("got %+v, %v; want an error, and what was handed over", job, err)
+			}
+			until := time.Now().Add(1500 * time.Millisecond) // longer than the drawer may take
+			if s := status(t, drawer, func(s hal.Status) bool { return s.Health != hal.OK || time.Now().After(until) }); s.Health != hal.OK {
+				t.Errorf("the drawer is %+v, and nobody kicked it", s)
+			}
+			p.LoadRoll(0)
+			status(t, d, healthy)
+			if job, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader(sale)); err != nil || !job.Confirmed {
+				t.Errorf("again: got %+v, %v", job, err)
+			}
+			if s := status(t, drawer, func(s hal.Status) bool { return s.Sensors["DrawerOpened"] == hal.Yes }); s.Sensors["M_UnexpectedOpen"] != hal.No {
+				t.Errorf("opened by the second sale: %+v", s)
+			}
+			if jobs := p.Jobs(); len(jobs) != 1 || strings.Count(jobs[0], "line") != 150 {
+				t.Errorf("%d receipts came out, want the second and no rest of the first", len(jobs))
+			}
+		})
+	}
+}
+
 // Must fail: a printer that takes everything and prints nothing has proved
 // nothing, however healthy it looks.
 func TestLostJobIsNotConfirmed(t *testing.T) {
@@ -51,7 +87,7 @@ func TestJobThatSetsTheCounterIsNotConfirmed(t *testing.T) {
 	p := printer(t, cables[0])
 	d := open(t, p, hal.Own)
 	status(t, d, healthy)
-	for _, job := range []string{"x\n\x1b\x1eE\x00\x17", "x\n\x18\x17", "x\n" + strings.Repeat("\x17", 40)} {
+	for _, job := range []string{"x\n\x1b\x1eE\x00\x17", "x\n\x18\x17", "x\n\x1b\x06\x18y\n", "x\n" + strings.Repeat("\x17", 40)} {
 		made, err := d.(hal.Passthrough).Print(t.Context(), strings.NewReader(job))
 		if err != nil || made.Confirmed {
 			t.Errorf("%q: got %+v, %v; want one that is not confirmed", job, made, err)

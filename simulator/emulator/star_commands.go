@@ -151,6 +151,11 @@ func (p *Star) realtimeLocked(cmd []byte) bool {
 			p.tellLocked()
 			return true
 		}
+		if cmd[2] == 0x18 { // reset: what waits is lost
+			p.queue, p.job, p.etb, p.etbDone, p.since = nil, nil, 0, false, time.Now()
+			p.auto = p.model.Ethernet || p.model.Status
+			return true
+		}
 	case cmd[0] == 0x05: // ENQ
 		p.askedLocked()
 		p.answerLocked("01", []byte{bits(0, map[byte]bool{
