@@ -188,8 +188,9 @@ func (t *tunnel) frame(raw []byte, asked bool) {
 	if !asked && (!t.auto || bytes.Equal(f, t.sent)) {
 		return
 	}
-	t.sent = f
 	t.say(network(f, nil))
+	f[2] &^= 0x02 // told once
+	t.sent = f
 }
 
 // network puts a frame as network cards do, with data behind it.
@@ -213,11 +214,14 @@ func (t *tunnel) asked(cmd []byte) {
 		one("01", flags(0x20, flag{0x80, r.switched}, flag{0x08, r.end}, flag{0x04, r.cover || r.unrecoverable}))
 	case cmd[0] == 0x04:
 		one("02", flags(0x10, flag{0x08, r.end}, flag{0x04, r.nearEnd}))
-	case cmd[1] == 0x1e: // ESC RS a n
+	case cmd[1] == 0x1e: // ESC RS a n; a network card tells nothing that it has told, and applications count frames
 		t.mu.Lock()
+		was := t.auto
 		t.auto = cmd[3]&1 != 0
 		t.mu.Unlock()
-		t.frame(raw, true)
+		if !was {
+			t.frame(raw, t.auto)
+		}
 	default: // ESC ACK SOH
 		t.frame(raw, true)
 	}
