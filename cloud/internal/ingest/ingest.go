@@ -73,7 +73,8 @@ type Ingest struct {
 
 	pending map[note]bool // entries of the group that is being made
 	forks   map[fleet.DeviceID]string
-	rung    map[bell]ring // alarms of peripherals
+	rung    map[bell]ring // alarms of peripherals that are in the trail
+	ringing map[bell]int  // and of the group that is being made
 
 	mu   sync.Mutex
 	gone []fleet.DeviceID // whose heads are to be dropped
@@ -95,7 +96,7 @@ func New(o Options) *Ingest {
 	return &Ingest{
 		o: o, queue: make(chan Message, queueLen),
 		heads: make(map[fleet.DeviceID]head), noted: make(map[note]time.Time), pending: make(map[note]bool), forks: make(map[fleet.DeviceID]string),
-		rung: make(map[bell]ring),
+		rung: make(map[bell]ring), ringing: make(map[bell]int),
 	}
 }
 
@@ -170,6 +171,7 @@ func (i *Ingest) commit(ctx context.Context, batch []Message) error {
 	i.drop()
 	clear(i.pending)
 	clear(i.forks)
+	clear(i.ringing)
 	var in []fleet.Intake
 	var kept []Message
 	for n, m := range batch {
@@ -192,6 +194,9 @@ func (i *Ingest) commit(ctx context.Context, batch []Message) error {
 	case err == nil:
 		for n, m := range kept {
 			i.told(m, in[n].Service)
+			if out[n].NewEvents > 0 {
+				i.rang(m, in[n].Alarms)
+			}
 			m.Ack(nil)
 			i.o.Stored(in[n], out[n])
 			i.forked(m, out[n])

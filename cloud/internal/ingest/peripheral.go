@@ -58,28 +58,26 @@ type (
 	}
 )
 
-const ringsMost = 5 // of a bell in noteEvery: a switch that is loose must not fill the trail
+const (
+	ringsMost = 5  // of a bell in noteEvery: a switch that is loose must not fill the trail
+	ringsAll  = 20 // of all bells of one device: nor must one that makes names up
+)
 
 // alarms are entries for the service's trail about what came in a batch. The
-// store writes them when it has not seen the batch before.
+// store writes them when it has not seen the batch before; only then they have
+// rung.
 func (i *Ingest) alarms(m Message, events []wire.PeripheralEvent) (out []fleet.AuditEvent) {
 	for _, e := range events {
 		g, ok := guarded[e.Code]
 		if !ok {
 			continue
 		}
-		k := bell{m.Device, e.Peripheral, e.Code}
-		r := i.rung[k]
-		if m.At.Sub(r.begun) >= noteEvery {
-			r = ring{begun: m.At}
-		}
-		if r.n++; r.n > ringsMost {
+		one, all := bell{m.Device, e.Peripheral, e.Code}, bell{device: m.Device}
+		if i.rings(one, m.At) >= ringsMost || i.rings(all, m.At) >= ringsAll {
 			continue
 		}
-		if len(i.rung) >= maxDevices {
-			clear(i.rung)
-		}
-		i.rung[k] = r
+		i.ringing[one]++
+		i.ringing[all]++
 		out = append(out, fleet.AuditEvent{
 			At: m.At, Kind: g.kind, Severity: g.severity, Actor: "ingest", Subject: string(m.Device),
 			Detail: map[string]string{
@@ -88,4 +86,31 @@ func (i *Ingest) alarms(m Message, events []wire.PeripheralEvent) (out []fleet.A
 		})
 	}
 	return out
+}
+
+// rings is how often a bell rang in the minute before, and rings in the group
+// that is being made.
+func (i *Ingest) rings(k bell, at time.Time) int {
+	n := i.ringing[k]
+	if r := i.rung[k]; at.Sub(r.begun) < noteEvery {
+		n += r.n
+	}
+	return n
+}
+
+// rang remembers alarms that are in the trail.
+func (i *Ingest) rang(m Message, alarms []fleet.AuditEvent) {
+	for _, ev := range alarms {
+		for _, k := range [...]bell{{m.Device, ev.Detail["peripheral"], ev.Detail["code"]}, {device: m.Device}} {
+			r := i.rung[k]
+			if m.At.Sub(r.begun) >= noteEvery {
+				r = ring{begun: m.At}
+			}
+			r.n++
+			if len(i.rung) >= maxDevices {
+				clear(i.rung)
+			}
+			i.rung[k] = r
+		}
+	}
 }

@@ -2,6 +2,7 @@ package ingest_test
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -113,5 +114,55 @@ func TestTampering(t *testing.T) {
 	}
 	if got := len(trail()); got > len(want)+5 {
 		t.Errorf("%d entries: a loose switch fills the trail", got)
+	}
+}
+
+// TestTamperingIsNotLost has the alarm of what the store could not take at first,
+// however often it was sent until then, and of what came beside a batch that was
+// sent again and again.
+func TestTamperingIsNotLost(t *testing.T) {
+	x := start(t)
+	batch := func(seq uint64) []byte {
+		return encode(t, &wire.EventBatch{Head: wire.Head{V: wire.Version, Boot: wire.Boot{1}, Seq: seq, Sent: noon.UnixMilli()}, Events: []wire.PeripheralEvent{guardedEvent("M_TAMPERED", "lid", noon.UnixMilli())}})
+	}
+	x.mu.Lock()
+	x.fail = errors.New("disk is full")
+	x.mu.Unlock()
+	for range 10 {
+		if err := x.send(wire.Event, batch(1)); err == nil {
+			t.Fatal("acknowledged, and not stored")
+		}
+	}
+	x.mu.Lock()
+	x.fail = nil
+	x.mu.Unlock()
+	for range 10 { // its acknowledgement was lost
+		if err := x.send(wire.Event, batch(1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := x.kinds(); len(got) != 1 {
+		t.Errorf("got %v, want one alarm", got)
+	}
+	if err := x.send(wire.Event, batch(2)); err != nil {
+		t.Fatal(err)
+	}
+	if got := x.kinds(); len(got) != 2 {
+		t.Errorf("got %v, want another", got)
+	}
+}
+
+// TestTamperingOfMadeUpNames lets one device name peripherals that there are not.
+func TestTamperingOfMadeUpNames(t *testing.T) {
+	x := start(t)
+	for seq := range uint64(4) {
+		b := &wire.EventBatch{Head: wire.Head{V: wire.Version, Boot: wire.Boot{1}, Seq: seq + 1, Sent: noon.UnixMilli()}}
+		for n := range 100 {
+			b.Events = append(b.Events, guardedEvent("M_TAMPERED", fmt.Sprintf("lid-%d-%d", seq, n), noon.UnixMilli()))
+		}
+		x.ok(wire.Event, b)
+	}
+	if got := len(x.kinds()); got == 0 || got > 20 {
+		t.Errorf("got %d entries, want some and no flood", got)
 	}
 }
