@@ -92,7 +92,7 @@ func (w *week) observe(from, to int64, by float64, place *time.Location) {
 		w.Lines += by
 		return
 	}
-	if w.From == 0 {
+	if w.From == 0 || from < w.From { // or the clock was set back
 		w.From = from
 	}
 	if gap := to - from; by > 0 && gap > ms(blindFor) || gap > ms(longest) {

@@ -11,6 +11,7 @@
 package peripheral
 
 import (
+	"encoding/binary"
 	"slices"
 	"time"
 
@@ -21,13 +22,20 @@ import (
 type counter struct {
 	Value float64 `json:"v"`
 	Epoch int64   `json:"e,omitempty"` // Unix seconds
+	Boot  uint64  `json:"b,omitempty"` // a part of its name
+	At    int64   `json:"a,omitempty"` // of the newest sample
 	Seen  bool    `json:"s,omitempty"`
 }
 
 // grew returns by how much a count grew, and since when if it was begun anew.
+//
+// A later epoch is a new beginning. An earlier one came late, and so did a
+// lower value of the same; unless it is told of a later moment: some boxes
+// do not know the time when they start, and an epoch is what they took it for.
 func (c *counter) grew(s fleet.Sample) (by float64, since int64) {
 	was := *c
-	now := counter{s.Value, s.Epoch, true}
+	now := counter{s.Value, s.Epoch, binary.BigEndian.Uint64(s.Boot[:]), max(s.At.UnixMilli(), was.At), true}
+	late := now.At == was.At
 	switch {
 	case !was.Seen:
 		*c = now
@@ -35,7 +43,7 @@ func (c *counter) grew(s fleet.Sample) (by float64, since int64) {
 	case s.Epoch == was.Epoch && s.Value >= was.Value:
 		*c = now
 		return s.Value - was.Value, 0
-	case s.Epoch == was.Epoch && s.Epoch != 0, s.Epoch != 0 && s.Epoch < was.Epoch:
+	case s.Epoch == was.Epoch && s.Epoch != 0 && (late || now.Boot == was.Boot), s.Epoch != 0 && s.Epoch < was.Epoch && late:
 		return 0, 0 // it came late
 	case s.Kept && s.Value >= was.Value: // only the agent began anew
 		*c = now

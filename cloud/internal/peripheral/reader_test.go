@@ -133,3 +133,37 @@ func TestReaderFolds(t *testing.T) {
 		t.Errorf("%d days are remembered, want 7", len(r.Days))
 	}
 }
+
+// TestWrongClocks has boxes that do not know the time when they start.
+func TestWrongClocks(t *testing.T) {
+	var r peripheral.Reader
+	fold := func(boot byte, at time.Time, epoch int64, inserted float64) (sum uint64) {
+		for _, d := range r.Fold([]fleet.Sample{{Boot: [16]byte{boot}, At: at, Name: "M_CardInsertedCount", Value: inserted, Epoch: epoch}}) {
+			sum += d.Reads
+		}
+		return sum
+	}
+	long := time.Date(2020, 1, 1, 0, 0, 12, 0, time.UTC)
+	fold(1, monday, long.Unix(), 0)
+	for _, c := range []struct {
+		what     string
+		boot     byte
+		at       time.Time
+		epoch    int64
+		inserted float64
+		want     uint64
+	}{
+		{"goes on", 1, monday.Add(time.Minute), long.Unix(), 10, 10},
+		{"starts, and does not know the time yet", 2, long.Add(time.Second), long.Unix() - 1, 1, 0},
+		{"and then does", 2, monday.Add(time.Hour), long.Unix() - 1, 6, 6},
+		{"goes on again", 2, monday.Add(2 * time.Hour), long.Unix() - 1, 9, 3},
+		{"starts in the same second", 3, monday.Add(3 * time.Hour), long.Unix() - 1, 4, 4},
+		{"its time ran ahead", 4, monday.Add(4 * time.Hour), monday.Unix() + 1e6, 5, 5},
+		{"and was put right", 5, monday.Add(5 * time.Hour), monday.Unix(), 2, 2},
+		{"falls within its epoch", 5, monday.Add(6 * time.Hour), monday.Unix(), 1, 0},
+	} {
+		if got := fold(c.boot, c.at, c.epoch, c.inserted); got != c.want {
+			t.Errorf("%s: got %d more reads, want %d", c.what, got, c.want)
+		}
+	}
+}

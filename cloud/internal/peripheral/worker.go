@@ -22,6 +22,8 @@ const (
 	sweepMost  = 500 // printers in one transaction
 	soonSure   = 0.5 // confidence of a prediction that turns a light
 	retryAfter = time.Second
+	// By more a clock must not run ahead of ours; what it says happened later than now happened now.
+	clockAhead = 2 * time.Minute
 )
 
 // Store has what is counted, and keeps what is derived; cloud/internal/store
@@ -219,6 +221,12 @@ func (w *Worker) of(ctx context.Context, u fleet.Usage, now time.Time) (fleet.De
 		}
 	}
 	place := w.place(u.Zone)
+	for i := range u.Samples {
+		u.Samples[i].At = notAhead(u.Samples[i].At, now)
+	}
+	for i := range u.Events {
+		u.Events[i].At = notAhead(u.Events[i].At, now)
+	}
 	have := models{Printers: map[string]*Printer{}, Readers: map[string]*Reader{}}
 	for _, p := range u.Peripherals {
 		next := fleet.DerivedPeripheral{ID: p.ID}
@@ -237,7 +245,9 @@ func (w *Worker) of(ctx context.Context, u fleet.Usage, now time.Time) (fleet.De
 				m.Serial = p.Serial
 			}
 			m.Fold(samples, events, place)
-			next.Paper = m.Predict(place)
+			if next.Paper = m.Predict(place); next.Paper != nil && (!next.Paper.Latest.After(now) || !p.GoneAt.IsZero()) {
+				next.Paper = nil // it is of long ago: nobody knows what became of that roll
+			}
 			next.Soon = w.soon(next.Paper, u.Soon[p.ID], now)
 		} else {
 			m := had.Readers[p.ID]
@@ -266,6 +276,13 @@ func (w *Worker) of(ctx context.Context, u fleet.Usage, now time.Time) (fleet.De
 	var err error
 	d.Body, err = json.Marshal(have)
 	return d, err
+}
+
+func notAhead(at, now time.Time) time.Time {
+	if at.After(now.Add(clockAhead)) {
+		return now
+	}
+	return at
 }
 
 // place is the time zone of that name, or UTC.

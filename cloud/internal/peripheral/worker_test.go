@@ -138,6 +138,31 @@ func (b *bench) shows(device fleet.DeviceID, id, what string, ok func(fleet.Peri
 	return last
 }
 
+// now is how a peripheral looks.
+func (b *bench) now(device fleet.DeviceID, id string) fleet.Peripheral {
+	b.t.Helper()
+	h, err := b.History(b.t.Context(), "main", device, id, time.Time{})
+	must(b.t, err)
+	return h.Peripheral
+}
+
+// read waits until all that came of a device was read.
+func (b *bench) read(device fleet.DeviceID) {
+	b.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		u, err := b.Usage(b.t.Context(), device)
+		must(b.t, err)
+		if len(u.Samples) == 0 && len(u.Events) == 0 {
+			return
+		}
+		select {
+		case <-b.told:
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	b.t.Fatalf("what came of %s is not read", device)
+}
+
 // TestWorker follows the paper of a printer over a change of its roll, a restart
 // of the service in between, and a till that tells late.
 func TestWorker(t *testing.T) {
@@ -191,7 +216,7 @@ func TestWorker(t *testing.T) {
 func TestLateBoot(t *testing.T) {
 	b := newBench(t, 0, fleet.Device{ID: "d1", Tenant: "main"})
 	b.reports("d1", printer(10_000))
-	began := time.Now().Add(-10 * time.Hour)
+	began := time.Now().Add(-2 * time.Hour)
 	sample := func(boot byte, minutes int, v float64) {
 		b.commit(fleet.Intake{Device: "d1", Samples: []fleet.Sample{{
 			Boot: [16]byte{boot}, At: began.Add(time.Duration(minutes) * time.Minute), Peripheral: "receipt", Name: "ReceiptLineFeedCount", Value: v, Epoch: 5, Kept: true,
@@ -274,5 +299,75 @@ func TestReaders(t *testing.T) {
 		if h, err := b.History(t.Context(), "main", d.ID, "reader", time.Time{}); err != nil || d.ID != "d03" && h.Health != "OK" {
 			t.Errorf("%s: got %s %s, %v, want OK", d.ID, h.Health, h.Reason, err)
 		}
+	}
+}
+
+// TestBacklog has a till come back after weeks, and go on: of a roll that should
+// have been at its end long ago nothing is said, and no light turns for it.
+func TestBacklog(t *testing.T) {
+	b := newBench(t, 2*time.Hour, fleet.Device{ID: "d1", Tenant: "main"})
+	b.reports("d1", printer(10_000))
+	began := time.Now().Add(-20 * 24 * time.Hour)
+	at := func(minutes int) time.Time { return began.Add(time.Duration(minutes) * time.Minute) }
+	b.counted("d1", at(0), 70_000)
+	b.happened("d1", at(1), "REC_EMPTY", "REC_PAPEROK")
+	for m := 2; m <= 300; m++ {
+		b.counted("d1", at(m), 70_000+float64(m)*10)
+	}
+	b.read("d1")
+	if p := b.now("d1", "receipt"); p.Paper != nil || p.Health != "OK" {
+		t.Errorf("weeks later: got %s %s and %+v, want nothing", p.Health, p.Reason, p.Paper)
+	}
+	for m := 10; m >= 0; m-- { // it was away meanwhile
+		b.counted("d1", time.Now().Add(-time.Duration(m)*time.Minute), 74_000-float64(m)*10)
+	}
+	b.shows("d1", "receipt", "a prediction", func(p fleet.Peripheral) bool {
+		return p.Paper != nil && p.Paper.LinesLeft < 6100 && p.Paper.RunOutAt.After(time.Now())
+	})
+	h, err := b.History(t.Context(), "main", "d1", "receipt", time.Time{})
+	must(t, err)
+	if len(h.Spans) != 1 {
+		t.Errorf("spans: got %+v, want OK all the time", h.Spans)
+	}
+}
+
+// TestClockAhead shows that a till whose clock runs ahead by years is taken at
+// the service's, and that the clock may be put right.
+func TestClockAhead(t *testing.T) {
+	b := newBench(t, 2*time.Hour, fleet.Device{ID: "d1", Tenant: "main"}, fleet.Device{ID: "d2", Tenant: "main"})
+	reader := fleet.Peripheral{ID: "reader", Category: "SmartCardRW", Model: "R1", Power: "PS_ONLINE", Sensors: map[string]string{"SCPresentSensor": "No"}, Said: fleet.Light{Health: "OK"}}
+	b.reports("d1", reader)
+	b.reports("d2", reader)
+	count := func(device fleet.DeviceID, boot byte, at time.Time, epoch time.Time, n float64) {
+		b.commit(fleet.Intake{Device: device, Samples: []fleet.Sample{{Boot: [16]byte{boot}, At: at, Peripheral: "reader", Name: "M_CardInsertedCount", Value: n, Epoch: epoch.Unix()}}})
+	}
+	now := time.Now()
+	wrong := now.AddDate(10, 0, 0)
+	count("d2", 2, now, now, 0)
+	count("d2", 2, now, now, 30)
+	b.shows("d2", "reader", "its reads", func(p fleet.Peripheral) bool { return p.Reads != nil })
+	count("d1", 1, wrong, wrong, 0)
+	count("d1", 1, wrong.Add(time.Minute), wrong, 50)
+	b.shows("d1", "reader", "its reads", func(p fleet.Peripheral) bool { return p.Reads != nil && p.Reads.Reads == 50 })
+	count("d1", 3, time.Now(), now, 7)
+	b.shows("d1", "reader", "what it read by the right clock", func(p fleet.Peripheral) bool { return p.Reads.Reads == 57 })
+	today := time.Now().Unix() / 86400
+	if d, err := b.Baseline(t.Context(), "main", "R1", today-1); err != nil || d.Reads != 87 {
+		t.Errorf("baseline: got %+v, %v, want all 87", d, err)
+	}
+	if d, err := b.Baseline(t.Context(), "main", "R1", today+2); err != nil || d.Reads != 0 {
+		t.Errorf("baseline of days to come: got %+v, %v, want nothing", d, err)
+	}
+
+	b.reports("d1", printer(10_000))
+	at := func(minutes int) time.Time { return wrong.Add(time.Duration(minutes) * time.Minute) }
+	b.counted("d1", at(0), 70_000)
+	b.happened("d1", at(1), "REC_EMPTY", "REC_PAPEROK")
+	for m := 2; m <= 20; m++ {
+		b.counted("d1", at(m), 70_000+float64(m)*10)
+	}
+	b.read("d1")
+	if p := b.now("d1", "receipt").Paper; p != nil && p.RunOutAt.After(time.Now().AddDate(1, 0, 0)) {
+		t.Errorf("paper: got %+v, want no time by the clock of the till", p)
 	}
 }
