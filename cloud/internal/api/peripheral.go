@@ -31,13 +31,13 @@ type Peripheral struct {
 	Reason    string            `json:"reason" doc:"code; empty when OK"`
 	Advice    string            `json:"advice" doc:"what a person does about it"`
 	Since     *time.Time        `json:"since" doc:"it has this health for this reason"`
-	Sensors   map[string]string `json:"sensors" doc:"Yes, No or Unknown"`
+	Sensors   map[string]string `json:"sensors" doc:"Yes, No or Unknown; with last, as they were then"`
 	Claim     string            `json:"claim" doc:"observe: the till owns it; share; own: the agent holds it"`
 	Key       string            `json:"key" doc:"where it is, e.g. usb:04b8:0e15:SERIAL"`
 	Interface string            `json:"interface"`
 	Caps      []string          `json:"caps" doc:"UnifiedPOS capabilities that it has"`
 	RollLines uint32            `json:"roll_lines" doc:"line feeds of a full roll; 0: not known"`
-	Last      *light            `json:"last" doc:"while its till is offline: how it was then"`
+	Last      *light            `json:"last" doc:"while its till is offline, and of what is gone: how it was then"`
 	FirstAt   *time.Time        `json:"first_at"`
 	SeenAt    *time.Time        `json:"seen_at"`
 	GoneAt    *time.Time        `json:"gone_at" doc:"its till does not have it any more"`
@@ -72,7 +72,7 @@ type reads struct {
 type ListedPeripheral struct {
 	Peripheral
 	Device      string `json:"device"`
-	DeviceLabel string `json:"device_label"`
+	DeviceLabel string `json:"device_label" doc:"of the device, or its serial number while nobody has named it"`
 	Site        string `json:"site"`
 }
 
@@ -150,7 +150,7 @@ func (s *server) peripherals() {
 		Category     string    `query:"category" maxLength:"64" doc:"e.g. POSPrinter"`
 		Reason       string    `query:"reason" maxLength:"64" doc:"e.g. REC_EMPTY"`
 		Site         string    `query:"site" maxLength:"64"`
-		Query        string    `query:"q" maxLength:"64" doc:"part of id, model, maker or serial, or of the device's id or label"`
+		Query        string    `query:"q" maxLength:"64" doc:"part of id, model, maker or serial, or of the device's id, label or serial"`
 		RunOutBefore time.Time `query:"run_out_before" doc:"printers whose roll is predicted to end before"`
 	},
 	) (*body[list[ListedPeripheral]], error) {

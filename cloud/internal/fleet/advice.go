@@ -58,6 +58,7 @@ var advices = map[string]string{
 	"E_TIMEOUT":    "It did not answer in time: switch it off and on, then check its cable.",
 	"E_FAILURE":    "Its driver failed: the audit trail of the till says why; check its cable and its configuration.",
 
+	ReasonGone:        "Its till does not have it any more: plug it in again if it should be there.",
 	ReasonTillOffline: "The till is not connected: check its power and its network.",
 	ReasonReadErrors:  "It reads worse than others of its model: clean it, and replace it if that does not help.",
 	ReasonPaperSoon:   "The roll of paper will soon be at its end: have a new one ready.",

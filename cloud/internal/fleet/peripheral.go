@@ -19,6 +19,7 @@ const (
 	ReasonTillOffline = "M_TILL_OFFLINE"
 	ReasonReadErrors  = "M_READ_ERRORS"
 	ReasonPaperSoon   = "M_PAPER_SOON"
+	ReasonGone        = "M_GONE"
 	reasonNotAsked    = "M_NOT_ASKED"
 )
 
@@ -58,7 +59,7 @@ type Peripheral struct {
 
 	Said  Light // by the till
 	Light       // what the service shows: Said, what it has derived, and whether the till is there
-	Last  Light // while the till is lost: how it was then
+	Last  Light // while the till is lost, and of what is gone: how it was then
 
 	FirstAt time.Time
 	SeenAt  time.Time
@@ -67,7 +68,7 @@ type Peripheral struct {
 	Paper *Paper // nil: no prediction
 	Reads *Reads // nil: no reader, or never read
 
-	Label string // of the device
+	Label string // of the device, or its serial number
 	Site  string
 }
 
@@ -94,7 +95,7 @@ type Reads struct {
 // PeripheralFilter picks peripherals; empty fields pick all that are there.
 type PeripheralFilter struct {
 	Health, Category, Reason, Site string
-	Query                          string // part of id, model, maker, serial, device or label
+	Query                          string // part of id, model, maker or serial, or of the device's id, label or serial
 	RunOutBefore                   time.Time
 }
 
@@ -162,10 +163,12 @@ func Worst(all []Peripheral) string {
 
 // vitalSensors are those without which a category is never OK, each list a set
 // of which one is enough. The agent knows the same; the service does not rely on
-// it.
+// it. Of a category that is not here nobody knows what matters.
 var vitalSensors = map[string][][]string{
 	"POSPrinter":     {{"CoverOpen"}, {"RecEmpty"}},
 	"CashDrawer":     {{"DrawerOpened"}},
+	"Scanner":        {}, // its power tells
+	"LineDisplay":    {},
 	"SmartCardRW":    {{"SCPresentSensor"}},
 	"M_TamperSwitch": {{"M_Tampered"}},
 	"M_DoorSwitch":   {{"M_DoorOpen"}},
@@ -209,7 +212,11 @@ func proven(p Peripheral) (health, reason string) {
 	default:
 		return HealthUnknown, reasonNotAsked
 	}
-	for _, one := range vitalSensors[p.Category] {
+	vital, known := vitalSensors[p.Category]
+	if !known {
+		return HealthUnknown, "M_NO_SENSOR"
+	}
+	for _, one := range vital {
 		if !slices.ContainsFunc(one, func(name string) bool { return p.Sensors[name] == "Yes" || p.Sensors[name] == "No" }) {
 			return HealthUnknown, "M_NO_SENSOR"
 		}

@@ -17,7 +17,7 @@ const reasons = `POWER_OFFLINE POWER_OFF_OFFLINE POWER_OFF
 	M_CARD_MUTE M_CARD_TORN M_PCSCD_GONE E_NOSERVICE M_TAMPERED M_EDGES_LOST M_DOOR_OPEN
 	M_TEMP_HIGH M_SUPPLY_LOW M_DISK_LOW M_MEMORY_LOW M_HOST_HOT M_DISK_FAILING M_CLOCK_UNSYNCED
 	E_ILLEGAL E_NOEXIST E_NOHARDWARE E_BUSY E_OFFLINE E_TIMEOUT E_FAILURE
-	M_NO_SENSOR M_NOT_ASKED M_IN_USE M_NO_ACCESS M_NO_DRIVER M_TIMEOUT M_DRIVER_PANIC M_TILL_OFFLINE M_READ_ERRORS M_PAPER_SOON`
+	M_NO_SENSOR M_NOT_ASKED M_IN_USE M_NO_ACCESS M_NO_DRIVER M_TIMEOUT M_DRIVER_PANIC M_TILL_OFFLINE M_READ_ERRORS M_PAPER_SOON M_GONE`
 
 func TestAdvice(t *testing.T) {
 	said := map[string]string{}
@@ -87,6 +87,9 @@ func TestRoll(t *testing.T) {
 		{"Scanner", "PS_ONLINE", "", "Splendid", "", false, false, "Unknown M_NOT_ASKED"},
 		{"Scanner", "PS_ONLINE", "", "", "", false, false, "Unknown M_NOT_ASKED"},
 		{"Scanner", "PS_ONLINE", "", "ok", "", false, false, "Unknown M_NOT_ASKED"},
+		{"LineDisplay", "PS_ONLINE", "", "OK", "", false, false, "OK "},
+		{"M_Other", "PS_ONLINE", "", "OK", "", false, false, "Unknown M_NO_SENSOR"},
+		{"Teleporter", "PS_ONLINE", "M_Safe=Yes", "OK", "", false, false, "Unknown M_NO_SENSOR"},
 	} {
 		p := fleet.Peripheral{Category: c.category, Power: c.power, Sensors: sensors(c.sensors), Said: fleet.Light{Health: c.health, Reason: c.reason}}
 		if l := fleet.Roll(p, c.soon, c.worse); l.Health+" "+l.Reason != c.want {

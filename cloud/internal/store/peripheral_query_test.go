@@ -16,10 +16,10 @@ func bigCounters(t testing.TB, s *Store) {
 	t.Helper()
 	err := s.tx(t.Context(), func(ctx context.Context, w *writer) error {
 		return w.exec(ctx, `INSERT INTO peripheral (device, id, category, driver, maker, model, serial, firmware, simulated, claim, "key", interface, caps, roll_lines,
-			power, sensors, said_health, said_reason, said_since, health, reason, since, first_at, seen_at, run_out_at, confidence, basis)
+			power, sensors, said_health, said_reason, said_since, health, reason, since, first_at, seen_at, run_out_at, run_out_to, confidence, basis)
 			SELECT d.id, 'p' || k.n, CASE k.n WHEN 0 THEN 'POSPrinter' WHEN 1 THEN 'CashDrawer' WHEN 2 THEN 'SmartCardRW' ELSE 'Scanner' END, 'escpos', 'M', 'P1', 's', '1', 0, 'own', 'usb:1', 'USB', '["CapCoverSensor"]', 18876,
 			'PS_ONLINE', '{"CoverOpen":"No"}', 'OK', '', 1, CASE WHEN (d.rowid + k.n) % 100 = 0 THEN 'Fault' ELSE 'OK' END, CASE WHEN (d.rowid + k.n) % 100 = 0 THEN 'COVER_OPEN' ELSE '' END, 1, 1, 1,
-			CASE k.n WHEN 0 THEN 1000 + d.rowid ELSE 0 END, 0.9, CASE k.n WHEN 0 THEN 'configured' ELSE '' END
+			CASE k.n WHEN 0 THEN 1000 + d.rowid ELSE 0 END, 1 << 50, 0.9, CASE k.n WHEN 0 THEN 'configured' ELSE '' END
 			FROM device d CROSS JOIN (SELECT 0 AS n UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3) k`)
 	})
 	if err != nil {

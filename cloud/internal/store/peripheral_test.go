@@ -117,6 +117,9 @@ func TestPeripheralGone(t *testing.T) {
 	if h := x.history(); h.GoneAt != minute(10) || x.past() != "OK  0-10" {
 		t.Errorf("got %+v and %s", h.Peripheral, x.past())
 	}
+	if h := x.history(); h.Light != (fleet.Light{Health: "Unknown", Reason: "M_GONE", Since: minute(10)}) || h.Last.Health != "OK" {
+		t.Errorf("got %+v, want that nobody knows how it is, and that it was OK", h.Light)
+	}
 	all, _, err := x.s.Peripherals(t.Context(), "main", fleet.PeripheralFilter{}, fleet.Page{})
 	if err != nil || len(all) != 0 {
 		t.Errorf("list: got %+v, %v, want what is there", all, err)
@@ -294,7 +297,8 @@ func TestPeripheralsMoveOn(t *testing.T) {
 func TestDerive(t *testing.T) {
 	x := newTill(t)
 	x.says(noon, "OK", "", noon)
-	paper := &fleet.Paper{RunOutAt: minute(60), Earliest: minute(50), Latest: minute(80), Confidence: 0.8, LinesLeft: 500, LinesPerHour: 600, Basis: "learned"}
+	later := time.Now().UTC().Truncate(time.Millisecond).Add(time.Hour)
+	paper := &fleet.Paper{RunOutAt: later, Earliest: later.Add(-time.Minute), Latest: later.Add(time.Minute), Confidence: 0.8, LinesLeft: 500, LinesPerHour: 600, Basis: "learned"}
 	reads := &fleet.Reads{Reads: 100, Failures: 3, Rate: 0.03, FleetRate: 0.01}
 	derive := func(at time.Time, d fleet.DerivedPeripheral) {
 		t.Helper()
@@ -321,6 +325,83 @@ func TestDerive(t *testing.T) {
 	}
 	_, err = x.s.Usage(t.Context(), "nobody")
 	wantErr(t, "usage of nobody", err, fleet.ErrNotFound)
+}
+
+// TestWrongPrediction lets the time go by at which a roll should have been at
+// its end.
+func TestWrongPrediction(t *testing.T) {
+	x := newTill(t)
+	now := time.Now()
+	x.says(noon, "OK", "", noon)
+	listed := func() int {
+		t.Helper()
+		all, _, err := x.s.Peripherals(t.Context(), "main", fleet.PeripheralFilter{RunOutBefore: now.Add(time.Hour)}, fleet.Page{})
+		must(t, err)
+		return len(all)
+	}
+	for _, c := range []struct {
+		out, latest time.Duration
+		online      bool
+		shown       bool
+		soon        int
+	}{
+		{-time.Hour, -time.Minute, true, false, 0},
+		{-time.Hour, time.Hour, false, false, 0},
+		{time.Minute, time.Hour, false, true, 0},
+		{-time.Hour, time.Hour, true, true, 1},
+	} {
+		paper := &fleet.Paper{RunOutAt: now.Add(c.out), Earliest: now.Add(-2 * time.Hour), Latest: now.Add(c.latest), Confidence: 0.9, Basis: "learned"}
+		_, err := x.s.Derive(t.Context(), []fleet.Derived{{Device: x.id, Tenant: "main", Body: []byte("{}"), Peripherals: []fleet.DerivedPeripheral{{ID: "receipt", Paper: paper}}}}, now)
+		must(t, err)
+		must(t, x.s.SetPresence(t.Context(), x.id, c.online, now))
+		if got := x.history().Paper; (got != nil) != c.shown {
+			t.Errorf("%+v: got %+v", c, got)
+		}
+		if n := listed(); n != c.soon {
+			t.Errorf("%+v: %d are listed, want %d", c, n, c.soon)
+		}
+		if !c.online {
+			continue
+		}
+		if lit, err := x.s.RunningOut(t.Context(), now.Add(time.Hour), 0.5, 10, now); err != nil || len(lit) != c.soon {
+			t.Errorf("%+v: got lights of %v, %v, want %d", c, lit, err, c.soon)
+		}
+	}
+}
+
+// TestBaselineKeepsItsDays counts on a day that cannot be: nothing of the others
+// goes for it.
+func TestBaselineKeepsItsDays(t *testing.T) {
+	x := newTill(t)
+	x.says(noon, "OK", "", noon)
+	today := time.Now().Unix() / 86400
+	for _, day := range []int64{today - 40, today, today + 5000, today} {
+		_, err := x.s.Derive(t.Context(), []fleet.Derived{{Device: x.id, Tenant: "main", Body: []byte("{}"), Reads: []fleet.ReadDay{{Model: "R1", Day: day, Reads: 10, Failures: 1}}}}, time.Now())
+		must(t, err)
+	}
+	if d, err := x.s.Baseline(t.Context(), "main", "R1", 0); err != nil || d.Reads != 30 || d.Failures != 3 {
+		t.Errorf("got %+v, %v, want 30 reads: all but those of 40 days ago", d, err)
+	}
+}
+
+// TestSerialForALabel shows a till that nobody has named by its serial number.
+func TestSerialForALabel(t *testing.T) {
+	x := newTill(t)
+	x.says(noon, "OK", "", noon)
+	d, err := x.s.DeviceByID(t.Context(), x.id)
+	must(t, err)
+	if got := x.history().Label; d.Serial == "" || got != d.Serial {
+		t.Errorf("got %q, want %q", got, d.Serial)
+	}
+	all, _, err := x.s.Peripherals(t.Context(), "main", fleet.PeripheralFilter{Query: d.Serial}, fleet.Page{})
+	if err != nil || len(all) != 1 {
+		t.Errorf("by that number: got %d, %v, want one", len(all), err)
+	}
+	label := "Lane 7"
+	must(t, x.s.SetDevice(t.Context(), "main", x.id, fleet.DevicePatch{Label: &label}, event("device.set")))
+	if got := x.history().Label; got != label {
+		t.Errorf("got %q, want %q", got, label)
+	}
 }
 
 // TestUsageReadsOn reads more than fits at once, batch by batch, each sample once.

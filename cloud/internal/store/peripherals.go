@@ -10,10 +10,11 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
 
-const peripheralColumns = peripheralRow + `, d.online, d.last_seen, d.label, d.site FROM peripheral p JOIN device d ON d.id = p.device`
+const peripheralColumns = peripheralRow + `, d.online, d.last_seen, CASE WHEN d.label <> '' THEN d.label ELSE d.serial END, d.site FROM peripheral p JOIN device d ON d.id = p.device`
 
 // scanPeripheral scans a peripheral as it is shown: while its till is lost,
-// nothing is known of it.
+// nothing is known of it, and nor is of one that is gone. A roll that should be
+// at its end by now, at the latest, and is not, was predicted wrong.
 func scanPeripheral(r scanner) (fleet.Peripheral, error) {
 	var online bool
 	var seen int64
@@ -23,14 +24,17 @@ func scanPeripheral(r scanner) (fleet.Peripheral, error) {
 		return fleet.Peripheral{}, err
 	}
 	p.Label, p.Site = label, site
+	now := time.Now()
+	if p.Paper != nil && (!p.Paper.Latest.After(now) || !online && !p.Paper.RunOutAt.After(now)) { // nobody knows what became of it
+		p.Paper = nil
+	}
 	if !p.GoneAt.IsZero() {
+		p.Last, p.Paper, p.Reads = p.Light, nil, nil
+		p.Light = fleet.Light{Health: fleet.HealthUnknown, Reason: fleet.ReasonGone, Since: p.GoneAt}
 		return p.Peripheral, nil
 	}
 	p.SeenAt = at(max(seen, ms(p.SeenAt)))
 	if !online {
-		if p.Paper != nil && p.Paper.RunOutAt.Before(time.Now()) { // nobody knows what became of it
-			p.Paper = nil
-		}
 		p.Last = p.Light
 		p.Light = fleet.Light{Health: fleet.HealthUnknown, Reason: fleet.ReasonTillOffline, Since: p.SeenAt}
 	}
@@ -98,12 +102,13 @@ func (s *Store) Peripherals(ctx context.Context, t fleet.TenantID, f fleet.Perip
 		add(`d.site = ?`, f.Site)
 	}
 	if !f.RunOutBefore.IsZero() {
-		add(`d.online <> 0 AND p.run_out_at > 0 AND p.run_out_at < ?`, ms(f.RunOutBefore))
+		add(`d.online <> 0 AND p.run_out_at > 0 AND p.run_out_at < ? AND p.run_out_to > ?`, ms(f.RunOutBefore), ms(time.Now()))
 	}
 	if f.Query != "" {
 		like := "%" + strings.NewReplacer(`!`, `!!`, `%`, `!%`, `_`, `!_`).Replace(f.Query) + "%"
 		add(`(lower(p.id) LIKE lower(?) ESCAPE '!' OR lower(p.model) LIKE lower(?) ESCAPE '!' OR lower(p.maker) LIKE lower(?) ESCAPE '!'
-			OR lower(p.serial) LIKE lower(?) ESCAPE '!' OR lower(d.id) LIKE lower(?) ESCAPE '!' OR lower(d.label) LIKE lower(?) ESCAPE '!')`, like, like, like, like, like, like)
+			OR lower(p.serial) LIKE lower(?) ESCAPE '!' OR lower(d.id) LIKE lower(?) ESCAPE '!' OR lower(d.label) LIKE lower(?) ESCAPE '!'
+			OR lower(d.serial) LIKE lower(?) ESCAPE '!')`, like, like, like, like, like, like, like)
 	}
 	limit := p.Bounded()
 	query := `SELECT ` + peripheralColumns + ` WHERE ` + strings.Join(where, ` AND `) + ` ORDER BY ` + device + `, p.id LIMIT ?` //nolint:gosec // joins the constants above
@@ -135,7 +140,7 @@ func (s *Store) History(ctx context.Context, t fleet.TenantID, device fleet.Devi
 	if err != nil {
 		return fleet.PeripheralHistory{}, fmt.Errorf("peripheral %s of device %s: %w", id, device, err)
 	}
-	if l := h.Last; l.Health != "" { // lost
+	if l := h.Last; l.Health != "" && h.GoneAt.IsZero() { // lost
 		h.Spans = append([]fleet.Span{{Health: l.Health, Reason: l.Reason, From: l.Since}}, h.Spans...)
 		h.Lost = append([]fleet.Span{{Health: h.Health, Reason: h.Reason, From: h.Since}}, h.Lost...)
 	} else if h.GoneAt.IsZero() {

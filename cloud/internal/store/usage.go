@@ -153,7 +153,7 @@ func (s *Store) Derive(ctx context.Context, all []fleet.Derived, now time.Time) 
 				continue
 			}
 			for _, r := range d.Reads {
-				if err := w.addReads(ctx, d.Tenant, r); err != nil {
+				if err := w.addReads(ctx, d.Tenant, r, now.Unix()/(24*60*60)); err != nil {
 					return err
 				}
 			}
@@ -174,13 +174,13 @@ func (s *Store) Derive(ctx context.Context, all []fleet.Derived, now time.Time) 
 	return changed, nil
 }
 
-func (w *writer) addReads(ctx context.Context, t fleet.TenantID, r fleet.ReadDay) error {
+func (w *writer) addReads(ctx context.Context, t fleet.TenantID, r fleet.ReadDay, today int64) error {
 	if err := w.exec(ctx, `INSERT INTO read_baseline (tenant, model, day, reads, failures) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (tenant, model, day) DO UPDATE SET reads = read_baseline.reads + excluded.reads, failures = read_baseline.failures + excluded.failures`,
 		t, r.Model, r.Day, r.Reads, r.Failures); err != nil {
 		return err
 	}
-	return w.exec(ctx, `DELETE FROM read_baseline WHERE tenant = ? AND model = ? AND day < ?`, t, r.Model, r.Day-keptBaseline)
+	return w.exec(ctx, `DELETE FROM read_baseline WHERE tenant = ? AND model = ? AND day < ?`, t, r.Model, today-keptBaseline)
 }
 
 func (w *writer) derive(ctx context.Context, device fleet.DeviceID, d fleet.DerivedPeripheral, now time.Time) error {
@@ -215,7 +215,9 @@ func (w *writer) light(ctx context.Context, p stored, soon, worse bool, now time
 	if now.Before(p.Since) {
 		now = p.Since
 	}
-	next.turn(now)
+	if p.GoneAt.IsZero() { // of what is gone the light stays as it was last
+		next.turn(now)
+	}
 	if !next.same(p) {
 		if err := w.putPeripheral(ctx, p, next, true); err != nil {
 			return err
@@ -226,18 +228,19 @@ func (w *writer) light(ctx context.Context, p stored, soon, worse bool, now time
 
 // RunningOut turns the light of printers whose paper is predicted to end before
 // a moment and that did not show it yet, at most so many at once, and returns
-// their devices. Only a prediction of which one is that sure counts.
+// their devices. Only a prediction of which one is that sure counts, and none
+// that was wrong: by which the roll would be at its end already.
 func (s *Store) RunningOut(ctx context.Context, before time.Time, sure float64, limit int, now time.Time) ([]fleet.DeviceID, error) {
-	const query = ` FROM peripheral p WHERE p.run_out_at > 0 AND p.run_out_at < ? AND p.soon = 0 AND p.gone_at = 0 AND p.confidence >= ?`
+	const query = ` FROM peripheral p WHERE p.run_out_at > 0 AND p.run_out_at < ? AND p.run_out_to > ? AND p.soon = 0 AND p.gone_at = 0 AND p.confidence >= ?`
 	var one int
-	err := s.read.QueryRowContext(ctx, `SELECT 1`+query+` LIMIT 1`, ms(before), sure).Scan(&one)
+	err := s.read.QueryRowContext(ctx, `SELECT 1`+query+` LIMIT 1`, ms(before), ms(now), sure).Scan(&one)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil // the writer is not troubled for nothing
 	}
 	of := map[fleet.DeviceID]bool{}
 	if err == nil {
 		err = s.tx(ctx, func(ctx context.Context, w *writer) error {
-			rows, err := w.rows(ctx, `SELECT `+peripheralRow+query+` ORDER BY p.run_out_at LIMIT ?`, ms(before), sure, limit)
+			rows, err := w.rows(ctx, `SELECT `+peripheralRow+query+` ORDER BY p.run_out_at LIMIT ?`, ms(before), ms(now), sure, limit)
 			all, err := list(rows, err, scanStored)
 			if err != nil {
 				return err
