@@ -70,16 +70,18 @@ func (p *peripherals) count() int {
 	return len(p.opened)
 }
 
-// took notes how a try came out.
-func (p *peripherals) took(id string, d hal.Device) {
+// took notes how a try came out. It is false for a device that comes when the
+// others are being closed: who has opened it closes it.
+func (p *peripherals) took(id string, d hal.Device) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tried[id] = true
-	if d != nil {
+	late := d != nil && p.opened == nil
+	if p.tried[id] = true; d != nil && !late {
 		p.opened[id] = d
 	}
 	close(p.news)
 	p.news = make(chan struct{})
+	return !late
 }
 
 // get is an open device. It waits for one that is being opened; nil means that
@@ -159,8 +161,8 @@ func (a *Agent) openDevice(ctx context.Context, c DeviceConfig) {
 	for failures := 0; ctx.Err() == nil; failures++ {
 		d, err := a.try(ctx, c)
 		if ctx.Err() != nil {
-			if d != nil {
-				a.devices.took(c.ID, d) // it is closed with the others
+			if d != nil && !a.devices.took(c.ID, d) { // else it is closed with the others
+				_ = contained(d.Close)
 			}
 			return
 		}

@@ -179,6 +179,39 @@ func TestClosesInTime(t *testing.T) {
 	stop()
 }
 
+// TestOpensTooLate holds that a driver which opens its device when the others are
+// being closed does no harm, and that its device is closed too.
+func TestOpensTooLate(t *testing.T) {
+	agent, opening, closed := make(chan *Agent, 1), make(chan struct{}), make(chan struct{})
+	a, stop := counter(t, time.Minute, []DeviceConfig{{ID: "late", Driver: "late"}}, driver{"late", func(ctx context.Context, c hal.Config) (hal.Device, error) {
+		close(opening)
+		<-ctx.Done()
+		a := <-agent
+		for closing := false; !closing; time.Sleep(time.Millisecond) {
+			a.devices.mu.Lock()
+			closing = a.devices.opened == nil
+			a.devices.mu.Unlock()
+		}
+		return closes{virtualDevice(t, c.ID, ""), closed}, nil
+	}})
+	agent <- a
+	<-opening
+	stop()
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("the device is still open")
+	}
+}
+
+// closes tells when it is closed.
+type closes struct {
+	hal.Device
+	closed chan struct{}
+}
+
+func (d closes) Close() error { defer close(d.closed); return d.Device.Close() }
+
 // TestCheckHealth holds that the outcome of a check has codes and no words of
 // the driver, and that it goes out as a record.
 func TestCheckHealth(t *testing.T) {
