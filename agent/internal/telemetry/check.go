@@ -106,7 +106,7 @@ func (m *Monitor) outcome(id, level string, r hal.Report, err error, took time.D
 		steps = append(steps[:wire.MaxSteps-1:wire.MaxSteps-1], steps[n-1])
 	}
 	for _, s := range steps {
-		step := wire.CheckStep{ID: identifier(m.guarded(s.ID)), OK: s.OK, Code: identifier(m.guarded(s.Code)), MS: uint32(min(max(s.Took.Milliseconds(), 0), 1e9))} // #nosec G115 -- bounded
+		step := wire.CheckStep{ID: m.guarded(identifier(s.ID)), OK: s.OK, Code: m.guarded(identifier(s.Code)), MS: uint32(min(max(s.Took.Milliseconds(), 0), 1e9))} // #nosec G115 -- bounded
 		if step.ID == "" {
 			step.ID = "check"
 		}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/tillward/tillward/cloud/wire"
@@ -27,15 +28,16 @@ func describe(i hal.Info) wire.Peripheral {
 }
 
 // clean makes a peripheral fit for the contract and blanks what may be a card
-// number. A driver reads these texts from hardware, which may say anything.
+// number. A driver reads these texts from hardware, which may say anything, so
+// that it is the text which leaves the box that is looked at.
 func (m *Monitor) clean(p wire.Peripheral) wire.Peripheral {
 	for _, s := range []*string{&p.ID, &p.Category, &p.Driver, &p.Power, &p.Health, &p.Reason, &p.Claim, &p.Interface} {
-		*s = identifier(m.guarded(*s))
+		*s = m.guarded(identifier(*s))
 	}
 	for _, s := range []*string{&p.Maker, &p.Model, &p.Serial, &p.Firmware} {
-		*s = cut(m.guarded(*s), wire.MaxName)
+		*s = cut(m.guarded(shown(*s)), wire.MaxName)
 	}
-	p.Key = cut(m.guarded(p.Key), wire.MaxTopic)
+	p.Key = cut(m.guarded(shown(p.Key)), wire.MaxTopic)
 	for s, otherwise := range map[*string]string{&p.Category: string(hal.Other), &p.Driver: "unknown", &p.Power: "PS_UNKNOWN", &p.Health: "Unknown"} {
 		if *s == "" {
 			*s = otherwise
@@ -44,7 +46,7 @@ func (m *Monitor) clean(p wire.Peripheral) wire.Peripheral {
 	sensors := make(map[string]string, len(p.Sensors))
 	for _, k := range slices.Sorted(maps.Keys(p.Sensors)) {
 		v := p.Sensors[k]
-		if name := identifier(m.guarded(k)); name != "" && len(sensors) < maxItems && (v == "Yes" || v == "No" || v == "Unknown") {
+		if name := m.guarded(identifier(k)); name != "" && len(sensors) < maxItems && (v == "Yes" || v == "No" || v == "Unknown") {
 			sensors[name] = v
 		}
 	}
@@ -54,7 +56,7 @@ func (m *Monitor) clean(p wire.Peripheral) wire.Peripheral {
 	}
 	var caps []string
 	for _, c := range p.Caps {
-		if c = identifier(m.guarded(c)); c != "" {
+		if c = m.guarded(identifier(c)); c != "" {
 			caps = append(caps, c)
 		}
 	}
@@ -89,6 +91,16 @@ func letters(s string) string {
 		sum[i] = 'a' + sum[i]%16
 	}
 	return string(sum[:12])
+}
+
+// shown is s without what nobody sees, and what a terminal would obey.
+func shown(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s)
 }
 
 // identifier makes s a name that the contract takes.

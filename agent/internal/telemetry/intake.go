@@ -35,11 +35,12 @@ const tooMuch = 1e12
 
 // sample takes one value in. Values that are no numbers are dropped.
 func (m *Monitor) sample(ctx context.Context, s wire.Sample) {
+	s.Name = identifier(s.Name)
 	if hal.MayHoldPAN(s.Name) || hal.MayHoldPAN(s.Peripheral) || s.Epoch != 0 && math.Abs(s.Value) >= tooMuch {
 		m.dropped.Add(1)
 		return
 	}
-	if s.Name = identifier(s.Name); s.Name == "" || math.IsNaN(s.Value) || math.IsInf(s.Value, 0) {
+	if s.Name == "" || math.IsNaN(s.Value) || math.IsInf(s.Value, 0) {
 		return
 	}
 	m.samples = append(m.samples, s)
@@ -51,12 +52,12 @@ func (m *Monitor) sample(ctx context.Context, s wire.Sample) {
 
 // event takes one event in, unless its code flaps.
 func (m *Monitor) event(ctx context.Context, e wire.PeripheralEvent) {
+	for _, s := range []*string{&e.Peripheral, &e.Category, &e.Code, &e.From, &e.To} {
+		*s = identifier(*s)
+	}
 	if slices.ContainsFunc([]string{e.Peripheral, e.Category, e.Code, e.From, e.To}, hal.MayHoldPAN) {
 		m.dropped.Add(1)
 		return
-	}
-	for _, s := range []*string{&e.Peripheral, &e.Category, &e.Code, &e.From, &e.To} {
-		*s = identifier(*s)
 	}
 	if e.Category == "" {
 		e.Category = string(hal.Other)
@@ -103,10 +104,19 @@ func (m *Monitor) status(ctx context.Context, w *watcher, p wire.Peripheral, beg
 	if changed {
 		m.Touch()
 	}
-	if is, ok := strings.CutPrefix(p.Power, "PS_"); ok && !w.tells && old.Power != p.Power && known(old.Power) && known(p.Power) {
-		m.tellPower(ctx, p, is, old.Power)
+	was := m.was[w.id] // what is not known meanwhile changes nothing
+	if is, ok := strings.CutPrefix(p.Power, "PS_"); ok && known(p.Power) {
+		if !w.tells && was.power != p.Power && was.power != "" {
+			m.tellPower(ctx, p, is, was.power)
+		}
+		was.power = p.Power
 	}
-	if faulty(old.Health) == faulty(p.Health) || (p.Health == string(hal.NoSensor) && !faulty(old.Health)) {
+	failed := was.failed
+	if !undecided(p) {
+		was.failed = faulty(p.Health)
+	}
+	m.was[w.id] = was
+	if was.failed == failed {
 		return
 	}
 	kind, severity := "peripheral.recovered", "info"
@@ -145,7 +155,19 @@ func (m *Monitor) giveUp(ctx context.Context, w *watcher) {
 	m.record(ctx, "peripheral.quarantined", "alarm", w.id, map[string]string{"category": p.Category, "driver": p.Driver, "reason": "M_DRIVER_PANIC"})
 }
 
+// before is what was known of a peripheral last.
+type before struct {
+	power  string // empty: nothing was
+	failed bool
+}
+
 func known(power string) bool { return power != string(hal.PowerUnknown) }
+
+// undecided reports whether nobody knows how a peripheral is that could tell:
+// somebody else uses it, or it was not asked.
+func undecided(p wire.Peripheral) bool {
+	return p.Health == string(hal.NoSensor) && !known(p.Power) && p.Reason != "M_NO_SENSOR"
+}
 
 func faulty(health string) bool {
 	return health == string(hal.Fault) || health == string(hal.Offline)

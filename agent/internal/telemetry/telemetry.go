@@ -115,7 +115,8 @@ type Monitor struct {
 	eventSize  int
 	flaps      flaps
 	faults     flaps
-	found      map[string]*find // by key
+	was        map[string]before // by ID
+	found      map[string]*find  // by key
 	toldDrop   uint64
 	lastLost   time.Time
 	crowded    bool
@@ -144,7 +145,7 @@ func New(o Options) *Monitor {
 	m := &Monitor{
 		o: o, began: time.Now(), inbox: make(chan func(context.Context), 64), touch: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		pace: o.Pace, seen: map[string]wire.Peripheral{}, asked: map[string]time.Time{}, watchers: map[string]*watcher{},
-		flaps: flaps{}, faults: flaps{}, found: map[string]*find{},
+		flaps: flaps{}, faults: flaps{}, was: map[string]before{}, found: map[string]*find{},
 	}
 	for _, d := range o.Devices {
 		m.Watch(d)
@@ -265,6 +266,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	for len(m.inbox) > 0 {
 		(<-m.inbox)(last)
 	}
+	m.collapse(last) // nobody counts on
 	m.flush(last)
 	_ = m.tell(last)
 	return ctx.Err()

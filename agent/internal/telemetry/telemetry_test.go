@@ -302,6 +302,10 @@ func TestFaultAndRecovery(t *testing.T) {
 			if looks := p.looked() - n; looks < 20 || looks > 80 {
 				t.Errorf("%d looks at a lost printer in two hours", looks)
 			}
+			p.does(func(context.Context) (hal.Status, error) {
+				return hal.Status{}, &hal.Error{Code: "E_BUSY", Op: "status"}
+			})
+			after(6 * time.Minute) // by whom it is used nobody can say what it is
 			p.says(hal.Attention, hal.Yes)
 			after(6 * time.Minute)
 			p.says(hal.Fault, hal.Yes)
@@ -360,7 +364,15 @@ func TestEventsAndFlapping(t *testing.T) {
 			if _, events, _, _ = d.got(); len(events) != 9 || events[8].Code != "COVER_OK" {
 				t.Errorf("after the device was lost: %+v", events[8:])
 			}
+			for range 50 {
+				p.events <- hal.Event{Code: "COVER_OPEN", From: "No", To: "Yes"}
+			}
+			after(time.Second)
 		})
+		_, events, _, _ := d.got()
+		if e := events[len(events)-1]; e.Code != "COVER_OPEN" || e.Count != 50 {
+			t.Errorf("the last word is %+v, want the count of what flapped until then", e)
+		}
 	})
 }
 
@@ -455,7 +467,8 @@ func TestCardNumbersStay(t *testing.T) {
 	const pan = "4111111111111111"
 	synctest.Test(t, func(t *testing.T) {
 		d, p := &desk{t: t}, bell{printer(), make(chan hal.Event, 10)}
-		p.info.Serial, p.info.Firmware, p.info.Maker = pan, "1.0", "x"+pan
+		const apart = "4111\x1b1111\x1b1111\x1b1111" // which no person reads as anything else
+		p.info.Serial, p.info.Firmware, p.info.Maker, p.info.Model, p.info.Key = pan, "1.0", "x"+pan, apart, apart
 		p.does(func(context.Context) (hal.Status, error) {
 			return hal.Status{
 				Health: hal.OK, Power: hal.PowerOnline, Reason: pan, Advice: "read 4111-1111 1111.1111",
@@ -463,9 +476,9 @@ func TestCardNumbersStay(t *testing.T) {
 			}, nil
 		})
 		p.stats = func(context.Context) ([]hal.Stat, error) {
-			return []hal.Stat{{Name: pan, Value: 1}, {Name: "GoodReadCount", Value: 2}, {Name: "FailedReadCount", Value: 4111111111111111, Epoch: 1}}, nil
+			return []hal.Stat{{Name: pan, Value: 1}, {Name: apart, Value: 1}, {Name: "GoodReadCount", Value: 2}, {Name: "FailedReadCount", Value: 4111111111111111, Epoch: 1}}, nil
 		}
-		for _, e := range []hal.Event{{Code: pan}, {Code: "C", From: pan}, {Code: "C", To: ";" + pan + "=2512"}, {Code: "GOOD"}} {
+		for _, e := range []hal.Event{{Code: pan}, {Code: "C", From: pan}, {Code: "C", To: ";" + pan + "=2512"}, {Code: apart}, {Code: "C", From: apart}, {Code: "GOOD"}} {
 			p.events <- e
 		}
 		watch(t, d.options(p), func(_ *telemetry.Monitor, after func(time.Duration)) { after(2 * time.Minute) })
@@ -475,6 +488,9 @@ func TestCardNumbersStay(t *testing.T) {
 		}
 		if all := fmt.Sprintf("%+v %+v %+v %q", samples, events, states, audit); strings.Contains(all, "1111") {
 			t.Errorf("a card number left the device: %s", all)
+		}
+		if all := fmt.Sprintf("%+v", states); strings.ContainsRune(all, 0x1b) {
+			t.Errorf("what a terminal obeys left the device: %q", all)
 		}
 		if len(events) != 1 || events[0].Code != "GOOD" {
 			t.Errorf("events %+v, want the harmless one", events)
