@@ -116,7 +116,9 @@ try {
   await page.locator('[data-testid=peripheral-row][data-id=receipt]').first().getByRole('link').first().click();
   await tid('durations').waitFor();
   await tid('check-now').click();
-  await page.locator('[data-testid=check-row]').first().waitFor();
+  await page.locator('[data-testid=check-row]').first().getByText('✓').waitFor();
+  const [file] = await Promise.all([page.waitForEvent('download'), tid('xml').click()]);
+  if (!file.suggestedFilename().endsWith('-UPOSStat.xml')) faults.push(`the statistics are kept as ${file.suggestedFilename()}`);
   const xml = await page.evaluate((at) => fetch(at).then((r) => r.text()), await tid('xml').getAttribute('href'));
   if (!/<UPOSStat[\s>]/.test(xml) || !xml.includes('<Equipment>')) faults.push(`UnifiedPOS statistics are no such: ${xml.slice(0, 200)}`);
   await loaded('peripheral');

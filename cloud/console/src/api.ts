@@ -5,8 +5,11 @@ export interface Peripheral {
   simulated: boolean; power: string; health: string; reason: string; advice: string; since: string | null;
   sensors: Record<string, string> | null;
   claim: string; key: string; interface: string; caps: string[] | null; roll_lines: number; paper: Paper | null; reads: Reads | null;
+  /** How it was, while its till is offline and when it is gone: sensors, paper and reads are of then, too. */
+  last: Light | null; gone_at: string | null;
 }
 
+export interface Light { health: string; reason: string; since: string | null }
 /** When a printer's roll will be used up, as the service works it out. */
 export interface Paper {
   run_out_at: string | null; earliest: string | null; latest: string | null; confidence: number; lines_left: number; lines_per_hour: number; basis: string;
@@ -16,7 +19,7 @@ export interface Reads { rate: number; fleet_rate: number; reads: number; worse:
 /** A peripheral in a list of the fleet's. */
 export interface Placed extends Peripheral { device: string; device_label: string; site: string }
 export interface Span { health: string; reason: string; from: string | null; to: string | null }
-export interface Check { at: string | null; level: string; ok: boolean; checks: { id: string; ok: boolean; code: string; ms: number }[] | null }
+export interface Check { at: string | null; level: string; ok: boolean; steps: { id: string; ok: boolean; code: string; ms: number }[] }
 export interface PeripheralDetail extends Placed {
   durations: { health: string; reason: string; seconds: number; times: number }[]; spans: Span[]; checks: Check[];
 }

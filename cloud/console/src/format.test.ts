@@ -32,6 +32,10 @@ test('a sensor that cannot tell is not healthy', () => {
   expect(reading('CoverOpen', 'Yes').tone).toBe('warn');
   expect(reading('CoverOpen', 'No').tone).toBe('good');
   expect(reading('SCPresentSensor', 'Yes').tone).toBe('dim');
+  expect(reading('DrawerOpened', 'Yes').tone).toBe('dim');
+  expect(reading('M_DrawerStuck', 'Yes').tone).toBe('warn');
+  expect(reading('CoverOpen', 'No', true)).toEqual({ text: 'was no', tone: 'dim' });
+  expect(reading('CoverOpen', 'Unknown', true).text).toBe('cannot tell');
   expect(sensor('SCPresentSensor')).toBe('Card present');
   expect(sensor('RecNearEnd')).toBe('Paper near end');
   expect(sensor('Drawer1Opened')).toBe('Drawer 1 opened');

@@ -113,7 +113,7 @@ export function reason(code: string): string {
     DRAWEROPEN: 'Drawer open', DRAWERCLOSED: 'Drawer closed', POWER_OFF_OFFLINE: 'Not there', POWER_OFFLINE: 'Switched on, not ready', POWER_ONLINE: 'There again',
     M_DRAWER_UNEXPECTED_OPEN: 'Drawer opened by nobody\'s order', M_DRAWER_LEFT_OPEN: 'Drawer left open', M_DRAWER_STUCK: 'Drawer does not open',
     M_PCSCD_GONE: 'Card service stopped', M_PCSCD_BACK: 'Card service runs again', M_IN_USE: 'In use by the till', M_NO_DRIVER: 'Plugged in, nobody watches it', M_NO_ACCESS: 'The agent may not open it',
-    M_NO_SENSOR: 'Has no sensor for it', M_NOT_ASKED: 'Not asked yet', M_TILL_OFFLINE: 'The till is offline', M_READ_ERRORS: 'Reads worse than others',
+    M_NO_SENSOR: 'Has no sensor for it', M_NOT_ASKED: 'Not asked yet', M_TILL_OFFLINE: 'The till is offline', M_GONE: 'Not there any more', M_READ_ERRORS: 'Reads worse than others',
     M_PAPER_SOON: 'Paper ends soon', M_TAMPERED: 'Case opened', M_TAMPER_OK: 'Case closed',
   };
   return known[code] ?? cased(words(code.replace(/^PS_/, '')));
@@ -125,10 +125,11 @@ export function sensor(name: string): string {
     .replace(/([a-z])([A-Z0-9])/g, '$1 $2').replace(/([0-9])([A-Z])/g, '$1 $2').toLowerCase());
 }
 
-/** What an answer of a sensor means: trouble is warned of, and no answer is no good answer. */
-export function reading(name: string, value: string): { text: string; tone: Tone } {
+/** What an answer of a sensor means: trouble is warned of, no answer is no good answer, and nor is one from before the till was lost. */
+export function reading(name: string, value: string, past = false): { text: string; tone: Tone } {
   if (value !== 'Yes' && value !== 'No') return { text: 'cannot tell', tone: 'dim' };
-  const harmless = /Present|Drawer/.test(name);
+  if (past) return { text: `was ${value.toLowerCase()}`, tone: 'dim' };
+  const harmless = /Present|Drawer.?Opened/.test(name);
   return { text: value.toLowerCase(), tone: harmless ? 'dim' : value === 'Yes' ? 'warn' : 'good' };
 }
 

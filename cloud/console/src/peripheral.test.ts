@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import type { Paper } from './api';
-import { paperText, parts, readsText } from './peripheral';
+import type { Check, Paper, Peripheral } from './api';
+import { concernsList, more, paperText, parts, readsText, stepsText } from './peripheral';
 
 const noon = Date.parse('2026-11-26T12:00:00Z');
 const paper = (over: Partial<Paper> = {}): Paper => ({
@@ -37,4 +37,31 @@ describe('durations', () => {
     expect(all.map((a) => [a.health, a.seconds, a.times, a.share])).toEqual([['Fault', 1000, 3, 0.25], ['OK', 3000, 3, 0.75]]);
     expect(all[0]!.reasons.map((r) => r.reason)).toEqual(['REC_EMPTY', 'COVER_OPEN']);
   });
+});
+
+describe('what cannot be known', () => {
+  const printer = (over: Partial<Peripheral>): Peripheral => ({
+    id: 'receipt', category: 'POSPrinter', driver: 'escpos', maker: '', model: '', serial: '', firmware: '', simulated: false, power: 'PS_ONLINE', health: 'OK', reason: '', advice: '', since: null,
+    sensors: {}, claim: 'own', key: '', interface: '', caps: [], roll_lines: 1000, paper: null, reads: null, last: null, gone_at: null, ...over,
+  });
+  const last = { health: 'OK', reason: '', since: null };
+  it('is not green while the till is lost', () => {
+    expect(more(printer({ paper: paper() }), noon)?.tone).toBe('good');
+    expect(more(printer({ paper: paper(), last }), noon)?.tone).toBe('dim');
+    expect(more(printer({ reads: { rate: 0, fleet_rate: 0, reads: 250, worse: false }, last }), noon)?.tone).toBe('dim');
+    expect(more(printer({}), noon)).toBeUndefined();
+  });
+  it('is not green when it is a rough guess', () => {
+    expect(paperText(paper({ confidence: 0.3 }), noon).tone).toBe('dim');
+    expect(paperText(paper({ confidence: 0.3, run_out_at: '2026-11-26T13:30:00Z' }), noon).tone).toBe('warn');
+  });
+});
+
+it('says what a health check looked at', () => {
+  const check: Check = { at: null, level: 'external', ok: false, steps: [{ id: 'reachable', ok: true, code: '', ms: 3 }, { id: 'page', ok: false, code: 'REC_EMPTY', ms: 900 }, { id: 'drawer', ok: false, code: '', ms: 1 }] };
+  expect(stepsText(check)).toBe('reachable ✓, page Paper empty, drawer ✗');
+});
+
+it('has the list follow what changes on peripherals', () => {
+  expect(['peripheral', 'device', 'audit', 'command'].map((kind) => concernsList({ kind, id: 'd1' }))).toEqual([true, true, false, false]);
 });

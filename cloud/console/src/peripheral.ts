@@ -1,6 +1,7 @@
 // What is said of peripherals: paper, read errors, how long something has been so.
-import type { Paper, PeripheralDetail, Reads } from './api';
-import { many, percent, span, type Tone } from './format';
+import type { Check, Paper, Peripheral, PeripheralDetail, Reads } from './api';
+import { many, percent, reason, span, type Tone, words } from './format';
+import type { Change } from './live';
 
 export interface Said { text: string; note: string; tone: Tone }
 
@@ -19,7 +20,7 @@ export function paperText(p: Paper, now: number): Said {
   return {
     text: left <= 0 ? 'The paper should be out by now' : `Paper for ${span(left)}`,
     note: [lines, range, `${sure} (${Math.round(p.confidence * 100)} %)`, basis].filter(Boolean).join(', '),
-    tone: left < 2 * 3600e3 ? 'warn' : 'good',
+    tone: left < 2 * 3600e3 ? 'warn' : p.confidence >= 0.5 ? 'good' : 'dim',
   };
 }
 
@@ -32,6 +33,18 @@ export function readsText(r: Reads): Said {
     tone: r.worse ? 'warn' : r.reads < 20 ? 'dim' : 'good',
   };
 }
+
+/** What is said of a peripheral's paper or reads. What was so when the till was lost is not so for certain. */
+export function more(p: Peripheral, now: number): Said | undefined {
+  const said = p.paper ? paperText(p.paper, now) : p.reads ? readsText(p.reads) : undefined;
+  return said && p.last ? { ...said, tone: 'dim' } : said;
+}
+
+/** What a health check looked at: "reachable ✓, page paper empty". */
+export const stepsText = (c: Check): string => c.steps.map((s) => `${words(s.id)} ${s.ok ? '✓' : reason(s.code) || '✗'}`).join(', ');
+
+/** Whether a change may show in the list of peripherals. */
+export const concernsList = (c: Change): boolean => c.kind === 'peripheral' || c.kind === 'device';
 
 const order = ['Fault', 'Offline', 'Attention', 'Unknown', 'OK'];
 

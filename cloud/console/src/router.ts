@@ -15,7 +15,7 @@ addEventListener('popstate', () => { path.value = location.pathname; });
 // Links are plain links; those of ours do not load the page again.
 document.addEventListener('click', (e) => {
   const a = (e.target as Element).closest('a');
-  if (!a || a.origin !== location.origin || e.defaultPrevented || e.button !== 0 || e.metaKey || e.ctrlKey || e.shiftKey || a.target) return;
+  if (!a || a.origin !== location.origin || a.hasAttribute('download') || e.defaultPrevented || e.button !== 0 || e.metaKey || e.ctrlKey || e.shiftKey || a.target) return;
   if (a.hash && a.pathname === location.pathname) return;
   e.preventDefault();
   go(a.pathname);

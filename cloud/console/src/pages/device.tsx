@@ -30,7 +30,7 @@ export function DevicePage({ device }: { device: string }) {
           : <ul class="peripherals">{d.peripherals.map((p) => <PeripheralCard p={p} online={d.online} device={device} key={p.id} />)}</ul>}
       </Card>
       <Card title="Telemetry"><Telemetry device={device} /></Card>
-      {!d.former_of && <Commands device={device} online={d.online} trust={d.revoked_at ? 'revoked' : d.trust} />}
+      {!d.former_of && <Commands device={device} online={d.online} trust={d.revoked_at ? 'revoked' : d.trust} peripherals={d.peripherals.filter((p) => p.driver !== 'none').map((p) => p.id)} />}
       <Appraisals rows={appraisals} />
       {!d.former_of && <Ownership d={d} />}
       <div class="pair">

@@ -3,6 +3,7 @@ import type { Device, Summary } from '../api';
 import { short, type Tone } from '../format';
 import { useLive, useRows } from '../live';
 import { Badge, Empty, Fault, Health, Loading, More, Page, Table, When } from '../parts/ui';
+import { concernsList } from '../peripheral';
 import { go } from '../router';
 
 const nothing = { q: '', trust: '', online: '', site: '', group: '', former: '' };
@@ -11,8 +12,8 @@ export function Fleet() {
   const [filter, setFilter] = useState(nothing);
   const set = (part: Partial<typeof nothing>) => setFilter({ ...filter, ...part });
   const query = new URLSearchParams(Object.entries(filter).filter(([, v]) => v));
-  const rows = useRows<Device>(`/v1/devices?${query}`, (c) => c.kind === 'device' || c.kind === 'event', 100);
-  const sum = useLive<Summary>('/v1/summary', (c) => c.kind === 'device', 3000);
+  const rows = useRows<Device>(`/v1/devices?${query}`, concernsList, 100);
+  const sum = useLive<Summary>('/v1/summary', concernsList, 3000);
   const filtered = query.size > 0;
   const items = rows.items;
   return (

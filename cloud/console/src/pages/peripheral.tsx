@@ -1,10 +1,10 @@
 import { useState } from 'preact/hooks';
 import { id, type PeripheralDetail, post, type Span } from '../api';
-import { clock, many, percent, reading, reason, sensor, span, words } from '../format';
+import { clock, many, percent, reason, sensor, span, words } from '../format';
 import { now, useLive } from '../live';
-import { category, Finding, PaperGauge, ReadRate } from '../parts/peripheral';
+import { category, Finding, Readings } from '../parts/peripheral';
 import { Badge, Card, Empty, Fault, Health, Loading, Operators, Outcome, Page, Table, useAct, When } from '../parts/ui';
-import { parts } from '../peripheral';
+import { parts, stepsText } from '../peripheral';
 
 const windows = { '24h': 'a day', '7d': 'a week', '30d': '30 days' } as const;
 
@@ -14,18 +14,14 @@ export function PeripheralPage({ device, peripheral }: { device: string; periphe
   const { data: p, error, reload } = useLive<PeripheralDetail>(`${path}?window=${window}`, (c) => c.id === device);
   if (!p) return <Page title={peripheral} up={[`/device/${id(device)}`, 'Till']}>{error ? <Fault text={error} retry={reload} /> : <Loading />}</Page>;
   const model = [p.maker, p.model].filter(Boolean).join(' ');
-  const sensors = Object.entries(p.sensors ?? {}).sort(([a], [b]) => a.localeCompare(b));
   return (
     <Page title={p.id} up={[`/device/${id(device)}`, p.device_label || device]} lead={[category(p.category), model, p.site].filter(Boolean).join(' · ')}
       aside={<span class="badges">{p.simulated && <span class="badge outline" title="No hardware behind it">simulated</span>}<Health health={p.health} /></span>}>
       <Fault text={error} retry={reload} />
       <Card title="Now" note={p.health === 'OK' && p.since ? `Well for ${span(now.value - Date.parse(p.since))}.` : undefined}>
         <Finding p={p} />
-        {p.paper && <PaperGauge paper={p.paper} roll={p.roll_lines} />}
-        {p.reads && <ReadRate reads={p.reads} />}
-        {sensors.length > 0
-          ? <dl class="sensors wide">{sensors.map(([k, v]) => { const r = reading(k, v); return <div key={k}><dt>{sensor(k)}</dt><dd class={r.tone}>{r.text}</dd></div>; })}</dl>
-          : <p class="dim">It has no sensors that anybody could ask.</p>}
+        <Readings p={p} wide />
+        {Object.keys(p.sensors ?? {}).length === 0 && <p class="dim">It has no sensors that anybody could ask.</p>}
       </Card>
       <Card title="How long it was how" aside={<label>Of the last <select data-testid="window" value={window} onChange={(e) => setWindow(e.currentTarget.value as keyof typeof windows)}>{Object.entries(windows).map(([k, v]) => <option key={k} value={k}>{v}</option>)}</select></label>}>
         <Durations p={p} />
@@ -81,7 +77,7 @@ function Checks({ p, path, device, reload }: { p: PeripheralDetail; path: string
     await post('/v1/commands', { device, verb: 'check-health', args: { peripheral: p.id, level }, reason: `health check of ${p.id} from the console` });
     reload();
   }, done);
-  const can = p.driver !== 'none';
+  const can = p.driver !== 'none' && !p.gone_at;
   return (
     <>
       {can && (
@@ -99,7 +95,7 @@ function Checks({ p, path, device, reload }: { p: PeripheralDetail; path: string
             <tr key={`${c.at}${c.level}`} data-testid="check-row" data-ok={c.ok}>
               <td data-label="When"><When at={c.at} /></td><td data-label="Level">{c.level}</td>
               <td data-label="Outcome"><Badge state={c.ok ? 'OK' : 'Fault'} text={c.ok ? 'well' : 'not well'} />
-                <small>{(c.checks ?? []).map((s) => `${words(s.id)} ${s.ok ? '✓' : reason(s.code) || '✗'}`).join(', ')}</small></td>
+                <small>{stepsText(c)}</small></td>
             </tr>
           ))}
         </Table>

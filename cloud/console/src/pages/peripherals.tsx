@@ -4,7 +4,7 @@ import { reason, span } from '../format';
 import { now, useRows } from '../live';
 import { categories, category } from '../parts/peripheral';
 import { Empty, Health, Listed, Page, Table } from '../parts/ui';
-import { paperText, readsText } from '../peripheral';
+import { concernsList, more } from '../peripheral';
 import { go } from '../router';
 
 const nothing = { health: '', category: '', reason: '', site: '', q: '', soon: '' };
@@ -22,7 +22,7 @@ export function Peripherals() {
   const [filter, setFilter] = useState(nothing);
   const set = (part: Partial<typeof nothing>) => setFilter({ ...filter, ...part });
   const q = query(filter);
-  const rows = useRows<Placed>(`/v1/peripherals?${q}`, (c) => c.kind === 'device' || c.kind === 'event', 100, 3000);
+  const rows = useRows<Placed>(`/v1/peripherals?${q}`, concernsList, 100, 3000);
   const sites = [...new Set([filter.site, ...rows.items.map((p) => p.site)])].filter(Boolean).sort();
   const reasons = [...new Set([filter.reason, ...rows.items.map((p) => p.reason)])].filter(Boolean).sort();
   return (
@@ -50,13 +50,13 @@ export function Peripherals() {
 function Row({ p }: { p: Placed }) {
   const at = `/device/${id(p.device)}/${id(p.id)}`;
   const open = (e: MouseEvent) => { if (!(e.target as Element).closest('a') && !getSelection()?.toString()) go(at); };
-  const more = p.paper ? paperText(p.paper, now.value) : p.reads ? readsText(p.reads) : undefined;
+  const also = more(p, now.value);
   return (
     <tr data-testid="peripheral-row" data-device={p.device} data-id={p.id} data-health={p.health} class="link" onClick={open}>
       <td class="name"><a href={at}>{p.id}</a><small>{category(p.category)}{(p.maker || p.model) && ` · ${[p.maker, p.model].filter(Boolean).join(' ')}`}</small></td>
       <td data-label="Light"><Health health={p.health} /></td>
       <td data-label="Why">{p.health !== 'OK' && p.reason ? <>{reason(p.reason)}{p.since && ` for ${span(now.value - Date.parse(p.since))}`}{p.advice && <small>{p.advice}</small>}</> : '–'}</td>
-      <td data-label="Paper, reads">{more ? <span class={`ink ${more.tone}`} title={more.note}>{more.text}</span> : '–'}</td>
+      <td data-label="Paper, reads">{also ? <span class={`ink ${also.tone}`} title={also.note}>{also.text}</span> : '–'}</td>
       <td data-label="Till"><a href={`/device/${id(p.device)}`}>{p.device_label || p.device}</a></td>
       <td data-label="Site">{p.site || '–'}</td>
     </tr>

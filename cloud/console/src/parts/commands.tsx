@@ -6,6 +6,7 @@ import { Badge, Card, Empty, Fault, Loading, More, Operators, save, Table, When 
 
 const verbs: Record<string, string> = {
   identify: 'The till makes itself known: it prints a slip and says who it is.',
+  'check-health': 'Has a printer, reader or drawer test itself. Internal: nothing moves; external: a test page, the drawer; interactive: somebody at the till takes part.',
   'print-test': 'Prints a short test page and says whether it came out.',
   'collect-logs': 'Fetches the last lines of the agent\'s log.',
   'set-config': 'Changes one setting of the agent; the device checks it first.',
@@ -18,11 +19,11 @@ const settings: Record<string, string> = {
   label: 'up to 64 characters', poll_s: 'seconds, 5 to 3600', telemetry_s: 'seconds, 1 to 3600', log_level: 'debug, info, warn or error',
 };
 
-export function Commands({ device, online, trust }: { device: string; online: boolean; trust: string }) {
+export function Commands({ device, online, trust, peripherals }: { device: string; online: boolean; trust: string; peripherals: string[] }) {
   const rows = useRows<Command>(`/v1/commands?device=${id(device)}`, (c) => c.kind === 'command', 20, 500);
   return (
     <Card title="Commands" note="Signed, run at most once, and written to the audit trail.">
-      <Operators what="sending a command"><Send device={device} online={online} trust={trust} sent={rows.reload} /></Operators>
+      <Operators what="sending a command"><Send device={device} online={online} trust={trust} peripherals={peripherals} sent={rows.reload} /></Operators>
       <Fault text={rows.error} retry={rows.reload} />
       {!rows.data && !rows.error && <Loading />}
       {rows.data && rows.items.length === 0 && <Empty title="No command has been sent to this device.">Try <em>identify</em>: it is harmless and shows that the way there and back works.</Empty>}
@@ -72,21 +73,28 @@ function reach(verb: string, online: boolean, trust: string): string {
   return online ? '' : 'The device is offline: it gets the command when it returns, within an hour.';
 }
 
-function Send({ device, online, trust, sent }: { device: string; online: boolean; trust: string; sent: () => void }) {
+function Send({ device, online, trust, peripherals, sent }: { device: string; online: boolean; trust: string; peripherals: string[]; sent: () => void }) {
   const [verb, setVerb] = useState('identify');
   const [reason, setReason] = useState('');
   const [key, setKey] = useState('label');
   const [value, setValue] = useState('');
+  const [chosen, setChosen] = useState('');
+  const [level, setLevel] = useState('internal');
   const [sure, setSure] = useState(false);
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState('');
   const [done, setDone] = useState('');
   const reboot = verb === 'reboot';
+  const peripheral = peripherals.includes(chosen) ? chosen : peripherals[0];
+  const args = (): Record<string, string> => {
+    if (verb === 'set-config') return { [key]: value };
+    return verb === 'check-health' && peripheral ? { peripheral, level } : {};
+  };
   const send = async (e: Event) => {
     e.preventDefault();
     setBusy(true);
     try {
-      await post<List<Command>>('/v1/commands', { device, verb, reason, args: verb === 'set-config' ? { [key]: value } : {} });
+      await post<List<Command>>('/v1/commands', { device, verb, reason, args: args() });
       setError('');
       setSure(false);
       setReason('');
@@ -104,6 +112,10 @@ function Send({ device, online, trust, sent }: { device: string; online: boolean
         {verb === 'set-config' && <>
           <label>Setting <select value={key} onChange={(e) => setKey(e.currentTarget.value)}>{Object.keys(settings).map((k) => <option key={k}>{k}</option>)}</select></label>
           <label>Value <input value={value} required placeholder={settings[key]} onInput={(e) => setValue(e.currentTarget.value)} /></label>
+        </>}
+        {verb === 'check-health' && <>
+          <label>Peripheral <select required value={peripheral} data-testid="command-peripheral" onChange={(e) => setChosen(e.currentTarget.value)}>{peripherals.map((p) => <option key={p}>{p}</option>)}</select></label>
+          <label>Level <select value={level} data-testid="command-level" onChange={(e) => setLevel(e.currentTarget.value)}>{['internal', 'external', 'interactive'].map((l) => <option key={l}>{l}</option>)}</select></label>
         </>}
         <label class="wide">{reboot ? 'Reason' : 'Reason (optional)'} <input value={reason} required={reboot} maxLength={512} placeholder="Kept in the audit trail" onInput={(e) => setReason(e.currentTarget.value)} /></label>
         {reboot && <label class="check"><input type="checkbox" checked={sure} onChange={(e) => setSure(e.currentTarget.checked)} /> Yes, restart it now</label>}
