@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/tillward/tillward/agent/internal/local"
@@ -33,7 +34,7 @@ func (c Config) validatePeripherals() (wrong []error) {
 	if f := c.Telemetry.Flaps; f < 1 || f > 1000 {
 		refuse("telemetry.flaps %d: must lie between 1 and 1000", f)
 	}
-	seen := make(map[string]bool)
+	seen, held := make(map[string]bool), make(map[string]bool)
 	for i, d := range c.Devices {
 		if d.ID == "" || d.Driver == "" {
 			refuse("device %d: give it an id and a driver", i+1)
@@ -51,6 +52,18 @@ func (c Config) validatePeripherals() (wrong []error) {
 			refuse("device %q: %w", d.ID, err)
 		}
 		seen[d.ID] = true
+		if drawer := d.Options["drawer"]; drawer != "" { // which is a device too
+			if seen[drawer] {
+				refuse("device %q: drawer %q: the id is used twice", d.ID, drawer)
+			}
+			seen[drawer] = true
+		}
+		if at := strings.TrimPrefix(d.Address, "tcp:"); at != "" && d.Claim == string(hal.Own) {
+			if held[at] {
+				refuse("device %q: address %q is held by another device; only one can have it", d.ID, d.Address)
+			}
+			held[at] = true
+		}
 	}
 	return wrong
 }
