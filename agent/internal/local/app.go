@@ -29,6 +29,7 @@ type app struct {
 	counted uint64
 	why     error
 	ending  bool
+	reading bool          // it is its turn to say something
 	heard   chan struct{} // something was read
 }
 
@@ -48,10 +49,12 @@ func (a *app) Read(b []byte) (int, error) {
 	} else {
 		_ = a.c.SetReadDeadline(time.Now().Add(idle))
 	}
+	a.reading = true
 	a.mu.Unlock()
 	n, err := a.c.Read(b)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.reading = false
 	switch {
 	case n > 0:
 		return a.took(b[:n])
@@ -116,6 +119,16 @@ func (a *app) Write(b []byte) (int, error) {
 func (a *app) silent() time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	return time.Since(a.last)
+}
+
+// resting is for how long the application could have said something, and has not.
+func (a *app) resting() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.reading {
+		return 0
+	}
 	return time.Since(a.last)
 }
 

@@ -30,6 +30,8 @@ const (
 	patience  = 30 * time.Second // of those that wait
 	idle      = 5 * time.Minute  // a connection that says nothing for longer is closed
 	handIn    = 10 * time.Second // a pause while a job is handed in for proof
+	handAll   = time.Minute      // all of that
+	roomIn    = 2 * time.Second  // a connection may take to make room
 	printIn   = 2 * time.Minute  // a job with proof
 	answerIn  = 10 * time.Second
 	finish    = 5 * time.Second // a job under way may take when the agent ends
@@ -69,6 +71,9 @@ type Server struct {
 
 	waiting atomic.Int32
 
+	mu      sync.Mutex
+	tunnels map[*app]bool // that are open; false: asked to end
+
 	jobs, failed, refused atomic.Uint64
 	said                  atomic.Int64 // when a refusal was logged last
 }
@@ -81,7 +86,7 @@ func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{o: o, epoch: time.Now().Unix(), seats: make(chan struct{}, 1+waiters), turn: make(chan struct{}, 1), want: make(chan struct{}, 1)}
+	return &Server{o: o, epoch: time.Now().Unix(), seats: make(chan struct{}, 1+waiters), turn: make(chan struct{}, 1), want: make(chan struct{}, 1), tunnels: map[*app]bool{}}
 }
 
 // Stats are what the server counts: jobs, those that failed, and programs that
@@ -152,17 +157,63 @@ func (s *Server) accept(ctx context.Context, l net.Listener, serve func(context.
 		if err != nil {
 			return err
 		}
+		seated := false
 		select {
 		case s.seats <- struct{}{}:
-			s.wg.Go(func() {
-				defer func() { <-s.seats }()
-				defer part(c)
-				serve(ctx, c)
-			})
+			seated = true
 		default:
-			s.refuse("too many programs want to print")
-			s.wg.Go(func() { part(c) })
 		}
+		s.wg.Go(func() {
+			defer part(c)
+			if !seated && !s.room(ctx) {
+				s.refuse("too many programs want to print")
+				return
+			}
+			defer func() { <-s.seats }()
+			serve(ctx, c)
+		})
+	}
+}
+
+// room asks the connection to end that has been silent for longest, and takes
+// its seat: programs that left theirs open must not keep the till from printing.
+func (s *Server) room(ctx context.Context) bool {
+	s.mu.Lock()
+	var quietest *app
+	silence := yieldIn
+	for a, stays := range s.tunnels {
+		if d := a.resting(); stays && d >= silence {
+			quietest, silence = a, d
+		}
+	}
+	if quietest != nil {
+		s.tunnels[quietest] = false
+	}
+	s.mu.Unlock()
+	if quietest == nil {
+		return false
+	}
+	quietest.finish()
+	late := time.NewTimer(roomIn)
+	defer late.Stop()
+	select {
+	case s.seats <- struct{}{}:
+		return true
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// enter lets room know of a connection; the caller leaves.
+func (s *Server) enter(a *app) (leave func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tunnels[a] = true
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.tunnels, a)
 	}
 }
 

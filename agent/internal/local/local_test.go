@@ -644,6 +644,92 @@ func TestTimes(t *testing.T) {
 	})
 }
 
+// pipes is a listener whose programs come over a channel.
+type pipes chan net.Conn
+
+func (l pipes) Accept() (net.Conn, error) {
+	c, ok := <-l
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+func (l pipes) Close() error { return nil }
+func (pipes) Addr() net.Addr { return &net.UnixAddr{} }
+
+// TestMakesRoom holds that programs which leave their connections open do not
+// keep others out, and that one which still says something is not cut off.
+func TestMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &shop{fake: &fake{}, log: &lines{}}
+		h.s = local.New(local.Options{ID: "front", Printer: h.printer, Log: slog.New(slog.NewTextHandler(h.log, nil))})
+		l := make(pipes)
+		var wg sync.WaitGroup
+		wg.Go(func() { h.s.Accept(t.Context(), l) })
+		come := func() net.Conn {
+			theirs, ours := net.Pipe()
+			l <- ours
+			return theirs
+		}
+		held := func(c net.Conn) bool {
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			_, err := c.Read(make([]byte, 1))
+			return errors.Is(err, os.ErrDeadlineExceeded)
+		}
+		var open []net.Conn
+		for range 5 {
+			open = append(open, come())
+			<-time.After(time.Second)
+		}
+		if c := come(); held(c) || h.stat("M_PrintRefusedCount") != 1 {
+			t.Error("a sixth was let in though nobody has been silent for long")
+		}
+		<-time.After(local.YieldIn)
+		_, _ = io.WriteString(open[0], "\n")
+		late := come()
+		_, _ = io.WriteString(late, receipt)
+		for i, c := range open {
+			if is := held(c); is != (i != 1) {
+				t.Errorf("connection %d is held: %v; the second has been silent for longest", i, is)
+			}
+		}
+		if !held(late) || h.has() != "\n"+receipt || h.stat("M_PrintRefusedCount") != 1 {
+			t.Errorf("the one that came has printed %q", h.has())
+		}
+		for _, c := range append(open, late) {
+			_ = c.Close()
+		}
+		close(l)
+		wg.Wait()
+		h.s.Wait()
+	})
+}
+
+// TestHandsInForEver holds that a job which never ends holds no seat for ever.
+func TestHandsInForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &shop{fake: &fake{}, log: &lines{}}
+		h.s = local.New(local.Options{ID: "front", Printer: h.printer})
+		theirs, ours := net.Pipe()
+		began := time.Now()
+		go func() {
+			for {
+				if _, err := theirs.Write([]byte("x")); err != nil {
+					return
+				}
+				<-time.After(5 * time.Second)
+			}
+		}()
+		go h.s.Proof(t.Context(), ours)
+		a := bufio.NewReader(theirs)
+		line, err := a.ReadString('\n')
+		if err != nil || !strings.Contains(line, "E_ILLEGAL") || time.Since(began) > 2*time.Minute || h.has() != "" {
+			t.Errorf("after %s: %q, %v; printed %q", time.Since(began), line, err, h.has())
+		}
+		_ = theirs.Close()
+	})
+}
+
 // TestGroup holds that the socket belongs to the group that is named, and that
 // there is none rather than one with other rights.
 func TestGroup(t *testing.T) {

@@ -31,6 +31,7 @@ func (s *Server) tunnel(ctx context.Context, c net.Conn) {
 	}
 	defer give()
 	a := newApp(c)
+	defer s.enter(a)()
 	within, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	stop := context.AfterFunc(ctx, func() {
@@ -123,7 +124,7 @@ func (s *Server) job(ctx context.Context, c net.Conn) (hal.Job, error) {
 		return &hal.Error{Code: "E_ILLEGAL", Op: "print", Err: fmt.Errorf(format, args...)}
 	}
 	var job bytes.Buffer
-	in := &patient{Conn: c}
+	in := &patient{Conn: c, end: time.Now().Add(handAll)}
 	stop := after(ctx, in.stop)
 	_, err := io.Copy(&job, io.LimitReader(in, maxJob+1))
 	stop()
@@ -190,9 +191,11 @@ func (s *Server) why(ctx context.Context, err error) string {
 	return code
 }
 
-// patient reads with a deadline that each byte puts off, until it is stopped.
+// patient reads with a deadline that each byte puts off, until it is stopped or
+// has had its time.
 type patient struct {
 	net.Conn
+	end time.Time
 
 	mu    sync.Mutex
 	ended bool
@@ -202,7 +205,11 @@ type patient struct {
 func (p *patient) Read(b []byte) (int, error) {
 	p.mu.Lock()
 	if !p.ended {
-		_ = p.SetReadDeadline(time.Now().Add(handIn))
+		until := time.Now().Add(handIn)
+		if until.After(p.end) {
+			until = p.end
+		}
+		_ = p.SetReadDeadline(until)
 	}
 	p.mu.Unlock()
 	return p.Conn.Read(b)
