@@ -28,6 +28,9 @@ type limited struct {
 	net.Listener
 	clients chan struct{}
 	track   *hal.Tracker
+
+	mu    sync.Mutex
+	hosts map[string]int // clients of each
 }
 
 // Accept implements net.Listener.
@@ -37,13 +40,36 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		select {
-		case l.clients <- struct{}{}:
-			return &counted{Conn: conn, leave: sync.OnceFunc(func() { <-l.clients })}, nil
-		default:
-			l.track.Count("M_RefusedCount", 1)
-			_ = conn.Close()
+		host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+		if l.enter(host) {
+			return &counted{Conn: conn, leave: sync.OnceFunc(func() { l.leave(host) })}, nil
 		}
+		l.track.Count("M_RefusedCount", 1)
+		_ = conn.Close()
+	}
+}
+
+func (l *limited) enter(host string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hosts[host] >= maxOfHost {
+		return false
+	}
+	select {
+	case l.clients <- struct{}{}:
+		l.hosts[host]++
+		return true
+	default:
+		return false
+	}
+}
+
+func (l *limited) leave(host string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	<-l.clients
+	if l.hosts[host]--; l.hosts[host] == 0 {
+		delete(l.hosts, host)
 	}
 }
 

@@ -50,6 +50,7 @@ const (
 	maxJob     = 1 << 20
 	maxBody    = 64 << 10
 	maxClients = 8
+	maxOfHost  = 4 // of those, so that no stranger keeps the printer out
 )
 
 // Open implements hal.Driver. It fails when it cannot listen; the printer need
@@ -166,7 +167,9 @@ func (c *cloud) begin(l net.Listener) {
 		Handler: http.HandlerFunc(c.serve), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10, ErrorLog: silent, BaseContext: func(net.Listener) context.Context { return ctx },
 	}
-	c.wg.Go(func() { _ = c.server.Serve(&limited{l, c.clients, c.track}) })
+	c.wg.Go(func() {
+		_ = c.server.Serve(&limited{Listener: l, clients: c.clients, track: c.track, hosts: map[string]int{}})
+	})
 	c.wg.Go(func() { c.track.Supervise(func() { c.watch(ctx) }) })
 }
 

@@ -306,6 +306,24 @@ func TestCloudRefuses(t *testing.T) {
 	}
 }
 
+// Must fail: a stranger who holds every connection that he gets. The printer
+// gets through all the same.
+func TestCloudStrangerKeepsNobodyOut(t *testing.T) {
+	d, at := listen(t, hal.Own)
+	stranger := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	for range 20 {
+		c, err := stranger.DialContext(t.Context(), "tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\n")
+	}
+	waitFor(t, "the crowd", func() bool { return value(t, d, "M_RefusedCount") > 0 })
+	poller(t, at)
+	status(t, d, healthy)
+}
+
 // Must fail: more clients than printers could be.
 func TestCloudHangsUpOnACrowd(t *testing.T) {
 	d, at := listen(t, hal.Own)
