@@ -144,7 +144,8 @@ type display struct {
 	mu   sync.Mutex
 	info hal.Info
 	held *session
-	here bool // it was there at the last look
+	here bool       // it was there at the last look
+	why  hal.Status // reason and advice of a line that cannot be had
 }
 
 // String implements conn.Resource.
@@ -196,14 +197,38 @@ func (d *display) show(here bool) hal.Status {
 	if here && !d.here {
 		d.track.Count("OnlineTransitionCount", 1)
 	}
-	d.here = here
+	d.here, d.why = here, hal.Status{}
 	d.mu.Unlock()
 	return d.told(d.track.Update(power, nil))
 }
 
+// lost takes in that the line cannot be had. One that somebody else holds, or
+// that is not for us, is not gone.
+func (d *display) lost(err error) {
+	why := hal.Status{}
+	switch {
+	case errors.Is(err, port.ErrInUse):
+		why.Reason, why.Advice = "M_IN_USE", "Another program on the box holds this display; observe it, or stop that."
+	case errors.Is(err, port.ErrNoAccess):
+		why.Reason, why.Advice = "M_NO_ACCESS", "Put the agent's user into the group that owns the device file: dialout."
+	default:
+		d.show(false)
+		return
+	}
+	d.mu.Lock()
+	d.here, d.why = false, why
+	d.mu.Unlock()
+	d.track.Update(hal.PowerUnknown, nil)
+}
+
 // told says why nothing is known.
 func (d *display) told(s hal.Status) hal.Status {
-	if s.Power == hal.PowerUnknown {
+	if s.Power != hal.PowerUnknown || s.Health != hal.NoSensor {
+		return s
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s.Reason, s.Advice = d.why.Reason, d.why.Advice; s.Reason == "" {
 		s.Reason, s.Advice = "M_NO_SENSOR", "This display cannot tell how it is; look at it now and then."
 	}
 	return s
@@ -245,7 +270,8 @@ func (d *display) run(ctx context.Context) {
 	attempted := sync.OnceFunc(func() { close(d.first) })
 	defer attempted()
 	for failures := 0; ctx.Err() == nil && !d.track.Broken(); failures++ {
-		if s, err := d.connect(ctx); err == nil {
+		s, err := d.connect(ctx)
+		if err == nil {
 			d.hold(s)
 			d.show(true)
 			attempted()
@@ -254,7 +280,7 @@ func (d *display) run(ctx context.Context) {
 			failures = 0
 		}
 		if ctx.Err() == nil {
-			d.show(false)
+			d.lost(err)
 		}
 		d.hold(nil) // not before: what is known without a line is the last look
 		attempted()
@@ -413,6 +439,8 @@ func (d *display) test(ctx context.Context) error {
 	switch {
 	case d.Info().Claim != hal.Own:
 		return &hal.Error{Code: "E_ILLEGAL", Op: op, Err: errors.New("the till owns this display; claim it with own")}
+	case s == nil && d.told(d.track.Status()).Reason == "M_IN_USE":
+		return &hal.Error{Code: "E_BUSY", Op: op, Err: errors.New("another program holds the display")}
 	case s == nil:
 		return &hal.Error{Code: "E_OFFLINE", Op: op, Err: errors.New("the display is gone")}
 	}

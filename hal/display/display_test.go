@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,6 +225,37 @@ func TestPortComesAndGoes(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A display that the till holds is in use and not gone, and one that is not for
+// us is neither; both are had as soon as they can be.
+func TestDisplayOfOthers(t *testing.T) {
+	for want, err := range map[string]error{"M_IN_USE": port.ErrInUse, "M_NO_ACCESS": port.ErrNoAccess} {
+		var free atomic.Bool
+		drv := display.Driver{Dial: func(context.Context, port.Address) (port.Conn, error) {
+			if !free.Load() {
+				return nil, fmt.Errorf("open it: %w", err)
+			}
+			near, far := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, far) }()
+			return near, nil
+		}}
+		d, err := drv.Open(t.Context(), hal.Config{ID: "customer", Address: "127.0.0.1:9", Claim: hal.Own})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = d.Close() })
+		if s := status(t, d, func(hal.Status) bool { return true }); s.Health != hal.NoSensor || s.Power != hal.PowerUnknown || s.Reason != want || s.Advice == "" {
+			t.Errorf("got %+v, want %s", s, want)
+		}
+		_, err = d.(hal.HealthChecker).CheckHealth(t.Context(), hal.External)
+		if busy := errors.Is(err, &hal.Error{Code: "E_BUSY"}); err == nil || busy != (want == "M_IN_USE") {
+			t.Errorf("%s: the check says %v", want, err)
+		}
+		free.Store(true)
+		d.(hal.Nudger).Nudge()
+		status(t, d, func(s hal.Status) bool { return s.Reason == "M_NO_SENSOR" })
 	}
 }
 
