@@ -169,6 +169,9 @@ func bench(t *testing.T, r emulator.Reader) haltest.Bench {
 			card.Say("\x5a\x08" + number + ";" + number + "=2512")
 			card.Insert() // and it stays in
 			rep, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.Interactive)
+			for i := range rep.Checks {
+				rep.Checks[i].Took = 0 // a duration can have the digits of a number
+			}
 			if err != nil || !rep.OK || hal.MayHoldPAN(fmt.Sprint(rep)) || rep.Checks[len(rep.Checks)-1].Code != "9000" {
 				t.Errorf("health check: %+v, %v; want the status word alone", rep, err)
 			}
