@@ -179,7 +179,7 @@ func TestRunOut(t *testing.T) {
 		{"agent restarts", func(d *duty) { d.config, d.restarts = 18876, 1000 }, 0.85, 0.02},
 		{"another paper than configured", func(d *duty) { d.config = 15000 }, 0.8, 0.03},
 		{"a shop of irregular hours", func(d *duty) { d.config, d.days, d.shut = 18876, 0.4, 0.1 }, 0.65, 0.06},
-		{"little to do", func(d *duty) { d.config, d.perHour, d.nearEnd = 18876, 4, 1500 }, 0.9, 0.03},
+		{"little to do", func(d *duty) { d.config, d.perHour, d.nearEnd, d.rolls = 18876, 4, 1500, 10 }, 0.9, 0.03},
 		{"a roll in a few hours", func(d *duty) { d.config, d.perHour = 18876, 120 }, 0.8, 0.04},
 		{"round the clock", func(d *duty) { d.config, d.open = 18876, always }, 0.95, 0.04},
 		{"twelve hours in a minute", func(d *duty) {
@@ -187,6 +187,7 @@ func TestRunOut(t *testing.T) {
 		}, 0.9, 0.04},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			d := shop
 			c.change(&d)
 			var all []guess
