@@ -168,7 +168,12 @@ func bench(t *testing.T, r emulator.Reader) haltest.Bench {
 		Feed: func(t *testing.T, d hal.Device, number string) {
 			card.Say("\x5a\x08" + number + ";" + number + "=2512")
 			card.Insert() // and it stays in
-			rep, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.Interactive)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			rep, err := d.(hal.HealthChecker).CheckHealth(ctx, hal.Interactive)
+			for err == nil && rep.Checks[len(rep.Checks)-1].Code == "E_FAILURE" && ctx.Err() == nil { // a busy machine took too long
+				rep, err = d.(hal.HealthChecker).CheckHealth(ctx, hal.Interactive)
+			}
 			for i := range rep.Checks {
 				rep.Checks[i].Took = 0 // a duration can have the digits of a number
 			}
@@ -232,7 +237,7 @@ func TestDaemonGone(t *testing.T) {
 // The card is pulled out while it is spoken to.
 func TestTornCard(t *testing.T) {
 	r := daemon(t, 1).Reader(0)
-	d := open(t, r, "probe", "insert")
+	d := open(t, r, "probe", "insert", "timeout", "10s") // a card that a busy machine keeps waiting is not asked again
 	status(t, d, empty)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
