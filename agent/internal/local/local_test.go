@@ -710,14 +710,15 @@ func TestHandsInForEver(t *testing.T) {
 		h.s = local.New(local.Options{ID: "front", Printer: h.printer})
 		theirs, ours := net.Pipe()
 		began := time.Now()
-		go func() {
+		var writer sync.WaitGroup
+		writer.Go(func() {
 			for {
 				if _, err := theirs.Write([]byte("x")); err != nil {
 					return
 				}
 				<-time.After(5 * time.Second)
 			}
-		}()
+		})
 		go h.s.Proof(t.Context(), ours)
 		a := bufio.NewReader(theirs)
 		line, err := a.ReadString('\n')
@@ -725,6 +726,7 @@ func TestHandsInForEver(t *testing.T) {
 			t.Errorf("after %s: %q, %v; printed %q", time.Since(began), line, err, h.has())
 		}
 		_ = theirs.Close()
+		writer.Wait() // time stands still when this returns
 	})
 }
 
