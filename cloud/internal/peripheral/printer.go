@@ -49,7 +49,7 @@ type happening struct {
 const (
 	heldEvents = 64
 	setBack    = 2 * time.Minute // by which a clock must go back to be believed
-	// No printer feeds more at once; a count that does is another one's.
+	// No printer feeds more at once, or less than nothing; a count that does is another one's.
 	mostRolls = 2
 	burst     = 2000
 	fastest   = 100 // lines a second
@@ -112,7 +112,7 @@ func (p *Printer) sample(s fleet.Sample, place *time.Location) {
 	} else {
 		most *= dots
 	}
-	if by > most {
+	if by < 0 || by > most {
 		by, p.Known = 0, false
 	}
 	// Lines are printed evenly between two samples, but not before the count began nor while there is no paper.

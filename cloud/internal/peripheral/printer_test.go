@@ -209,6 +209,25 @@ func TestClock(t *testing.T) {
 	p.want(t, "set forth by five years", 700, "configured")
 }
 
+// TestNegativeCount has a count that cannot be, for hours: what is remembered can
+// be put away.
+func TestNegativeCount(t *testing.T) {
+	p := newTape(1000)
+	p.happens("REC_EMPTY REC_PAPEROK")
+	p.prints(100)
+	p.kept, p.epoch = false, 0
+	for n := range 300 {
+		p.total = -1e300 * float64(n+1)
+		p.count()
+	}
+	if b, err := json.Marshal(p.Printer); err != nil {
+		t.Errorf("got %s, %v", b, err)
+	}
+	if v := p.Predict(time.UTC); v != nil {
+		t.Errorf("got %+v, want nothing", v)
+	}
+}
+
 // FuzzFold lets a printer hear anything.
 func FuzzFold(f *testing.F) {
 	f.Add([]byte("0e1p2n3o"), 1000.0)

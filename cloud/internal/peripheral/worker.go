@@ -137,17 +137,39 @@ func (w *Worker) Run(ctx context.Context) error {
 				wake = w.wake
 				continue
 			}
-			if err := w.derive(ctx, some); err != nil && ctx.Err() == nil {
-				w.o.Log.Error("derive what peripherals do not say", slog.Any("err", err))
-				for _, d := range some {
-					w.put(d)
-				}
+			if err := w.derive(ctx, some); err != nil && ctx.Err() == nil && !w.each(ctx, some, err) {
 				rest.Reset(retryAfter)
 				continue
 			}
 			rest.Reset(time.Duration(len(some)) * time.Second / pace)
 		}
 	}
+}
+
+// each derives of some devices one by one, after all at once could not be: one
+// of which it can never be must not stop the others. It is left until something
+// comes of it again. When none can be, all are put back and each returns false.
+func (w *Worker) each(ctx context.Context, some []fleet.DeviceID, err error) bool {
+	failed := some
+	if len(some) > 1 {
+		failed = nil
+		for _, d := range some {
+			if one := w.derive(ctx, []fleet.DeviceID{d}); one != nil {
+				failed, err = append(failed, d), one
+			}
+		}
+	}
+	if len(failed) == 0 || ctx.Err() != nil {
+		return true
+	}
+	w.o.Log.Error("derive what peripherals do not say", slog.Int("devices", len(failed)), slog.Any("err", err))
+	if len(failed) < len(some) {
+		return true
+	}
+	for _, d := range failed {
+		w.put(d)
+	}
+	return false
 }
 
 // sweep turns the light of printers that come nearer to their end by time alone.

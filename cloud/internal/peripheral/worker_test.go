@@ -2,6 +2,7 @@ package peripheral_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -22,6 +23,7 @@ type bench struct {
 	seq  uint64
 	stop func()
 	w    *peripheral.Worker
+	from peripheral.Store
 	told chan fleet.DeviceID
 }
 
@@ -35,7 +37,7 @@ func newBench(t testing.TB, soon time.Duration, devices ...fleet.Device) *bench 
 		must(t, s.Enrol(t.Context(), d))
 		must(t, s.SetPresence(t.Context(), d.ID, true, time.Now()))
 	}
-	b := &bench{Store: s, t: t, told: make(chan fleet.DeviceID, 1)}
+	b := &bench{Store: s, t: t, from: s, told: make(chan fleet.DeviceID, 1)}
 	b.start(soon)
 	t.Cleanup(func() { b.stop() })
 	return b
@@ -44,7 +46,7 @@ func newBench(t testing.TB, soon time.Duration, devices ...fleet.Device) *bench 
 func (b *bench) start(soon time.Duration) {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan struct{})
-	b.w = peripheral.New(peripheral.Options{Store: b.Store, Soon: soon, Changed: b.tell, Log: quiet})
+	b.w = peripheral.New(peripheral.Options{Store: b.from, Soon: soon, Changed: b.tell, Log: quiet})
 	go func() {
 		defer close(done)
 		_ = b.w.Run(ctx)
@@ -231,6 +233,38 @@ func TestLateBoot(t *testing.T) {
 	sample(8, 100, 3500) // another boot
 	sample(9, 101, 4000) // and the one before it again
 	b.shows("d1", "receipt", "what both said", func(p fleet.Peripheral) bool { return p.Paper != nil && p.Paper.LinesLeft <= 7100 })
+}
+
+// poisoned is a store that cannot say anything of one device.
+type poisoned struct {
+	*store.Store
+	device fleet.DeviceID
+}
+
+func (p poisoned) Usage(ctx context.Context, d fleet.DeviceID) (fleet.Usage, error) {
+	if d == p.device {
+		return fleet.Usage{}, errors.New("its row cannot be read")
+	}
+	return p.Store.Usage(ctx, d)
+}
+
+// TestPoison shows that a device of which nothing can be derived takes no other
+// with it.
+func TestPoison(t *testing.T) {
+	b := newBench(t, 0, fleet.Device{ID: "d1", Tenant: "main"}, fleet.Device{ID: "d2", Tenant: "main"}, fleet.Device{ID: "d3", Tenant: "main"})
+	b.stop()
+	reader := fleet.Peripheral{ID: "reader", Category: "SmartCardRW", Model: "R1", Power: "PS_ONLINE", Said: fleet.Light{Health: "OK"}}
+	for _, d := range []fleet.DeviceID{"d1", "d2", "d3"} {
+		b.reports(d, reader)
+		for _, v := range []float64{0, 10} {
+			b.commit(fleet.Intake{Device: d, Samples: []fleet.Sample{{At: time.Now(), Peripheral: "reader", Name: "M_CardInsertedCount", Value: v, Epoch: 5}}})
+		}
+	}
+	b.from = poisoned{b.Store, "d2"}
+	b.start(0)
+	for _, d := range []fleet.DeviceID{"d1", "d3"} {
+		b.shows(d, "reader", "its reads", func(p fleet.Peripheral) bool { return p.Reads != nil })
+	}
 }
 
 // TestSweep turns the light of a printer that says nothing more.
