@@ -47,7 +47,7 @@ type happening struct {
 }
 
 const (
-	heldEvents = 64
+	heldEvents = 512             // a few weeks of a busy printer, before its counts of that time have come
 	setBack    = 2 * time.Minute // by which a clock must go back to be believed
 	// No printer feeds more at once, or less than nothing; a count that does is another one's.
 	mostRolls = 2

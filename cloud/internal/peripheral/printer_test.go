@@ -209,6 +209,32 @@ func TestClock(t *testing.T) {
 	p.want(t, "set forth by five years", 700, "configured")
 }
 
+// TestEventsFirst hears of all rolls of ten days before the counts of that time:
+// each is as long as it was.
+func TestEventsFirst(t *testing.T) {
+	p := newTape(0)
+	const rolls, lines = 60, 1000
+	var events []fleet.PeripheralEvent
+	for n := range rolls {
+		for _, c := range []string{"REC_EMPTY", "COVER_OPEN", "REC_PAPEROK", "COVER_OK"} {
+			events = append(events, fleet.PeripheralEvent{At: p.at.Add(time.Duration(n) * 4 * time.Hour), Code: c})
+		}
+	}
+	p.Fold(nil, events, time.UTC)
+	for n := 1; n < rolls*4*60; n++ {
+		p.total += lines / 240.0
+		p.count()
+		for _, l := range p.Rolls {
+			if math.Abs(l-lines) > 20 {
+				t.Fatalf("after %d minutes: got rolls %v, want each of %d lines", n, p.Rolls, lines)
+			}
+		}
+	}
+	if len(p.Rolls) != 9 || len(p.Held) != 0 {
+		t.Errorf("got %d rolls, and %d events are left", len(p.Rolls), len(p.Held))
+	}
+}
+
 // TestNegativeCount has a count that cannot be, for hours: what is remembered can
 // be put away.
 func TestNegativeCount(t *testing.T) {

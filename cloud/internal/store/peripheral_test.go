@@ -435,3 +435,35 @@ func TestUsageReadsOn(t *testing.T) {
 		t.Errorf("got %d samples, want %d", got, batches*each)
 	}
 }
+
+// TestUsageReadsEventsFirst has more happen than is read at once: what was counted
+// comes with the last of it.
+func TestUsageReadsEventsFirst(t *testing.T) {
+	x := newTill(t)
+	x.says(noon, "OK", "", noon)
+	const batches, each = 12, 200
+	for n := range batches {
+		in := store.Intake{Device: x.id, Tenant: "main", At: noon}
+		in.Samples = append(in.Samples, fleet.Sample{Boot: [16]byte{1}, Seq: uint64(100 + n), At: minute(float64(n)), Peripheral: "receipt", Name: "ReceiptLineFeedCount", Value: float64(n)})
+		for k := range each {
+			in.Events = append(in.Events, fleet.PeripheralEvent{Boot: [16]byte{1}, Seq: uint64(200 + n), Index: k, At: minute(float64(n)), Peripheral: "receipt", Category: "POSPrinter", Code: "COVER_OPEN"})
+		}
+		_, err := x.s.Commit(t.Context(), []store.Intake{in})
+		must(t, err)
+	}
+	events, samples := 0, 0
+	for more := true; more; {
+		u, err := x.s.Usage(t.Context(), x.id)
+		must(t, err)
+		if events += len(u.Events); len(u.Samples) > 0 && events < batches*each {
+			t.Fatalf("got %d samples and only %d events", len(u.Samples), events)
+		}
+		samples += len(u.Samples)
+		_, err = x.s.Derive(t.Context(), []fleet.Derived{{Device: x.id, Tenant: "main", Cursor: u.Next, Body: []byte("{}")}}, noon)
+		must(t, err)
+		more = u.More
+	}
+	if events != batches*each || samples != batches {
+		t.Errorf("got %d events and %d samples, want %d and %d", events, samples, batches*each, batches)
+	}
+}

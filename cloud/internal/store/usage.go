@@ -70,6 +70,9 @@ func (s *Store) usage(ctx context.Context, device fleet.DeviceID, u *fleet.Usage
 	u.Next = fleet.Cursor{Boots: map[int64]int64{}, Event: from.Event}
 	for _, b := range slices.Backward(boots) {
 		u.Next.Boots[b.id] = from.Boots[b.id]
+		if u.More { // one run after the other
+			continue
+		}
 		if err := s.usageSamples(ctx, b.id, b.name, u); err != nil {
 			return err
 		}
@@ -82,7 +85,12 @@ func (s *Store) usage(ctx context.Context, device fleet.DeviceID, u *fleet.Usage
 		e.At = at(when)
 		return e, err
 	})
-	u.More = u.More || len(u.Events) == usageEvents
+	if len(u.Events) == usageEvents { // what was counted is for when all is known that happened meanwhile
+		u.Samples, u.More = nil, true
+		for id := range u.Next.Boots {
+			u.Next.Boots[id] = from.Boots[id]
+		}
+	}
 	return err
 }
 
