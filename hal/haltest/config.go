@@ -15,7 +15,7 @@ import (
 // Config fuzzes what a driver is configured with. Whatever it is given, Open
 // returns, does not panic, and opens either a device that it can be closed
 // again, or nothing and says so with a code; an option or a claim that there is
-// not is never taken. valid are configurations that open, with devices that
+// not is never taken; and Check says the same before. valid are configurations that open, with devices that
 // need not be there. No other network address and no other file is ever tried.
 func Config(f *testing.F, driver hal.Driver, valid ...hal.Config) {
 	var known, harmless []string
@@ -68,6 +68,33 @@ func reaches(s string) bool {
 	return err == nil || strings.ContainsAny(s, "/\x00")
 }
 
+// agree compares what was said of a configuration with what became of it. What
+// is refused for another reason than the configuration was not to be known.
+func agree(t testing.TB, cfg hal.Config, infos []hal.Info, wrong error, d hal.Device, err error) {
+	t.Helper()
+	switch {
+	case wrong != nil:
+		if err == nil || err.Error() != wrong.Error() {
+			t.Errorf("%+v: checking it says %v, opening it %v", cfg, wrong, err)
+		}
+	case errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}):
+		t.Errorf("%+v: checking it says nothing, opening it %v", cfg, err)
+	case err == nil && d != nil:
+		open := []hal.Device{d}
+		if whole, ok := d.(hal.Parent); ok {
+			open = append(open, whole.Parts()...)
+		}
+		same := len(open) == len(infos)
+		for n := 0; same && n < len(open); n++ {
+			is := open[n].Info()
+			same = is.ID == infos[n].ID && is.Category == infos[n].Category && is.Driver == infos[n].Driver && is.Claim == infos[n].Claim
+		}
+		if !same {
+			t.Errorf("%+v: opens %+v, and is checked as %+v", cfg, d.Info(), infos)
+		}
+	}
+}
+
 // opens reports whether the driver opens the configuration, and closes again
 // what it has opened.
 func opens(t testing.TB, driver hal.Driver, cfg hal.Config) bool {
@@ -78,7 +105,13 @@ func opens(t testing.TB, driver hal.Driver, cfg hal.Config) bool {
 	go func() {
 		open := false
 		defer func() { done <- open }()
+		var infos []hal.Info
+		wrong := errors.New("the driver checks no configuration")
+		if c, ok := driver.(hal.Checker); ok {
+			infos, wrong = c.Check(cfg)
+		}
 		d, err := driver.Open(ctx, cfg)
+		agree(t, cfg, infos, wrong, d, err)
 		if err != nil {
 			var e *hal.Error
 			if d != nil || !errors.As(err, &e) || !strings.HasPrefix(e.Code, "E_") {
