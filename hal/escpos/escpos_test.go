@@ -252,31 +252,3 @@ func TestObserveWithoutAskingConnectsNever(t *testing.T) {
 		t.Error("it connected without being allowed to")
 	}
 }
-
-func TestBadConfig(t *testing.T) {
-	for _, cfg := range []hal.Config{
-		{ID: "x", Address: "nowhere"},
-		{ID: "x", Address: "h:1", Claim: hal.Share},
-		{ID: "x", Address: "h:1", Options: map[string]string{"colour": "red"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"ask": "maybe"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"drawer_open_level": "up"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"queries": "15"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"timeout": "never"}},
-		{ID: "x", Address: "serial:/dev/ttyS0?baud=1"},
-		{ID: "x", Address: "h:1", Options: map[string]string{"drawer": ""}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"drawer": "x"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"left_open": "5m"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"drawer": "d", "left_open": "-5m"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"roll_length_m": "80"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"roll_length_m": "NaN", "feed_pitch_um": "3750"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"roll_length_m": "80", "feed_pitch_um": "0"}},
-	} {
-		d, err := escpos.Driver{}.Open(t.Context(), cfg)
-		if !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
-			t.Errorf("%+v: got %v, want E_ILLEGAL", cfg, err)
-		}
-		if err == nil {
-			_ = d.Close()
-		}
-	}
-}
