@@ -53,12 +53,15 @@ const (
 	maxOfHost  = 4 // of those, so that no stranger keeps the printer out
 )
 
-// Open implements hal.Driver. It fails when it cannot listen; the printer need
-// not be there.
+// Open implements hal.Driver. It fails when it cannot read what the printer has
+// to log on with, or cannot listen; the printer need not be there.
 func (CloudPRNT) Open(ctx context.Context, cfg hal.Config) (hal.Device, error) {
 	c, err := configureCloud(cfg)
 	if err != nil {
-		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err}
+		return nil, err
+	}
+	if err := c.unlock(); err != nil {
+		return nil, &hal.Error{Code: "E_FAILURE", Op: "open " + cfg.ID, Err: err}
 	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Address)
 	if err != nil {
@@ -68,70 +71,73 @@ func (CloudPRNT) Open(ctx context.Context, cfg hal.Config) (hal.Device, error) {
 	return c, nil
 }
 
-func configureCloud(cfg hal.Config) (*cloud, error) {
-	if err := hal.CheckOptions(cfg, "mac", "user", "password_file", "token_file", "poll", "media", "near_end", "roll_length_m", "feed_pitch_um"); err != nil {
-		return nil, errors.Unwrap(err)
+// Check implements hal.Checker.
+func (CloudPRNT) Check(cfg hal.Config) ([]hal.Info, error) {
+	c, err := configureCloud(cfg)
+	if err != nil {
+		return nil, err
 	}
-	o := options{cfg.Options, nil}
+	return []hal.Info{c.info}, nil
+}
+
+func configureCloud(cfg hal.Config) (*cloud, error) {
+	o := hal.ReadOptions(cfg, "mac", "user", "password_file", "token_file", "poll", "media", "near_end", "roll_length_m", "feed_pitch_um")
 	mac, err := net.ParseMAC(cfg.Options["mac"])
 	if err != nil || len(mac) != 6 {
-		o.wrong(fmt.Errorf("mac = %q: the printer's, as its self-test prints it, e.g. 00:11:62:0a:0b:0c", cfg.Options["mac"]))
+		o.Refuse("mac = %q: write the printer's, as its self-test prints it, e.g. 00:11:62:0a:0b:0c", cfg.Options["mac"])
 	}
 	if at, err := netip.ParseAddrPort(cfg.Address); err != nil || at.Addr().IsUnspecified() {
-		o.wrong(fmt.Errorf("address %q: write the box's own IP address in the printers' network, and a port: 192.0.2.1:8080", cfg.Address))
+		o.Refuse("address %q: write the box's own IP address in the printers' network, and a port: 192.0.2.1:8080", cfg.Address)
 	}
 	c := &cloud{
-		at: cfg.Address, mac: mac.String(), media: o.oneOf("media", lineMedia, lineMedia, "application/vnd.star.starprnt", "text/plain"),
-		nearEnd: o.truth("near_end", true), every: o.duration("poll", 5*time.Second, 20*time.Millisecond, 10*time.Minute),
+		at: cfg.Address, mac: mac.String(), media: o.Word("media", lineMedia, lineMedia, "application/vnd.star.starprnt", "text/plain"),
+		nearEnd: o.Truth("near_end", true), every: o.Duration("poll", 5*time.Second, 20*time.Millisecond, 10*time.Minute),
 		turn: make(chan struct{}, 1), clients: make(chan struct{}, maxClients),
 		track: hal.NewTracker(hal.POSPrinter, append(counters, "M_UnknownPrinterCount", "M_RefusedCount", "M_InputDroppedCount")...),
 		info: hal.Info{
-			ID: cfg.ID, Category: hal.POSPrinter, Driver: "cloudprnt", Maker: "Star", Claim: cfg.Claim, Key: "cloudprnt:" + mac.String(), Interface: "Ethernet",
-			RollLines: o.rollLines(),
-			Caps:      []string{"CapCoverSensor", "CapPowerReporting", "CapRecEmptySensor", "CapRecNearEndSensor", "CapRecPapercut", "CapStatisticsReporting"},
+			ID: cfg.ID, Category: hal.POSPrinter, Driver: "cloudprnt", Maker: "Star", Key: "cloudprnt:" + mac.String(), Interface: "Ethernet",
+			Claim: o.Claim("own, or observe to offer it no jobs", hal.Own, hal.Observe), RollLines: o.RollLines(),
+			Caps: []string{"CapCoverSensor", "CapPowerReporting", "CapRecEmptySensor", "CapRecNearEndSensor", "CapRecPapercut", "CapStatisticsReporting"},
 		},
 	}
 	_, c.told = cfg.Options["poll"]
 	if !c.nearEnd {
 		c.info.Caps = append(c.info.Caps[:3], c.info.Caps[4:]...)
 	}
-	switch cfg.Claim {
-	case "":
-		c.info.Claim = hal.Own
-	case hal.Own, hal.Observe:
+	user, named := cfg.Options["user"]
+	file, password := cfg.Options["password_file"]
+	token, tokened := cfg.Options["token_file"]
+	switch c.locked = named || password || tokened; {
+	case tokened && (named || password):
+		o.Refuse("token_file goes with neither user nor password_file")
+	case tokened:
+		c.secret, c.anyone = token, true
+	case named != password || named && user == "":
+		o.Refuse("user and password_file go together")
 	default:
-		o.wrong(fmt.Errorf("claim %q: own, or observe to offer it no jobs", cfg.Claim))
+		c.secret, c.user = file, sha256.Sum256([]byte(user))
 	}
-	o.wrong(c.secrets(cfg.Options))
-	return c, o.err
+	if password && file == "" || tokened && token == "" {
+		o.Refuse("password_file or token_file = \"\": name the file")
+	}
+	return c, o.Err()
 }
 
-// secrets reads what the printer has to log on with. What is configured and
+// unlock reads what the printer has to log on with. What is configured and
 // cannot be read is an error, so that the door is never open by mistake.
-func (c *cloud) secrets(given map[string]string) error {
-	user, named := given["user"]
-	file, password := given["password_file"]
-	token, tokened := given["token_file"]
-	switch {
-	case !named && !password && !tokened:
+func (c *cloud) unlock() error {
+	if !c.locked {
 		return nil
-	case tokened && (named || password):
-		return errors.New("token_file goes with neither user nor password_file")
-	case tokened:
-		file = token
-	case !named || !password || user == "":
-		return errors.New("user and password_file go together")
 	}
-	b, err := os.ReadFile(file) // #nosec G304 -- the configuration names it
+	b, err := os.ReadFile(c.secret) // #nosec G304 -- the configuration names it
 	if err != nil {
 		return err
 	}
 	secret := strings.TrimRight(string(b), "\r\n")
 	if secret == "" {
-		return fmt.Errorf("%s is empty", file)
+		return fmt.Errorf("%s is empty", c.secret)
 	}
-	c.locked, c.anyone = true, tokened
-	c.user, c.password = sha256.Sum256([]byte(user)), sha256.Sum256([]byte(secret))
+	c.password = sha256.Sum256([]byte(secret))
 	return nil
 }
 
@@ -139,8 +145,9 @@ func (c *cloud) secrets(given map[string]string) error {
 type cloud struct {
 	at, mac, media string
 	nearEnd        bool
-	told           bool // the polling time is configured
-	locked, anyone bool // it has to log on; with any user name
+	told           bool   // the polling time is configured
+	locked, anyone bool   // it has to log on; with any user name
+	secret         string // file with what it logs on with
 	user, password [32]byte
 
 	track   *hal.Tracker

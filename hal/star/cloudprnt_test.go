@@ -343,48 +343,6 @@ func TestCloudHangsUpOnACrowd(t *testing.T) {
 	}
 }
 
-func TestCloudBadConfig(t *testing.T) {
-	empty := filepath.Join(t.TempDir(), "empty")
-	if err := os.WriteFile(empty, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, bad := range []map[string]string{
-		{"mac": ""},
-		{"mac": "00:11:62"},
-		{"poll": "never"},
-		{"media": "image/png"},
-		{"user": "till"},
-		{"user": "till", "password_file": "/nonexistent"},
-		{"password_file": empty},
-		{"token_file": empty},
-		{"token_file": empty, "user": "till", "password_file": empty},
-		{"colour": "red"},
-		{"address": "127.0.0.1"},
-		{"address": "0.0.0.0:8080"},
-		{"address": "printer.example:80"},
-		{"claim": "share"},
-	} {
-		cfg := hal.Config{ID: "x", Address: "127.0.0.1:0", Options: map[string]string{"mac": mac}}
-		for k, v := range bad {
-			switch k {
-			case "address":
-				cfg.Address = v
-			case "claim":
-				cfg.Claim = hal.Claim(v)
-			default:
-				cfg.Options[k] = v
-			}
-		}
-		d, err := star.CloudPRNT{}.Open(t.Context(), cfg)
-		if !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
-			t.Errorf("%v: got %v, want E_ILLEGAL", bad, err)
-		}
-		if err == nil {
-			_ = d.Close()
-		}
-	}
-}
-
 func TestReadPoll(t *testing.T) {
 	for _, test := range []struct {
 		body   string

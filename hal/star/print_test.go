@@ -433,29 +433,3 @@ func TestDrawerUnknownWithoutLevel(t *testing.T) {
 		t.Errorf("low is open: got %v, want Yes", s.Sensors["DrawerOpened"])
 	}
 }
-
-func TestBadConfig(t *testing.T) {
-	for _, cfg := range []hal.Config{
-		{ID: "x", Address: "nowhere"},
-		{ID: "x", Address: "h:1", Claim: hal.Share},
-		{ID: "x", Address: "h:1", Options: map[string]string{"colour": "red"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"ask": "maybe"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"near_end": "no"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"drawer_open_level": "up"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"drawer": ""}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"drawer": "x"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"left_open": "5m"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"drawer": "y", "left_open": "ever"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"roll_length_m": "80"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"roll_length_m": "NaN", "feed_pitch_um": "4000"}},
-		{ID: "x", Address: "h:1", Options: map[string]string{"timeout": "never"}},
-	} {
-		d, err := star.Driver{}.Open(t.Context(), cfg)
-		if !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
-			t.Errorf("%+v: got %v, want E_ILLEGAL", cfg, err)
-		}
-		if err == nil {
-			_ = d.Close()
-		}
-	}
-}

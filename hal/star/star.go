@@ -26,13 +26,10 @@ package star
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"iter"
 	"math/rand/v2"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -63,7 +60,7 @@ func (Driver) Name() string { return "star" }
 func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	p, err := d.configure(cfg)
 	if err != nil {
-		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err}
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
@@ -80,15 +77,23 @@ var counters = []string{
 	"CommunicationErrorCount", "ReceiptCoverOpenCount", "FailedPaperCutCount", "MaximumTempReachedCount", "PrinterFaultCount", "M_PaperEmptyCount",
 }
 
-func (d Driver) configure(cfg hal.Config) (*printer, error) {
-	if err := hal.CheckOptions(cfg, "ask", "drawer", "drawer_open_level", "left_open", "near_end", "roll_length_m", "feed_pitch_um", "timeout"); err != nil {
-		return nil, errors.Unwrap(err)
-	}
-	at, err := port.Parse(cfg.Address)
+// Check implements hal.Checker.
+func (d Driver) Check(cfg hal.Config) ([]hal.Info, error) {
+	p, err := d.configure(cfg)
 	if err != nil {
 		return nil, err
 	}
-	o := options{cfg.Options, nil}
+	infos := []hal.Info{p.Info()}
+	for _, part := range p.Parts() {
+		infos = append(infos, part.Info())
+	}
+	return infos, nil
+}
+
+func (d Driver) configure(cfg hal.Config) (*printer, error) {
+	o := hal.ReadOptions(cfg, "ask", "drawer", "drawer_open_level", "left_open", "near_end", "roll_length_m", "feed_pitch_um", "timeout")
+	at, err := port.Parse(cfg.Address)
+	o.Check(err)
 	at = at.Under(d.Root)
 	dial := at.Open
 	if d.Dial != nil {
@@ -97,31 +102,18 @@ func (d Driver) configure(cfg hal.Config) (*printer, error) {
 	p := &printer{
 		at: at, dial: dial, first: make(chan struct{}), nudged: make(chan struct{}, 1),
 		track:   hal.NewTracker(hal.POSPrinter, counters...),
-		asks:    o.truth("ask", false),
-		nearEnd: o.truth("near_end", true),
-		timeout: o.duration("timeout", 2*time.Second, 10*time.Millisecond, time.Minute),
-		level:   map[string]hal.Tri{"high": hal.Yes, "low": hal.No}[o.oneOf("drawer_open_level", "", "high", "low")],
+		asks:    o.Truth("ask", false),
+		nearEnd: o.Truth("near_end", true),
+		timeout: o.Duration("timeout", 2*time.Second, 10*time.Millisecond, time.Minute),
+		level:   map[string]hal.Tri{"high": hal.Yes, "low": hal.No}[o.Word("drawer_open_level", "", "high", "low")],
 		info: hal.Info{
-			ID: cfg.ID, Category: hal.POSPrinter, Driver: "star", Maker: "Star", Claim: cfg.Claim, Key: at.Key(), Interface: at.Interface(),
-			RollLines: o.rollLines(),
+			ID: cfg.ID, Category: hal.POSPrinter, Driver: "star", Maker: "Star", Key: at.Key(), Interface: at.Interface(), RollLines: o.RollLines(),
+			Claim: o.Claim("a printer has one connection; own or observe it", hal.Own, hal.Observe),
 		},
 	}
-	switch cfg.Claim {
-	case "":
-		p.info.Claim = hal.Own
-	case hal.Own, hal.Observe:
-	default:
-		o.wrong(fmt.Errorf("claim %q: a printer has one connection; own or observe it", cfg.Claim))
-	}
 	own := p.info.Claim == hal.Own
-	id, wanted := cfg.Options["drawer"]
-	switch _, left := cfg.Options["left_open"]; {
-	case wanted && (id == "" || id == cfg.ID):
-		o.wrong(fmt.Errorf("drawer = %q: the drawer needs an id of its own", id))
-	case left && !wanted:
-		o.wrong(errors.New("left_open is of a drawer; give it an id with the option drawer"))
-	}
-	p.drawer = newDrawer(p, id, own, o.duration("left_open", 5*time.Minute, time.Millisecond, 24*time.Hour))
+	id, leftOpen := o.Drawer()
+	p.drawer = newDrawer(p, id, own, leftOpen)
 	if own || p.asks {
 		p.info.Caps = []string{"CapCoverSensor", "CapPowerReporting", "CapRecEmptySensor", "CapRecPapercut", "CapStatisticsReporting"}
 		if p.nearEnd {
@@ -132,71 +124,7 @@ func (d Driver) configure(cfg hal.Config) (*printer, error) {
 		}
 		slices.Sort(p.info.Caps)
 	}
-	return p, o.err
-}
-
-// options reads what a device was configured with; the first error stays.
-type options struct {
-	given map[string]string
-	err   error
-}
-
-func (o *options) wrong(err error) {
-	if o.err == nil {
-		o.err = err
-	}
-}
-
-func (o *options) oneOf(name, def string, values ...string) string {
-	v, ok := o.given[name]
-	if !ok {
-		return def
-	}
-	if !slices.Contains(values, v) {
-		o.wrong(fmt.Errorf("%s = %q: %s", name, v, strings.Join(values, " or ")))
-	}
-	return v
-}
-
-func (o *options) truth(name string, def bool) bool {
-	return o.oneOf(name, strconv.FormatBool(def), "true", "false") == "true"
-}
-
-func (o *options) duration(name string, def, least, most time.Duration) time.Duration {
-	v, ok := o.given[name]
-	if !ok {
-		return def
-	}
-	d, err := time.ParseDuration(v)
-	if err != nil || d < least || d > most {
-		o.wrong(fmt.Errorf("%s = %q: from %v to %v", name, v, least, most))
-	}
-	return d
-}
-
-func (o *options) number(name string, least, most float64) float64 {
-	v, ok := o.given[name]
-	if !ok {
-		return 0
-	}
-	n, err := strconv.ParseFloat(v, 64)
-	if err != nil || !(n >= least && n <= most) {
-		o.wrong(fmt.Errorf("%s = %q: from %g to %g", name, v, least, most))
-		return 0
-	}
-	return n
-}
-
-// rollLines returns how many line feeds a roll has.
-func (o *options) rollLines() uint32 {
-	roll, pitch := o.number("roll_length_m", 1, 1000), o.number("feed_pitch_um", 10, 100_000)
-	if (roll == 0) != (pitch == 0) {
-		o.wrong(errors.New("roll_length_m and feed_pitch_um go together: a roll of 80 m with line feeds of 4000 µm"))
-	}
-	if roll == 0 || pitch == 0 {
-		return 0
-	}
-	return uint32(roll * 1e6 / pitch)
+	return p, o.Err()
 }
 
 // printer is an open printer.
