@@ -20,10 +20,8 @@ package display
 import (
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"math/rand/v2"
-	"strconv"
 	"sync"
 	"time"
 
@@ -50,12 +48,9 @@ func (Driver) Name() string { return "display" }
 
 // Open implements hal.Driver. The display need not be there.
 func (drv Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "asks", "brightness", "columns", "test_for", "timeout"); err != nil {
-		return nil, err
-	}
 	d, err := drv.configure(cfg)
 	if err != nil {
-		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err}
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.stop = cancel
@@ -67,63 +62,40 @@ func (drv Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	return d, nil
 }
 
-func (drv Driver) configure(cfg hal.Config) (*display, error) {
-	at, err := port.Parse(cfg.Address)
+// Check implements hal.Checker.
+func (drv Driver) Check(cfg hal.Config) ([]hal.Info, error) {
+	d, err := drv.configure(cfg)
 	if err != nil {
 		return nil, err
 	}
+	return []hal.Info{d.info}, nil
+}
+
+func (drv Driver) configure(cfg hal.Config) (*display, error) {
+	o := hal.ReadOptions(cfg, "asks", "brightness", "columns", "test_for", "timeout")
+	at, err := port.Parse(cfg.Address)
+	o.Check(err)
 	d := &display{
-		at: at.Under(drv.Root), dial: drv.Dial, columns: 20, testFor: 3 * time.Second, timeout: time.Second,
+		at: at.Under(drv.Root), dial: drv.Dial, columns: o.Whole("columns", 20, 8, 40), brightness: o.Whole("brightness", 0, 1, 4),
+		testFor: o.Duration("test_for", 3*time.Second, 10*time.Millisecond, time.Minute), timeout: o.Duration("timeout", time.Second, 10*time.Millisecond, time.Minute),
 		first: make(chan struct{}), nudged: make(chan struct{}, 1),
 		track: hal.NewTracker(hal.LineDisplay, "CommunicationErrorCount", "OnlineTransitionCount"),
 		info: hal.Info{
-			ID: cfg.ID, Category: hal.LineDisplay, Driver: "display", Claim: cfg.Claim, Key: at.Key(), Interface: at.Interface(),
-			Caps: []string{"CapStatisticsReporting"},
+			ID: cfg.ID, Category: hal.LineDisplay, Driver: "display", Key: at.Key(), Interface: at.Interface(),
+			Claim: o.Claim("a line has one end; own or observe it", hal.Observe, hal.Own),
+			Caps:  []string{"CapStatisticsReporting"},
 		},
 	}
 	if d.dial == nil {
 		d.dial = func(ctx context.Context, a port.Address) (port.Conn, error) { return a.Open(ctx) }
 	}
-	switch cfg.Claim {
-	case "":
-		d.info.Claim = hal.Observe
-	case hal.Own, hal.Observe:
-	default:
-		return nil, fmt.Errorf("claim %q: a line has one end; own or observe it", cfg.Claim)
-	}
-	number := func(name string, to *int, least, most int) {
-		v, ok := cfg.Options[name]
-		if n, bad := strconv.Atoi(v); ok && err == nil {
-			if bad != nil || n < least || n > most {
-				err = fmt.Errorf("%s = %q: from %d to %d", name, v, least, most)
-			}
-			*to = n
-		}
-	}
-	duration := func(name string, to *time.Duration, least, most time.Duration) {
-		v, ok := cfg.Options[name]
-		if n, bad := time.ParseDuration(v); ok && err == nil {
-			if bad != nil || n < least || n > most {
-				err = fmt.Errorf("%s = %q: from %v to %v", name, v, least, most)
-			}
-			*to = n
-		}
-	}
-	number("columns", &d.columns, 8, 40)
-	number("brightness", &d.brightness, 1, 4)
-	duration("timeout", &d.timeout, 10*time.Millisecond, time.Minute)
-	duration("test_for", &d.testFor, 10*time.Millisecond, time.Minute)
-	switch v, ok := cfg.Options["asks"]; {
-	case err != nil:
-	case ok && v != "dle-eot":
-		err = fmt.Errorf("asks = %q: dle-eot, or leave it out", v)
-	case ok && d.info.Claim != hal.Own:
-		err = errors.New("asks: the till owns this display; claim it with own")
-	case ok:
-		d.asks = true
+	if d.asks = o.Word("asks", "", "dle-eot") != ""; d.asks {
 		d.info.Caps = []string{"CapPowerReporting", "CapStatisticsReporting"}
+		if d.info.Claim == hal.Observe {
+			o.Refuse("asks: the till owns this display; claim it with own")
+		}
 	}
-	return d, err
+	return d, o.Err()
 }
 
 // display is an open display.

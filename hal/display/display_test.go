@@ -342,25 +342,3 @@ func FuzzHeard(f *testing.F) {
 		}
 	})
 }
-
-func TestBadConfig(t *testing.T) {
-	for _, cfg := range []hal.Config{
-		{ID: "x", Address: "nowhere"},
-		{ID: "x", Address: "serial:/dev/ttyS0", Claim: hal.Share},
-		{ID: "x", Address: "serial:/dev/ttyS0", Options: map[string]string{"colour": "red"}},
-		{ID: "x", Address: "serial:/dev/ttyS0", Options: map[string]string{"asks": "dle-eot"}}, // observed
-		{ID: "x", Address: "serial:/dev/ttyS0", Claim: hal.Own, Options: map[string]string{"asks": "yes"}},
-		{ID: "x", Address: "serial:/dev/ttyS0", Options: map[string]string{"columns": "7"}},
-		{ID: "x", Address: "serial:/dev/ttyS0", Options: map[string]string{"brightness": "5"}},
-		{ID: "x", Address: "serial:/dev/ttyS0", Options: map[string]string{"test_for": "long"}},
-		{ID: "x", Address: "serial:/dev/ttyS0", Options: map[string]string{"timeout": "1ms"}},
-	} {
-		d, err := display.Driver{}.Open(t.Context(), cfg)
-		if !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
-			t.Errorf("%+v: got %v, want E_ILLEGAL", cfg, err)
-		}
-		if err == nil {
-			_ = d.Close()
-		}
-	}
-}
