@@ -19,6 +19,7 @@
 package input
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,45 +50,48 @@ func (Driver) Name() string { return "scanner" }
 // Open implements hal.Driver. The scanner need not be there; what is there and
 // has no key that ends a code is refused.
 func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "end"); err != nil {
+	s, err := d.configure(cfg)
+	if err != nil {
 		return nil, err
 	}
-	illegal := func(err error) error { return &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err} }
-	switch cfg.Claim {
-	case "":
-		cfg.Claim = hal.Share
-	case hal.Share, hal.Observe:
-	default:
-		return nil, illegal(fmt.Errorf("claim %q: a scanner that is held types nothing into the till; share it", cfg.Claim))
-	}
-	end := isEnter
-	switch v := cfg.Options["end"]; v {
-	case "", "enter":
-	case "tab":
-		end = isTab
-	default:
-		return nil, illegal(fmt.Errorf("end = %q: enter or tab", v))
-	}
-	if d.Root == "" {
-		d.Root = "/"
-	}
-	where, err := parsePlace(d.Root, cfg.Address)
-	if err != nil {
-		return nil, illegal(err)
-	}
-	if _, err := where.find(end); err != nil && !errors.Is(err, errGone) && !errors.Is(err, fs.ErrPermission) {
-		return nil, illegal(err)
+	if _, err := s.where.find(s.end); err != nil && !errors.Is(err, errGone) && !errors.Is(err, fs.ErrPermission) {
+		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: err}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &scanner{
-		where: where, end: end, address: cfg.Address, stop: cancel,
-		first: make(chan struct{}), nudged: make(chan struct{}, 1), scanned: make(chan struct{}),
-		base:  hal.Info{ID: cfg.ID, Category: hal.Scanner, Driver: "scanner", Claim: cfg.Claim, Caps: []string{"CapPowerReporting", "CapStatisticsReporting"}},
-		track: hal.NewTracker(hal.Scanner, "GoodScanCount", "CommunicationErrorCount"),
-	}
-	s.info = s.base
+	s.stop = cancel
 	s.wg.Go(func() { s.track.Supervise(func() { s.run(ctx) }) })
 	return s, nil
+}
+
+// Check implements hal.Checker.
+func (d Driver) Check(cfg hal.Config) ([]hal.Info, error) {
+	s, err := d.configure(cfg)
+	if err != nil {
+		return nil, err
+	}
+	i := s.info
+	i.Key = cmp.Or(s.where.usb, s.where.node)
+	return []hal.Info{i}, nil
+}
+
+func (d Driver) configure(cfg hal.Config) (*scanner, error) {
+	o := hal.ReadOptions(cfg, "end")
+	where, err := parsePlace(cmp.Or(d.Root, "/"), cfg.Address)
+	o.Check(err)
+	s := &scanner{
+		where: where, end: isEnter, address: cfg.Address,
+		first: make(chan struct{}), nudged: make(chan struct{}, 1), scanned: make(chan struct{}),
+		base: hal.Info{
+			ID: cfg.ID, Category: hal.Scanner, Driver: "scanner", Caps: []string{"CapPowerReporting", "CapStatisticsReporting"},
+			Claim: o.Claim("a scanner that is held types nothing into the till; share it", hal.Share, hal.Observe),
+		},
+		track: hal.NewTracker(hal.Scanner, "GoodScanCount", "CommunicationErrorCount"),
+	}
+	if o.Word("end", "enter", "enter", "tab") == "tab" {
+		s.end = isTab
+	}
+	s.info = s.base
+	return s, o.Err()
 }
 
 // scanner is an open scanner.
