@@ -19,9 +19,9 @@
 package pcsc
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"iter"
 	"math/rand/v2"
@@ -50,46 +50,42 @@ func (Driver) Name() string { return "pcsc" }
 
 // Open implements hal.Driver. Neither pcscd nor the reader need be there.
 func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "reader", "socket", "probe", "timeout"); err != nil {
+	r, err := d.configure(cfg)
+	if err != nil {
 		return nil, err
 	}
-	illegal := func(format string, args ...any) error {
-		return &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: fmt.Errorf(format, args...)}
-	}
-	if cfg.Claim != "" && cfg.Claim != hal.Share {
-		return nil, illegal("claim %q: card readers are shared", cfg.Claim)
-	}
-	if cfg.Address != "" {
-		return nil, illegal("address %q: a reader is found by its name; write it as the option reader", cfg.Address)
-	}
-	probe := cfg.Options["probe"]
-	if probe != "" && probe != "insert" {
-		return nil, illegal("probe = %q: insert, or leave it out", probe)
-	}
-	timeout := 2 * time.Second
-	if v, ok := cfg.Options["timeout"]; ok {
-		var err error
-		if timeout, err = time.ParseDuration(v); err != nil || timeout < 10*time.Millisecond || timeout > time.Minute {
-			return nil, illegal("timeout = %q: from 10ms to 1m", v)
-		}
-	}
-	root := d.Root
-	if root == "" {
-		root = "/"
-	}
 	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
+	r.wg.Go(func() { r.track.Supervise(func() { r.run(ctx) }) })
+	return r, nil
+}
+
+// Check implements hal.Checker.
+func (d Driver) Check(cfg hal.Config) ([]hal.Info, error) {
+	r, err := d.configure(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return []hal.Info{r.info}, nil
+}
+
+func (d Driver) configure(cfg hal.Config) (*reader, error) {
+	o := hal.ReadOptions(cfg, "reader", "socket", "probe", "timeout")
+	if cfg.Address != "" {
+		o.Refuse("address %q: a reader is found by its name; write it as the option reader", cfg.Address)
+	}
 	r := &reader{
-		root: root, socket: socketPath(cfg.Options["socket"]), want: cfg.Options["reader"], probes: probe != "", timeout: timeout,
-		first: make(chan struct{}), nudged: make(chan struct{}, 1), stop: cancel,
+		root: cmp.Or(d.Root, "/"), socket: socketPath(cfg.Options["socket"]), want: cfg.Options["reader"],
+		probes: o.Word("probe", "", "insert") != "", timeout: o.Duration("timeout", 2*time.Second, 10*time.Millisecond, time.Minute),
+		first: make(chan struct{}), nudged: make(chan struct{}, 1),
 		info: hal.Info{
-			ID: cfg.ID, Category: hal.SmartCardRW, Driver: "pcsc", Claim: hal.Share, Interface: "PCSC",
+			ID: cfg.ID, Category: hal.SmartCardRW, Driver: "pcsc", Claim: o.Claim("card readers are shared", hal.Share), Interface: "PCSC",
 			Caps: []string{"CapPowerReporting", "CapSCPresentSensor", "CapStatisticsReporting"},
 		},
 		track: hal.NewTracker(hal.SmartCardRW, "CommunicationErrorCount", "M_CardInsertedCount", "M_CardRemovedCount",
 			"M_CardResetFailedCount", "M_TransmitErrorCount", "M_TransmitCount"),
 	}
-	r.wg.Go(func() { r.track.Supervise(func() { r.run(ctx) }) })
-	return r, nil
+	return r, o.Err()
 }
 
 // reader is an open card reader.

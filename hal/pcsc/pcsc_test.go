@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -386,22 +385,4 @@ func FuzzDaemon(f *testing.F) {
 			t.Error("less than a table was taken for one")
 		}
 	})
-}
-
-func TestBadConfig(t *testing.T) {
-	for _, cfg := range []hal.Config{
-		{ID: "x", Claim: hal.Own},
-		{ID: "x", Options: map[string]string{"colour": "red"}},
-		{ID: "x", Options: map[string]string{"probe": "always"}},
-		{ID: "x", Options: map[string]string{"timeout": "1h"}},
-		{ID: "x", Address: "usb:08e6:3437"},
-	} {
-		d, err := pcsc.Driver{}.Open(t.Context(), cfg)
-		if !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
-			t.Errorf("%+v: got %v, want E_ILLEGAL", cfg, err)
-		}
-		if err == nil {
-			_ = d.Close()
-		}
-	}
 }
