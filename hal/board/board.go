@@ -57,23 +57,46 @@ func (Driver) Name() string { return "board" }
 
 // Open implements hal.Driver.
 func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "disk", "disk_low_percent", "memory_low_percent", "hysteresis_percent", "hot_mc", "hysteresis_mc", "smart"); err != nil {
+	b, err := d.configure(cfg)
+	if err != nil {
 		return nil, err
 	}
-	o := options{cfg: cfg}
-	percent, mc := o.number("hysteresis_percent", 2, 0, 50), o.number("hysteresis_mc", 5_000, 0, 50_000)
+	if _, _, err := b.space(b.disk); err != nil {
+		return nil, &hal.Error{Code: "E_NOHARDWARE", Op: "open " + cfg.ID, Err: fmt.Errorf("disk %s: %w", b.disk, err)}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	b.stop, b.done = cancel, ctx.Done()
+	b.wg.Go(func() { b.track.Supervise(func() { b.run(ctx, cmp.Or(d.every, lookEvery)) }) })
+	if b.smart {
+		b.wg.Go(func() { b.track.Supervise(func() { b.watchDisks(ctx) }) })
+	}
+	return b, nil
+}
+
+// Check implements hal.Checker.
+func (d Driver) Check(cfg hal.Config) ([]hal.Info, error) {
+	b, err := d.configure(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return []hal.Info{b.known()}, nil
+}
+
+func (d Driver) configure(cfg hal.Config) (*board, error) {
+	o := hal.ReadOptions(cfg, "disk", "disk_low_percent", "memory_low_percent", "hysteresis_percent", "hot_mc", "hysteresis_mc", "smart")
+	percent, mc := o.Whole("hysteresis_percent", 2, 0, 50), o.Whole("hysteresis_mc", 5_000, 0, 50_000)
 	b := &board{
 		root: root(cmp.Or(d.Root, "/")), disk: cmp.Or(cfg.Options["disk"], "/"), bus: cmp.Or(d.Bus, systemBus), id: cfg.ID,
 		space: d.space, clock: d.clock, disks: noDisks, asked: make(chan struct{}), ask: make(chan chan<- struct{}),
 		limits: map[string]limit{
-			"M_DiskLow":   {at: o.number("disk_low_percent", 5, 1, 90), by: percent, low: true},
-			"M_MemoryLow": {at: o.number("memory_low_percent", 5, 1, 90), by: percent, low: true},
-			"M_HostHot":   {at: o.number("hot_mc", 85_000, 0, 150_000), by: mc},
+			"M_DiskLow":   below(o.Whole("disk_low_percent", 5, 1, 90), percent),
+			"M_MemoryLow": below(o.Whole("memory_low_percent", 5, 1, 90), percent),
+			"M_HostHot":   above(o.Whole("hot_mc", 85_000, 0, 150_000), mc),
 		},
-		track: hal.NewTracker(hal.Host),
+		track: hal.NewTracker(hal.Host), smart: o.Word("smart", "", "off") == "",
 	}
-	if smart, ok := cfg.Options["smart"]; ok && smart != "off" {
-		o.refuse(`smart = %q: "off", or leave it out`, smart)
+	if !filepath.IsAbs(b.disk) {
+		o.Refuse("disk = %q: write the absolute path of a folder", b.disk)
 	}
 	if b.space == nil {
 		b.space = space
@@ -81,21 +104,7 @@ func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 	if b.clock == nil {
 		b.clock = kernelClock
 	}
-	if o.err == nil {
-		if _, _, err := b.space(b.disk); err != nil {
-			o.refuse("disk %s: %w", b.disk, err)
-		}
-	}
-	if o.err != nil {
-		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: o.err}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	b.stop, b.done = cancel, ctx.Done()
-	b.wg.Go(func() { b.track.Supervise(func() { b.run(ctx, cmp.Or(d.every, lookEvery)) }) })
-	if cfg.Options["smart"] == "" {
-		b.wg.Go(func() { b.track.Supervise(func() { b.watchDisks(ctx) }) })
-	}
-	return b, nil
+	return b, o.Err()
 }
 
 // board is the box.
@@ -107,6 +116,7 @@ type board struct {
 	space  func(string) (float64, float64, error)
 	clock  func() (clock, error)
 	limits map[string]limit
+	smart  bool // the disks are asked
 	track  *hal.Tracker
 	ask    chan chan<- struct{} // for a look now; closed after it
 	asked  chan struct{}        // closed when the disks were asked once
@@ -147,10 +157,15 @@ func (b *board) Info() hal.Info {
 		}
 		return ""
 	}
-	return hal.Info{
-		ID: b.id, Category: hal.Host, Driver: "board", Claim: hal.Observe,
-		Maker: text("sys/class/dmi/id/sys_vendor"), Model: text("sys/class/dmi/id/product_name", "proc/device-tree/model"), Firmware: text("sys/class/dmi/id/bios_version"),
-	}
+	i := b.known()
+	i.Maker, i.Model = text("sys/class/dmi/id/sys_vendor"), text("sys/class/dmi/id/product_name", "proc/device-tree/model")
+	i.Firmware = text("sys/class/dmi/id/bios_version")
+	return i
+}
+
+// known is what is known without looking.
+func (b *board) known() hal.Info {
+	return hal.Info{ID: b.id, Category: hal.Host, Driver: "board", Claim: hal.Observe}
 }
 
 // Events implements hal.Notifier.

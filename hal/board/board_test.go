@@ -329,22 +329,6 @@ func TestEMMC(t *testing.T) {
 	}
 }
 
-func TestBadConfig(t *testing.T) {
-	for _, o := range []map[string]string{
-		{"colour": "red"},
-		{"disk": "/nonexistent"},
-		{"disk_low_percent": "0"},
-		{"memory_low_percent": "half"},
-		{"hot_mc": "1000000"},
-		{"smart": "on"},
-	} {
-		if d, err := (board.Driver{}).Open(t.Context(), hal.Config{ID: "box", Options: o}); !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
-			t.Errorf("%v: got %v, want E_ILLEGAL", o, err)
-			_ = d.Close()
-		}
-	}
-}
-
 // FuzzProc holds that whatever the kernel or a disk writes, no number comes out
 // that is none.
 func FuzzProc(f *testing.F) {

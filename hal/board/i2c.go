@@ -40,51 +40,60 @@ func (I2C) Name() string { return "i2c" }
 
 // Open implements hal.Driver. Neither bus nor chip need be there.
 func (d I2C) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "chip", "temp_high_mc", "hysteresis_mc", "supply_low_mv", "hysteresis_mv"); err != nil {
-		return nil, err
-	}
-	o := options{cfg: cfg}
-	name := o.oneOf("chip", "", chipNames()...)
-	c := chips[name]
-	bus, addr, err := busAddress(cfg.Address)
+	m, err := d.configure(cfg)
 	if err != nil {
-		o.refuse("%w", err)
-	}
-	m := &meter{
-		bus: bus, addr: addr, chip: c, open: d.Bus, first: make(chan struct{}), nudged: make(chan struct{}, 1),
-		limit: limit{at: o.number("temp_high_mc", 65_000, -55_000, 150_000), by: o.number("hysteresis_mc", 3_000, 0, 50_000)},
-		info: hal.Info{
-			ID: cfg.ID, Category: hal.Environment, Driver: "i2c", Claim: hal.Share, Model: strings.ToUpper(name), Interface: "I2C",
-			Key: fmt.Sprintf("i2c:%s:%#x", bus, addr),
-		},
-		track: hal.NewTracker(hal.Environment, "CommunicationErrorCount"),
-	}
-	others := []string{"supply_low_mv", "hysteresis_mv"}
-	if c.low {
-		others = []string{"temp_high_mc", "hysteresis_mc"}
-		m.limit = limit{at: o.number("supply_low_mv", 0, 1, 32_000), by: o.number("hysteresis_mv", 200, 0, 10_000), low: true}
-		if m.limit.at == 0 {
-			o.refuse("supply_low_mv is missing: the voltage in millivolts below which the supply is too low")
-		}
-	}
-	for _, other := range others {
-		if _, ok := cfg.Options[other]; ok {
-			o.refuse("%s does not measure what %s is about", name, other)
-		}
-	}
-	if cfg.Claim != "" && cfg.Claim != hal.Share {
-		o.refuse("claim %q: a bus is shared", cfg.Claim)
-	}
-	if o.err != nil {
-		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: o.err}
-	}
-	if m.open == nil {
-		m.open = openBus
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop = cancel
 	m.wg.Go(func() { m.track.Supervise(func() { m.run(ctx, cmp.Or(d.Every, 2*time.Second)) }) })
 	return m, nil
+}
+
+// Check implements hal.Checker.
+func (d I2C) Check(cfg hal.Config) ([]hal.Info, error) {
+	m, err := d.configure(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return []hal.Info{m.info}, nil
+}
+
+func (d I2C) configure(cfg hal.Config) (*meter, error) {
+	o := hal.ReadOptions(cfg, "chip", "temp_high_mc", "hysteresis_mc", "supply_low_mv", "hysteresis_mv")
+	name := o.Word("chip", "", chipNames()...)
+	if _, ok := cfg.Options["chip"]; !ok {
+		o.Refuse("chip is missing: write %s", strings.Join(chipNames(), " or "))
+	}
+	c := chips[name]
+	bus, addr, err := busAddress(cfg.Address)
+	o.Check(err)
+	m := &meter{
+		bus: bus, addr: addr, chip: c, open: d.Bus, first: make(chan struct{}), nudged: make(chan struct{}, 1),
+		info: hal.Info{
+			ID: cfg.ID, Category: hal.Environment, Driver: "i2c", Claim: o.Claim("a bus is shared", hal.Share), Model: strings.ToUpper(name), Interface: "I2C",
+			Key: fmt.Sprintf("i2c:%s:%#x", bus, addr),
+		},
+		track: hal.NewTracker(hal.Environment, "CommunicationErrorCount"),
+	}
+	hot := above(o.Whole("temp_high_mc", 65_000, -55_000, 150_000), o.Whole("hysteresis_mc", 3_000, 0, 50_000))
+	weak := below(o.Whole("supply_low_mv", 0, 1, 32_000), o.Whole("hysteresis_mv", 200, 0, 10_000))
+	others := []string{"supply_low_mv", "hysteresis_mv"}
+	if m.limit = hot; c.low {
+		m.limit, others = weak, []string{"temp_high_mc", "hysteresis_mc"}
+		if _, ok := cfg.Options["supply_low_mv"]; !ok {
+			o.Refuse("supply_low_mv is missing: the voltage in millivolts below which the supply is too low")
+		}
+	}
+	for _, other := range others {
+		if _, ok := cfg.Options[other]; ok && c.stat != "" {
+			o.Refuse("%s does not measure what %s is about", name, other)
+		}
+	}
+	if m.open == nil {
+		m.open = openBus
+	}
+	return m, o.Err()
 }
 
 // busAddress splits i2c:1:0x48. The name of an adapter may have colons.
@@ -95,7 +104,7 @@ func busAddress(s string) (bus string, addr uint16, err error) {
 			return rest[:i], uint16(n), nil
 		}
 	}
-	return "", 0, fmt.Errorf("address %q: i2c:BUS:ADDRESS with an address from 0x08 to 0x77", s)
+	return "", 0, fmt.Errorf("address %q: write i2c:BUS:ADDRESS with an address from 0x08 to 0x77", s)
 }
 
 // limit is a threshold with hysteresis: a value at the edge does not flap.
@@ -103,6 +112,10 @@ type limit struct {
 	at, by float64
 	low    bool // what is below is bad
 }
+
+func above(at, by int) limit { return limit{at: float64(at), by: float64(by)} }
+
+func below(at, by int) limit { return limit{at: float64(at), by: float64(by), low: true} }
 
 // over says whether v is bad, given what it was.
 func (l limit) over(v float64, was hal.Tri) hal.Tri {

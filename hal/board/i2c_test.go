@@ -314,39 +314,6 @@ func TestBusNumber(t *testing.T) {
 	}
 }
 
-func TestI2CBadConfig(t *testing.T) {
-	for _, c := range []hal.Config{
-		{Address: "1:0x48"},
-		{Address: "i2c:1"},
-		{Address: "i2c::0x48"},
-		{Address: "i2c:1:0x03"},
-		{Address: "i2c:1:0x78"},
-		{Address: "i2c:1:x"},
-		{Claim: hal.Own},
-		{Options: map[string]string{"chip": "ds18b20"}},
-		{Options: map[string]string{}},
-		{Options: map[string]string{"chip": "lm75", "temp_high_mc": "hot"}},
-		{Options: map[string]string{"chip": "lm75", "temp_high_mc": "999999"}},
-		{Options: map[string]string{"chip": "lm75", "supply_low_mv": "5000"}},
-		{Options: map[string]string{"chip": "ina219"}},
-		{Options: map[string]string{"chip": "ina219", "supply_low_mv": "0"}},
-		{Options: map[string]string{"chip": "ina219", "supply_low_mv": "5000", "temp_high_mc": "1"}},
-		{Options: map[string]string{"chip": "lm75", "colour": "red"}},
-	} {
-		if c.Options == nil {
-			c.Options = map[string]string{"chip": "lm75"}
-		}
-		if c.Address == "" {
-			c.Address = "i2c:1:0x48"
-		}
-		c.ID = "box"
-		if d, err := (board.I2C{}).Open(t.Context(), c); !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
-			t.Errorf("%+v: got %v, want E_ILLEGAL", c, err)
-			_ = d.Close()
-		}
-	}
-}
-
 // FuzzChips holds that whatever a chip says is a value within its range, or an
 // error.
 func FuzzChips(f *testing.F) {

@@ -53,8 +53,9 @@ var errTwice = errors.New("more than one line has this name; use gpiochipN:OFFSE
 // address splits gpio:TAMPER_SW or gpio:gpiochip0:3.
 func address(s string) (line string, err error) {
 	line, ok := strings.CutPrefix(s, "gpio:")
-	if !ok || line == "" {
-		return "", fmt.Errorf("address %q: gpio:LINENAME or gpio:gpiochip0:OFFSET", s)
+	_, _, placed := place(line)
+	if !ok || line == "" || strings.HasPrefix(line, "gpiochip") && strings.Contains(line, ":") && !placed {
+		return "", fmt.Errorf("address %q: write gpio:LINENAME or gpio:gpiochip0:OFFSET", s)
 	}
 	return line, nil
 }

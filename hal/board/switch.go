@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -59,55 +57,75 @@ var kinds = map[string]struct {
 
 // Open implements hal.Driver. The line need not be there.
 func (d Switch) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "kind", "active", "debounce", "bias", "kick_line", "kick_active", "pulse", "left_open"); err != nil {
+	s, kick, err := d.configure(cfg)
+	if err != nil {
 		return nil, err
-	}
-	lines := d.Lines
-	if lines == nil {
-		lines = kernel{"/dev"}
-	}
-	line, err := address(cfg.Address)
-	o := options{cfg: cfg, err: err}
-	k := kinds[o.oneOf("kind", "", "tamper", "door", "drawer")]
-	s := &sw{
-		lines: lines, line: line, sensor: k.sensor, count: k.count, first: make(chan struct{}), nudged: make(chan struct{}, 1), turned: make(chan struct{}),
-		how: How{
-			ActiveLow: o.oneOf("active", "high", "high", "low") == "low", Debounce: o.duration("debounce", "20ms", time.Millisecond, time.Second),
-			Bias: biases[o.oneOf("bias", "", slices.Sorted(maps.Keys(biases))...)],
-		},
-		info: hal.Info{ID: cfg.ID, Category: k.category, Driver: "switch", Claim: hal.Own, Key: "gpio:" + line, Interface: "GPIO"},
-	}
-	left, pulse := o.duration("left_open", "5m", time.Second, 24*time.Hour), o.duration("pulse", "100ms", 10*time.Millisecond, 500*time.Millisecond)
-	kick := How{Output: true, ActiveLow: o.oneOf("kick_active", "high", "high", "low") == "low"}
-	if cfg.Claim != "" && cfg.Claim != hal.Own {
-		o.refuse("claim %q: a line is held by one alone, use own", cfg.Claim)
-	}
-	if k.category != hal.CashDrawer {
-		for _, name := range []string{"kick_line", "kick_active", "pulse", "left_open"} {
-			if cfg.Options[name] != "" {
-				o.refuse("option %s is of a drawer", name)
-			}
-		}
-	}
-	if o.err != nil {
-		return nil, &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: o.err}
-	}
-	if k.category == hal.CashDrawer {
-		s.info.Caps = []string{"CapStatus"}
-		s.drawer = hal.NewDrawer(cfg.Options["kick_line"] != "", kickWithin, left)
-		s.track = s.drawer.Tracker
-	} else {
-		s.track = hal.NewTracker(k.category, k.count, "M_EdgesLostCount")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop, s.done = cancel, ctx.Done()
 	var device hal.Device = s
-	if name := cfg.Options["kick_line"]; name != "" {
-		k := &kicker{sw: s, out: name, how: kick, pulse: pulse}
-		device, s.begin = k, k.rest
+	if kick != nil {
+		device, s.begin = kick, kick.rest
 	}
 	s.wg.Go(func() { s.track.Supervise(func() { s.run(ctx) }) })
 	return device, nil
+}
+
+// Check implements hal.Checker.
+func (d Switch) Check(cfg hal.Config) ([]hal.Info, error) {
+	s, _, err := d.configure(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return []hal.Info{s.info}, nil
+}
+
+// configure returns the switch, and of a drawer what kicks it, if anything does.
+func (d Switch) configure(cfg hal.Config) (*sw, *kicker, error) {
+	o := hal.ReadOptions(cfg, "kind", "active", "debounce", "bias", "kick_line", "kick_active", "pulse", "left_open")
+	line, err := address(cfg.Address)
+	o.Check(err)
+	lines := d.Lines
+	if lines == nil {
+		lines = kernel{"/dev"}
+	}
+	kind := o.Word("kind", "", "tamper", "door", "drawer")
+	if _, ok := cfg.Options["kind"]; !ok {
+		o.Refuse("kind is missing: write tamper or door or drawer")
+	}
+	k := kinds[kind]
+	s := &sw{
+		lines: lines, line: line, sensor: k.sensor, count: k.count, first: make(chan struct{}), nudged: make(chan struct{}, 1), turned: make(chan struct{}),
+		how: How{
+			ActiveLow: o.Word("active", "high", "high", "low") == "low", Debounce: o.Duration("debounce", 20*time.Millisecond, time.Millisecond, time.Second),
+			Bias: biases[o.Word("bias", "", "pull-up", "pull-down", "off")],
+		},
+		info: hal.Info{
+			ID: cfg.ID, Category: k.category, Driver: "switch", Key: "gpio:" + line, Interface: "GPIO",
+			Claim: o.Claim("a line is held by one alone, use own", hal.Own),
+		},
+	}
+	left := o.Duration("left_open", 5*time.Minute, time.Second, 24*time.Hour)
+	kick := &kicker{
+		sw: s, out: cfg.Options["kick_line"], pulse: o.Duration("pulse", 100*time.Millisecond, 10*time.Millisecond, 500*time.Millisecond),
+		how: How{Output: true, ActiveLow: o.Word("kick_active", "high", "high", "low") == "low"},
+	}
+	if k.category != hal.CashDrawer {
+		for _, name := range []string{"kick_line", "kick_active", "pulse", "left_open"} {
+			if cfg.Options[name] != "" && k.sensor != "" {
+				o.Refuse("option %s is of a drawer", name)
+			}
+		}
+		s.track = hal.NewTracker(k.category, k.count, "M_EdgesLostCount")
+		return s, nil, o.Err()
+	}
+	s.info.Caps = []string{"CapStatus"}
+	s.drawer = hal.NewDrawer(kick.out != "", kickWithin, left)
+	s.track = s.drawer.Tracker
+	if kick.out == "" {
+		kick = nil
+	}
+	return s, kick, o.Err()
 }
 
 var biases = map[string]gpio.Pull{"": gpio.PullNoChange, "off": gpio.Float, "pull-up": gpio.PullUp, "pull-down": gpio.PullDown}

@@ -475,34 +475,3 @@ func TestSwitchAsPin(t *testing.T) {
 		}
 	})
 }
-
-func TestSwitchBadConfig(t *testing.T) {
-	for _, c := range []hal.Config{
-		{Address: "LID"},
-		{Address: "gpio:"},
-		{Address: "gpio:LID", Claim: hal.Share},
-		{Options: map[string]string{"kind": "window"}},
-		{Options: map[string]string{"kind": ""}},
-		{Options: map[string]string{}},
-		{Options: map[string]string{"kind": "tamper", "active": "yes"}},
-		{Options: map[string]string{"kind": "tamper", "debounce": "0"}},
-		{Options: map[string]string{"kind": "tamper", "debounce": "1h"}},
-		{Options: map[string]string{"kind": "tamper", "bias": "up"}},
-		{Options: map[string]string{"kind": "tamper", "kick_line": "KICK"}},
-		{Options: map[string]string{"kind": "door", "left_open": "5m"}},
-		{Options: map[string]string{"kind": "drawer", "pulse": "1m", "kick_line": "KICK"}},
-		{Options: map[string]string{"kind": "drawer", "colour": "red"}},
-	} {
-		if c.Options == nil {
-			c.Options = map[string]string{"kind": "tamper"}
-		}
-		if c.Address == "" {
-			c.Address = "gpio:LID"
-		}
-		c.ID = "lid"
-		if d, err := (board.Switch{Lines: emulator.NewGPIO("LID")}).Open(t.Context(), c); !errors.Is(err, &hal.Error{Code: "E_ILLEGAL"}) {
-			t.Errorf("%+v: got %v, want E_ILLEGAL", c, err)
-			_ = d.Close()
-		}
-	}
-}
