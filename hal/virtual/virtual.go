@@ -45,21 +45,44 @@ func (Driver) Name() string { return "virtual" }
 // Open implements hal.Driver. The device is on-line and healthy. It returns a
 // *Device.
 func (Driver) Open(ctx context.Context, cfg hal.Config) (hal.Device, error) {
-	if err := hal.CheckOptions(cfg, "category", "control"); err != nil {
+	d, control, err := configure(cfg)
+	if err != nil {
 		return nil, err
 	}
-	illegal := func(format string, args ...any) error {
-		return &hal.Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: fmt.Errorf(format, args...)}
+	d.track.Update(d.power, d.sensors)
+	if control != "" {
+		if err := d.listen(ctx, control); err != nil {
+			return nil, &hal.Error{Code: "E_FAILURE", Op: "open " + cfg.ID, Err: fmt.Errorf("control: %w", err)}
+		}
 	}
+	return d, nil
+}
+
+// Check implements hal.Checker.
+func (Driver) Check(cfg hal.Config) ([]hal.Info, error) {
+	d, _, err := configure(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return []hal.Info{d.info}, nil
+}
+
+func configure(cfg hal.Config) (d *Device, control string, err error) {
+	o := hal.ReadOptions(cfg, "category", "control")
 	category := hal.Category(cfg.Options["category"])
 	if category == "" {
 		category = hal.SmartCardRW
 	}
 	k, ok := kinds[category]
 	if !ok {
-		return nil, illegal("category %q: one of %v", category, slices.Sorted(maps.Keys(kinds)))
+		o.Refuse("category = %q: write one of %v", category, slices.Sorted(maps.Keys(kinds)))
 	}
-	d := &Device{
+	if at, ok := cfg.Options["control"]; ok {
+		if control, ok = strings.CutPrefix(at, "unix:"); !ok || !filepath.IsAbs(control) {
+			o.Refuse("control = %q: write unix:/PATH", at)
+		}
+	}
+	d = &Device{
 		info: hal.Info{
 			ID: cfg.ID, Category: category, Driver: "virtual", Maker: "Tillward", Model: "virtual " + k.model, Claim: cfg.Claim, Simulated: true, Caps: k.caps,
 		},
@@ -71,17 +94,7 @@ func (Driver) Open(ctx context.Context, cfg hal.Config) (hal.Device, error) {
 	for _, s := range k.sensors {
 		d.sensors[s] = hal.No
 	}
-	d.track.Update(d.power, d.sensors)
-	if at, ok := cfg.Options["control"]; ok {
-		path, ok := strings.CutPrefix(at, "unix:")
-		if !ok || !filepath.IsAbs(path) {
-			return nil, illegal("control = %q: unix:/PATH", at)
-		}
-		if err := d.listen(ctx, path); err != nil {
-			return nil, illegal("control: %w", err)
-		}
-	}
-	return d, nil
+	return d, control, o.Err()
 }
 
 // kinds are what a virtual device can be: its sensors, which read No at first,
