@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"strings"
 	"time"
 
 	"periph.io/x/conn/v3"
@@ -270,24 +269,4 @@ func (e *Error) Unwrap() error { return e.Err }
 func (e *Error) Is(target error) bool {
 	t, ok := target.(*Error)
 	return ok && t.Code == e.Code && t.Op == "" && t.Err == nil
-}
-
-// CheckOptions returns an error that names the first option not in known and
-// says which there are. Nor is a claim taken that there is not.
-func CheckOptions(cfg Config, known ...string) error {
-	switch cfg.Claim {
-	case "", Observe, Share, Own:
-	default:
-		return &Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: fmt.Errorf("claim %q: observe, share or own", cfg.Claim)}
-	}
-	for k := range cfg.Options {
-		found := false
-		for _, n := range known {
-			found = found || n == k
-		}
-		if !found {
-			return &Error{Code: "E_ILLEGAL", Op: "open " + cfg.ID, Err: fmt.Errorf("unknown option %q; known are: %s", k, strings.Join(known, ", "))}
-		}
-	}
-	return nil
 }
