@@ -10,7 +10,8 @@
 //	serial:/dev/ttyS0?baud=9600&parity=none&bits=8&stop=1&flow=none
 //
 // Every connection has deadlines on both ways, so that a device that is stuck
-// holds nobody up. The package promises to tell a device that is held by
+// holds nobody up, and a device that talks without an end is read slowly. The
+// package promises to tell a device that is held by
 // somebody else from one that is not there, and to look for a USB device
 // without touching it. It knows nothing of what is said over the cable, tries
 // no cable that was not named, and takes no device from whoever holds it.
@@ -56,8 +57,10 @@ func (a Address) Open(ctx context.Context) (Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t, ok := c.(*net.TCPConn); ok {
-		_ = t.SetWriteBuffer(sendBuffer) // what a device that stands has not taken is to be little
+	t, ok := c.(*net.TCPConn)
+	if !ok {
+		return c, nil
 	}
-	return c, nil
+	_ = t.SetWriteBuffer(sendBuffer) // what a device that stands has not taken is to be little
+	return &wire{TCPConn: t}, nil
 }

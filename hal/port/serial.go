@@ -29,9 +29,17 @@ type tty struct {
 	*os.File
 	raw  syscall.RawConn
 	flow string
+	calm calm
 
 	given atomic.Bool // XON and XOFF are the reader's
 	until atomic.Int64
+}
+
+// Read implements Conn.
+func (c *tty) Read(b []byte) (int, error) {
+	n, err := c.File.Read(b)
+	c.calm.heard(n)
+	return n, err
 }
 
 // SetWriteDeadline implements Conn.

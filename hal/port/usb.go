@@ -160,6 +160,7 @@ func parseIdentity(s string) map[string]string {
 type lp struct {
 	*os.File
 	raw  syscall.RawConn
+	calm calm
 	real bool // usblp itself, and nothing that stands in for it
 }
 
@@ -219,6 +220,7 @@ func openError(node string, err error) error {
 func (c *lp) Read(b []byte) (int, error) {
 	for {
 		n, err := c.File.Read(b)
+		c.calm.heard(n)
 		switch {
 		case n == 0 && errors.Is(err, io.EOF) && c.real:
 			time.Sleep(20 * time.Millisecond) // some do nothing else; the next read sees deadline and closing
