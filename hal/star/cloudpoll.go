@@ -2,6 +2,7 @@ package star
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -281,6 +282,7 @@ const maxAsked = 3
 
 // serve answers the printer, and refuses everybody else.
 func (c *cloud) serve(w http.ResponseWriter, r *http.Request) {
+	c.slow(r.Context())
 	if !c.logged(r) {
 		c.track.Count("M_RefusedCount", 1)
 		w.Header().Set("WWW-Authenticate", `Basic realm="printer"`)
@@ -306,6 +308,25 @@ func (c *cloud) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	default:
 		http.Error(w, "POST, GET or DELETE", http.StatusMethodNotAllowed)
+	}
+}
+
+// slow makes who asks without an end wait.
+func (c *cloud) slow(ctx context.Context) {
+	c.mu.Lock()
+	now := time.Now()
+	c.spent = max(0, c.spent-now.Sub(c.calm).Seconds()*askOn) + 1
+	c.calm = now
+	many := c.spent > askAtOnce
+	c.mu.Unlock()
+	if !many {
+		return
+	}
+	wait := time.NewTimer(calmFor)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-ctx.Done():
 	}
 }
 

@@ -50,7 +50,10 @@ const (
 	maxJob     = 1 << 20
 	maxBody    = 64 << 10
 	maxClients = 8
-	maxOfHost  = 4 // of those, so that no stranger keeps the printer out
+	askAtOnce  = 200                    // requests that are answered without a pause,
+	askOn      = 100                    // and so many a second from then on
+	calmFor    = 100 * time.Millisecond // of each that is too many
+	maxOfHost  = 4                      // of those, so that no stranger keeps the printer out
 )
 
 // Open implements hal.Driver. It fails when it cannot read what the printer has
@@ -163,6 +166,8 @@ type cloud struct {
 	last  time.Time // of its poll, or of opening
 	asked int       // how often we asked who it is
 	job   *job
+	spent float64   // requests beyond what may be asked
+	calm  time.Time // when that was counted
 }
 
 func (c *cloud) begin(l net.Listener) {

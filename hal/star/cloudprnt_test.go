@@ -1,6 +1,7 @@
 package star_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -322,6 +323,32 @@ func TestCloudStrangerKeepsNobodyOut(t *testing.T) {
 	waitFor(t, "the crowd", func() bool { return value(t, d, "M_RefusedCount") > 0 })
 	poller(t, at)
 	status(t, d, healthy)
+}
+
+// Must fail: somebody who asks without an end. He has to wait, so that the box
+// has time for the till.
+func TestCloudFlood(t *testing.T) {
+	_, at := listen(t, hal.Own)
+	c, err := net.Dial("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const requests = 230
+	go func() { _, _ = io.WriteString(c, strings.Repeat("GET / HTTP/1.1\r\nHost: x\r\n\r\n", requests)) }()
+	r := bufio.NewReader(c)
+	began := time.Now()
+	for range requests {
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+	}
+	if d := time.Since(began); d < 300*time.Millisecond {
+		t.Errorf("%d questions were answered in %s", requests, d)
+	}
 }
 
 // Must fail: more clients than printers could be.
