@@ -108,7 +108,8 @@ func TestI2CConformance(t *testing.T) {
 			haltest.Run(t, func(t *testing.T) haltest.Bench {
 				r := &rail{registers: map[byte]uint16{0: 0x399f, kind.register: kind.good}}
 				return haltest.Bench{
-					Open: func(t *testing.T) hal.Device { return openEvery(t, r, 20*time.Millisecond, kind.options) },
+					Apart: true,
+					Open:  func(t *testing.T) hal.Device { return openEvery(t, r, 20*time.Millisecond, kind.options) },
 					Faults: []haltest.Fault{{
 						Name: "limit", Sensor: kind.sensor, On: kind.on, Off: kind.off,
 						Set: func(on bool) {

@@ -95,6 +95,7 @@ func TestSwitchConformance(t *testing.T) {
 					kicks++
 				})
 				return haltest.Bench{
+					Apart:  true,
 					Open:   func(t *testing.T) hal.Device { return openSwitch(t, g, kind.options) },
 					Faults: []haltest.Fault{{Name: "open", Set: func(on bool) { g.Set("LID", on != kind.low) }, Sensor: kind.sensor, On: kind.on, Off: kind.off}},
 					Unplug: g.Unplug,

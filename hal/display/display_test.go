@@ -130,6 +130,7 @@ func TestConformance(t *testing.T) {
 				b := newBed(t, kind)
 				fault := func(f emulator.Fault) func(bool) { return func(on bool) { b.Set(f, on) } }
 				bench := haltest.Bench{
+					Apart:  true,
 					Open:   func(t *testing.T) hal.Device { return b.open(t, hal.Own, "asks", "dle-eot") },
 					Unplug: fault(emulator.Unplugged),
 					Mute:   fault(emulator.Mute),

@@ -125,7 +125,8 @@ func write(t *testing.T, file, v string) {
 func (c cable) bench() haltest.Bench {
 	fault := func(f emulator.Fault) func(bool) { return func(on bool) { c.Set(f, on) } }
 	b := haltest.Bench{
-		Open: func(t *testing.T) hal.Device { return c.open(t, hal.Own, "drawer_open_level", "high") },
+		Apart: true,
+		Open:  func(t *testing.T) hal.Device { return c.open(t, hal.Own, "drawer_open_level", "high") },
 		Faults: []haltest.Fault{
 			{Name: "cover", Set: fault(emulator.CoverOpen), Sensor: "CoverOpen", On: "COVER_OPEN", Off: "COVER_OK"},
 			{Name: "paper low", Set: fault(emulator.NearEnd), Sensor: "RecNearEnd", On: "REC_NEAREMPTY", Off: "REC_PAPEROK"},

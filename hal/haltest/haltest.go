@@ -42,6 +42,10 @@ type Bench struct {
 	Observe func(t *testing.T) hal.Device
 	Compete func(ctx context.Context) error
 
+	// Apart says that the bench of each law has a device of its own, so that all
+	// laws but the first may run beside each other.
+	Apart bool
+
 	// NotApplicable are the laws that cannot apply to this kind of device, by
 	// number, each with the reason.
 	NotApplicable map[int]string
@@ -117,6 +121,9 @@ func Run(t *testing.T, bench func(t *testing.T) Bench) {
 			b := bench(t)
 			if reason := b.NotApplicable[i+1]; reason != "" {
 				t.Skipf("law %d does not apply: %s", i+1, reason)
+			}
+			if b.Apart && i > 0 { // the first counts all goroutines and files that there are
+				t.Parallel()
 			}
 			if law.missing != nil {
 				if what := law.missing(b); what != "" {

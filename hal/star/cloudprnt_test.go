@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -61,10 +63,11 @@ func poller(t *testing.T, at string, change ...func(*emulator.CloudConfig)) *emu
 	return p
 }
 
-// free returns an address that nobody listens on.
+// free returns an address that nobody listens on, and where nobody comes from
+// meanwhile: each has a host of its own.
 func free(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(250), rand.IntN(255), 1+rand.IntN(254)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +84,7 @@ func TestCloudConformance(t *testing.T) {
 				p.Set(emulator.NoFrame, !frames)
 				fault := func(f emulator.Fault) func(bool) { return func(on bool) { p.Set(f, on) } }
 				b := haltest.Bench{
+					Apart: true,
 					Open: func(t *testing.T) hal.Device {
 						d, _ := listenAt(t, at, hal.Own)
 						return d

@@ -384,6 +384,7 @@ func TestDrawerConformance(t *testing.T) {
 		p := printer(t, cables[0])
 		parents := map[hal.Device]hal.Device{}
 		return haltest.Bench{
+			Apart: true,
 			Open: func(t *testing.T) hal.Device {
 				d := open(t, p, hal.Own, "drawer_open_level", "high", "drawer", "till")
 				part := d.(hal.Parent).Parts()[0]

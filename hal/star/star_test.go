@@ -151,7 +151,8 @@ func bench(t *testing.T, c cable) haltest.Bench {
 	p := printer(t, c)
 	fault := func(f emulator.Fault) func(bool) { return func(on bool) { p.Set(f, on) } }
 	b := haltest.Bench{
-		Open: func(t *testing.T) hal.Device { return open(t, p, hal.Own, "drawer_open_level", "high") },
+		Apart: true,
+		Open:  func(t *testing.T) hal.Device { return open(t, p, hal.Own, "drawer_open_level", "high") },
 		Faults: []haltest.Fault{
 			{Name: "cover", Set: fault(emulator.CoverOpen), Sensor: "CoverOpen", On: "COVER_OPEN", Off: "COVER_OK"},
 			{Name: "paper low", Set: fault(emulator.NearEnd), Sensor: "RecNearEnd", On: "REC_NEAREMPTY", Off: "REC_PAPEROK"},
