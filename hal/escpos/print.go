@@ -112,6 +112,7 @@ func (p *printer) Print(ctx context.Context, job io.Reader) (hal.Job, error) {
 	made := hal.Job{Bytes: j.bytes, Cuts: j.w.cuts, Kicks: j.w.kicks}
 	if err == nil {
 		made.Confirmed, err = p.confirm(ctx, s)
+		made.Confirmed = made.Confirmed && !j.w.clears
 	} else if st := p.track.Status(); st.Power == hal.PowerOffline && ctx.Err() == nil {
 		err = stopped("print", st)
 	} else {

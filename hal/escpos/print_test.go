@@ -209,6 +209,23 @@ func TestTellsNothing(t *testing.T) {
 }
 
 // Two jobs do not mix, and who waits is told so.
+// Must fail: a job that makes the printer forget what it has got proves nothing,
+// though the printer answers behind it.
+func TestPrintThatClearsIsNotConfirmed(t *testing.T) {
+	c := cables["tcp"](t)
+	d := c.open(t, hal.Own)
+	status(t, d, healthy)
+	for job, want := range map[string]bool{
+		"tea\n\x1dV\x00": true,
+		strings.Repeat("tea\n", 50) + "\x10\x14\x08\x01\x03\x14\x01\x06\x02\x08": false,
+		strings.Repeat("tea\n", 50) + "\x10\x05\x02":                             false,
+	} {
+		if made, err := print(t, d, job); err != nil || made.Confirmed != want {
+			t.Errorf("%.20q: got %+v, %v; want confirmed %v", job, made, err, want)
+		}
+	}
+}
+
 func TestPrintWaitsItsTurn(t *testing.T) {
 	c := cables["tcp"](t)
 	d := c.open(t, hal.Own)

@@ -16,6 +16,7 @@ type walker struct {
 	dots   int   // paper fed, as far as commands tell
 	cuts   int
 	kicks  int
+	clears bool // something made the printer forget what it had got
 }
 
 // kind is what a command is to us.
@@ -128,6 +129,8 @@ func (w *walker) ends() bool {
 		w.cuts++
 	case h[0] == esc && h[1] == 'p', h[0] == dle && h[1] == 0x14 && h[2] == 1:
 		w.kicks++
+	case h[0] == dle && (h[1] == 0x05 && h[2] == 2 || h[1] == 0x14 && h[2] == 8):
+		w.clears = true
 	case h[0] == esc && h[1] == 'd':
 		w.dots += int(h[2]) * dotsPerLine
 	case h[0] == esc && h[1] == 'J':
