@@ -121,6 +121,7 @@ func TestConformance(t *testing.T) {
 			}
 			t.Cleanup(p.Stop)
 			b := bench(t, p.Reader(0))
+			b.Apart = true
 			b.Mute = func(on bool) { p.Set(emulator.Mute, on) }
 			b.Noise = func(on bool) { p.Set(emulator.Garbage, on) }
 			b.Unplug = func(on bool) { p.Unplug(0, on) }
