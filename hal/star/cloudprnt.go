@@ -179,7 +179,8 @@ func (c *cloud) begin(l net.Listener) {
 		Handler: http.HandlerFunc(c.serve), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10, ErrorLog: silent, BaseContext: func(net.Listener) context.Context { return ctx },
 	}
-	c.wg.Go(func() { _ = c.server.Serve(&limited{Listener: l, clients: c.clients, track: c.track, hosts: map[string]int{}}) })
+	l = &limited{Listener: l, clients: c.clients, track: c.track, hosts: map[string]int{}}
+	c.wg.Go(func() { _ = c.server.Serve(l) })
 	c.wg.Go(func() { c.track.Supervise(func() { c.watch(ctx) }) })
 }
 
