@@ -113,6 +113,11 @@ try {
   await tid('peripheral-row').nth(2).waitFor();
   await loaded('peripherals');
   await look('peripherals');
+  let searches = 0;
+  page.on('request', (r) => { if (new URL(r.url()).searchParams.has('q')) searches++; });
+  await page.getByRole('searchbox').pressSequentially('receipt', { delay: 40 });
+  await page.locator('[data-testid=peripheral-row]:not([data-id=receipt])').first().waitFor({ state: 'detached' });
+  if (searches > 3) faults.push(`a word of seven letters is searched for ${searches} times`);
   await page.locator('[data-testid=peripheral-row][data-id=receipt]').first().getByRole('link').first().click();
   await tid('durations').waitFor();
   await tid('check-now').click();

@@ -102,6 +102,16 @@ function useLoad<T>(key: string, fetch: () => Promise<T>, concerns: (c: Change) 
   return { data, error, reload: () => setRound((n) => n + 1) };
 }
 
+/** What somebody types, once they have paused: each letter would be a search through the fleet. */
+export function useSettled(value: string, wait = 300): string {
+  const [settled, set] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => { set(value); }, wait);
+    return () => { clearTimeout(timer); };
+  }, [value]);
+  return value === '' ? '' : settled;
+}
+
 export interface Rows<T> extends Loaded<List<T>> { items: T[]; more: (() => void) | undefined }
 
 /** A list that stays live as it is read on. The longer it has become, the less often it is read again. */

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { Check, Paper, Peripheral } from './api';
-import { concernsList, more, paperText, parts, readsText, stepsText } from './peripheral';
+import { concernsList, more, paperText, parts, readsText, reasons, stepsText } from './peripheral';
 
 const noon = Date.parse('2026-11-26T12:00:00Z');
 const paper = (over: Partial<Paper> = {}): Paper => ({
@@ -64,4 +64,10 @@ it('says what a health check looked at', () => {
 
 it('has the list follow what changes on peripherals', () => {
   expect(['peripheral', 'device', 'audit', 'command'].map((kind) => concernsList({ kind, id: 'd1' }))).toEqual([true, true, false, false]);
+});
+
+it('offers reasons that the rows at hand do not have, each once', () => {
+  const all = reasons(['', 'E_TIMEOUT', 'REC_EMPTY']);
+  expect(all).toEqual(expect.arrayContaining(['COVER_OPEN', 'E_TIMEOUT', 'M_TILL_OFFLINE']));
+  expect(all.filter((r) => r === 'REC_EMPTY' || r === '')).toEqual(['REC_EMPTY']);
 });

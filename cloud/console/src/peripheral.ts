@@ -46,6 +46,13 @@ export const stepsText = (c: Check): string => c.steps.map((s) => `${words(s.id)
 /** Whether a change may show in the list of peripherals. */
 export const concernsList = (c: Change): boolean => c.kind === 'peripheral' || c.kind === 'device';
 
+/** Reasons that somebody looks for, whether the part of the list that is shown has them or not. */
+const looked = [
+  'COVER_OPEN', 'REC_EMPTY', 'REC_NEAREMPTY', 'M_PAPER_SOON', 'M_CUTTER_ERROR', 'M_READ_ERRORS', 'M_TAMPERED', 'M_DRAWER_UNEXPECTED_OPEN', 'POWER_OFF_OFFLINE', 'M_TILL_OFFLINE', 'M_IN_USE', 'M_NO_DRIVER',
+  'M_NO_SENSOR',
+];
+export const reasons = (shown: string[]): string[] => [...new Set([...looked, ...shown])].filter(Boolean).sort((a, b) => reason(a).localeCompare(reason(b)));
+
 const order = ['Fault', 'Offline', 'Attention', 'Unknown', 'OK'];
 
 export interface Part { health: string; seconds: number; times: number; share: number; reasons: { reason: string; seconds: number; times: number }[] }

@@ -1,7 +1,7 @@
 import { useState } from 'preact/hooks';
 import type { Device, Summary } from '../api';
 import { short, type Tone } from '../format';
-import { useLive, useRows } from '../live';
+import { useLive, useRows, useSettled } from '../live';
 import { Badge, Empty, Fault, Health, Loading, More, Page, Table, When } from '../parts/ui';
 import { concernsList } from '../peripheral';
 import { go } from '../router';
@@ -11,7 +11,7 @@ const nothing = { q: '', trust: '', online: '', site: '', group: '', former: '' 
 export function Fleet() {
   const [filter, setFilter] = useState(nothing);
   const set = (part: Partial<typeof nothing>) => setFilter({ ...filter, ...part });
-  const query = new URLSearchParams(Object.entries(filter).filter(([, v]) => v));
+  const query = new URLSearchParams(Object.entries({ ...filter, q: useSettled(filter.q) }).filter(([, v]) => v));
   const rows = useRows<Device>(`/v1/devices?${query}`, concernsList, 100);
   const sum = useLive<Summary>('/v1/summary', concernsList, 3000);
   const filtered = query.size > 0;

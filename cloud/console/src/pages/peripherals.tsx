@@ -1,10 +1,10 @@
 import { useState } from 'preact/hooks';
-import { id, type Placed } from '../api';
+import { id, type List, type Placed, type Site } from '../api';
 import { reason, span } from '../format';
-import { now, useRows } from '../live';
+import { now, useLive, useRows, useSettled } from '../live';
 import { categories, category } from '../parts/peripheral';
 import { Empty, Health, Listed, Page, Table } from '../parts/ui';
-import { concernsList, more } from '../peripheral';
+import { concernsList, more, reasons } from '../peripheral';
 import { go } from '../router';
 
 const nothing = { health: '', category: '', reason: '', site: '', q: '', soon: '' };
@@ -21,17 +21,17 @@ function query(f: typeof nothing): URLSearchParams {
 export function Peripherals() {
   const [filter, setFilter] = useState(nothing);
   const set = (part: Partial<typeof nothing>) => setFilter({ ...filter, ...part });
-  const q = query(filter);
+  const q = query({ ...filter, q: useSettled(filter.q) });
+  const placed = useLive<List<Site>>('/v1/sites', () => false);
   const rows = useRows<Placed>(`/v1/peripherals?${q}`, concernsList, 100, 3000);
-  const sites = [...new Set([filter.site, ...rows.items.map((p) => p.site)])].filter(Boolean).sort();
-  const reasons = [...new Set([filter.reason, ...rows.items.map((p) => p.reason)])].filter(Boolean).sort();
+  const sites = [...new Set([filter.site, ...(placed.data?.items ?? []).map((s) => s.name), ...rows.items.map((p) => p.site)])].filter(Boolean).sort();
   return (
     <Page title="Peripherals" lead="Every printer, drawer, reader and scanner of the fleet: how it is, since when, and what to do.">
       <form class="row filters" role="search" onSubmit={(e) => e.preventDefault()}>
         <label class="wide">Search <input type="search" value={filter.q} placeholder="Name, model, serial or till" onInput={(e) => set({ q: e.currentTarget.value })} /></label>
         <label>Light <select data-testid="light" value={filter.health} onChange={(e) => set({ health: e.currentTarget.value })}><option value="">any</option>{lights.map((h) => <option key={h} value={h}>{h === 'Unknown' ? 'cannot tell' : h.toLowerCase()}</option>)}</select></label>
         <label>Kind <select value={filter.category} onChange={(e) => set({ category: e.currentTarget.value })}><option value="">any</option>{Object.entries(categories).map(([k, v]) => <option key={k} value={k}>{v}</option>)}</select></label>
-        {reasons.length > 0 && <label>Reason <select value={filter.reason} onChange={(e) => set({ reason: e.currentTarget.value })}><option value="">any</option>{reasons.map((r) => <option key={r} value={r}>{reason(r)}</option>)}</select></label>}
+        <label>Reason <select value={filter.reason} onChange={(e) => set({ reason: e.currentTarget.value })}><option value="">any</option>{reasons([filter.reason, ...rows.items.map((p) => p.reason)]).map((r) => <option key={r} value={r}>{reason(r)}</option>)}</select></label>
         {sites.length > 0 && <label>Site <select value={filter.site} onChange={(e) => set({ site: e.currentTarget.value })}><option value="">any</option>{sites.map((s) => <option key={s}>{s}</option>)}</select></label>}
         <label>Paper ends within <select value={filter.soon} onChange={(e) => set({ soon: e.currentTarget.value })}><option value="">any time</option><option value="2">2 hours</option><option value="8">8 hours</option><option value="24">a day</option></select></label>
         {q.size > 0 && <button type="button" class="quiet" onClick={() => setFilter(nothing)}>Clear</button>}
