@@ -290,7 +290,9 @@ func TestCheckRecovers(t *testing.T) {
 	status(t, d, healthy)
 	c.Set(emulator.CutterJam, true)
 	status(t, d, func(s hal.Status) bool { return s.Sensors["M_CutterError"] == hal.Yes })
-	tunnel(t, d).say("tea\n\x1dV\x00\x10\x04\x01")
+	a := tunnel(t, d)
+	a.say("tea\n\x1dV\x00\x10\x04\x01")
+	a.hear(1) // by now the printer has what was said before
 	if r, err := d.(hal.HealthChecker).CheckHealth(t.Context(), hal.Internal); err != nil || r.OK || !c.Has(emulator.CutterJam) {
 		t.Errorf("an internal check moves nothing: got %+v, %v", r, err)
 	}
