@@ -249,7 +249,7 @@ type Checker interface {
 
 // Error is a failed operation on a device, with its UnifiedPOS code.
 type Error struct {
-	Code string // E_OFFLINE, E_TIMEOUT, E_ILLEGAL, E_NOHARDWARE, E_BUSY, E_FAILURE
+	Code string // E_OFFLINE, E_TIMEOUT, E_ILLEGAL, E_NOHARDWARE, E_NOEXIST, E_BUSY, E_FAILURE
 	Op   string
 	Err  error
 }

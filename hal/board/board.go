@@ -62,7 +62,7 @@ func (d Driver) Open(_ context.Context, cfg hal.Config) (hal.Device, error) {
 		return nil, err
 	}
 	if _, _, err := b.space(b.disk); err != nil {
-		return nil, &hal.Error{Code: "E_NOHARDWARE", Op: "open " + cfg.ID, Err: fmt.Errorf("disk %s: %w", b.disk, err)}
+		return nil, &hal.Error{Code: "E_NOEXIST", Op: "open " + cfg.ID, Err: fmt.Errorf("disk %s: %w", b.disk, err)}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	b.stop, b.done = cancel, ctx.Done()

@@ -56,8 +56,8 @@ func TestCheck(t *testing.T) {
 	if _, err := (board.Driver{}).Check(with("disk", "/nonexistent")); err != nil {
 		t.Errorf("checking says %v", err)
 	}
-	if _, err := (board.Driver{}).Open(t.Context(), with("disk", "/nonexistent")); !errors.Is(err, &hal.Error{Code: "E_NOHARDWARE"}) {
-		t.Errorf("got %v, want E_NOHARDWARE", err)
+	if _, err := (board.Driver{}).Open(t.Context(), with("disk", "/nonexistent")); !errors.Is(err, &hal.Error{Code: "E_NOEXIST"}) {
+		t.Errorf("got %v, want E_NOEXIST", err)
 	}
 }
 
