@@ -39,15 +39,15 @@ func each(err error) []error {
 
 // checkDevices says what is wrong with the devices, beside what validate says.
 func (c Config) checkDevices(drivers *hal.Registry) (wrong []error) {
-	names, places := map[string]bool{}, []place(nil)
+	var places []place
 	var id string
 	refuse := func(format string, args ...any) {
 		wrong = append(wrong, fmt.Errorf("device %q: %w", id, fmt.Errorf(format, args...)))
 	}
 	for _, d := range c.Devices {
-		id, names[d.ID] = d.ID, true
+		id = d.ID
 		for _, as := range []string{d.Print, d.PrintProof} {
-			p := place{spell(as), as, fmt.Sprintf("the print socket of device %q", d.ID)}
+			p := place{spell(as), as, "", fmt.Sprintf("the print socket of device %q", d.ID)}
 			if i := slices.IndexFunc(places, p.fits); i >= 0 && places[i].as != as { // the same words validate tells
 				refuse("print socket %q is %s too, which calls it %q", as, places[i].whose, places[i].as)
 			}
@@ -56,25 +56,20 @@ func (c Config) checkDevices(drivers *hal.Registry) (wrong []error) {
 	}
 	for _, d := range c.Devices {
 		id = d.ID
-		whole, parts, faults := d.check(drivers)
+		whole, faults := d.check(drivers)
 		for _, err := range faults {
 			refuse("%w", err)
 		}
 		if k := whole.Category; k != "" && k != hal.POSPrinter && d.Print+d.PrintProof != "" {
 			refuse("print and print_proof are of a printer; a %s has none", k)
 		}
-		for _, part := range parts {
-			if names[part.ID] {
-				refuse("the id %q of its part is used twice", part.ID)
-			}
-			names[part.ID] = true
-		}
 		if whole.Claim != hal.Own {
 			continue
 		}
 		whose := fmt.Sprintf("device %q", d.ID)
-		mine := []place{{spell(whole.Key), d.Address, whose}, {spell(d.Address), d.Address, whose}}
-		if i := slices.IndexFunc(places, func(p place) bool { return p.fits(mine[0]) || p.fits(mine[1]) }); i >= 0 {
+		mine := []place{{spell(whole.Key), d.Address, d.held(), whose}, {spell(d.Address), d.Address, d.held(), whose}}
+		told := func(p place) bool { return d.held() != "" && p.held == d.held() }
+		if i := slices.IndexFunc(places, func(p place) bool { return (p.fits(mine[0]) || p.fits(mine[1])) && !told(p) }); i >= 0 {
 			refuse("address %q is that of %s too; only one can own it", d.Address, places[i].whose)
 		}
 		places = append(places, mine...)
@@ -84,14 +79,14 @@ func (c Config) checkDevices(drivers *hal.Registry) (wrong []error) {
 
 // check asks the driver what is wrong with the device, and else what it is. What
 // validate tells already is left out.
-func (d DeviceConfig) check(drivers *hal.Registry) (whole hal.Info, parts []hal.Info, wrong []error) {
+func (d DeviceConfig) check(drivers *hal.Registry) (whole hal.Info, wrong []error) {
 	cfg := hal.Config{ID: d.ID, Address: d.Address, Claim: hal.Claim(d.Claim), Options: d.Options}
 	if !d.claimed() {
 		cfg.Claim = ""
 	}
 	whole = hal.Info{Claim: cfg.Claim, Key: cfg.Address}
 	if d.Driver == "" {
-		return whole, nil, nil
+		return whole, nil
 	}
 	var infos []hal.Info
 	err := contained(func() (err error) {
@@ -103,13 +98,14 @@ func (d DeviceConfig) check(drivers *hal.Registry) (whole hal.Info, parts []hal.
 		err = coded.Err // code and operation say nothing to whoever writes the file
 	}
 	if len(infos) > 0 {
-		whole, parts = infos[0], infos[1:]
+		whole = infos[0]
 	}
-	return whole, parts, each(err)
+	return whole, each(err)
 }
 
-// place is where only one can be, as the file has it, and whose it is.
-type place struct{ at, as, whose string }
+// place is where only one can be, as the file has it, and whose it is; held is
+// set of a device.
+type place struct{ at, as, held, whose string }
 
 // fits reports whether both may be the same place. A kind of USB device is
 // everywhere that one of them is.

@@ -58,7 +58,7 @@ func (c Config) validatePeripherals() (wrong []error) {
 			}
 			seen[drawer] = true
 		}
-		if at := strings.TrimPrefix(d.Address, "tcp:"); at != "" && d.Claim == string(hal.Own) {
+		if at := d.held(); at != "" {
 			if held[at] {
 				refuse("device %q: address %q is held by another device; only one can have it", d.ID, d.Address)
 			}
@@ -66,6 +66,15 @@ func (c Config) validatePeripherals() (wrong []error) {
 		}
 	}
 	return wrong
+}
+
+// held is the address that the device is to own, if the file says so. What else
+// could be the same place only drivers know: checkDevices asks them.
+func (d DeviceConfig) held() string {
+	if d.Claim != string(hal.Own) {
+		return ""
+	}
+	return strings.TrimPrefix(d.Address, "tcp:")
 }
 
 // claimed reports whether the claim is one that there is.

@@ -43,6 +43,14 @@ const (
 
 func main() { os.Exit(run()) }
 
+// carried are the drivers of this program.
+func carried() *hal.Registry {
+	return hal.NewRegistry(
+		escpos.Driver{}, star.Driver{}, star.CloudPRNT{}, display.Driver{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
+		board.Driver{}, board.I2C{}, board.Switch{},
+	)
+}
+
 func run() int {
 	path := flag.String("config", "/etc/tillward/agent.toml", "configuration `file`")
 	check := flag.Bool("check", false, "check the configuration and what it says of devices, print the effective one, and exit")
@@ -50,10 +58,7 @@ func run() int {
 	status := flag.Bool("status", false, "print what a stopped agent has recorded, as JSON, and exit")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
-	drivers := hal.NewRegistry(
-		escpos.Driver{}, star.Driver{}, star.CloudPRNT{}, display.Driver{}, pcsc.Driver{}, virtual.Driver{}, input.Driver{},
-		board.Driver{}, board.I2C{}, board.Switch{},
-	)
+	drivers := carried()
 	switch {
 	case *showVersion:
 		fmt.Println(version)
