@@ -198,9 +198,13 @@ func (p *shownPeripheral) print(w io.Writer) error {
 	if p.GoneAt != nil {
 		row("gone", ago(p.GoneAt))
 	}
-	row("power", p.Power)
+	then := ""
+	if p.Last != nil { // nobody knows how it is now
+		then = "was"
+	}
+	row("power", words(then, p.Power))
 	for _, k := range slices.Sorted(maps.Keys(p.Sensors)) {
-		row("  "+k, p.Sensors[k])
+		row("  "+k, words(then, p.Sensors[k]))
 	}
 	if v := p.Paper; v != nil {
 		row("paper ends", fmt.Sprintf("%s (%s to %s), %.0f %% sure", clock(v.RunOutAt), clock(v.Earliest), clock(v.Latest), v.Confidence*100))

@@ -26,7 +26,7 @@ type Peripheral struct {
 	Serial    string            `json:"serial"`
 	Firmware  string            `json:"firmware"`
 	Simulated bool              `json:"simulated" doc:"no hardware behind it"`
-	Power     string            `json:"power" doc:"UnifiedPOS PowerState"`
+	Power     string            `json:"power" doc:"UnifiedPOS PowerState; with last, as it was then"`
 	Health    string            `json:"health" enum:"OK,Attention,Fault,Offline,Unknown" doc:"Unknown is no kind of OK"`
 	Reason    string            `json:"reason" doc:"code; empty when OK"`
 	Advice    string            `json:"advice" doc:"what a person does about it"`

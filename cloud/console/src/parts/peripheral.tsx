@@ -66,7 +66,7 @@ export function PeripheralCard({ p, online, device }: { p: Peripheral; online: b
       </div>
       <Finding p={p} />
       <Readings p={p} />
-      <p class="foot">Power {words(p.power.replace(/^PS_/, '')) || 'unknown'} · {p.driver === 'none' ? 'no driver' : `driver ${p.driver}`}{p.interface && ` · ${p.interface}`}{p.claim && ` · ${p.claim}`}{p.firmware && ` · firmware ${p.firmware}`}{p.serial && ` · serial ${p.serial}`}
+      <p class="foot">Power {p.last ? 'was ' : ''}{words(p.power.replace(/^PS_/, '')) || 'unknown'} · {p.driver === 'none' ? 'no driver' : `driver ${p.driver}`}{p.interface && ` · ${p.interface}`}{p.claim && ` · ${p.claim}`}{p.firmware && ` · firmware ${p.firmware}`}{p.serial && ` · serial ${p.serial}`}
         {online && p.health === 'OK' && p.since && ` · well for ${span(now.value - Date.parse(p.since))}`}</p>
     </li>
   );
