@@ -46,7 +46,7 @@ type Star struct {
 	paper   int
 	stopped bool      // XOFF was said last
 	auto    bool      // automatic status is on
-	since   time.Time // of that
+	since   time.Time // of the first frame that has told so; zero: nobody can know yet
 	etb     byte      // the counter, 5 bits
 	etbDone bool      // an ETB was met since the last frame
 	sent    []byte
@@ -256,7 +256,7 @@ func (p *Star) serve(c io.ReadWriteCloser, stays bool) error {
 		return net.ErrClosed
 	}
 	p.line, p.queue, p.stopped = l, nil, false
-	p.since = time.Now()
+	p.since = time.Time{}
 	if p.auto = p.model.Ethernet || p.model.Status; p.auto {
 		p.tellLocked()
 	}
@@ -401,7 +401,9 @@ func (p *Star) tellLocked() {
 	if p.faults[HalfFrames] {
 		f = f[:4]
 	}
-	p.sendLocked(f)
+	if p.sendLocked(f) && p.auto && p.since.IsZero() {
+		p.since = time.Now()
+	}
 	p.etbDone, p.faults[Overflow] = false, false
 	p.sent = p.frameLocked()
 }
@@ -420,9 +422,10 @@ func (p *Star) answerLocked(kind string, b []byte) {
 }
 
 // sendLocked never blocks: a peer that does not read loses the connection.
-func (p *Star) sendLocked(b []byte) {
+// False when nothing was sent.
+func (p *Star) sendLocked(b []byte) bool {
 	if p.line == nil || p.faults[Mute] || p.faults[Unplugged] {
-		return
+		return false
 	}
 	if p.faults[Garbage] {
 		junk := make([]byte, 1+p.noise.IntN(4))
@@ -433,7 +436,9 @@ func (p *Star) sendLocked(b []byte) {
 	}
 	select {
 	case p.line.out <- slices.Clone(b):
+		return true
 	default:
 		p.dropLocked()
+		return false
 	}
 }

@@ -18,7 +18,7 @@ var starEsc = map[byte]int{
 var starGroup = map[byte]int{0x03: 3, 0x07: 3, 'a': 1, 'A': 2, 'R': 2, 't': 1, 'h': 1, '=': 1}
 
 // crossing is how long a question may be on its way.
-const crossing = 200 * time.Millisecond
+const crossing = time.Second
 
 // starTokens cuts what a printer receives into commands, so that what looks
 // like a command inside an image is none.
@@ -152,7 +152,7 @@ func (p *Star) realtimeLocked(cmd []byte) bool {
 			return true
 		}
 		if cmd[2] == 0x18 { // reset: what waits is lost
-			p.queue, p.job, p.etb, p.etbDone, p.since = nil, nil, 0, false, time.Now()
+			p.queue, p.job, p.etb, p.etbDone, p.since = nil, nil, 0, false, time.Time{}
 			p.auto = p.model.Ethernet || p.model.Status
 			return true
 		}
@@ -176,7 +176,7 @@ func (p *Star) realtimeLocked(cmd []byte) bool {
 // askedLocked notes a question that must not come while frames come by
 // themselves. A network card answers it all the same.
 func (p *Star) askedLocked() {
-	if p.auto && time.Since(p.since) > crossing {
+	if p.auto && !p.since.IsZero() && time.Since(p.since) > crossing {
 		p.mixed++
 	}
 }
@@ -237,7 +237,7 @@ func (p *Star) escapeLocked(cmd []byte) {
 		switch {
 		case cmd[2] == 'a' && !p.model.Ethernet && !p.model.Fixed && !p.faults[NoStatusBack]:
 			if on := cmd[3]&1 != 0; on != p.auto {
-				p.auto, p.since = on, time.Now()
+				p.auto, p.since = on, time.Time{}
 			}
 			p.tellLocked() // once, either way
 		case cmd[2] == 'E':
