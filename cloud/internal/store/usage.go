@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	usageBoots   = 4    // of one device that are read; what older ones still have comes too late
+	usageBoots   = 4    // of one device that are read on; what older ones still have comes too late
+	usageMore    = 64   // when it was away, and switched off each night
 	usageSamples = 4096 // of one boot that are read at once
 	usageEvents  = 1000
 	keptBaseline = 30 // days
@@ -62,13 +63,16 @@ func (s *Store) usage(ctx context.Context, device fleet.DeviceID, u *fleet.Usage
 		id   int64
 		name []byte
 	}
-	rows, err = s.stmts.boots.QueryContext(ctx, device, usageBoots)
+	rows, err = s.stmts.boots.QueryContext(ctx, device, usageMore)
 	boots, err := list(rows, err, func(r scanner) (b boot, err error) { return b, r.Scan(&b.id, &b.name) })
 	if err != nil {
 		return err
 	}
 	u.Next = fleet.Cursor{Boots: map[int64]int64{}, Event: from.Event}
 	for _, b := range slices.Backward(boots) {
+		if _, known := from.Boots[b.id]; !known && len(from.Boots) > 0 && b.id < slices.Min(slices.Collect(maps.Keys(from.Boots))) {
+			continue
+		}
 		u.Next.Boots[b.id] = from.Boots[b.id]
 		if u.More { // one run after the other
 			continue
@@ -90,6 +94,9 @@ func (s *Store) usage(ctx context.Context, device fleet.DeviceID, u *fleet.Usage
 		for id := range u.Next.Boots {
 			u.Next.Boots[id] = from.Boots[id]
 		}
+	}
+	if !u.More && len(boots) > usageBoots { // of the others all is read
+		maps.DeleteFunc(u.Next.Boots, func(id, _ int64) bool { return id < boots[usageBoots-1].id })
 	}
 	return err
 }
