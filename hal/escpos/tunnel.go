@@ -221,8 +221,17 @@ func (t *tunnel) work(ctx context.Context, in <-chan []byte) error {
 			return nil
 		}
 		var err error
-		if give, err = t.queue(ctx); err == nil {
-			t.s.print(t)
+		if give, err = t.queue(ctx); err != nil {
+			return err
+		}
+		t.s.print(t)
+		if t.p.queries() == "" {
+			return nil
+		}
+		// A job may come before the connection was armed: what stops it would not be
+		// told, and while the job has a command half way nobody can ask.
+		if err = t.s.arm(ctx); errors.Is(err, errBusy) {
+			return nil
 		}
 		return err
 	}

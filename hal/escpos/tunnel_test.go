@@ -403,3 +403,22 @@ func TestTunnelAsksWhatIsNotAnswered(t *testing.T) {
 		t.Errorf("%v errors, want none", n)
 	}
 }
+
+// A job that comes before the driver has armed the connection is watched all the
+// same: nobody can ask in the middle of a picture.
+func TestTunnelIsWatchedFromTheStart(t *testing.T) {
+	c := cables["tcp"](t)
+	c.Set(emulator.CoverOpen, true) // off-line it obeys nothing
+	d := c.open(t, hal.Own)
+	status(t, d, func(s hal.Status) bool { return s.Sensors["CoverOpen"] == hal.Yes })
+	c.Set(emulator.CoverOpen, false)
+	status(t, d, healthy)
+	a := tunnel(t, d)
+	a.say("first\n")
+	until(t, "it to print", func() bool { return c.Counter(148) > 0 })
+	a.say(picture(5000)[:3000])
+	c.Set(emulator.PaperEnd, true)
+	if s := status(t, d, func(s hal.Status) bool { return s.Sensors["RecEmpty"] == hal.Yes }); s.Health != hal.Fault {
+		t.Errorf("got %+v", s)
+	}
+}
