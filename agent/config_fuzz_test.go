@@ -3,6 +3,9 @@ package agent
 import (
 	"strings"
 	"testing"
+
+	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/hal/virtual"
 )
 
 // FuzzConfig holds that no file makes the agent panic, that what is refused says
@@ -36,6 +39,11 @@ func FuzzConfig(f *testing.F) {
 				}
 			}
 			newPeripherals(cfg, nil)
+		}
+		for _, err := range cfg.checkDevices(hal.NewRegistry(virtual.Driver{})) {
+			if !strings.HasPrefix(err.Error(), "device ") {
+				t.Errorf("%q: %v names no device", s, err)
+			}
 		}
 	})
 }
