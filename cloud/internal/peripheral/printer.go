@@ -48,6 +48,7 @@ type happening struct {
 
 const (
 	heldEvents = 512             // a few weeks of a busy printer, before its counts of that time have come
+	forgotten  = 24 * time.Hour  // a count that was told no more for so long is not told any more
 	setBack    = 2 * time.Minute // by which a clock must go back to be believed
 	// No printer feeds more at once, or less than nothing; a count that does is another one's.
 	mostRolls = 2
@@ -71,9 +72,10 @@ func (p *Printer) Fold(samples []fleet.Sample, events []fleet.PeripheralEvent, p
 	slices.SortStableFunc(p.Held, func(a, b happening) int { return int(a.At - b.At) })
 	for _, s := range byTime(samples, lineFeeds, lines) {
 		if s.Name != p.Name {
-			if p.Name == lineFeeds {
+			if p.Name == lineFeeds && s.At.UnixMilli()-p.At < ms(forgotten) {
 				continue // the better one is there
 			}
+			p.Known = p.Known && p.Name == "" // what was used is in other lines
 			p.Name, p.Count = s.Name, counter{}
 		}
 		p.sample(s, place)

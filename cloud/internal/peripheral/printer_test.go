@@ -209,6 +209,31 @@ func TestClock(t *testing.T) {
 	p.want(t, "set forth by five years", 700, "configured")
 }
 
+// TestOtherCount has a printer that counts what it feeds give way, at the same
+// place, to one that does not: the lines that are printed count from then on.
+func TestOtherCount(t *testing.T) {
+	p := newTape(1000)
+	p.happens("REC_EMPTY REC_PAPEROK")
+	p.prints(100)
+	printed := 0.0
+	tell := func(by float64) {
+		printed += by
+		p.at = p.at.Add(time.Minute)
+		p.Fold([]fleet.Sample{{At: p.at, Name: "ReceiptLinePrintedCount", Value: printed, Epoch: p.epoch}}, nil, time.UTC)
+	}
+	tell(0)
+	tell(500)
+	p.want(t, "beside the better one", 900, "configured")
+	p.at = p.at.Add(25 * time.Hour)
+	tell(0)
+	p.want(t, "of another kind", -1, "")
+	p.Fold(nil, []fleet.PeripheralEvent{{At: p.at, Code: "REC_EMPTY"}, {At: p.at, Code: "REC_PAPEROK"}}, time.UTC)
+	for range 10 {
+		tell(10)
+	}
+	p.want(t, "its next roll", 900, "configured")
+}
+
 // TestEventsFirst hears of all rolls of ten days before the counts of that time:
 // each is as long as it was.
 func TestEventsFirst(t *testing.T) {
