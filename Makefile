@@ -8,6 +8,7 @@ TAGS    := sqlite_omit_load_extension netgo osusergo
 LINT    := .cache/bin/golangci-lint-2.15.0
 PEERS   := simulator/peers/node_modules/.package-lock.json
 STEP_CA := .cache/bin/step-ca-0.30.2
+NG      := .cache/syslog-ng
 
 # One folder per machine type: bin/ for this one, bin/arm64/ and the like for the others.
 HOST    := $(or $(shell go env GOHOSTARCH),$(error Tillward is built with Go 1.26 or newer: https://go.dev/dl))
@@ -18,7 +19,7 @@ CC_amd64 := x86_64-linux-gnu-gcc
 
 NEED_BUILD := gcc libc6-dev nodejs npm
 NEED_RUN   := $(NEED_BUILD) swtpm swtpm-tools '?pcscd' '?vsmartcard-vpcd'
-NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs
+NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs rsyslog rsyslog-openssl liblognorm-utils
 NEED_VM    := gcc libc6-dev make xz-utils qemu-system-x86 busybox-static
 NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
@@ -31,7 +32,7 @@ GO_AGENT := CGO_ENABLED=1 CGO_CFLAGS=-Os go build -trimpath -gcflags=all=-l -gcf
 SHRINK   := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-powercut test-hal-vm check lint build console bench step-ca help FORCE
+.PHONY: run test test-powercut test-hal-vm test-siem check lint build console bench step-ca help FORCE
 
 run: ## five tills, their fleet service and the console, on this machine
 	@.ci/deps $(NEED_RUN)
@@ -40,7 +41,7 @@ run: ## five tills, their fleet service and the console, on this machine
 
 test: ## every test, with whatever they need installed first (RACE=-race for the race detector)
 	@.ci/deps $(NEED_TEST)
-	@$(MAKE) --no-print-directory build $(PEERS)
+	@$(MAKE) --no-print-directory build $(PEERS) $(NG)
 	go test $(RACE) -tags "$(TAGS)" -timeout 12m ./...
 	bin/tillward-sim run --scenario counter-day --report bin/counter-day.json
 
@@ -52,6 +53,14 @@ test-powercut: ## the power goes 200 times in the middle of updates; takes its t
 test-hal-vm: ## the drivers on a real kernel that QEMU runs, with USB, evdev and GPIO of its own: docs/hal-vm.md
 	@.ci/deps $(NEED_VM)
 	@go run -trimpath ./simulator/cmd/tillward-halvm $(ARGS)
+
+test-siem: $(NG) ## 20,000 events to rsyslog and syslog-ng across two restarts of each
+	@.ci/deps $(NEED_TEST)
+	go test $(RACE) -tags "$(TAGS)" -count=1 -v -timeout 12m -run TestRestarts ./cloud/internal/export -events 20000
+
+# Debian lets nobody install syslog-ng beside rsyslog.
+$(NG):
+	@.ci/unpack $@ syslog-ng-core
 
 check: lint ## what CI runs: lint, then the same tests under the race detector
 	@$(MAKE) --no-print-directory test RACE=-race
