@@ -21,6 +21,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/broker"
 	"github.com/tillward/tillward/cloud/internal/catalog"
 	"github.com/tillward/tillward/cloud/internal/dispatch"
+	"github.com/tillward/tillward/cloud/internal/export"
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/ingest"
 	"github.com/tillward/tillward/cloud/internal/live"
@@ -67,6 +68,7 @@ type Service struct {
 	dispatch *dispatch.Dispatch
 	rollout  *rollout.Runner
 	derived  *peripheral.Worker
+	export   *export.Exporter
 
 	mqtt, https, operator, metrics net.Listener
 
@@ -215,6 +217,9 @@ func (s *Service) wire() (err error) {
 		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) },
 	})
 	s.wirePeripherals()
+	if err := s.wireExport(); err != nil {
+		return err
+	}
 	return s.wireOwners()
 }
 
@@ -243,7 +248,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.close()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.owners.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
+		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.export.Run, s.owners.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}

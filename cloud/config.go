@@ -39,6 +39,7 @@ type Config struct {
 	Rollout   RolloutConfig   `toml:"rollout"`
 
 	Peripheral PeripheralConfig `toml:"peripheral"`
+	Export     []ExportConfig   `toml:"export,omitempty" comment:"receivers of the audit trails"`
 }
 
 // DeviceConfig holds the listeners devices speak to.
@@ -228,6 +229,9 @@ func (c Config) Validate() error {
 	}
 	if c.Metrics.Listen != "" && !loopback(c.Metrics.Listen) {
 		return fmt.Errorf("metrics.listen %q: must be a loopback address; put an exporter or proxy in front", c.Metrics.Listen)
+	}
+	if err := checkExports(c.Export); err != nil {
+		return err
 	}
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":

@@ -1,6 +1,7 @@
 package cloud_test
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,11 +42,21 @@ key = "wend.json"
 every = "90s"
 [rollout]
 approval = "other"
+[[export]]
+name = "siem"
+kind = "syslog"
+format = "cef"
+address = "siem.example:6514"
+ca = "siem.pem"
+[[export]]
+name = "disk"
+kind = "file"
+path = "/var/log/tillward.log"
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.Tenant != "acme" || cfg.Device.MQTT != ":8883" || cfg.Enrol.CertDays != 30 || cfg.Attest.Every.Duration != 90*time.Second || !cfg.Operator.Plain || cfg.Rollout.Approval != cloud.ApprovalOther || len(cfg.Enrol.Vendors) != 2 || cfg.Enrol.Vendors[1].Key != "wend.json" {
+	if cfg.Tenant != "acme" || cfg.Device.MQTT != ":8883" || cfg.Enrol.CertDays != 30 || cfg.Attest.Every.Duration != 90*time.Second || !cfg.Operator.Plain || cfg.Rollout.Approval != cloud.ApprovalOther || len(cfg.Enrol.Vendors) != 2 || cfg.Enrol.Vendors[1].Key != "wend.json" || len(cfg.Export) != 2 || cfg.Export[1].Path != "/var/log/tillward.log" {
 		t.Errorf("got %+v", cfg)
 	}
 	again, err := cloud.Load(write(t, cfg.String()))
@@ -57,8 +68,25 @@ approval = "other"
 	}
 }
 
+// badExports are what is wrong with a sink.
+var badExports = map[string]string{
+	"[[export]]\nname = 'A'":                                                                                 "name: use up to 32",
+	"[[export]]\nname = 'a'\nkind = 'smoke'":                                                                 "kind \"smoke\": use syslog, file or webhook",
+	"[[export]]\nname = 'a'\ncolour = 'red'":                                                                 "unknown key",
+	"[[export]]\nname = 'a'\nkind = 'file'\npath = '/x'\nformat = 'xml'":                                     "use rfc5424, cef or ocsf",
+	"[[export]]\nname = 'a'\nkind = 'file'\npath = '/x'\nsince = 'noon'":                                     "use start, or now",
+	"[[export]]\nname = 'a'\nkind = 'file'\npath = 'x'":                                                      "an absolute path",
+	"[[export]]\nname = 'a'\nkind = 'file'\npath = '/x'\naddress = 'b:1'":                                    "belong to kind syslog",
+	"[[export]]\nname = 'a'\nkind = 'syslog'\naddress = 'siem'":                                              "6514 is the port",
+	"[[export]]\nname = 'a'\nkind = 'syslog'\naddress = 'siem:6514'":                                         "ca: name the PEM file",
+	"[[export]]\nname = 'a'\nkind = 'syslog'\naddress = 'siem:6514'\nca = 'a'\ncert = 'b'":                   "give both or neither",
+	"[[export]]\nname = 'a'\nkind = 'webhook'\nurl = 'http://siem'\nsecret_file = 's'":                       "give an https:// address",
+	"[[export]]\nname = 'a'\nkind = 'webhook'\nurl = 'https://siem'":                                         "secret: name a file",
+	"[[export]]\nname = 'a'\nkind = 'file'\npath = '/x'\n[[export]]\nname = 'a'\nkind = 'file'\npath = '/y'": "another sink has its name",
+}
+
 func TestBadConfigs(t *testing.T) {
-	for text, want := range map[string]string{
+	texts := map[string]string{
 		"colour = 'red'":     "unknown key",
 		"[device]\nport = 1": "port",
 		"tenant = [":         "1|",
@@ -94,7 +122,9 @@ func TestBadConfigs(t *testing.T) {
 		"[peripheral]\npaper_soon = '-2h'":               "give a time, or 0s for never",
 		"[rollout]\napproval = 'me'":                     "use none, or other",
 		"[rollout]\napproval = ''":                       "use none, or other",
-	} {
+	}
+	maps.Copy(texts, badExports)
+	for text, want := range texts {
 		path := write(t, text)
 		_, err := cloud.Load(path)
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {

@@ -126,7 +126,7 @@ func (s *Service) serveOperators(ctx context.Context) error {
 			_, err := rollout.ParseHours(text)
 			return err
 		},
-		Owners: s.owners, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate, Retire: s.retire,
+		Owners: s.owners, Exports: s.export, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate, Retire: s.retire,
 	}))
 	app := console.Handler()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -162,6 +162,7 @@ func (s *Service) serveMetrics(ctx context.Context) error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "tillward_devices_connected", Help: "Devices with an open MQTT connection.",
 		}, func() float64 { return float64(len(s.broker.Connected())) }),
+		exportMetrics{s.export.States, s.log},
 	)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))

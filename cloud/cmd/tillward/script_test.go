@@ -22,6 +22,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/api"
 	"github.com/tillward/tillward/cloud/internal/catalog"
 	"github.com/tillward/tillward/cloud/internal/dispatch"
+	"github.com/tillward/tillward/cloud/internal/export"
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/live"
 	"github.com/tillward/tillward/cloud/internal/owner"
@@ -110,9 +111,16 @@ func setup(env *testscript.Env) error {
 		Store: st, Tenant: "main", Name: "Main GmbH", Key: keyOf('m'), Vendors: []owner.Vendor{{Name: "Vend", Key: publicOf('v')}}, Waiting: true,
 		Relinquish: d.Relinquish, Cut: func(fleet.DeviceID, string) {}, Changed: func(fleet.DeviceID) {}, Log: quiet,
 	})
+	exports, err := export.New(export.Options{Store: st, Tenant: "main", Version: "1", Log: quiet, Sinks: []export.Sink{
+		{Name: "siem", Kind: export.KindFile, Format: export.FormatCEF, Since: "start", Path: filepath.Join(env.WorkDir, "trail.cef")},
+		{Name: "nowhere", Kind: export.KindFile, Format: export.FormatCEF, Since: "start", Path: filepath.Join(env.WorkDir, "no", "such", "folder")},
+	}})
+	if err != nil {
+		return err
+	}
 	_, fourEyes := os.Stat(filepath.Join(env.WorkDir, "four-eyes")) // a session with this file is at a service that asks for them
 	srv := httptest.NewUnstartedServer(api.New(api.Deps{
-		Owners: owners, Challenge: func(fleet.DeviceID) error { return nil }, Reappraise: func(string) {}, Disconnect: func(fleet.DeviceID, string) {},
+		Owners: owners, Exports: exports, Challenge: func(fleet.DeviceID) error { return nil }, Reappraise: func(string) {}, Disconnect: func(fleet.DeviceID, string) {},
 		Authorities: func() []fleet.Authority {
 			return []fleet.Authority{{Serial: "0a", NotAfter: time.Now().Add(time.Hour), Current: true}, {Serial: "09"}}
 		},

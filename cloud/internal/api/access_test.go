@@ -84,6 +84,8 @@ func TestRoles(t *testing.T) {
 		{"GET", "/v1/devices/d1/voucher", nil, fleet.Viewer},
 		{"POST", "/v1/devices/d1/transfer", object{"to": object{"name": "n", "key": ""}, "may_transfer": true}, fleet.Admin},
 		{"POST", "/v1/devices/d1/transfer/object", object{"reason": "r"}, fleet.Admin},
+		{"GET", "/v1/exports", nil, fleet.Viewer},
+		{"POST", "/v1/exports/siem/test", nil, fleet.Admin},
 		{"GET", "/v1/tokens", nil, fleet.Admin},
 		{"POST", "/v1/tokens", object{"name": "n", "role": "viewer"}, fleet.Admin},
 		{"DELETE", "/v1/tokens/t", nil, fleet.Admin},

@@ -40,6 +40,7 @@ type Deps struct {
 	Store    Store
 	Accounts Accounts
 	Owners   Owners
+	Exports  Exports
 	Send     func(ctx context.Context, r fleet.CommandRequest) (fleet.Command, error)
 	Releases publisher
 	Watch    func(ctx context.Context, t fleet.TenantID) <-chan fleet.Change
@@ -105,6 +106,7 @@ func New(d Deps) http.Handler {
 	s.releases()
 	s.trust()
 	s.owners()
+	s.exports()
 	s.live()
 	return secure(described(mux))
 }

@@ -31,7 +31,7 @@ type openapi struct {
 
 // whole are lists that are short enough to come in one, and what is no list but
 // has a next of another kind.
-var whole = []string{"/v1/tokens", "/v1/devices/{id}/series", "/v1/authority", "/v1/references", "/v1/sites", "/v1/devices/{id}/voucher"}
+var whole = []string{"/v1/tokens", "/v1/devices/{id}/series", "/v1/authority", "/v1/references", "/v1/sites", "/v1/exports", "/v1/devices/{id}/voucher"}
 
 // TestInputsAreRead finds operations whose input is not read from the request:
 // each variable of a path is a parameter, and each page has a next one.

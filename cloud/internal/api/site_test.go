@@ -22,6 +22,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/api"
 	"github.com/tillward/tillward/cloud/internal/catalog"
 	"github.com/tillward/tillward/cloud/internal/dispatch"
+	"github.com/tillward/tillward/cloud/internal/export"
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/live"
 	"github.com/tillward/tillward/cloud/internal/owner"
@@ -133,7 +134,13 @@ func siteWith(t *testing.T, change func(*api.Deps)) *site {
 		Store: st, Tenant: "main", Name: "Main GmbH", Key: tenant, Vendors: []owner.Vendor{{Name: "Vend", Key: s.vendor.Public().(ed25519.PublicKey)}}, Waiting: true,
 		Relinquish: d.Relinquish, Cut: func(id fleet.DeviceID, why string) { s.act("cut %s: %s", id, why) }, Changed: func(fleet.DeviceID) {}, Log: quiet,
 	})
+	exports, err := export.New(export.Options{
+		Store: st, Tenant: "main", Version: "1.2.3", Log: quiet,
+		Sinks: []export.Sink{{Name: "siem", Kind: export.KindFile, Format: export.FormatCEF, Since: "start", Path: filepath.Join(dir, "trail.cef")}},
+	})
+	must(t, err)
 	deps := api.Deps{
+		Exports: exports,
 		Preview: rollout.New(rollout.Options{Store: st, Link: unplugged{}, Log: quiet}).Preview,
 		Check:   rollout.Check,
 		Hours: func(text string) error {
