@@ -14,6 +14,8 @@ const good = "[service]\nenrol = 'https://fleet.example:8444'\n"
 
 const mine = "[[device]]\nid = 'front'\ndriver = 'escpos'\n"
 
+const held = "claim = 'own'\naddress = 'tcp:192.0.2.7:9100'\n"
+
 func write(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "agent.toml")
@@ -109,26 +111,26 @@ func TestBadConfigs(t *testing.T) {
 		good + "[spool]\nmax_mib = 0":                        "spool.max_mib 0",
 		good + "[[device]]\nid = 'x'":                        "device 1: give it an id and a driver",
 		good + "[[device]]\ndriver = 'pcsc'":                 "device 1: give it an id and a driver",
-		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\n[[device]]\nid = 'x'\ndriver = 'escpos'":                                                           "device \"x\": the id is used twice",
-		good + mine + "claim = 'own'\n[device.options]\ndrawer = 'y'\n[[device]]\nid = 'y'\ndriver = 'pcsc'":                                              "device \"y\": the id is used twice",
-		good + "[[device]]\nid = 'y'\ndriver = 'pcsc'\n" + mine + "claim = 'own'\n[device.options]\ndrawer = 'y'":                                         "drawer \"y\": the id is used twice",
-		good + mine + "claim = 'own'\naddress = '192.0.2.7:9100'\n[[device]]\nid = 'y'\ndriver = 'escpos'\nclaim = 'own'\naddress = 'tcp:192.0.2.7:9100'": "device \"y\": address \"tcp:192.0.2.7:9100\" is held",
-		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\nclaim = 'steal'":                                                                                   "use observe, share or own",
-		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\ncolour = 'red'":                                                                                    "colour",
-		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\npoll = '1ms'":                                                                                      "poll 1ms",
-		good + "[telemetry]\ncheck = '1s'":                                                                                                                "telemetry.check 1s",
-		good + "[peripherals]\nignore = ['04b8:0e15']":                                                                                                    "peripherals.ignore \"04b8:0e15\"",
-		good + "[peripherals]\nignore = ['usb:04B8:0E15']":                                                                                                "peripherals.ignore",
-		good + mine + "claim = 'observe'\nprint = 'tcp:127.0.0.1:9100'":                                                                                   "claim it with own",
-		good + mine + "print_proof = 'unix:/run/x/y'":                                                                                                     "claim it with own",
-		good + mine + "claim = 'own'\nprint = 'tcp:0.0.0.0:9100'":                                                                                         "this box alone",
-		good + mine + "claim = 'own'\nprint = 'tcp:192.0.2.7:9100'":                                                                                       "this box alone",
-		good + mine + "claim = 'own'\nprint = 'unix:front'":                                                                                               "absolute path",
-		good + mine + "claim = 'own'\nprint_proof = 'tcp:127.0.0.1:9101'":                                                                                 "give unix:PATH",
-		good + mine + "claim = 'own'\nprint = 'unix:/run/x/y'\nprint_proof = 'unix:/run/x/y'":                                                             "used twice",
-		good + mine + "claim = 'own'\nprint_mode = '0777'":                                                                                                "print_mode",
-		good + mine + "claim = 'own'\nprint_mode = 'rw'":                                                                                                  "print_mode",
-		good + mine + "claim = 'own'\nprint_mode = '0060'":                                                                                                "print_mode",
+		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\n[[device]]\nid = 'x'\ndriver = 'escpos'":                   "device \"x\": the id is used twice",
+		good + mine + "claim = 'own'\n[device.options]\ndrawer = 'y'\n[[device]]\nid = 'y'\ndriver = 'pcsc'":      "device \"y\": the id is used twice",
+		good + "[[device]]\nid = 'y'\ndriver = 'pcsc'\n" + mine + "claim = 'own'\n[device.options]\ndrawer = 'y'": "drawer \"y\": the id is used twice",
+		good + mine + held + "[[device]]\nid = 'y'\ndriver = 'escpos'\n" + held:                                   "device \"y\": address \"tcp:192.0.2.7:9100\" is held",
+		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\nclaim = 'steal'":                                           "use observe, share or own",
+		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\ncolour = 'red'":                                            "colour",
+		good + "[[device]]\nid = 'x'\ndriver = 'pcsc'\npoll = '1ms'":                                              "poll 1ms",
+		good + "[telemetry]\ncheck = '1s'":                                                                        "telemetry.check 1s",
+		good + "[peripherals]\nignore = ['04b8:0e15']":                                                            "peripherals.ignore \"04b8:0e15\"",
+		good + "[peripherals]\nignore = ['usb:04B8:0E15']":                                                        "peripherals.ignore",
+		good + mine + "claim = 'observe'\nprint = 'tcp:127.0.0.1:9100'":                                           "claim it with own",
+		good + mine + "print_proof = 'unix:/run/x/y'":                                                             "claim it with own",
+		good + mine + "claim = 'own'\nprint = 'tcp:0.0.0.0:9100'":                                                 "this box alone",
+		good + mine + "claim = 'own'\nprint = 'tcp:192.0.2.7:9100'":                                               "this box alone",
+		good + mine + "claim = 'own'\nprint = 'unix:front'":                                                       "absolute path",
+		good + mine + "claim = 'own'\nprint_proof = 'tcp:127.0.0.1:9101'":                                         "give unix:PATH",
+		good + mine + "claim = 'own'\nprint = 'unix:/run/x/y'\nprint_proof = 'unix:/run/x/y'":                     "used twice",
+		good + mine + "claim = 'own'\nprint_mode = '0777'":                                                        "print_mode",
+		good + mine + "claim = 'own'\nprint_mode = 'rw'":                                                          "print_mode",
+		good + mine + "claim = 'own'\nprint_mode = '0060'":                                                        "print_mode",
 	} {
 		path := write(t, text)
 		_, err := agent.LoadConfig(path)

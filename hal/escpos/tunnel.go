@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tillward/tillward/hal"
@@ -298,8 +299,11 @@ func (t *tunnel) during(ctx context.Context, do func(context.Context) error) err
 	case <-t.s.lost:
 		return net.ErrClosed
 	default:
-		return err
 	}
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) { // which the reader has not seen yet
+		return net.ErrClosed
+	}
+	return err
 }
 
 // queue waits until no other job is printed, for as long as the application
