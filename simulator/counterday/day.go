@@ -116,7 +116,6 @@ type day struct {
 	reprints int
 	scans    int
 	looks    []look
-	problems []string
 }
 
 // look is one prediction, as an operator sees it.

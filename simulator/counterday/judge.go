@@ -49,13 +49,6 @@ func (d *day) peripheral(ctx context.Context, name string) (p peripheral, err er
 	return p, d.w.Operator.Get(ctx, "/v1/devices/"+d.id+"/peripherals/"+name, &p)
 }
 
-// problem notes something that must not be.
-func (d *day) problem(format string, args ...any) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.problems = append(d.problems, fmt.Sprintf(format, args...))
-}
-
 func (d *day) count(n *int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -69,7 +62,7 @@ func (d *day) judge(ctx context.Context, list []*fault, began time.Time) (Report
 		return Report{}, err
 	}
 	r := Report{
-		Sales: d.sales, Reprints: d.reprints, Scans: d.scans, Seed: d.o.Seed, Problems: d.problems,
+		Sales: d.sales, Reprints: d.reprints, Scans: d.scans, Seed: d.o.Seed,
 		FalseAlarms: falseAlarms(list, events), Seconds: time.Since(began).Round(time.Millisecond).Seconds(),
 	}
 	var took []float64

@@ -18,9 +18,13 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	good := []event{
-		{at(1040), printer, "COVER_OPEN", 0}, {at(1041), printer, "POWER_OFFLINE", 0}, {at(2100), printer, "COVER_OK", 0},
-		{at(4007), printer, "COVER_OPEN", 0}, {at(5100), printer, "COVER_OK", 0},
-		{at(1300), reader, "M_CARD_TORN", 0}, {at(1301), reader, "NO_CARD", 0},
+		{at(1040), printer, "COVER_OPEN", 0},
+		{at(1041), printer, "POWER_OFFLINE", 0},
+		{at(2100), printer, "COVER_OK", 0},
+		{at(4007), printer, "COVER_OPEN", 0},
+		{at(5100), printer, "COVER_OK", 0},
+		{at(1300), reader, "M_CARD_TORN", 0},
+		{at(1301), reader, "NO_CARD", 0},
 	}
 	for _, c := range []struct {
 		name   string
