@@ -252,6 +252,12 @@ func exporting(t *testing.T, b *books, sinks ...export.Sink) (x *export.Exporter
 	t.Helper()
 	x, err := export.New(export.Options{Store: b, Tenant: "main", Sinks: sinks, Version: "1.2.3", Log: slog.New(slog.DiscardHandler)})
 	must(t, err)
+	return x, running(t, x)
+}
+
+// running runs x until the test ends or stop is called.
+func running(t *testing.T, x *export.Exporter) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -263,7 +269,7 @@ func exporting(t *testing.T, b *books, sinks ...export.Sink) (x *export.Exporter
 		<-done
 	}
 	t.Cleanup(stop)
-	return x, stop
+	return stop
 }
 
 // state is that of the one sink there is.

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -128,6 +129,36 @@ func TestUnread(t *testing.T) {
 			if s := state(t, x); s.Sent != 10 || s.LastError == "" {
 				t.Errorf("got %+v, want 10 sent, and the failure named", s)
 			}
+		})
+	}
+}
+
+// TestNeverCloses: a receiver that keeps its side open for ever is believed
+// after a while, once; but not by a service that stops before that.
+func TestNeverCloses(t *testing.T) {
+	for name, tt := range map[string]struct {
+		wait time.Duration
+		want int64
+	}{"after a while": {200 * time.Millisecond, 10}, "in a hurry": {time.Hour, 0}} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newAuthority(t, "house"), newBooks(t)
+			b.fill(t, 10)
+			over := make(chan struct{})
+			k := newTaker(t, a, func(k *taker, _ int, c net.Conn) {
+				k.take(c, 10)
+				<-over
+			})
+			defer close(over)
+			x, err := export.New(export.Options{Store: b, Tenant: "main", Sinks: []export.Sink{k.sink(a)}, Log: slog.New(slog.DiscardHandler)})
+			must(t, err)
+			export.Patience(x, tt.wait)
+			stop := running(t, x)
+			until(t, "it arrives", func() bool { return len(k.got()) == 10 && (tt.want == 0 || state(t, x).N == 10) })
+			stop()
+			if s := state(t, x); s.N != tt.want {
+				t.Errorf("got %+v, want %d confirmed", s, tt.want)
+			}
+			counted(t, k.got(), 10)
 		})
 	}
 }

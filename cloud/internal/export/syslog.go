@@ -16,7 +16,7 @@ import (
 const (
 	dialWait    = 10 * time.Second
 	writeWait   = 30 * time.Second
-	confirmWait = 10 * time.Second
+	confirmWait = 30 * time.Second
 )
 
 // syslogOut speaks to a syslog receiver: TLS, octets counted [RFC 5425, 4.3].
@@ -25,11 +25,13 @@ const (
 // the connection: we say that nothing follows, and the receiver closes its side
 // only after it has read that. Where it closes or breaks off before, nobody
 // knows, and all is sent again that was sent on this connection. A receiver
-// that keeps a connection open whose end it was told is believed when its
-// machine has acknowledged every byte.
+// that keeps a connection open for half a minute whose end it was told does so
+// for ever: it is believed when its machine has acknowledged every byte, or it
+// would get the same again and again.
 type syslogOut struct {
 	addr string
 	tls  *tls.Config
+	wait time.Duration // for the end of its side
 
 	conn  *tls.Conn
 	tcp   *net.TCPConn
@@ -45,7 +47,7 @@ func newSyslog(s Sink) (*syslogOut, error) {
 		cfg.ServerName, _, _ = net.SplitHostPort(s.Address)
 	}
 	cfg.ClientSessionCache = tls.NewLRUClientSessionCache(4) // a connection is short
-	return &syslogOut{addr: s.Address, tls: cfg}, nil
+	return &syslogOut{addr: s.Address, tls: cfg, wait: confirmWait}, nil
 }
 
 // clientTLS is how a sink is spoken to: by whose word, and who we are.
@@ -143,8 +145,6 @@ func (o *syslogOut) confirm(ctx context.Context) error {
 		return nil
 	}
 	defer o.close()
-	ctx, cancel := context.WithTimeout(ctx, confirmWait)
-	defer cancel()
 	select {
 	case err := <-o.ended: // before it was told to
 		return closed(err)
@@ -156,18 +156,22 @@ func (o *syslogOut) confirm(ctx context.Context) error {
 	if err := o.tcp.CloseWrite(); err != nil {
 		return err
 	}
+	late := time.NewTimer(o.wait)
+	defer late.Stop()
 	select {
 	case err := <-o.ended:
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) { // nil is TLS's own end
 			return closed(err)
 		}
-		if err := o.tcp.SetReadDeadline(time.Now().Add(confirmWait)); err != nil {
+		if err := o.tcp.SetReadDeadline(time.Now().Add(o.wait)); err != nil {
 			return err
 		}
 		if _, err := io.Copy(io.Discard, o.tcp); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return closed(err)
 		}
-	case <-ctx.Done():
+	case <-late.C:
+	case <-ctx.Done(): // who is in a hurry has no proof
+		return fmt.Errorf("the receiver has not closed yet: %w", ctx.Err())
 	}
 	return acknowledged(ctx, o.tcp)
 }
