@@ -30,7 +30,7 @@ func TestExports(t *testing.T) {
 		must(t, <-ended)
 	}()
 	s.audit(ctx, "identity.clone", "alarm", "till1", map[string]string{"what": "two of them"})
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		text, err := os.ReadFile(cfg.Export[0].Path)
 		page := metricsOf(t, s)
 		if err == nil && strings.Contains(string(text), "|2304|Two devices with one identity|9|") && strings.Contains(page, "tillward_export_lag{sink=\"disk\"} 0\n") &&
