@@ -49,8 +49,8 @@ type Report struct {
 type Fault struct {
 	Name       string  `json:"name"`
 	OK         bool    `json:"ok"`
-	Code       string  `json:"code"` // as the service was told, UnifiedPOS or M_
-	DetectMS   float64 `json:"detect_ms"`
+	Code       string  `json:"code"`      // as the service was told, UnifiedPOS or M_
+	DetectMS   float64 `json:"detect_ms"` // at most: events know their time to a millisecond
 	Peripheral string  `json:"peripheral"`
 	Told       int     `json:"told"`    // how often, which must be once
 	Cleared    int     `json:"cleared"` // as above
@@ -80,7 +80,7 @@ func Run(ctx context.Context, o Options) error {
 			good++
 		}
 	}
-	fmt.Fprintf(o.Out, "%d of %d faults told once and cleared once, half of them within %.0f ms; paper prediction off by %.1f %%\n",
+	fmt.Fprintf(o.Out, "%d of %d faults told once and cleared once, half of them within %.1f ms; paper prediction off by %.1f %%\n",
 		good, len(r.Faults), r.MedianMS, 100*r.PredictionError)
 	for _, p := range r.Problems {
 		fmt.Fprintln(o.Out, "problem ", p)

@@ -115,6 +115,9 @@ func (d *day) told(ctx context.Context) ([]event, error) {
 	}
 }
 
+// exact is what is cut off the time of an event: it may have been that much later.
+const exact = time.Millisecond
+
 // tick is how exactly events know their time.
 const tick = 2 * time.Millisecond
 
@@ -155,7 +158,7 @@ func (f *fault) judge(list []*fault, events []event) Fault {
 		switch {
 		case e.Code == f.on && e.At.Before(over) || e.Code == f.on && f.sudden:
 			if out.Told += n; out.Told == n {
-				out.DetectMS = max(0, float64(e.At.Sub(f.begun).Microseconds())/1000)
+				out.DetectMS = max(0, float64(e.At.Add(exact).Sub(f.begun).Microseconds())/1000)
 			}
 		case e.Code == f.on:
 			out.Told += n // after its end

@@ -60,7 +60,7 @@ func TestJudge(t *testing.T) {
 		})
 	}
 	l := list()
-	if r := l[0].judge(l, good); r.DetectMS != 40 {
-		t.Errorf("detected after %v ms, want 40", r.DetectMS)
+	if r := l[0].judge(l, good); r.DetectMS != 41 {
+		t.Errorf("detected after %v ms, want 41", r.DetectMS)
 	}
 }
