@@ -127,7 +127,7 @@ function usePreview(body: string): Dry {
 function Side({ dry, body, draft, seen, lacks }: { dry: Dry; body: { release: string; spec: unknown }; draft: string | undefined; seen: number | undefined; lacks: string }) {
   const version = useRef(seen);
   const { busy, error, act } = useAct();
-  const off = busy || dry.busy || dry.error !== '';
+  const off = busy || dry.busy || dry.error !== '' || lacks !== ''; // the dry run follows a moment later
   const open = async (f: () => Promise<Rollout>) => {
     let to = '';
     if (await act(async () => { to = (await f()).id; }, '')) go(`/rollouts/${to}`);
