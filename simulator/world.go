@@ -124,6 +124,8 @@ func (w *World) openService(ctx context.Context) error {
 	cfg.Enrol.VirtualEKRoots, cfg.Enrol.EKRoots = []string{w.farm.CA()}, w.opt.EKRoots
 	cfg.Enrol.AutoClaim = !w.opt.ByClaim
 	cfg.Attest.Every, cfg.Attest.Unjudged = cloud.Duration{Duration: 30 * time.Second}, cmp.Or(w.opt.Unjudged, "quarantined")
+	// What a security team would read, for whoever wants to see it.
+	cfg.Export = []cloud.ExportConfig{{Name: "siem", Kind: "file", Format: "cef", Path: filepath.Join(cfg.DataDir, "siem.cef")}}
 	cfg.Enrol.Vendors = []cloud.VendorConfig{{Name: simVendor, Key: w.vendorKey()}}
 	port := func(i int) string {
 		if w.opt.PortBase == 0 {

@@ -216,6 +216,8 @@ try {
   await look('alarms');
   await main.getByRole('link', { name: 'Settings' }).click();
   await page.locator('[data-testid=issuing-row][data-current=true]').waitFor();
+  await tid('export-test').click();
+  await page.getByText('A test event has arrived at siem.').waitFor();
   await loaded('settings');
   await look('settings');
   await main.getByRole('link', { name: 'Audit' }).click();

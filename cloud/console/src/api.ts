@@ -129,6 +129,11 @@ export interface Delay { rollout: string; reason: string; text: string; since: s
 export interface DeviceUpdate { installed: Installed[]; free_mib: number; supply: string; executions: Execution[]; waiting: Delay[] }
 /** A place with devices, its time zone and its hours. */
 export interface Site { name: string; zone: string; download: string; install: string; devices: number }
+/** Where the trails are sent to, and how that goes. */
+export interface Export {
+  name: string; kind: string; format: string; to: string; state: string; lag: number; cursor: number; sent: number; lost: number;
+  moved_at: string | null; last_error: string; failed_at: string | null;
+}
 export interface Session { name: string; role: string; tenant: string }
 export interface List<T> { items: T[]; next: string }
 

@@ -1,15 +1,47 @@
 import { useState } from 'preact/hooks';
-import { type Issuing, type List, post } from '../api';
-import { clock, day, expiry } from '../format';
+import { type Export, id, type Issuing, type List, post } from '../api';
+import { clock, count, day, expiry } from '../format';
 import { now, useLive } from '../live';
 import { Reasoned } from '../parts/standing';
-import { Admins, Badge, Card, Empty, Fault, Loading, Outcome, Page, Table, useAct } from '../parts/ui';
+import { Admins, Badge, Card, Empty, Fault, Loading, Outcome, Page, Table, useAct, When } from '../parts/ui';
 
 export function Settings() {
   return (
     <Page title="Settings" lead="What the whole service rests on.">
       <Authority />
+      <Exports />
     </Page>
+  );
+}
+
+/** Whom the audit trails are sent to, and whether they have arrived. */
+function Exports() {
+  const { data, error, reload } = useLive<List<Export>>('/v1/exports', (c) => c.kind === 'audit', 5000);
+  const { busy, error: fault, done, act } = useAct();
+  const test = async (name: string) => {
+    if (await act(() => post(`/v1/exports/${id(name)}/test`, {}), `A test event has arrived at ${name}.`)) reload();
+  };
+  return (
+    <Card title="Export to the SIEM" note="Every entry of every trail, in order, until its receiver has it. One that stands still holds nobody up.">
+      <Fault text={error} retry={reload} />
+      {!data && !error && <Loading />}
+      {data?.items.length === 0 && <Empty title="The trails are sent nowhere.">One <code>[[export]]</code> in the service's file for each receiver: syslog over TLS, a webhook or a file. <code>tillward export list</code> shows the same.</Empty>}
+      {data && data.items.length > 0 && (
+        <Table label="Exports" head={['Name', 'To', 'State', 'Waiting', 'Sent', 'Test']}>
+          {data.items.map((e) => (
+            <tr key={e.name} data-testid="export-row" data-state={e.state}>
+              <td class="name"><strong>{e.name}</strong><small>{e.kind}, {e.format}</small></td>
+              <td data-label="To">{e.to}</td>
+              <td data-label="State"><Badge state={e.state} as={e.state === 'failing' ? 'bad' : e.state === 'sending' ? 'busy' : 'good'} />{e.state === 'failing' && e.last_error && <small>{e.last_error}</small>}</td>
+              <td data-label="Waiting" class="num">{count(e.lag)}{e.lost > 0 && <small>{count(e.lost)} lost before they were sent</small>}</td>
+              <td data-label="Sent" class="num">{count(e.sent)}<small><When at={e.moved_at} /></small></td>
+              <td><Admins what="a test event"><button type="button" data-testid="export-test" disabled={busy} onClick={() => void test(e.name)}>Send a test event<span class="hidden"> to {e.name}</span></button></Admins></td>
+            </tr>
+          ))}
+        </Table>
+      )}
+      <Outcome done={done} error={fault} />
+    </Card>
   );
 }
 
