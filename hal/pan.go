@@ -22,7 +22,8 @@ func MayHoldPAN(s string) bool {
 		return false // nearly all there is
 	}
 	var groups [][]byte // runs of digits with only separators between them
-	open := false
+	var slashed []bool  // whether a / is among those before it
+	open, slash := false, false
 	sentinel := false // a ; stood before them
 	for i := 0; i < len(s); {
 		r, size := rune(s[i]), 1
@@ -32,22 +33,23 @@ func MayHoldPAN(s string) bool {
 		i += size
 		if d, ok := digit(r); ok {
 			if !open {
-				groups = append(groups, nil)
+				groups, slashed = append(groups, nil), append(slashed, slash)
 			}
-			open = true
+			open, slash = true, false
 			groups[len(groups)-1] = append(groups[len(groups)-1], d)
 			continue
 		}
 		open = false
 		if separates(r) {
+			slash = slash || r == '/'
 			continue
 		}
-		if trackTwo(groups, sentinel, r, s[i:]) || luhnAmong(groups) {
+		if trackTwo(groups, sentinel, r, s[i:]) || luhnAmong(groups, slashed) {
 			return true
 		}
-		groups, sentinel = groups[:0], r == ';'
+		groups, slashed, slash, sentinel = groups[:0], slashed[:0], false, r == ';'
 	}
-	return luhnAmong(groups)
+	return luhnAmong(groups, slashed)
 }
 
 // few reports whether s has fewer digits than the shortest shape.
@@ -82,12 +84,21 @@ func separates(r rune) bool {
 	return r >= 0x2000 && r <= 0x2015 // spaces, joiners and dashes
 }
 
+// mostSlashed is how many digits of a card stand together where it is written
+// with slashes: 4, 5 or 6. More between slashes are names in a path, which the
+// audit trail shall not lose by chance.
+const mostSlashed = 6
+
 // luhnAmong tries each stretch of neighbouring groups: a card number may stand
 // beside another number with nothing but a space between them.
-func luhnAmong(groups [][]byte) bool {
+func luhnAmong(groups [][]byte, slashed []bool) bool {
 	for i := range groups {
 		var digits []byte
-		for _, g := range groups[i:] {
+		for j := i; j < len(groups); j++ {
+			g := groups[j]
+			if j > i && slashed[j] && (len(groups[j-1]) > mostSlashed || len(g) > mostSlashed) {
+				break
+			}
 			if digits = append(digits, g...); luhnInside(digits) {
 				return true
 			}

@@ -51,6 +51,9 @@ func TestMayHoldPAN(t *testing.T) {
 		"62123456789012345":                         false,
 		"\t4111\n1111\r\n1111_1111":                 true,
 		"4111/1111,1111'1111":                       true,
+		"3782/822463/10005":                         true,
+		"/tmp/2246854450/001/till-2":                false, // a path, whose digits pass by chance
+		"/tmp/4111111111111111/001":                 true,
 		"4111\u00a01111\u20111111\u200b1111":        true,
 		"４１１１１１１１１１１１１１１１":                          true, // full width
 		"\u0664\u0661\u0661\u0661" + "111111111111": true,
