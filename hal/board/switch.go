@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"syscall"
@@ -228,22 +227,8 @@ func (s *sw) run(ctx context.Context) {
 		}
 		s.lost(err)
 		looked()
-		wait := time.NewTimer(backoff(failures))
-		select {
-		case <-ctx.Done():
-		case <-s.nudged:
-		case <-wait.C:
-		}
-		wait.Stop()
+		hal.Pause(ctx, hal.Backoff(failures, backoffMin, backoffMax), s.nudged)
 	}
-}
-
-func backoff(failures int) time.Duration {
-	d := backoffMax
-	if failures < 7 {
-		d = min(d, backoffMin<<failures)
-	}
-	return d/2 + rand.N(d/2) //nolint:gosec // spreads load, guards nothing
 }
 
 // lost takes in that the line cannot be had. Only one that is not there is a

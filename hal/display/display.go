@@ -21,7 +21,6 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -259,22 +258,8 @@ func (d *display) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		wait := time.NewTimer(backoff(failures))
-		select {
-		case <-ctx.Done():
-		case <-d.nudged:
-		case <-wait.C:
-		}
-		wait.Stop()
+		hal.Pause(ctx, hal.Backoff(failures, backoffMin, backoffMax), d.nudged)
 	}
-}
-
-func backoff(failures int) time.Duration {
-	d := backoffMax
-	if failures < 7 {
-		d = min(d, backoffMin<<failures)
-	}
-	return d/2 + rand.N(d/2) //nolint:gosec // spreads load, guards nothing
 }
 
 func (d *display) hold(s *session) {

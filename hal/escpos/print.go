@@ -337,7 +337,7 @@ func (p *printer) recover(ctx context.Context) bool {
 		if st, err := s.poll(ctx, p.queries()); err != nil || !recoverable(st) {
 			return err == nil
 		}
-		if !pause(ctx, lookEvery, nil) || ctx.Err() != nil {
+		if !hal.Pause(ctx, lookEvery, nil) || ctx.Err() != nil {
 			return false
 		}
 	}

@@ -3,7 +3,6 @@ package escpos
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -40,31 +39,10 @@ func (p *printer) run(ctx context.Context) {
 			s.end()
 		}
 		attempted()
-		if !pause(ctx, backoff(failures), p.nudge) {
+		if !hal.Pause(ctx, hal.Backoff(failures, backoffMin, backoffMax), p.nudge) {
 			failures = 0
 		}
 	}
-}
-
-// pause waits; false when it was woken before its time.
-func pause(ctx context.Context, d time.Duration, nudge <-chan struct{}) bool {
-	wait := time.NewTimer(d)
-	defer wait.Stop()
-	select {
-	case <-ctx.Done():
-	case <-nudge:
-		return false
-	case <-wait.C:
-	}
-	return true
-}
-
-func backoff(failures int) time.Duration {
-	d := backoffMax
-	if failures < 7 {
-		d = min(d, backoffMin<<failures)
-	}
-	return d/2 + rand.N(d/2) //nolint:gosec // spreads load, guards nothing
 }
 
 // missing tells why a printer that is ours is not held.

@@ -25,7 +25,6 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"syscall"
@@ -185,23 +184,10 @@ func (s *scanner) run(ctx context.Context) {
 		}
 		s.track.Update(power, nil)
 		looked()
-		wait := time.NewTimer(backoff(failures))
-		select {
-		case <-ctx.Done():
-		case <-s.nudged:
+		if !hal.Pause(ctx, hal.Backoff(failures, backoffMin, backoffMax), s.nudged) {
 			failures = 0
-		case <-wait.C:
 		}
-		wait.Stop()
 	}
-}
-
-func backoff(failures int) time.Duration {
-	d := backoffMax
-	if failures < 7 {
-		d = min(d, backoffMin<<failures)
-	}
-	return d/2 + rand.N(d/2) //nolint:gosec // spreads load, guards nothing
 }
 
 func (s *scanner) tell(trouble error) {

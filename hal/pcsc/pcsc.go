@@ -24,7 +24,6 @@ import (
 	"errors"
 	"io"
 	"iter"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -205,13 +204,7 @@ func (r *reader) run(ctx context.Context) {
 		r.mu.Unlock()
 		r.track.Update(hal.PowerOffOffline, map[string]hal.Tri{"M_DaemonGone": hal.Yes})
 		looked()
-		wait := time.NewTimer(backoff(failures))
-		select {
-		case <-ctx.Done():
-		case <-wait.C:
-		case <-r.nudged:
-		}
-		wait.Stop()
+		hal.Pause(ctx, hal.Backoff(failures, backoffMin, backoffMax), r.nudged)
 	}
 }
 
@@ -226,14 +219,6 @@ func garbled(err error) bool {
 		return true
 	}
 	return !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT)
-}
-
-func backoff(failures int) time.Duration {
-	d := backoffMax
-	if failures < 7 {
-		d = min(d, backoffMin<<failures)
-	}
-	return d/2 + rand.N(d/2) //nolint:gosec // spreads load, guards nothing
 }
 
 // follow takes in one change after the other until the connection ends.

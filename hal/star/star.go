@@ -27,7 +27,6 @@ package star
 import (
 	"context"
 	"iter"
-	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -270,22 +269,8 @@ func (p *printer) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		wait := time.NewTimer(backoff(failures))
-		select {
-		case <-ctx.Done():
-		case <-p.nudged:
-		case <-wait.C:
-		}
-		wait.Stop()
+		hal.Pause(ctx, hal.Backoff(failures, backoffMin, backoffMax), p.nudged)
 	}
-}
-
-func backoff(failures int) time.Duration {
-	d := backoffMax
-	if failures < 7 {
-		d = min(d, backoffMin<<failures)
-	}
-	return d/2 + rand.N(d/2) //nolint:gosec // spreads load, guards nothing
 }
 
 // connect opens the cable and looks once. Only a printer that answers is

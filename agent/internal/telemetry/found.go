@@ -60,7 +60,7 @@ func (m *Monitor) hunt(ctx context.Context) {
 		if time.Since(began) > time.Minute {
 			failures = 0
 		}
-		wait := backoff(failures)
+		wait := hal.Backoff(failures, backoffMin, backoffMax)
 		failures++
 		if why := fmt.Sprint(err); why != said {
 			said = why

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -130,7 +129,7 @@ func (w *watcher) poll(ctx context.Context) {
 		case w.given(ctx, err):
 			return
 		case err != nil:
-			wait = backoff(failures)
+			wait = hal.Backoff(failures, backoffMin, backoffMax)
 			failures++
 			w.m.o.Log.Debug("peripheral does not answer", "peripheral", w.id, "error", err, "again_in", wait)
 		default:
@@ -269,7 +268,7 @@ func (w *watcher) listen(ctx context.Context, n hal.Notifier) {
 		if time.Since(began) > time.Minute {
 			failures = 0
 		}
-		wait := backoff(failures)
+		wait := hal.Backoff(failures, backoffMin, backoffMax)
 		failures++
 		if err != nil && ctx.Err() == nil {
 			w.m.o.Log.Debug("events of a peripheral ended", "peripheral", w.id, "error", err, "again_in", wait)
@@ -313,15 +312,6 @@ func nudge(kick chan<- struct{}) {
 	case kick <- struct{}{}:
 	default:
 	}
-}
-
-// backoff draws from a range that doubles with each failure.
-func backoff(failures int) time.Duration {
-	ceiling := backoffMax
-	if failures < 10 {
-		ceiling = min(backoffMax, backoffMin<<failures)
-	}
-	return ceiling/2 + rand.N(ceiling/2) //nolint:gosec // spreads load, guards nothing
 }
 
 // line is one way to call a driver, by one caller at a time.
