@@ -11,6 +11,7 @@ const (
 	OrderCommand = "command"
 	OrderOffer   = "offer"
 	OrderMedium  = "medium" // never sent: it lies on an update medium
+	OrderHead    = "head"   // a Countersign
 )
 
 // Order is a signed message to one device. The signature covers kind and
@@ -25,13 +26,35 @@ type Order struct {
 
 // Check implements Message.
 func (m *Order) Check() error {
-	if m.Kind != OrderCommand && m.Kind != OrderOffer && m.Kind != OrderMedium {
+	if m.Kind != OrderCommand && m.Kind != OrderOffer && m.Kind != OrderMedium && m.Kind != OrderHead {
 		return fmt.Errorf("order of kind %.20q: %w", m.Kind, ErrMalformed)
 	}
 	if len(m.Payload) == 0 || len(m.Signature) == 0 || len(m.Signature) > 512 {
 		return fmt.Errorf("order without payload or signature: %w", ErrMalformed)
 	}
 	return checkName("key id", m.KeyID)
+}
+
+// Countersign is the service's word that it holds a device's audit trail up to
+// this entry: signed as an order, sent at each connect, and kept by both sides.
+type Countersign struct {
+	V      uint16   `cbor:"1,keyasint"`
+	Tenant string   `cbor:"2,keyasint"`
+	Device string   `cbor:"3,keyasint"`
+	Seq    uint64   `cbor:"4,keyasint"`
+	Hash   [32]byte `cbor:"5,keyasint"`
+	At     int64    `cbor:"6,keyasint"` // Unix milliseconds, by the service's clock
+}
+
+// Check implements Message.
+func (m *Countersign) Check() error {
+	if m.V == 0 || m.Seq == 0 || m.At <= 0 {
+		return fmt.Errorf("countersignature without version, entry or time: %w", ErrMalformed)
+	}
+	if err := checkName("tenant", m.Tenant); err != nil {
+		return err
+	}
+	return checkName("device", m.Device)
 }
 
 // CommandOrder asks one device to do one thing, once, before it expires.

@@ -55,10 +55,16 @@ func entries(t testing.TB, n int) []wire.AuditEntry {
 		prev [32]byte
 	)
 	for i := range n {
-		e, err := wire.SealAudit(wire.AuditRecord{
+		r := wire.AuditRecord{
 			Seq: uint64(i + 1), At: 1795521600000 + int64(i), Boot: wire.Boot{1}, Kind: "peripheral.fault", Severity: "warn",
-			Subject: "printer-1", Detail: map[string]string{"code": "COVER_OPEN", "advice": "close the cover"}, Prev: prev,
-		})
+			Subject: "printer-1", Detail: map[string]string{"code": "COVER_OPEN"}, Prev: prev,
+			Mono: 3600000 + int64(i), Clock: wire.ClockSync, Actor: "person", Outcome: wire.Failure,
+		}
+		if i > 0 {
+			r.Break = &wire.Break{Seq: uint64(i), Hash: prev}
+			r.Anchor = &wire.Anchor{Attest: fill(120, 5), Signature: fill(64, 6), Counter: 301, Why: "break"}
+		}
+		e, err := wire.SealAudit(r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,6 +122,7 @@ func kinds(t testing.TB) []kind {
 			Attempt: 1, Download: []wire.Span{{From: 1795521600000, To: 1795525200000}}, Install: []wire.Span{{From: 1795521600000, To: 1795521600001}},
 			Steps: map[string]uint32{"CHECKING": 120}, Peers: []string{"10.0.0.7:8446"}, RateKiB: 512, Rollout: "ro-1",
 		}),
+		of("countersign", wire.Countersign{V: 5, Tenant: "acme", Device: "dev-1", Seq: 99, Hash: [32]byte(fill(32, 4)), At: 1795521600000}),
 		of("medium", wire.MediumOrder{
 			V: 1, ID: "md-1", Tenant: "acme", IssuedAt: 1795521600000, NotAfter: 1795525200000, By: "ada",
 			Releases: []wire.MediumItem{{Class: "app", Version: "7.0.1", Target: "ops/acme/pos/7.0.1"}},

@@ -33,7 +33,10 @@ import (
 //	4  2026-11-26  counts with epoch and keeper, events with monotonic time and count,
 //	               health checks; peripherals say how they are held, where they are and
 //	               what they can, and give no advice any more
-const Version = 4
+//	5  2026-11-26  audit records with monotonic time, clock, actor and outcome, and with
+//	               details of known names and no free text; anchors and breaks of the
+//	               chain; countersignatures of its head
+const Version = 5
 
 // Limits of the contract, enforced on both sides.
 const (

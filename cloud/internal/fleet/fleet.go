@@ -143,6 +143,8 @@ type AuditEvent struct {
 	Severity string // info, warn, alarm
 	Actor    string // operator, device or room that acted
 	Subject  string
+	Outcome  string // success, failure, refused; empty: nothing was tried
+	Site     string // of the device or of what it is about, when it was stored
 	Detail   map[string]string
 	Body     []byte // what Hash covers
 	Hash     [32]byte

@@ -424,8 +424,8 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 			i.forks[m.Device] = fault
 		}
 		in.Audit = append(in.Audit, fleet.AuditEvent{
-			Device: m.Device, Seq: r.Seq, At: time.UnixMilli(r.At), Kind: r.Kind, Severity: r.Severity, Actor: string(m.Device),
-			Subject: r.Subject, Detail: r.Detail, Body: e.Body, Hash: e.Hash, Prev: r.Prev,
+			Device: m.Device, Seq: r.Seq, At: time.UnixMilli(r.At), Kind: r.Kind, Severity: r.Severity, Actor: cmp.Or(r.Actor, string(m.Device)),
+			Subject: r.Subject, Outcome: r.Outcome, Detail: r.Detail, Body: e.Body, Hash: e.Hash, Prev: r.Prev,
 		})
 	}
 	if len(i.heads) >= maxDevices {

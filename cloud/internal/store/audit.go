@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -26,6 +27,7 @@ type entry struct {
 	Severity string            `json:"severity"`
 	Actor    string            `json:"actor,omitempty"`
 	Subject  string            `json:"subject,omitempty"`
+	Outcome  string            `json:"outcome,omitempty"`
 	Detail   map[string]string `json:"detail,omitempty"`
 	Prev     []byte            `json:"prev"`
 }
@@ -63,7 +65,7 @@ func (w *writer) audit(ctx context.Context, t fleet.TenantID, ev fleet.AuditEven
 	copy(ev.Prev[:], hash)
 	body, err := json.Marshal(entry{
 		Seq: ev.Seq, At: ms(ev.At), Tenant: ev.Tenant, Kind: ev.Kind, Severity: ev.Severity,
-		Actor: ev.Actor, Subject: ev.Subject, Detail: ev.Detail, Prev: ev.Prev[:],
+		Actor: ev.Actor, Subject: ev.Subject, Outcome: ev.Outcome, Detail: ev.Detail, Prev: ev.Prev[:],
 	})
 	if err != nil {
 		return fmt.Errorf("encode audit entry: %w", err)
@@ -88,21 +90,21 @@ func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent) (bool, er
 	if ev.Device != "" {
 		when = deviceMS(ev.At)
 	}
-	n, err := w.changed(ctx, `INSERT INTO audit (device, seq, tenant, at, stored_at, kind, severity, actor, subject, detail, body, hash, prev)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
-		ev.Device, ev.Seq, ev.Tenant, when, ms(ev.StoredAt), ev.Kind, ev.Severity, ev.Actor, ev.Subject, toJSON(detail),
+	n, err := w.changed(ctx, `INSERT INTO audit (device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
+		ev.Device, ev.Seq, ev.Tenant, when, ms(ev.StoredAt), ev.Kind, ev.Severity, ev.Actor, ev.Subject, ev.Outcome, ev.Site, toJSON(detail),
 		blob(ev.Body), ev.Hash[:], ev.Prev[:])
 	return n == 1, err
 }
 
-const auditColumns = `device, seq, tenant, at, stored_at, kind, severity, actor, subject, detail, body, hash, prev`
+const auditColumns = `device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev`
 
 func scanAudit(r scanner) (fleet.AuditEvent, error) {
 	var ev fleet.AuditEvent
 	var when, stored int64
 	var detail string
 	var hash, prev []byte
-	if err := r.Scan(&ev.Device, &ev.Seq, &ev.Tenant, &when, &stored, &ev.Kind, &ev.Severity, &ev.Actor, &ev.Subject, &detail, &ev.Body, &hash, &prev); err != nil {
+	if err := r.Scan(&ev.Device, &ev.Seq, &ev.Tenant, &when, &stored, &ev.Kind, &ev.Severity, &ev.Actor, &ev.Subject, &ev.Outcome, &ev.Site, &detail, &ev.Body, &hash, &prev); err != nil {
 		return ev, err
 	}
 	if err := json.Unmarshal([]byte(detail), &ev.Detail); err != nil {
@@ -234,7 +236,7 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 }
 
 // intact checks one entry for itself; empty means that it is. An entry of a
-// device has the device as its actor and t, the device's tenant, as its owner.
+// device has the device as its actor unless it names another and t, the device's tenant, as its owner.
 func intact(t fleet.TenantID, ev fleet.AuditEvent) string {
 	if sha256.Sum256(ev.Body) != ev.Hash {
 		return "does not match its hash"
@@ -251,12 +253,12 @@ func intact(t fleet.TenantID, ev fleet.AuditEvent) string {
 		}
 		in = entry{
 			Seq: r.Seq, At: deviceMS(time.UnixMilli(r.At)), Tenant: t, Kind: r.Kind, Severity: r.Severity,
-			Actor: string(ev.Device), Subject: r.Subject, Detail: r.Detail, Prev: r.Prev[:],
+			Actor: cmp.Or(r.Actor, string(ev.Device)), Subject: r.Subject, Outcome: r.Outcome, Detail: r.Detail, Prev: r.Prev[:],
 		}
 	}
 	switch {
 	case in.Seq != ev.Seq || in.At != ms(ev.At) || in.Tenant != ev.Tenant || in.Kind != ev.Kind || in.Severity != ev.Severity ||
-		in.Actor != ev.Actor || in.Subject != ev.Subject || !maps.Equal(in.Detail, ev.Detail) || !bytes.Equal(in.Prev, ev.Prev[:]):
+		in.Actor != ev.Actor || in.Subject != ev.Subject || in.Outcome != ev.Outcome || !maps.Equal(in.Detail, ev.Detail) || !bytes.Equal(in.Prev, ev.Prev[:]):
 		return "shows something else than what was hashed"
 	}
 	return ""
