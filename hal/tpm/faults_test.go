@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/tillward/tillward/hal/tpm"
+	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/simulator/tpmfarm"
 )
 
@@ -41,6 +42,7 @@ var operations = []operation{
 	{name: "seal", run: sealOnce, most: 40},
 	{name: "floor", run: raiseFloor, most: 300, gone: "the floor counter was removed", cuts: sparse},
 	{name: "root floor", run: raiseRootFloor, most: 60},
+	{name: "anchor", run: anchorTwice, most: 300, cuts: func(n int) bool { return sparse(n) || n > 256 }},
 }
 
 // sparse cuts an operation that is the same command two hundred times over.
@@ -188,6 +190,31 @@ func raiseRootFloor(t *testing.T, dev *tpm.TPM) error {
 	}
 	if n, err := dev.RootFloor(t.Context()); err != nil || n != now+3 {
 		return fmt.Errorf("floor of the release root %d, want %d: %w", n, now+3, err)
+	}
+	return nil
+}
+
+// anchorTwice makes the counter and counts on; TPM2_Clear makes it another one
+// that goes on above, and no cut lowers it.
+func anchorTwice(t *testing.T, dev *tpm.TPM) error {
+	ak, _, err := dev.Keys(t.Context())
+	if err != nil {
+		return err
+	}
+	var last uint64
+	for i := range byte(2) {
+		binding := [32]byte{i}
+		attest, sig, counter, err := dev.Anchor(t.Context(), binding)
+		if err != nil {
+			return err
+		}
+		if err := enrol.VerifyAnchor(ak, binding, attest, sig, counter); err != nil {
+			return err
+		}
+		if counter <= last {
+			return fmt.Errorf("counter %d after %d", counter, last)
+		}
+		last = counter
 	}
 	return nil
 }

@@ -124,8 +124,10 @@ func (t *TPM) floorName() (tpm2.TPM2BName, bool, error) {
 			return rsp.NVName, written, nil
 		}
 	}
-	return tpm2.TPM2BName{}, false, fmt.Errorf("NV %#x belongs to other software: remove it with tpm2_nvundefine %#x", uint32(floorIndex), uint32(floorIndex))
+	return tpm2.TPM2BName{}, false, fmt.Errorf("NV %#x %w: remove it with tpm2_nvundefine %#x", uint32(floorIndex), errOthers, uint32(floorIndex))
 }
+
+var errOthers = errors.New("belongs to other software")
 
 func (t *TPM) increment(ctx context.Context, name tpm2.TPM2BName) error {
 	if err := ctx.Err(); err != nil {

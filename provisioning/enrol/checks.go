@@ -17,6 +17,7 @@ const (
 	checkBinding    = "enrol.binding"
 	checkActivation = "enrol.activation"
 	checkCertify    = "enrol.certify"
+	checkAnchor     = "audit.anchor"
 	checkBoot       = "enrol.boot" // unless the appraisal names a better one
 	checkOwner      = "enrol.owner"
 

@@ -21,7 +21,7 @@ type forger struct {
 	ak  []byte
 }
 
-func newForger(t *testing.T) *forger {
+func newForger(t testing.TB) *forger {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -43,7 +43,7 @@ func newForger(t *testing.T) *forger {
 	})}
 }
 
-func (f *forger) sign(t *testing.T, attest []byte) []byte {
+func (f *forger) sign(t testing.TB, attest []byte) []byte {
 	t.Helper()
 	digest := sha256.Sum256(attest)
 	r, s, err := ecdsa.Sign(rand.Reader, f.key, digest[:])
