@@ -53,6 +53,17 @@ type Options struct {
 	Log     *slog.Logger
 	Level   *slog.LevelVar
 	Tail    func(lines int) []byte // last lines of the log
+
+	// Of who looks at an agent from outside, as the simulator does; nil: nobody.
+
+	// Now is the box's wall clock: what records are stamped with and certificates,
+	// commands and hours are held against; nil: the system's.
+	Now func() time.Time
+	// Kept is told each message before it is put into the books, and once more,
+	// with done, when it lies there. It must not block or call the agent.
+	Kept func(channel wire.Channel, payload []byte, done bool)
+	// Inside wraps each connection to the broker, inside TLS.
+	Inside func(net.Conn) net.Conn
 }
 
 // Slots are the boot slots of the box; hal/slot fits.
@@ -123,11 +134,15 @@ func New(cfg Config, o Options) *Agent {
 	if o.Guard == nil {
 		o.Guard = new(Guard)
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	a := &Agent{
-		cfg: cfg, o: o, log: o.Log, started: time.Now(), heads: newNumbering(), again: make(chan struct{}, 1), reboot: make(chan struct{}, 1),
+		cfg: cfg, o: o, log: o.Log, started: time.Now(), heads: newNumbering(o.Now), again: make(chan struct{}, 1), reboot: make(chan struct{}, 1),
 		opened: make(chan struct{}, 1), parting: make(chan struct{}, 1),
 		looks: make(chan struct{}, 1), devices: newPeripherals(cfg, o.Log),
 	}
+	a.clock.Wall = o.Now
 	a.ownership.File = a.file("owner.json")
 	a.left = member.Leaving{File: a.file("leaving.json"), Ownership: &a.ownership}
 	return a
@@ -217,7 +232,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if err = a.openBooks(ctx); err != nil {
 		return err
 	}
-	if a.journal, err = audit.Open(ctx, a.spool, a.heads.Next, a.log); err != nil {
+	if a.journal, err = audit.Open(ctx, a.books(), a.heads.Next, a.log); err != nil {
 		return errors.Join(err, a.spool.Close())
 	}
 	if a.settings, err = openSettings(ctx, a.spool); err != nil {

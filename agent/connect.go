@@ -129,7 +129,7 @@ func (a *Agent) connect(ctx context.Context, dev TPM, id member.Identity) error 
 	have := id
 	c.Save = func(ctx context.Context, r enrol.Result) error { return a.keepIdentity(ctx, have.With(r).Bytes()) }
 	k := (&member.Keeper{
-		Renewer: c, Rotate: a.cfg.TPM.AKRotate.Duration, Record: a.record, Log: a.log,
+		Renewer: c, Rotate: a.cfg.TPM.AKRotate.Duration, Record: a.record, Wall: a.o.Now, Log: a.log,
 		Changed: func(id member.Identity) {
 			have = id
 			cert, err := shown(id)
@@ -155,8 +155,8 @@ func (a *Agent) stay(ctx context.Context, dev TPM, m *membership, renew func(), 
 		EventLog: a.eventLog, Pack: boot.Pack,
 	}
 	runner := command.New(command.Options{
-		Tenant: m.Tenant, Device: m.Device, Verify: m.keys.VerifyOrder, Journal: a.spool, Record: a.note, Next: a.heads.Next,
-		Verbs: a.verbs(m, dev), Text: a.o.Guard.text, Output: a.o.Guard.output, Full: a.spool.Full, Log: a.log,
+		Tenant: m.Tenant, Device: m.Device, Verify: m.keys.VerifyOrder, Journal: a.books(), Record: a.note, Next: a.heads.Next,
+		Verbs: a.verbs(m, dev), Text: a.o.Guard.text, Output: a.o.Guard.output, Full: a.spool.Full, Now: a.o.Now, Log: a.log,
 	})
 	w := newWatch(a)
 	l, err := link.New(link.Options{
@@ -169,6 +169,7 @@ func (a *Agent) stay(ctx context.Context, dev TPM, m *membership, renew func(), 
 		},
 		Changed: func(s link.Status) { a.learnTime(ctx, s.Err); w.changed(ctx, s) },
 		Time:    a.clock.Now,
+		Inside:  a.o.Inside,
 		Log:     a.log,
 	})
 	if err != nil {

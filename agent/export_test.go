@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/tillward/tillward/agent/internal/spool"
+	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/hal"
 )
 
@@ -30,3 +32,8 @@ func LookPause(failures int) time.Duration { return lookPause(failures) }
 
 // Aged is 1 from half of the life of metadata on, 2 once it has expired.
 func Aged(now, signed, expires time.Time) int { return aged(now, signed, expires) }
+
+// Watched are books on a spool, of which kept is told.
+func Watched(s *spool.Spool, kept func(channel wire.Channel, payload []byte, done bool)) watched {
+	return watched{s, kept}
+}

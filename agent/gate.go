@@ -27,11 +27,11 @@ const healthTime = 30 * time.Second
 // gate says why an update has to wait; empty: it need not.
 func (a *Agent) gate(p update.Phase, need int64) (reason, text string) {
 	c := a.cfg.Update
-	if p == update.Fetch && !c.DownloadHours.Open(time.Now()) {
+	if p == update.Fetch && !c.DownloadHours.Open(a.o.Now()) {
 		return "window-download", "this box fetches at " + c.DownloadHours.String()
 	}
 	if p == update.Touch {
-		if !c.Hours.Open(time.Now()) {
+		if !c.Hours.Open(a.o.Now()) {
 			return "window-install", "this box may be touched at " + c.Hours.String()
 		}
 		if by := a.busy(); by != "" {

@@ -139,7 +139,7 @@ func (a *Agent) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if id == nil || id.Ended(time.Now()) || a.rejoin {
+	if id == nil || id.Ended(a.o.Now()) || a.rejoin {
 		if a.leaving.Load() { // nobody is there any more whose the device could be
 			a.letGo()
 			<-ctx.Done()
@@ -152,7 +152,7 @@ func (a *Agent) once(ctx context.Context) error {
 			id, a.rejoin, a.unusable = fresh, false, false
 		case id == nil:
 			return err
-		case (id.Ended(time.Now()) || a.unusable) && id.Rescuable(time.Now()):
+		case (id.Ended(a.o.Now()) || a.unusable) && id.Rescuable(a.o.Now()):
 			if errors.Is(err, enrol.ErrRefused) {
 				e := a.renewByRecovery(ctx, dev, *id)
 				if errors.Is(e, errRecovered) {
@@ -161,7 +161,7 @@ func (a *Agent) once(ctx context.Context) error {
 				a.log.Warn("renewal by the recovery certificate", slog.Any("err", e))
 			}
 			return a.rescue(ctx, dev, *id, err)
-		case id.Ended(time.Now()):
+		case id.Ended(a.o.Now()):
 			return err
 		default: // what the certificate still opens is more than nothing
 			a.tellJoin(ctx, err, "")
@@ -405,7 +405,7 @@ var errRecovered = errors.New("renewed by the recovery certificate")
 
 // renewByRecovery never returns nil: errRecovered when it worked.
 func (a *Agent) renewByRecovery(ctx context.Context, dev TPM, id member.Identity) error {
-	if !id.Ended(time.Now()) {
+	if !id.Ended(a.o.Now()) {
 		return errors.New("the certificate has not ended: only enrolment replaces it")
 	}
 	c, err := a.client(dev, discover.Service{Enrol: id.URL, ServerName: id.ServerName})

@@ -315,7 +315,7 @@ func (a *Agent) newMonitor() *telemetry.Monitor {
 	}
 	o := telemetry.Options{
 		Devices: []hal.Device{chip{a}}, Addresses: at, Ignore: a.cfg.Peripherals.Ignore,
-		Spool: a.spool, Next: a.heads.Next, Record: a.note, Fill: a.fill, Counts: a.devices.counts, Dropped: a.o.Guard.Dropped,
+		Spool: a.books(), Now: a.o.Now, Next: a.heads.Next, Record: a.note, Fill: a.fill, Counts: a.devices.counts, Dropped: a.o.Guard.Dropped,
 		Pace: a.pace(), Flaps: t.Flaps, Check: t.Check.Duration, Batch: t.Batch.Duration, Heartbeat: t.Heartbeat.Duration, Log: a.log,
 	}
 	if a.cfg.Peripherals.USB {

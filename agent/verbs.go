@@ -191,7 +191,7 @@ func ReadStatus(ctx context.Context, cfg Config, o Options) (Status, error) {
 	if s.SamplesRecorded, err = sp.Counter(ctx, "telemetry.samples"); err != nil {
 		return s, err
 	}
-	j, err := audit.Open(ctx, sp, newNumbering().Next, o.Log)
+	j, err := audit.Open(ctx, sp, newNumbering(time.Now).Next, o.Log)
 	if err != nil {
 		return s, err
 	}

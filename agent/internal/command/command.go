@@ -50,7 +50,8 @@ type Options struct {
 	// Text and Output are the last to see what a result says; nil: it is told as it is.
 	Text   func(string) string
 	Output func([]byte) []byte
-	Full   func() bool // whether there is hardly room left to audit; nil means never
+	Now    func() time.Time // the box's wall clock; nil: the system's
+	Full   func() bool      // whether there is hardly room left to audit; nil means never
 	Log    *slog.Logger
 }
 
@@ -80,6 +81,9 @@ type Runner struct {
 
 // New makes a runner; Run starts it.
 func New(o Options) *Runner {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	if o.Full == nil {
 		o.Full = func() bool { return false }
 	}
@@ -161,7 +165,7 @@ func (r *Runner) handle(ctx context.Context, payload []byte) error {
 func (r *Runner) decide(ctx context.Context, c wire.CommandOrder) error {
 	verb, known := r.o.Verbs[c.Verb]
 	switch {
-	case time.Now().UnixMilli() > c.NotAfter:
+	case r.o.Now().UnixMilli() > c.NotAfter:
 		return r.close(ctx, record{Order: c}, outcome{expired, "expired", "it was valid until " + time.UnixMilli(c.NotAfter).UTC().Format(time.RFC3339), nil})
 	case !known:
 		return r.close(ctx, record{Order: c}, outcome{rejected, "verb", "this agent knows " + strings.Join(slices.Sorted(maps.Keys(r.o.Verbs)), ", "), nil})

@@ -71,6 +71,8 @@ type Options struct {
 	Window     int           // messages in flight; 32 when zero
 	Log        *slog.Logger
 	Time       func() time.Time // what the service's certificate is held against; nil: the system's
+	// Inside wraps the connection inside TLS; nil: it stays as it is.
+	Inside func(net.Conn) net.Conn
 	// Dial opens the network connection below TLS; a plain dialer when nil.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }

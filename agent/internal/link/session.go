@@ -68,6 +68,9 @@ func (l *Link) connect(ctx context.Context) (*session, error) {
 			cs := conn.ConnectionState()
 			state, s.broker = &cs, u.Host
 			stop = context.AfterFunc(ctx, func() { conn.NetConn().Close() }) // the MQTT handshake knows no context
+			if l.o.Inside != nil {
+				return l.o.Inside(conn), nil
+			}
 			return conn, nil
 		})
 	for _, b := range l.o.Brokers {

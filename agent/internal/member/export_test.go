@@ -1,4 +1,6 @@
 package member
 
+import "time"
+
 // Sleep is how long Run sleeps before it looks at the clock again.
-var Sleep = sleep
+func Sleep(next time.Time) time.Duration { return (&Keeper{Wall: time.Now}).sleep(next) }

@@ -41,6 +41,7 @@ type Keeper struct {
 	// connection shows its certificate.
 	Changed func(id Identity)
 	Record  func(ctx context.Context, kind, severity, subject string, detail map[string]string)
+	Wall    func() time.Time // the box's clock; nil: the system's
 	Log     *slog.Logger
 
 	id  Identity
@@ -49,6 +50,9 @@ type Keeper struct {
 
 // Keep returns k with an identity; Run does the work.
 func (k *Keeper) Keep(id Identity) *Keeper {
+	if k.Wall == nil {
+		k.Wall = time.Now
+	}
 	k.id, k.now = id, make(chan struct{}, 1)
 	return k
 }
@@ -102,17 +106,17 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if k.id.leaf.NotAfter.Before(next) {
 			next = k.id.leaf.NotAfter
 		}
-		timer := time.NewTimer(sleep(next))
+		timer := time.NewTimer(k.sleep(next))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
 		case <-k.now:
 			timer.Stop()
-			renew = task{at: time.Now()}
+			renew = task{at: k.Wall()}
 		case <-timer.C:
 		}
-		now := time.Now()
+		now := k.Wall()
 		var err error
 		switch {
 		case !renew.at.After(now):
@@ -141,7 +145,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 // sleep is for how long, before next is looked at again.
-func sleep(next time.Time) time.Duration { return min(time.Until(next), clockLook) }
+func (k *Keeper) sleep(next time.Time) time.Duration { return min(next.Sub(k.Wall()), clockLook) }
 
 func (k *Keeper) rotateAt() time.Time {
 	if k.Rotate <= 0 || k.id.AKSince.IsZero() {
@@ -173,7 +177,7 @@ func (k *Keeper) do(ctx context.Context, t *task, kind string, act func(context.
 	case ctx.Err() != nil:
 		return nil
 	}
-	t.failed(time.Now())
+	t.failed(k.Wall())
 	k.Log.Warn("identity could not be renewed; trying again", slog.String("what", kind), slog.Time("at", t.at), slog.Any("err", err))
 	if errors.Is(err, enrol.ErrRefused) && err.Error() != t.told {
 		t.told = err.Error()

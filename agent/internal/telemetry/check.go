@@ -91,7 +91,7 @@ func (w *watcher) check(ctx context.Context, level hal.Level) (wire.HealthCheck,
 
 // outcome is a report in the words of the contract: codes, and no text.
 func (m *Monitor) outcome(id, level string, r hal.Report, err error, took time.Duration) wire.HealthCheck {
-	c := wire.HealthCheck{At: time.Now().UnixMilli(), Peripheral: id, Level: level, OK: r.OK && err == nil}
+	c := wire.HealthCheck{At: m.o.Now().UnixMilli(), Peripheral: id, Level: level, OK: r.OK && err == nil}
 	steps := r.Checks
 	if err != nil {
 		_, _, code := unanswered(err)

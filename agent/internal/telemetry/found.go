@@ -99,7 +99,7 @@ func (m *Monitor) change(ctx context.Context, c hal.Change, scan int, there bool
 		p.Power = string(hal.PowerOnline)
 		p = m.clean(p)
 		p.ID = m.name(c.Candidate)
-		p.Since = time.Now().UnixMilli()
+		p.Since = m.o.Now().UnixMilli()
 		if f != nil && !f.gone() {
 			p.Since = f.p.Since
 		}
@@ -117,7 +117,7 @@ func (m *Monitor) change(ctx context.Context, c hal.Change, scan int, there bool
 // lose takes in that something was pulled out. It is told once more.
 func (m *Monitor) lose(ctx context.Context, f *find, claimed bool) {
 	was := f.p.Power
-	f.p.Power, f.p.Health, f.p.Reason, f.p.Since = string(hal.PowerOffOffline), string(hal.Offline), "POWER_OFF_OFFLINE", time.Now().UnixMilli()
+	f.p.Power, f.p.Health, f.p.Reason, f.p.Since = string(hal.PowerOffOffline), string(hal.Offline), "POWER_OFF_OFFLINE", m.o.Now().UnixMilli()
 	if !claimed {
 		m.tellPower(ctx, f.p, "OFF_OFFLINE", was)
 		m.Touch()

@@ -17,16 +17,16 @@ import (
 
 // when tells a time by the wall clock and by the one that counts from when the
 // box was switched on, both in milliseconds. A time that is not given is now.
-func when(t time.Time) (at, mono int64) {
+func (m *Monitor) when(t time.Time) (at, mono int64) {
 	ago := time.Since(t)
 	if t.IsZero() || ago < 0 || ago > time.Hour { // a driver's clock is not believed
-		t, ago = time.Now(), 0
+		ago = 0
 	}
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err == nil {
 		mono = max(1, (ts.Nano()-ago.Nanoseconds())/1e6)
 	}
-	return t.UnixMilli(), mono
+	return m.o.Now().Add(-ago).UnixMilli(), mono
 }
 
 // tooMuch is what nothing on a counter lives to count; a card number has more
@@ -96,7 +96,7 @@ func (m *Monitor) status(ctx context.Context, w *watcher, p wire.Peripheral, beg
 	old := m.seen[w.id]
 	p.ID, p.Since = w.id, old.Since
 	if old.Health != p.Health || old.Reason != p.Reason {
-		p.Since = time.Now().UnixMilli()
+		p.Since = m.o.Now().UnixMilli()
 	}
 	changed := !same(old, p)
 	m.seen[w.id] = p
@@ -133,7 +133,7 @@ func (m *Monitor) status(ctx context.Context, w *watcher, p wire.Peripheral, beg
 
 // tellPower tells that a peripheral came or went which does not tell by itself.
 func (m *Monitor) tellPower(ctx context.Context, p wire.Peripheral, is, was string) {
-	at, mono := when(time.Time{})
+	at, mono := m.when(time.Time{})
 	m.event(ctx, wire.PeripheralEvent{
 		At: at, Mono: mono, Peripheral: p.ID, Category: p.Category, Code: "POWER_" + is, From: was, To: p.Power,
 	})
@@ -145,7 +145,7 @@ func (m *Monitor) giveUp(ctx context.Context, w *watcher) {
 	delete(m.asked, w.id) // nobody asks it any more
 	p := m.seen[w.id]
 	m.mu.Unlock()
-	at, mono := when(time.Time{})
+	at, mono := m.when(time.Time{})
 	if p.ID != "" {
 		was := p.Power
 		p.Power, p.Health, p.Reason, p.Sensors = string(hal.PowerUnknown), string(hal.Offline), "M_DRIVER_PANIC", nil

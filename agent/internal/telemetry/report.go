@@ -18,7 +18,7 @@ func (m *Monitor) flush(ctx context.Context) {
 	}
 	if dropped > m.toldDrop {
 		m.toldDrop = dropped
-		m.samples = append(m.samples, wire.Sample{At: time.Now().UnixMilli(), Name: panDropped, Value: float64(dropped), Epoch: m.began.Unix()})
+		m.samples = append(m.samples, wire.Sample{At: m.o.Now().UnixMilli(), Name: panDropped, Value: float64(dropped), Epoch: m.began.Unix()})
 	}
 	for batch := range slices.Chunk(m.samples, wire.MaxBatch) {
 		m.put(ctx, classTelemetry, wire.Telemetry, map[string]uint64{samplesCounter: uint64(len(batch))}, func(h wire.Head) wire.Message {

@@ -46,6 +46,7 @@ type Options struct {
 
 	Spool Spool
 	Next  func() wire.Head // numbers messages
+	Now   func() time.Time // the box's wall clock; nil: the system's
 	// Record adds to the audit trail: faults and recoveries.
 	Record func(ctx context.Context, kind, severity, subject string, detail map[string]string) error
 	// Fill adds to a state report what other rooms know: version, slot, settings,
@@ -139,6 +140,9 @@ func New(o Options) *Monitor {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	if o.Fill == nil {
 		o.Fill = func(*wire.StateReport) bool { return true }
 	}
@@ -185,7 +189,7 @@ func (m *Monitor) watch(d hal.Device, under string) {
 		if was, ok := m.seen[w.id]; ok { // until the first look: who it is may have changed, how it is has not
 			p.Power, p.Health, p.Reason, p.Sensors, p.Since = was.Power, was.Health, was.Reason, was.Sensors, was.Since
 		} else {
-			p.Since = time.Now().UnixMilli()
+			p.Since = m.o.Now().UnixMilli()
 		}
 		m.seen[w.id] = p
 	}

@@ -236,7 +236,7 @@ func (w *watcher) count(ctx context.Context) error {
 	} else if w.m.o.Counts != nil {
 		stats = append(slices.Clip(stats), w.m.o.Counts(w.named)...)
 	}
-	now := time.Now().UnixMilli()
+	now := w.m.o.Now().UnixMilli()
 	w.m.post(ctx, func(ctx context.Context) {
 		for _, s := range stats {
 			w.m.sample(ctx, wire.Sample{At: now, Peripheral: of, Name: s.Name, Value: s.Value, Epoch: max(s.Epoch, 0), Kept: s.Kept && s.Epoch > 0})
@@ -290,7 +290,7 @@ func (w *watcher) hear(ctx context.Context, n hal.Notifier) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		at, mono := when(e.At)
+		at, mono := w.m.when(e.At)
 		_, _, is := w.known()
 		told := wire.PeripheralEvent{At: at, Mono: mono, Peripheral: w.id, Category: string(is), Code: e.Code, From: e.From, To: e.To}
 		w.m.post(ctx, func(ctx context.Context) { w.m.event(ctx, told) })
