@@ -80,13 +80,17 @@ var schema = map[string]string{
 
 	"AuditRecord.Kind":         name,
 	"AuditRecord.Severity":     enum,
-	"AuditRecord.Subject":      "whom an entry is about: an id, a version or a user; guarded",
+	"AuditRecord.Clock":        code,
+	"AuditRecord.Outcome":      code,
+	"AuditRecord.Actor":        "service, or operator: and an id; free text of agents before version 5 alone; guarded",
+	"AuditRecord.Subject":      "an id, a version, a number or an address, as its kind says; free text of agents before version 5 alone; guarded",
 	"AuditRecord.Detail.key":   name,
-	"AuditRecord.Detail.value": "what a person should know of what happened; guarded",
+	"AuditRecord.Detail.value": "of the form that its kind says; free text of agents before version 5 alone; guarded",
+	"AuditRecord.Anchor.Why":   name,
 }
 
 // notText are bytes that hold no text: keys, quotes, hashes and what is encoded by itself.
-var notText = regexp.MustCompile(`^(.*\.Head\.Boot\[\]|EvidenceReport\.(Quoted|Signature|Nonce|Log)\[\]|EvidenceReport\.PCRs\[\]\[\]|AuditRecord\.(Boot|Prev)\[\])$`)
+var notText = regexp.MustCompile(`^(.*\.Head\.Boot\[\]|EvidenceReport\.(Quoted|Signature|Nonce|Log)\[\]|EvidenceReport\.PCRs\[\]\[\]|AuditRecord\.(Boot|Prev|Anchor\.Attest|Anchor\.Signature|Break\.Hash)\[\])$`)
 
 // audited makes a record a message: its check is that of sealing it.
 type audited struct{ wire.AuditRecord }
@@ -116,7 +120,10 @@ func full() map[string]wire.Message {
 		},
 		"ResultReport":   &wire.ResultReport{Head: head, Kind: wire.OrderCommand, ID: "i", State: "s", Reason: "r", Text: "t", Output: []byte("o"), From: "f", To: "t"},
 		"EvidenceReport": &wire.EvidenceReport{Head: head, Quoted: []byte("q"), Signature: []byte("s"), PCRs: [][]byte{make([]byte, 32)}, Nonce: []byte("n"), AgentVersion: "v", Log: []byte("l")},
-		"AuditRecord":    &audited{wire.AuditRecord{Seq: 1, Kind: "k", Severity: "info", Subject: "s", Detail: map[string]string{"k": "v"}}},
+		"AuditRecord": &audited{wire.AuditRecord{
+			Seq: 2, Kind: "k", Severity: "info", Subject: "s", Detail: map[string]string{"k": "v"}, Clock: "c", Actor: "a", Outcome: "o",
+			Anchor: &wire.Anchor{Attest: []byte("a"), Signature: make([]byte, 64), Why: "w"}, Break: &wire.Break{Seq: 1},
+		}},
 	}
 }
 
