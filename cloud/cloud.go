@@ -319,7 +319,7 @@ func (s *Service) forked(device fleet.DeviceID, what string) {
 func (s *Service) submit(m broker.Message) bool {
 	device, tenant, now := fleet.DeviceID(m.Identity.Device), fleet.TenantID(m.Identity.Tenant), time.Now()
 	if m.Topic.Channel != wire.Evidence {
-		return s.ingest.Submit(ingest.Message{Device: device, Tenant: tenant, Channel: m.Topic.Channel, Payload: m.Payload, At: now, Ack: m.Ack})
+		return s.ingest.Submit(ingest.Message{Device: device, Tenant: tenant, Channel: m.Topic.Channel, Payload: m.Payload, At: now, Ack: m.Ack, Dead: m.Dead})
 	}
 	return s.verifier.Submit(verifier.Evidence{Device: device, Payload: m.Payload, Exporter: m.Exporter, Restricted: m.Admission != fleet.AdmitMember, At: now}, m.Ack)
 }

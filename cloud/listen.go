@@ -162,7 +162,7 @@ func (s *Service) serveMetrics(ctx context.Context) error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "tillward_devices_connected", Help: "Devices with an open MQTT connection.",
 		}, func() float64 { return float64(len(s.broker.Connected())) }),
-		exportMetrics{s.export.States, s.log},
+		exportMetrics{s.export.States, s.log}, ingestMetrics{s.ingest.Stats},
 	)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))

@@ -224,6 +224,29 @@ func FuzzOffer(f *testing.F)     { fuzz(f, "offer") }
 func FuzzChallenge(f *testing.F) { fuzz(f, "challenge") }
 func FuzzMedium(f *testing.F)    { fuzz(f, "medium") }
 
+// FuzzHead reads the head alone: of whatever decodes as a whole, it is the same.
+func FuzzHead(f *testing.F) {
+	for _, m := range []wire.Message{&wire.TelemetryBatch{Head: head(1), Samples: []wire.Sample{{Name: "a"}}}, &wire.AuditBatch{Head: head(3), Entries: entries(f, 2)}} {
+		b, err := wire.Encode(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := wire.HeadOf(b)
+		if err != nil && !errors.Is(err, wire.ErrMalformed) && !errors.Is(err, wire.ErrLimit) {
+			t.Fatalf("error that nobody can decide on: %v", err)
+		}
+		if m, whole := wire.Decode[wire.TelemetryBatch](b); whole == nil && (err != nil || m.Head != h) {
+			t.Fatalf("got %+v (%v), want %+v", h, err, m.Head)
+		}
+		if m, whole := wire.Decode[wire.AuditBatch](b); whole == nil && (err != nil || m.Head != h) {
+			t.Fatalf("got %+v (%v), want %+v", h, err, m.Head)
+		}
+	})
+}
+
 // FuzzAuditEntry feeds bodies whose hash is right: what opens must seal again to the same entry
 // unless it was not in the deterministic form.
 func FuzzAuditEntry(f *testing.F) {

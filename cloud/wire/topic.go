@@ -16,6 +16,7 @@ const (
 	State     Channel = "up/state"     // StateReport
 	Result    Channel = "up/result"    // ResultReport
 	Evidence  Channel = "up/evidence"  // EvidenceReport
+	Live      Channel = "up/live"      // TelemetryBatch that goes ahead of older ones which still wait; since version 5
 
 	DownCommand   Channel = "down/command"   // Order holding a CommandOrder
 	DownOffer     Channel = "down/offer"     // Order holding an OfferOrder
@@ -28,7 +29,7 @@ func (c Channel) Up() bool { return strings.HasPrefix(string(c), "up/") }
 
 func (c Channel) known() bool {
 	switch c {
-	case Telemetry, Event, Audit, State, Result, Evidence, DownCommand, DownOffer, DownConfig, DownChallenge:
+	case Telemetry, Live, Event, Audit, State, Result, Evidence, DownCommand, DownOffer, DownConfig, DownChallenge:
 		return true
 	}
 	return false

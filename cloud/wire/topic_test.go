@@ -12,7 +12,7 @@ import (
 func hashOf(b []byte) [32]byte { return sha256.Sum256(b) }
 
 var channels = []wire.Channel{
-	wire.Telemetry, wire.Event, wire.Audit, wire.State, wire.Result, wire.Evidence,
+	wire.Telemetry, wire.Live, wire.Event, wire.Audit, wire.State, wire.Result, wire.Evidence,
 	wire.DownCommand, wire.DownOffer, wire.DownConfig, wire.DownChallenge,
 }
 
@@ -56,7 +56,7 @@ func TestRefusedTopics(t *testing.T) {
 		"$SYS/broker", "/t/acme/d/dev/up/telemetry", "t/acme/d/dev/up/telemetry ", "T/acme/d/dev/up/telemetry",
 		"t/Acme/d/dev/up/telemetry", "t/-acme/d/dev/up/telemetry", "t/acme-/d/dev/up/telemetry", "t/ac me/d/dev/up/telemetry",
 		"t/acme/d/dev/up/telemetry\x00", "t/acme/d/dév/up/telemetry", "t/acme/d/dev/down/telemetry", "t/acme/d/dev/up/command",
-		"t/acme/q/dev/up/telemetry", "t/acme/q/dev/up/event", "t/acme/q/dev/down/config", "t/acme/d/../up/telemetry",
+		"t/acme/q/dev/up/telemetry", "t/acme/q/dev/up/live", "t/acme/q/dev/up/event", "t/acme/q/dev/down/config", "t/acme/d/../up/telemetry",
 		"t/" + strings.Repeat("a", 41) + "/d/dev/up/telemetry",
 		"t/" + strings.Repeat("a", 40) + "/d/" + strings.Repeat("b", 70) + "/up/telemetry",
 	} {

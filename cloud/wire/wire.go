@@ -137,6 +137,21 @@ func Decode[T any, P interface {
 	return m, nil
 }
 
+// HeadOf reads no more of an up message than its head: enough to know how long
+// it has waited. What it takes need not be a message that Decode takes.
+func HeadOf(b []byte) (Head, error) {
+	if len(b) > MaxMessage {
+		return Head{}, fmt.Errorf("head of %d bytes: %w", len(b), ErrLimit)
+	}
+	var m struct {
+		Head Head `cbor:"1,keyasint"`
+	}
+	if err := decMode.Unmarshal(b, &m); err != nil {
+		return Head{}, fmt.Errorf("head: %w: %w", ErrMalformed, err)
+	}
+	return m.Head, m.Head.check()
+}
+
 func checkName(field, s string) error {
 	if s == "" || len(s) > MaxName {
 		return fmt.Errorf("%s of %d bytes: %w", field, len(s), ErrLimit)

@@ -66,6 +66,10 @@ type Message struct {
 	Payload   []byte
 	Exporter  []byte // keying material of the connection; names it
 	Ack       func(error)
+	// Dead reports whether the connection acknowledges nothing any more: a message
+	// of it was not stored, it was cut off, or the device has come back by another
+	// one. What it still has waiting need not be stored: the device sends it again.
+	Dead func() bool
 }
 
 // Options of a Broker. All functions must be set.
@@ -82,7 +86,8 @@ type Options struct {
 	// Admit is asked once per connection, before it may do anything, what the
 	// certificate opens.
 	Admit func(ctx context.Context, id identity.Identity) (fleet.Admission, error)
-	// Submit takes a message; false means no room: the connection is closed.
+	// Submit takes a message; false means no room: the connection is closed. It may
+	// hold the connection up for a few seconds, which is then not read.
 	Submit func(Message) bool
 	// Presence tells of devices that come and go, one at a time. The last call
 	// for a device is always how it is.

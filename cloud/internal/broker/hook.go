@@ -216,7 +216,7 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 		s.end(packet, err)
 		h.b.end()
 	}
-	if !h.submit(Message{Identity: s.id, Admission: s.admission, Topic: topic, Payload: pk.Payload, Exporter: s.exporter, Ack: done}) {
+	if !h.submit(Message{Identity: s.id, Admission: s.admission, Topic: topic, Payload: pk.Payload, Exporter: s.exporter, Ack: done, Dead: s.Dead}) {
 		done(errors.New("the service is full"))
 	}
 	return pk, err

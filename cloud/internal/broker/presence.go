@@ -39,6 +39,7 @@ func (b *Broker) join(s *session) error {
 	b.sessions[s.id.Device], b.conns[s.client.Net.Conn] = s, s
 	if old != nil {
 		old.heir = s.host
+		old.replaced.Store(true)
 	}
 	b.mu.Unlock()
 	if old != nil {

@@ -27,6 +27,7 @@ type session struct {
 	written     chan struct{}       // closed when nothing more is written
 	established atomic.Bool         // CONNACK is out
 	subscribed  atomic.Int32        // calls of Ready asked for
+	replaced    atomic.Bool         // a newer connection of the device has taken over
 
 	heir string // where the connection came from that took over; the lock of the Broker guards it
 
@@ -117,6 +118,16 @@ func (s *session) begin() bool {
 	}
 	s.waiting++
 	return true
+}
+
+// Dead reports whether nothing of this connection is acknowledged any more.
+func (s *session) Dead() bool {
+	if s.replaced.Load() {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dead
 }
 
 // end has the PUBACK written, or closes the connection without one. Only the

@@ -9,6 +9,7 @@ type Intake struct {
 	Tenant      TenantID
 	At          time.Time // when it arrived
 	Samples     []Sample
+	Ahead       bool // the samples went ahead of older ones that the device still has
 	Events      []PeripheralEvent
 	Checks      []HealthCheck
 	Audit       []AuditEvent

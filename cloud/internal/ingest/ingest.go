@@ -11,6 +11,13 @@
 // noted once a minute for each kind and device, so that nobody can fill the
 // trail.
 //
+// What devices that were away have saved up waits in a lane of its own: what is
+// live is committed first in every group, and the backlog fills the rest as fast
+// as commits stay short. Back-pressure is the acknowledgement that is not
+// written yet: nothing is dropped and nobody is hung up on, a device's window
+// bounds what it has waiting. Within a device order holds, but for what was sent
+// ahead on purpose (wire.Live).
+//
 // It knows no MQTT and no SQL.
 package ingest
 
@@ -29,8 +36,7 @@ import (
 )
 
 const (
-	queueLen   = 8192 // messages of all devices waiting for the committer
-	groupLen   = 512  // messages in one transaction
+	groupLen   = 512 // messages of each lane in one transaction
 	linger     = 2 * time.Millisecond
 	noteEvery  = time.Minute // notes of one kind about one device in the trail
 	skewEvery  = 24 * time.Hour
@@ -45,7 +51,17 @@ type Message struct {
 	Payload []byte
 	At      time.Time
 	Ack     func(error) // nil: stored; else the device must send again
+	// Dead reports whether the connection it came by acknowledges nothing any
+	// more: the device sends it again, and what came before it too. nil: never.
+	Dead func() bool
+
+	lane int
+	came time.Time // by our clock, which At need not be
 }
+
+func (m Message) dead() bool { return m.Dead != nil && m.Dead() }
+
+var errDead = errors.New("the connection acknowledges nothing any more")
 
 // Store keeps what came; cloud/internal/store fits.
 type Store interface {
@@ -67,7 +83,9 @@ type Options struct {
 // Ingest is the committer. There is one.
 type Ingest struct {
 	o     Options
-	queue chan Message
+	queue *queue
+	pace  pace
+	stats statistics
 	heads map[fleet.DeviceID]head // audit chain as stored
 	noted map[note]time.Time      // last entry in the trail
 
@@ -94,7 +112,7 @@ type head struct {
 // New returns an Ingest that works when Run is called.
 func New(o Options) *Ingest {
 	return &Ingest{
-		o: o, queue: make(chan Message, queueLen),
+		o: o, queue: newQueue(), pace: pace{bytes: leastBytes},
 		heads: make(map[fleet.DeviceID]head), noted: make(map[note]time.Time), pending: make(map[note]bool), forks: make(map[fleet.DeviceID]string),
 		rung: make(map[bell]ring), ringing: make(map[bell]int),
 	}
@@ -118,15 +136,9 @@ func (i *Ingest) drop() {
 	i.gone = nil
 }
 
-// Submit queues m; false when there is no room.
-func (i *Ingest) Submit(m Message) bool {
-	select {
-	case i.queue <- m:
-		return true
-	default:
-		return false
-	}
-}
+// Submit queues m; false when memory is short and nothing more can wait. It may
+// hold up who brings backlog for a few seconds.
+func (i *Ingest) Submit(m Message) bool { return i.queue.put(m) }
 
 // Run commits until ctx ends. What is then queued is not acknowledged: the
 // devices send it again.
@@ -142,27 +154,32 @@ func (i *Ingest) Run(ctx context.Context) error {
 	}
 }
 
-// gather waits for a first message, lingers a little for company, and takes
-// what is queued.
+// gather waits for a first message, lingers a little for company unless there is
+// enough, and takes what is queued.
 func (i *Ingest) gather(ctx context.Context) ([]Message, bool) {
-	var batch []Message
-	select {
-	case <-ctx.Done():
-		return nil, false
-	case m := <-i.queue:
-		batch = append(batch, m)
-	}
-	timer := time.NewTimer(linger)
-	defer timer.Stop()
-	for len(batch) < groupLen {
+	for {
 		select {
-		case m := <-i.queue:
-			batch = append(batch, m)
-		case <-timer.C:
-			return batch, true
+		case <-ctx.Done():
+			return nil, false
+		case <-i.queue.wake:
+		}
+		if n, _ := i.queue.waits(); n[live]+n[backlog] < groupLen {
+			time.Sleep(linger)
+		}
+		group, withheld := i.queue.take(groupLen, i.pace.bytes)
+		i.stats.held(withheld)
+		kept := group[:0]
+		for _, m := range group {
+			if m.dead() { // stored now it would leave a hole
+				m.Ack(errDead)
+				continue
+			}
+			kept = append(kept, m)
+		}
+		if len(kept) > 0 {
+			return kept, true
 		}
 	}
-	return batch, true
 }
 
 // commit decodes, stores and acknowledges a batch. When one message makes the
@@ -189,9 +206,11 @@ func (i *Ingest) commit(ctx context.Context, batch []Message) error {
 	if len(kept) == 0 {
 		return nil
 	}
+	began := time.Now()
 	out, err := i.o.Store.Commit(ctx, in)
 	switch {
 	case err == nil:
+		i.measure(kept, out, time.Since(began))
 		for n, m := range kept {
 			i.told(m, in[n].Service)
 			if out[n].NewEvents > 0 {
@@ -312,8 +331,9 @@ func (i *Ingest) decode(ctx context.Context, m Message) (fleet.Intake, error) {
 // fill decodes by channel and returns when the message was recorded.
 func (i *Ingest) fill(ctx context.Context, in *fleet.Intake, m Message) (time.Time, error) {
 	switch m.Channel {
-	case wire.Telemetry:
+	case wire.Telemetry, wire.Live:
 		b, err := wire.Decode[wire.TelemetryBatch](m.Payload)
+		in.Ahead = m.Channel == wire.Live
 		for n, s := range b.Samples {
 			in.Samples = append(in.Samples, fleet.Sample{
 				Device: m.Device, Boot: b.Head.Boot, Seq: b.Head.Seq, Index: n,

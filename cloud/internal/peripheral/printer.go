@@ -47,7 +47,7 @@ type happening struct {
 }
 
 const (
-	heldEvents = 512             // a few weeks of a busy printer, before its counts of that time have come
+	heldEvents = 2048            // some months of a busy printer, whose counts of that time come after what is live
 	forgotten  = 24 * time.Hour  // a count that was told no more for so long is not told any more
 	setBack    = 2 * time.Minute // by which a clock must go back to be believed
 	// No printer feeds more at once, or less than nothing; a count that does is another one's.

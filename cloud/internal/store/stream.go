@@ -41,6 +41,13 @@ type group struct {
 	w       *writer
 	devices map[fleet.DeviceID]*tally
 	series  map[int64]*recent
+	fronts  []front // of boots, in the order in which they came
+}
+
+// front is how far the telemetry of a boot is whole.
+type front struct {
+	boot int64
+	seq  uint64
 }
 
 // tally is what changes in a device's row and trail.
@@ -95,6 +102,9 @@ func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
 	}
 	t.seen = max(t.seen, ms(in.At))
 	if err := g.samples(ctx, t, in, out); err != nil {
+		return err
+	}
+	if err := g.whole(ctx, in); err != nil {
 		return err
 	}
 	if err := g.events(ctx, in, out); err != nil {
@@ -175,6 +185,26 @@ func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome)
 			r.at, r.value = when, s.Value
 		}
 	}
+	return nil
+}
+
+// whole notes that nothing is missing before telemetry that came in order: the
+// device sends it, new or again, only when all before it was acknowledged or
+// sent by the same connection.
+func (g *group) whole(ctx context.Context, in *Intake) error {
+	if len(in.Samples) == 0 || in.Ahead {
+		return nil
+	}
+	s := in.Samples[0]
+	boot, err := g.w.boot(ctx, in.Device, s.Boot)
+	if err != nil {
+		return err
+	}
+	if n := len(g.fronts); n > 0 && g.fronts[n-1].boot == boot {
+		g.fronts[n-1].seq = max(g.fronts[n-1].seq, s.Seq)
+		return nil
+	}
+	g.fronts = append(g.fronts, front{boot, s.Seq})
 	return nil
 }
 
@@ -362,6 +392,12 @@ func (g *group) flush(ctx context.Context) error {
 		if err := g.w.exec(ctx, `UPDATE trail SET head = ?, hash = ?, entries = entries + ?, broken = ? WHERE device = ?`,
 			t.head, t.hash[:], t.added, t.broken, id); err != nil {
 			return err
+		}
+	}
+	for _, f := range g.fronts {
+		if err := g.w.exec(ctx, `UPDATE boot SET front = CASE WHEN front < ? THEN ? ELSE front END,
+			turn = CASE WHEN turn = 0 THEN 1 + (SELECT MAX(b.turn) FROM boot b WHERE b.device = boot.device) ELSE turn END WHERE id = ?`, f.seq, f.seq, f.boot); err != nil {
+			return fmt.Errorf("boot: %w", err)
 		}
 	}
 	for id, r := range g.series {

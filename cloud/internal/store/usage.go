@@ -22,9 +22,9 @@ const (
 
 	usageQuery = `SELECT d.tenant, COALESCE(s.zone, ''), COALESCE(u.cursor, '{}'), COALESCE(u.body, '')
 		FROM device d LEFT JOIN site s ON s.tenant = d.tenant AND s.name = d.site LEFT JOIN usage u ON u.device = d.id WHERE d.id = ?`
-	bootsQuery   = `SELECT id, name FROM boot WHERE device = ? ORDER BY id DESC LIMIT ?`
+	bootsQuery   = `SELECT id, name, turn, front FROM boot WHERE device = ? AND turn > 0 ORDER BY turn DESC LIMIT ?`
 	samplesQuery = `SELECT s.seq, s.idx, r.peripheral, r.name, s.at, s.value, s.epoch, s.kept FROM sample s CROSS JOIN series r
-		WHERE s.boot = ? AND s.seq > ? AND r.id = s.series AND r.name IN ('ReceiptLineFeedCount', 'ReceiptLinePrintedCount', 'M_CardInsertedCount', 'M_CardResetFailedCount')
+		WHERE s.boot = ? AND s.seq > ? AND s.seq <= ? AND r.id = s.series AND r.name IN ('ReceiptLineFeedCount', 'ReceiptLinePrintedCount', 'M_CardInsertedCount', 'M_CardResetFailedCount')
 		ORDER BY s.seq, s.idx LIMIT ?`
 	eventsQuery  = `SELECT n, at, peripheral, category, code FROM event WHERE device = ? AND n > ? ORDER BY n LIMIT ?`
 	countedQuery = `SELECT ` + peripheralRow + ` FROM peripheral p WHERE p.device = ? AND p.category IN ('POSPrinter', 'SmartCardRW') ORDER BY p.id`
@@ -59,25 +59,21 @@ func (s *Store) usage(ctx context.Context, device fleet.DeviceID, u *fleet.Usage
 		u.Peripherals = append(u.Peripherals, p.Peripheral)
 		u.Soon[p.ID] = p.soon
 	}
-	type boot struct {
-		id   int64
-		name []byte
-	}
 	rows, err = s.stmts.boots.QueryContext(ctx, device, usageMore)
-	boots, err := list(rows, err, func(r scanner) (b boot, err error) { return b, r.Scan(&b.id, &b.name) })
+	boots, err := list(rows, err, func(r scanner) (b run, err error) { return b, r.Scan(&b.id, &b.name, &b.turn, &b.front) })
 	if err != nil {
 		return err
 	}
 	u.Next = fleet.Cursor{Boots: map[int64]int64{}, Event: from.Event}
 	for _, b := range slices.Backward(boots) {
-		if _, known := from.Boots[b.id]; !known && len(from.Boots) > 0 && b.id < slices.Min(slices.Collect(maps.Keys(from.Boots))) {
+		if _, known := from.Boots[b.turn]; !known && len(from.Boots) > 0 && b.turn < slices.Min(slices.Collect(maps.Keys(from.Boots))) {
 			continue
 		}
-		u.Next.Boots[b.id] = from.Boots[b.id]
+		u.Next.Boots[b.turn] = from.Boots[b.turn]
 		if u.More { // one run after the other
 			continue
 		}
-		if err := s.usageSamples(ctx, b.id, b.name, u); err != nil {
+		if err := s.usageSamples(ctx, b, u); err != nil {
 			return err
 		}
 	}
@@ -91,25 +87,32 @@ func (s *Store) usage(ctx context.Context, device fleet.DeviceID, u *fleet.Usage
 	})
 	if len(u.Events) == usageEvents { // what was counted is for when all is known that happened meanwhile
 		u.Samples, u.More = nil, true
-		for id := range u.Next.Boots {
-			u.Next.Boots[id] = from.Boots[id]
+		for turn := range u.Next.Boots {
+			u.Next.Boots[turn] = from.Boots[turn]
 		}
 	}
 	if !u.More && len(boots) > usageBoots { // of the others all is read
-		maps.DeleteFunc(u.Next.Boots, func(id, _ int64) bool { return id < boots[usageBoots-1].id })
+		maps.DeleteFunc(u.Next.Boots, func(turn, _ int64) bool { return turn < boots[usageBoots-1].turn })
 	}
 	return err
 }
 
-// usageSamples reads the samples of a boot behind the cursor: whole batches, so
-// that the cursor can stand between two.
-func (s *Store) usageSamples(ctx context.Context, boot int64, name []byte, u *fleet.Usage) error {
-	rows, err := s.stmts.samples.QueryContext(ctx, boot, u.Next.Boots[boot], usageSamples)
+// run is a boot whose telemetry is whole up to its front.
+type run struct {
+	id, turn, front int64
+	name            []byte
+}
+
+// usageSamples reads the samples of a boot behind the cursor, as far as nothing
+// before them is missing: whole batches, so that the cursor can stand between
+// two.
+func (s *Store) usageSamples(ctx context.Context, b run, u *fleet.Usage) error {
+	rows, err := s.stmts.samples.QueryContext(ctx, b.id, u.Next.Boots[b.turn], b.front, usageSamples)
 	batch, err := list(rows, err, func(r scanner) (fleet.Sample, error) {
 		v := fleet.Sample{Device: u.Device}
 		var when int64
 		err := r.Scan(&v.Seq, &v.Index, &v.Peripheral, &v.Name, &when, &v.Value, &v.Epoch, &v.Kept)
-		copy(v.Boot[:], name)
+		copy(v.Boot[:], b.name)
 		v.At = at(when)
 		return v, err
 	})
@@ -124,7 +127,7 @@ func (s *Store) usageSamples(ctx context.Context, boot int64, name []byte, u *fl
 		last = batch[cut-1].Seq
 	}
 	u.Samples = append(u.Samples, batch...)
-	u.Next.Boots[boot] = int64(last) // #nosec G115 -- as it was stored
+	u.Next.Boots[b.turn] = int64(last) // #nosec G115 -- as it was stored
 	return nil
 }
 
