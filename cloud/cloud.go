@@ -22,6 +22,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/catalog"
 	"github.com/tillward/tillward/cloud/internal/dispatch"
 	"github.com/tillward/tillward/cloud/internal/export"
+	"github.com/tillward/tillward/cloud/internal/figures"
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/ingest"
 	"github.com/tillward/tillward/cloud/internal/live"
@@ -69,6 +70,8 @@ type Service struct {
 	rollout  *rollout.Runner
 	derived  *peripheral.Worker
 	export   *export.Exporter
+	figures  *figures.Book
+	access   *figures.Log
 
 	mqtt, https, operator, metrics net.Listener
 
@@ -95,6 +98,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
 	if s.store, err = store.Open(ctx, cfg.DataDir, log); err != nil {
+		return nil, err
+	}
+	if err := s.wireFigures(); err != nil {
 		return nil, err
 	}
 	if err := s.store.AllOffline(ctx); err != nil { // nobody is connected to a service that just started
@@ -195,6 +201,7 @@ func (s *Service) wire() (err error) {
 		Listener: s.mqtt, TLS: &tls.Config{GetCertificate: s.server.get, MinVersion: tls.VersionTLS13}, Clients: s.devices.Pool,
 		ExporterLabel: enrol.ConnExporterLabel, MaxClients: int64(s.cfg.Device.MaxClients),
 		Admit: s.admit, Submit: s.submit, Presence: s.presence, Ready: s.ready, Violation: s.violation, Refused: s.refused, Clone: s.cloned, Log: s.log,
+		Meter: s.meter(),
 	})
 	if err != nil {
 		return err
@@ -206,7 +213,7 @@ func (s *Service) wire() (err error) {
 	device, command, roll := changed(fleet.ChangedDevice), changed(fleet.ChangedCommand), changed(fleet.ChangedRollout)
 	s.verifier = verifier.New(verifier.Options{
 		Devices: s.store, Firmware: s.store, Link: s.broker, Every: s.cfg.Attest.Every.Duration, Unjudged: fleet.Trust(s.cfg.Attest.Unjudged),
-		Changed: func(d fleet.Device) { device(d.Tenant, string(d.ID)) }, Log: s.log,
+		Changed: func(d fleet.Device) { device(d.Tenant, string(d.ID)) }, Log: s.log, Appraised: s.timed("verifier", "appraise"),
 	})
 	s.dispatch = dispatch.New(dispatch.Options{
 		Store: s.store, Signer: s.signer, Sender: s.broker, Changed: func(c fleet.Command) { command(c.Tenant, string(c.ID)) }, Log: s.log,
@@ -214,7 +221,7 @@ func (s *Service) wire() (err error) {
 	})
 	s.rollout = rollout.New(rollout.Options{
 		Store: s.store, Link: s.broker, Open: s.broker.SendOpen, Changed: func(t fleet.TenantID, id fleet.RolloutID) { roll(t, string(id)) }, Log: s.log,
-		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) },
+		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) }, Round: s.timed("rollout", "round"),
 	})
 	s.wirePeripherals()
 	if err := s.wireExport(); err != nil {
@@ -248,7 +255,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.close()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.export.Run, s.owners.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
+		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.export.Run, s.owners.Run, s.figures.Run, s.access.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
@@ -373,7 +380,7 @@ func (s *Service) ready(device fleet.DeviceID) {
 	if err := s.owners.Ready(ctx, device); err != nil {
 		s.log.Error("give a device up", slog.String("device", string(device)), slog.Any("err", err))
 	}
-	if err := s.dispatch.Deliver(ctx, device); err != nil {
+	if err := s.deliver(ctx, device); err != nil {
 		s.log.Error("deliver commands", slog.String("device", string(device)), slog.Any("err", err))
 	}
 	s.rollout.Deliver(device)

@@ -39,6 +39,7 @@ type Config struct {
 	Rollout   RolloutConfig   `toml:"rollout"`
 
 	Peripheral PeripheralConfig `toml:"peripheral"`
+	AccessLog  AccessLogConfig  `toml:"access_log"`
 	Export     []ExportConfig   `toml:"export,omitempty" comment:"receivers of the audit trails"`
 }
 
@@ -62,6 +63,13 @@ type OperatorConfig struct {
 // MetricsConfig holds the listener of metrics and health.
 type MetricsConfig struct {
 	Listen string `toml:"listen" comment:"loopback address; empty: off"`
+}
+
+// AccessLogConfig says where requests of operators and devices are logged.
+type AccessLogConfig struct {
+	File   string `toml:"file" comment:"a line for each request of operators and devices; in the data folder unless it is an absolute path; empty: off"`
+	MaxMiB int    `toml:"max_mib" comment:"its size before another is begun"`
+	Keep   int    `toml:"keep" comment:"how many older ones are kept"`
 }
 
 // EnrolConfig says whose TPMs may join.
@@ -149,6 +157,7 @@ func DefaultConfig() Config {
 		Rollout:  RolloutConfig{Approval: ApprovalNone},
 
 		Peripheral: PeripheralConfig{PaperSoon: Duration{2 * time.Hour}},
+		AccessLog:  AccessLogConfig{File: "access.log", MaxMiB: 64, Keep: 5},
 	}
 }
 
@@ -200,6 +209,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("rollout.approval %q: use none, or other for four eyes", c.Rollout.Approval)
 	case c.Peripheral.PaperSoon.Duration < 0:
 		return fmt.Errorf("peripheral.paper_soon %s: give a time, or 0s for never", c.Peripheral.PaperSoon)
+	case c.AccessLog.File != "" && (c.AccessLog.MaxMiB < 1 || c.AccessLog.Keep < 0 || c.AccessLog.Keep > 1000):
+		return fmt.Errorf("access_log.max_mib %d and access_log.keep %d: give a size of at least 1, and up to 1000 files to keep", c.AccessLog.MaxMiB, c.AccessLog.Keep)
 	case slices.ContainsFunc(c.Enrol.Vendors, func(v VendorConfig) bool { return v.Name == "" || v.Key == "" }):
 		return errors.New("enrol.vendors: give each vendor's name and the file with his public key")
 	case len(c.OwnerName) > 64 || strings.ContainsFunc(c.OwnerName, unicode.IsControl):

@@ -21,6 +21,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/console"
 	"github.com/tillward/tillward/cloud/internal/api"
+	"github.com/tillward/tillward/cloud/internal/figures"
 	"github.com/tillward/tillward/cloud/internal/rollout"
 	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/provisioning/identity"
@@ -102,7 +103,7 @@ func (s *Service) serveDevices(ctx context.Context) error {
 			}, nil
 		},
 		MinVersion: tls.VersionTLS13,
-	}, mux)
+	}, s.figures.Handler("device", s.access, deviceRoute, s.known(mux)))
 }
 
 // ofAnother reports whether a path below /tuf is the content of a release that
@@ -117,8 +118,8 @@ func ofAnother(name, tenant string) bool {
 // serveOperators serves API and console.
 func (s *Service) serveOperators(ctx context.Context) error {
 	mux := http.NewServeMux()
-	mux.Handle("/v1/", api.New(api.Deps{
-		Tenant: s.tenant, Store: s.store, Accounts: s.accounts, Send: s.dispatch.Send,
+	mux.Handle("/v1/", s.figures.Handler("api", s.access, nil, api.New(api.Deps{
+		Tenant: s.tenant, Store: s.store, Accounts: s.accounts, Send: s.send,
 		Releases: releases{s},
 		Watch:    s.hub.Subscribe, Changed: s.hub.Publish, Wake: s.rollout.Wake, Version: Version, Log: s.log,
 		Preview: s.rollout.Preview, Why: s.rollout.Why, Check: rollout.Check, FourEyes: s.cfg.Rollout.Approval == ApprovalOther,
@@ -127,15 +128,16 @@ func (s *Service) serveOperators(ctx context.Context) error {
 			return err
 		},
 		Owners: s.owners, Exports: s.export, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate, Retire: s.retire,
-	}))
+		Known: figures.Asks, Figures: s.figures,
+	})))
 	app := console.Handler()
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	mux.Handle("/", s.figures.Handler("console", nil, func(string) string { return "files" }, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		app.ServeHTTP(w, r)
-	})
+	})))
 	if s.cfg.Operator.Plain {
 		return s.serve(ctx, s.operator, nil, mux)
 	}
@@ -162,7 +164,7 @@ func (s *Service) serveMetrics(ctx context.Context) error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "tillward_devices_connected", Help: "Devices with an open MQTT connection.",
 		}, func() float64 { return float64(len(s.broker.Connected())) }),
-		exportMetrics{s.export.States, s.log}, ingestMetrics{s.ingest.Stats},
+		exportMetrics{s.export.States, s.log}, ingestMetrics{s.ingest.Stats}, s.figures,
 	)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))

@@ -134,6 +134,13 @@ export interface Export {
   name: string; kind: string; format: string; to: string; state: string; lag: number; cursor: number; sent: number; lost: number;
   moved_at: string | null; last_error: string; failed_at: string | null;
 }
+/** What was answered in a span of time, and the milliseconds that half, 95 and 99 of a hundred answers took at most. */
+export interface Figure {
+  at: string; span_s: number; ok: number; redirected: number; refused: number; failed: number; bytes: number; p50_ms: number; p95_ms: number; p99_ms: number;
+}
+/** The figures of a part of the service, or of one thing that it does. */
+export interface PartFigures { part: string; op?: string; total: Figure; points?: Figure[] }
+export interface Figures { from: string; to: string; step_s: number; parts: PartFigures[]; ops: PartFigures[] }
 export interface Session { name: string; role: string; tenant: string }
 export interface List<T> { items: T[]; next: string }
 

@@ -102,6 +102,29 @@ function useLoad<T>(key: string, fetch: () => Promise<T>, concerns: (c: Change) 
   return { data, error, reload: () => setRound((n) => n + 1) };
 }
 
+/** Loads what `key` names every `pace` milliseconds: what changes all the time and tells nobody. */
+export function useEvery<T>(key: string, fetch: () => Promise<T>, pace: number): Loaded<T> {
+  const [data, setData] = useState<T>();
+  const [error, setError] = useState('');
+  const [round, setRound] = useState(0);
+  useEffect(() => {
+    let gone = false;
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const load = async () => {
+      try {
+        const d = await fetch();
+        if (!gone) { setData(d); setError(''); }
+      } catch (e) {
+        if (!gone) setError((e as Error).message);
+      }
+      if (!gone) timer = setTimeout(() => void load(), pace);
+    };
+    void load();
+    return () => { gone = true; clearTimeout(timer); };
+  }, [key, round]);
+  return { data, error, reload: () => setRound((n) => n + 1) };
+}
+
 /** What somebody types, once they have paused: each letter would be a search through the fleet. */
 export function useSettled(value: string, wait = 300): string {
   const [settled, set] = useState(value);

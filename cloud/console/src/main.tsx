@@ -16,6 +16,7 @@ import { Releases } from './pages/releases';
 import { RolloutPage } from './pages/rollout';
 import { Rollouts } from './pages/rollouts';
 import { Settings } from './pages/settings';
+import { Service } from './pages/service';
 import { SignIn } from './pages/signin';
 import { Sites } from './pages/sites';
 import { WaitingPage } from './pages/waiting';
@@ -26,6 +27,7 @@ import './style.css';
 import './parts/parts.css';
 import './parts/rollouts.css';
 import './parts/peripherals.css';
+import './parts/service.css';
 
 function Route() {
   const [, page, rest, more] = path.value.split('/');
@@ -47,6 +49,7 @@ function Route() {
     case 'firmware': return <Firmware />;
     case 'alarms': return <Alarms />;
     case 'audit': return <Audit />;
+    case 'service': return <Service />;
     case 'settings': return <Settings />;
   }
   return <Page title="No such page"><Empty title="There is nothing at this address."><a href="/">Back to the fleet</a></Empty></Page>;
@@ -54,7 +57,7 @@ function Route() {
 
 const nav = [
   ['/', 'Fleet'], ['/peripherals', 'Peripherals'], ['/alarms', 'Alarms'], ['/waiting', 'Waiting'], ['/rollouts', 'Rollouts'], ['/releases', 'Releases'], ['/sites', 'Sites'],
-  ['/firmware', 'Firmware'], ['/audit', 'Audit'], ['/settings', 'Settings'],
+  ['/firmware', 'Firmware'], ['/audit', 'Audit'], ['/service', 'Service'], ['/settings', 'Settings'],
 ] as const;
 
 /** How many alarms nobody here has looked at. */

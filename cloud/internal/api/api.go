@@ -41,6 +41,8 @@ type Deps struct {
 	Accounts Accounts
 	Owners   Owners
 	Exports  Exports
+	Figures  Figures
+	Known    func(ctx context.Context, name string) // tells the access log who asks
 	Send     func(ctx context.Context, r fleet.CommandRequest) (fleet.Command, error)
 	Releases publisher
 	Watch    func(ctx context.Context, t fleet.TenantID) <-chan fleet.Change
@@ -107,6 +109,7 @@ func New(d Deps) http.Handler {
 	s.trust()
 	s.owners()
 	s.exports()
+	s.figures()
 	s.live()
 	return secure(described(mux))
 }
@@ -151,6 +154,9 @@ func (s *server) guard(ctx huma.Context, next func(huma.Context)) {
 	}
 	r, _ := humago.Unwrap(ctx)
 	p, err := s.Accounts.Authenticate(r)
+	if err == nil && s.Known != nil {
+		s.Known(ctx.Context(), p.Name)
+	}
 	switch {
 	case err != nil:
 		// Who shows nothing is not worth an entry; who has been shut out has had his.

@@ -105,7 +105,27 @@ type Options struct {
 	// Clone tells of two live connections of one identity, at most once in five
 	// minutes for each device.
 	Clone func(device, what string)
+	Meter Meter
 	Log   *slog.Logger
+}
+
+// Meter is told how often things happen and how long they take, on the way of
+// each: it must neither wait nor allocate. What is nil hears nothing.
+type Meter struct {
+	// Connected tells of a connection that was let in or not, from the first byte
+	// on; err says why not.
+	Connected func(took time.Duration, err error)
+	// Answered tells of a message from when it came to when its PUBACK can be
+	// written, or is not.
+	Answered func(channel wire.Channel, bytes int, took time.Duration, err error)
+	// Sent tells of a message to a device that is queued for it, or not.
+	Sent func(channel wire.Channel, bytes int, err error)
+}
+
+func (m *Meter) connected(began time.Time, err error) {
+	if m.Connected != nil {
+		m.Connected(time.Since(began), err)
+	}
 }
 
 // Broker is the MQTT server of the fleet service.
@@ -167,7 +187,7 @@ func New(o Options) (*Broker, error) {
 	if err := b.server.AddHook(&hook{b: b}, nil); err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
-	b.listener = newListener(o.Listener, config(o.TLS, o.Clients), o.Log, b.left)
+	b.listener = newListener(o.Listener, config(o.TLS, o.Clients), o.Log, b.left, &b.o.Meter)
 	if err := b.server.AddListener(b.listener); err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
@@ -295,7 +315,11 @@ func (b *Broker) sendTo(device fleet.DeviceID, channel wire.Channel, payload []b
 	if _, ok := s.client.State.Subscriptions.Get(wire.Down(s.id.Tenant, s.id.Device, q)); !ok {
 		return nil, ErrOffline
 	}
-	return s.exporter, s.send(wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: q, Channel: channel}, payload)
+	err = s.send(wire.Topic{Tenant: s.id.Tenant, Device: s.id.Device, Quarantine: q, Channel: channel}, payload)
+	if b.o.Meter.Sent != nil {
+		b.o.Meter.Sent(channel, len(payload), err)
+	}
+	return s.exporter, err
 }
 
 // Verdict sets what one connection of the device may do and tells it so on the

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -59,8 +60,19 @@ func (h *hook) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 	}
 	if err != nil {
 		h.b.o.Log.Warn("connection refused", slog.String("remote", cl.Net.Remote), slog.Any("err", err))
+		h.b.o.Meter.connected(accepted(cl.Net.Conn), err)
 	}
 	return err
+}
+
+// accepted is when a connection came in.
+func accepted(c net.Conn) time.Time {
+	if t, ok := c.(*tls.Conn); ok {
+		if d, ok := t.NetConn().(*deadlined); ok {
+			return d.accepted
+		}
+	}
+	return time.Now()
 }
 
 // OnConnectAuthenticate reads the identity from the certificate; user name and
@@ -84,6 +96,7 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) (ok bool
 	if err == nil {
 		err = h.admit(newSession(id, cl, exporter))
 	}
+	h.b.o.Meter.connected(accepted(conn), err)
 	if err != nil {
 		h.b.o.Log.Warn("device refused", slog.String("device", id.Device), slog.String("remote", cl.Net.Remote), slog.Any("err", err))
 		return false
@@ -211,10 +224,13 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (_ packets.Packet, 
 		cl.Stop(errors.New("too many messages without acknowledgement"))
 		return pk, err
 	}
-	packet := pk.PacketID
+	packet, came, size := pk.PacketID, time.Now(), len(pk.Payload)
 	done := func(err error) {
 		s.end(packet, err)
 		h.b.end()
+		if h.b.o.Meter.Answered != nil {
+			h.b.o.Meter.Answered(topic.Channel, size, time.Since(came), err)
+		}
 	}
 	if !h.submit(Message{Identity: s.id, Admission: s.admission, Topic: topic, Payload: pk.Payload, Exporter: s.exporter, Ack: done, Dead: s.Dead}) {
 		done(errors.New("the service is full"))

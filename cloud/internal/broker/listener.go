@@ -26,13 +26,15 @@ type listener struct {
 	wg   sync.WaitGroup
 	once sync.Once
 
+	meter *Meter
+
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{}
 	closed bool
 }
 
-func newListener(ln net.Listener, cfg *tls.Config, log *slog.Logger, left func(net.Conn)) *listener {
-	return &listener{ln: ln, cfg: cfg, log: log, left: left, slot: make(chan struct{}, handshakes), conns: map[net.Conn]struct{}{}}
+func newListener(ln net.Listener, cfg *tls.Config, log *slog.Logger, left func(net.Conn), meter *Meter) *listener {
+	return &listener{ln: ln, cfg: cfg, log: log, left: left, meter: meter, slot: make(chan struct{}, handshakes), conns: map[net.Conn]struct{}{}}
 }
 
 // Init implements listeners.Listener.
@@ -120,8 +122,10 @@ func (l *listener) serve(c *tls.Conn, establish listeners.EstablishFn) {
 func (l *listener) handshake(conn net.Conn) *tls.Conn {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()
-	c := tls.Server(&deadlined{Conn: conn}, l.cfg)
+	began := time.Now()
+	c := tls.Server(&deadlined{Conn: conn, accepted: began}, l.cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
+		l.meter.connected(began, err)
 		l.log.Info("handshake refused", slog.String("remote", conn.RemoteAddr().String()), slog.Any("err", err))
 		return nil
 	}
@@ -153,9 +157,10 @@ func (l *listener) Close(closeClients listeners.CloseFn) {
 // there still is one.
 type deadlined struct {
 	net.Conn
-	parting atomic.Bool
-	old     int         // bytes that had come before and were not read yet
-	alive   atomic.Bool // the peer said something after that
+	accepted time.Time
+	parting  atomic.Bool
+	old      int         // bytes that had come before and were not read yet
+	alive    atomic.Bool // the peer said something after that
 }
 
 // Write implements net.Conn.

@@ -52,7 +52,9 @@ type Options struct {
 	Open    func(device fleet.DeviceID, channel wire.Channel, payload []byte) error
 	Sign    func(kind string, m wire.Message) ([]byte, error)
 	Changed func(t fleet.TenantID, id fleet.RolloutID)
-	Log     *slog.Logger
+	// Round is told how long each round took and what was wrong; nil: nobody listens.
+	Round func(took time.Duration, err error)
+	Log   *slog.Logger
 }
 
 const (
@@ -166,7 +168,11 @@ func (r *Runner) Run(ctx context.Context) error {
 		case <-r.wake:
 		}
 		r.greet()
+		began := time.Now()
 		next, err := r.round(ctx)
+		if r.o.Round != nil && ctx.Err() == nil {
+			r.o.Round(time.Since(began), err)
+		}
 		if err != nil && ctx.Err() == nil {
 			r.o.Log.Error("rollout round", slog.Any("err", err))
 		} else {

@@ -56,7 +56,12 @@ type Store struct {
 
 	enlisted map[fleet.RolloutID]enlisted
 	history  history
+	observe  func(rows int64, took time.Duration, err error)
 }
+
+// Observe has f told of each transaction that writes: how many rows it changed
+// and how long it took. Call it before anything else; f must not wait.
+func (s *Store) Observe(f func(rows int64, took time.Duration, err error)) { s.observe = f }
 
 // Open opens or creates the database in dir and brings its schema up to date.
 // It refuses a schema that is newer than the code.
@@ -131,12 +136,13 @@ func (s *Store) Ping(ctx context.Context) error {
 // writer is the one connection that writes, with its prepared statements and
 // the ids that the up stream needs again and again.
 type writer struct {
-	conn   *sql.Conn
-	stmts  map[string]*sql.Stmt
-	now    time.Time // of the present transaction
-	slot   int64     // of the newest trouble
-	boots  map[bootKey]int64
-	series map[seriesKey]int64
+	conn    *sql.Conn
+	stmts   map[string]*sql.Stmt
+	now     time.Time // of the present transaction
+	slot    int64     // of the newest trouble
+	changes int64     // rows, in the present transaction
+	boots   map[bootKey]int64
+	series  map[seriesKey]int64
 }
 
 var errClosed = errors.New("store is closed")
@@ -164,7 +170,10 @@ func (s *Store) tx(ctx context.Context, f func(context.Context, *writer) error) 
 func (s *Store) with(ctx context.Context, w *writer, f func(context.Context, *writer) error) (err error) {
 	// A statement under a context that can end costs a goroutine, and a transaction half-way is best finished.
 	ctx = context.WithoutCancel(ctx)
-	w.now = time.Now()
+	w.now, w.changes = time.Now(), 0
+	if s.observe != nil {
+		defer func() { s.observe(w.changes, time.Since(w.now), err) }()
+	}
 	if err := w.exec(ctx, `BEGIN IMMEDIATE`); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
@@ -219,7 +228,11 @@ func (w *writer) changed(ctx context.Context, query string, args ...any) (int64,
 	if err != nil {
 		return 0, err
 	}
-	return r.RowsAffected()
+	n, err := r.RowsAffected()
+	if verb := query[0]; verb == 'I' || verb == 'U' || verb == 'D' { // SQLite answers anything else with the count of before
+		w.changes += n
+	}
+	return n, err
 }
 
 // row queries one row.

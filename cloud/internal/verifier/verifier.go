@@ -73,7 +73,9 @@ type Options struct {
 	// default.
 	Unjudged fleet.Trust
 	Changed  func(d fleet.Device) // after each appraisal, many at once, and when silence made a device stale
-	Log      *slog.Logger
+	// Appraised is told how long each appraisal took and why it could not be made; nil: nobody listens.
+	Appraised func(took time.Duration, err error)
+	Log       *slog.Logger
 }
 
 // Verifier holds the challenges that are open and the evidence that waits.
@@ -135,8 +137,12 @@ func (v *Verifier) serve() {
 		}
 		// Evidence that is in hand is finished, also when the service stops.
 		ctx, cancel := context.WithTimeout(context.Background(), appraising)
+		began := time.Now()
 		err := v.Appraise(ctx, w.evidence)
 		cancel()
+		if v.o.Appraised != nil {
+			v.o.Appraised(time.Since(began), err)
+		}
 		if err != nil {
 			v.o.Log.Error("appraise evidence; the device shows it again", slog.String("device", string(w.evidence.Device)), slog.Any("err", err))
 		}

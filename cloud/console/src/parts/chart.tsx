@@ -105,7 +105,7 @@ function Plot({ device, series, range }: { device: string; series: Series; range
 }
 
 /** The words at the time axis: with seconds, the clock alone, or the date; the same word stands once. */
-function times(u: uPlot, ticks: number[]): string[] {
+export function times(u: uPlot, ticks: number[]): string[] {
   const shown = (u.scales.x?.max ?? 0) - (u.scales.x?.min ?? 0);
   const style: Intl.DateTimeFormatOptions = shown > 2 * 86400
     ? { month: 'short', day: 'numeric' }
