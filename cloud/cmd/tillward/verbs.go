@@ -258,6 +258,7 @@ func (c *commandList) Run(ctx context.Context, o *out, api *client) error {
 }
 
 type auditCmd struct {
+	Search auditSearch `cmd:"" help:"Search all trails: who did what, where, when, and what came of it."`
 	List   auditList   `cmd:"" help:"List a trail, newest first."`
 	Verify auditVerify `cmd:"" help:"Walk a trail's chain from the first entry."`
 }

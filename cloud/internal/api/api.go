@@ -110,6 +110,7 @@ func New(d Deps) http.Handler {
 	s.owners()
 	s.exports()
 	s.figures()
+	s.search()
 	s.live()
 	return secure(described(mux))
 }

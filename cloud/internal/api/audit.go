@@ -19,6 +19,8 @@ type auditEvent struct {
 	Severity string            `json:"severity" enum:"info,warn,alarm"`
 	Actor    string            `json:"actor"`
 	Subject  string            `json:"subject"`
+	Outcome  string            `json:"outcome" enum:"success,failure,refused," doc:"empty: nothing was tried"`
+	Site     string            `json:"site"`
 	Detail   map[string]string `json:"detail"`
 	Hash     string            `json:"hash"`
 	Prev     string            `json:"prev"`
@@ -45,7 +47,7 @@ func (s *server) audit(prefix, path, summary string) {
 		items, next, err := s.Store.AuditTrailOf(ctx, who(ctx).Tenant, fleet.DeviceID(id), in.Severity, in.Order != "asc", in.page())
 		return pageOf(items, next, func(e fleet.AuditEvent) auditEvent {
 			return auditEvent{
-				e.Seq, when(e.At), when(e.StoredAt), e.Kind, e.Severity, e.Actor, e.Subject, e.Detail, hex.EncodeToString(e.Hash[:]), hex.EncodeToString(e.Prev[:]),
+				e.Seq, when(e.At), when(e.StoredAt), e.Kind, e.Severity, e.Actor, e.Subject, e.Outcome, e.Site, e.Detail, hex.EncodeToString(e.Hash[:]), hex.EncodeToString(e.Prev[:]),
 			}
 		}), s.fault(ctx, err)
 	}

@@ -30,6 +30,7 @@ type deviceStore interface {
 	Events(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, p fleet.Page) ([]fleet.PeripheralEvent, string, error)
 	AuditTrailOf(ctx context.Context, t fleet.TenantID, id fleet.DeviceID, severity string, newestFirst bool, p fleet.Page) ([]fleet.AuditEvent, string, error)
 	VerifyAudit(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) (fleet.ChainReport, error)
+	SearchTrails(ctx context.Context, t fleet.TenantID, q fleet.TrailQuery, p fleet.Page) (fleet.TrailFound, error)
 }
 
 type peripheralStore interface {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strconv"
@@ -28,6 +29,7 @@ type entry struct {
 	Actor    string            `json:"actor,omitempty"`
 	Subject  string            `json:"subject,omitempty"`
 	Outcome  string            `json:"outcome,omitempty"`
+	Site     string            `json:"site,omitempty"`
 	Detail   map[string]string `json:"detail,omitempty"`
 	Prev     []byte            `json:"prev"`
 }
@@ -54,9 +56,19 @@ func (w *writer) audit(ctx context.Context, t fleet.TenantID, ev fleet.AuditEven
 	if ev.At.IsZero() {
 		ev.At = w.now
 	}
+	if ev.Outcome == "" {
+		ev.Outcome = fleet.OutcomeOf(ev.Kind)
+	}
 	ev.Device, ev.Tenant, ev.StoredAt = "", t, w.now
 	// JSON replaces what is no UTF-8: the row must say what the body says, or the entry would look tampered with.
-	ev.Kind, ev.Actor, ev.Subject = text(ev.Kind), text(ev.Actor), text(ev.Subject)
+	ev.Kind, ev.Actor, ev.Subject, ev.Outcome = text(ev.Kind), text(ev.Actor), text(ev.Subject), text(ev.Outcome)
+	if ev.Site == "" {
+		err := found(w.row(ctx, `SELECT site FROM device WHERE id = ? AND tenant = ?`, ev.Subject, t).Scan(&ev.Site))
+		if err != nil && !errors.Is(err, fleet.ErrNotFound) {
+			return fmt.Errorf("site of %s: %w", ev.Subject, err)
+		}
+	}
+	ev.Site = text(ev.Site)
 	var hash []byte
 	if err := w.row(ctx, `SELECT head, hash FROM trail WHERE device = ''`).Scan(&ev.Seq, &hash); err != nil {
 		return fmt.Errorf("head of the service trail: %w", err)
@@ -65,7 +77,7 @@ func (w *writer) audit(ctx context.Context, t fleet.TenantID, ev fleet.AuditEven
 	copy(ev.Prev[:], hash)
 	body, err := json.Marshal(entry{
 		Seq: ev.Seq, At: ms(ev.At), Tenant: ev.Tenant, Kind: ev.Kind, Severity: ev.Severity,
-		Actor: ev.Actor, Subject: ev.Subject, Outcome: ev.Outcome, Detail: ev.Detail, Prev: ev.Prev[:],
+		Actor: ev.Actor, Subject: ev.Subject, Outcome: ev.Outcome, Site: ev.Site, Detail: ev.Detail, Prev: ev.Prev[:],
 	})
 	if err != nil {
 		return fmt.Errorf("encode audit entry: %w", err)
@@ -86,14 +98,21 @@ func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent) (bool, er
 	if detail == nil {
 		detail = map[string]string{}
 	}
-	when := ms(ev.At)
+	when, actor := ms(ev.At), ev.Actor
 	if ev.Device != "" {
 		when = deviceMS(ev.At)
+		if actor == string(ev.Device) {
+			actor = "" // as scanAudit reads it
+		}
 	}
-	n, err := w.changed(ctx, `INSERT INTO audit (device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
-		ev.Device, ev.Seq, ev.Tenant, when, ms(ev.StoredAt), ev.Kind, ev.Severity, ev.Actor, ev.Subject, ev.Outcome, ev.Site, toJSON(detail),
-		blob(ev.Body), ev.Hash[:], ev.Prev[:])
+	facet, err := w.facet(ctx, ev)
+	if err != nil {
+		return false, err
+	}
+	n, err := w.changed(ctx, `INSERT INTO audit (device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev, facet)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
+		ev.Device, ev.Seq, ev.Tenant, when, ms(ev.StoredAt), ev.Kind, ev.Severity, actor, ev.Subject, ev.Outcome, ev.Site, toJSON(detail),
+		blob(ev.Body), ev.Hash[:], ev.Prev[:], facet)
 	return n == 1, err
 }
 
@@ -111,6 +130,9 @@ func scanAudit(r scanner) (fleet.AuditEvent, error) {
 		return ev, fmt.Errorf("detail of audit entry %d: %w", ev.Seq, err)
 	}
 	ev.At, ev.StoredAt = at(when), at(stored)
+	if ev.Actor == "" {
+		ev.Actor = string(ev.Device)
+	}
 	copy(ev.Hash[:], hash)
 	copy(ev.Prev[:], prev)
 	return ev, nil
@@ -253,12 +275,12 @@ func intact(t fleet.TenantID, ev fleet.AuditEvent) string {
 		}
 		in = entry{
 			Seq: r.Seq, At: deviceMS(time.UnixMilli(r.At)), Tenant: t, Kind: r.Kind, Severity: r.Severity,
-			Actor: cmp.Or(r.Actor, string(ev.Device)), Subject: r.Subject, Outcome: r.Outcome, Detail: r.Detail, Prev: r.Prev[:],
+			Actor: cmp.Or(r.Actor, string(ev.Device)), Subject: r.Subject, Outcome: r.Outcome, Site: ev.Site, Detail: r.Detail, Prev: r.Prev[:],
 		}
 	}
 	switch {
 	case in.Seq != ev.Seq || in.At != ms(ev.At) || in.Tenant != ev.Tenant || in.Kind != ev.Kind || in.Severity != ev.Severity ||
-		in.Actor != ev.Actor || in.Subject != ev.Subject || in.Outcome != ev.Outcome || !maps.Equal(in.Detail, ev.Detail) || !bytes.Equal(in.Prev, ev.Prev[:]):
+		in.Actor != ev.Actor || in.Subject != ev.Subject || in.Outcome != ev.Outcome || in.Site != ev.Site || !maps.Equal(in.Detail, ev.Detail) || !bytes.Equal(in.Prev, ev.Prev[:]):
 		return "shows something else than what was hashed"
 	}
 	return ""

@@ -143,6 +143,7 @@ type writer struct {
 	changes int64     // rows, in the present transaction
 	boots   map[bootKey]int64
 	series  map[seriesKey]int64
+	facets  map[facetKey]int64
 }
 
 var errClosed = errors.New("store is closed")
@@ -198,7 +199,7 @@ func (s *Store) with(ctx context.Context, w *writer, f func(context.Context, *wr
 // forget drops remembered ids: those given in a transaction that did not
 // happen, or too many of them.
 func (w *writer) forget() {
-	w.boots, w.series = map[bootKey]int64{}, map[seriesKey]int64{}
+	w.boots, w.series, w.facets = map[bootKey]int64{}, map[seriesKey]int64{}, map[facetKey]int64{}
 }
 
 func (w *writer) stmt(ctx context.Context, query string) (*sql.Stmt, error) {

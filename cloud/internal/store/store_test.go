@@ -434,6 +434,9 @@ func TestMigrates(t *testing.T) {
 			if l, _, err := s.AuditTrailOf(ctx, "main", "d1", "alarm", true, fleet.Page{}); err != nil || len(l) != 1 || l[0].Kind != "enrol.done" {
 				t.Errorf("alarms: got %+v, %v", l, err)
 			}
+			if f, err := s.SearchTrails(ctx, "main", fleet.TrailQuery{What: "enrol.", Who: "d1"}, fleet.Page{}); err != nil || len(f.Items) != 1 || f.Items[0].Actor != "d1" {
+				t.Errorf("search: got %+v, %v", f, err)
+			}
 			// And it is written to as if it had always been new.
 			out, err := s.Commit(ctx, []store.Intake{{Device: "d1", Tenant: "main", At: noon, Samples: []fleet.Sample{
 				{Boot: [16]byte{1}, Seq: 1, Index: 0, At: noon, Peripheral: "printer", Name: "temp", Value: 21},

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,6 +54,7 @@ type front struct {
 // tally is what changes in a device's row and trail.
 type tally struct {
 	tenant  fleet.TenantID
+	site    string
 	samples int
 	seen    int64
 	faults  int
@@ -92,7 +94,7 @@ func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
 	t := g.devices[in.Device]
 	if t == nil {
 		t = &tally{}
-		if err := g.w.row(ctx, `SELECT tenant FROM device WHERE id = ?`, in.Device).Scan(&t.tenant); err != nil {
+		if err := g.w.row(ctx, `SELECT tenant, site FROM device WHERE id = ?`, in.Device).Scan(&t.tenant, &t.site); err != nil {
 			return found(err)
 		}
 		g.devices[in.Device] = t
@@ -250,7 +252,7 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 		if err := number("sequence", ev.Seq); err != nil {
 			return err
 		}
-		ev.Device, ev.Tenant, ev.Actor, ev.StoredAt = in.Device, in.Tenant, string(in.Device), in.At
+		ev.Device, ev.Tenant, ev.Actor, ev.Site, ev.StoredAt = in.Device, in.Tenant, cmp.Or(ev.Actor, string(in.Device)), t.site, in.At
 		added, err := g.w.insertAudit(ctx, ev)
 		if err != nil {
 			return fmt.Errorf("audit entry: %w", err)
