@@ -191,6 +191,7 @@ func (a *Agent) live(ctx context.Context) (err error) {
 	g.Go(func() error { return a.look(inner) })
 	g.Go(func() error { return a.share(inner) })
 	g.Go(func() error { return a.part(inner) })
+	g.Go(func() error { return a.tellShed(inner) })
 	g.Go(func() error {
 		why := "stop"
 		var end error

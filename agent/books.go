@@ -51,7 +51,11 @@ var plainValues = []string{keyAuditHead, keyIdentityCopy, keySettings}
 var errAbsorb = errors.New("the plain books could not be taken over")
 
 func (a *Agent) bookOptions() spool.Options {
-	return spool.Options{MaxBytes: int64(a.cfg.Spool.MaxMiB) << 20, Log: a.log, Plain: plainValues}
+	c := a.cfg.Spool
+	return spool.Options{
+		MaxBytes: int64(c.MaxMiB) << 20, Shares: c.shares(), Window: c.Window.Duration, Log: a.log,
+		Plain: plainValues, Copied: []string{keyAuditHead}, Thin: thin, Tally: tally,
+	}
 }
 
 func (a *Agent) file(name string) string { return filepath.Join(a.cfg.StateDir, name) }

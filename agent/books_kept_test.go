@@ -49,7 +49,7 @@ func TestKept(t *testing.T) {
 			},
 			[]string{"audit c false", "audit c true"}, nil,
 		},
-		"not made": {func() error { return b.Compose(t.Context(), spool.Keep, "audit", of("d", bad), nil) }, nil, bad},
+		"not made": {func() error { return b.Compose(t.Context(), spool.Audit, "audit", of("d", bad), nil) }, nil, bad},
 	} {
 		told = nil
 		if err := tt.put(); !errors.Is(err, tt.err) || !slices.Equal(told, tt.want) {
@@ -60,7 +60,7 @@ func TestKept(t *testing.T) {
 	told = nil
 	for err = nil; err == nil; { // until the quota is used up: that one was made, and is not kept
 		told = nil
-		err = b.Compose(t.Context(), spool.Keep, "audit", of(strings.Repeat("x", 4<<10), nil), nil)
+		err = b.Compose(t.Context(), spool.Audit, "audit", of(strings.Repeat("x", 4<<10), nil), nil)
 	}
 	if !errors.Is(err, spool.ErrFull) || len(told) == 0 || strings.HasSuffix(told[len(told)-1], "true") {
 		t.Errorf("full: told of %d, %v; want the beginning alone", len(told), err)

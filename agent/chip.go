@@ -61,13 +61,15 @@ func (chip) Halt() error { return nil }
 // Close implements io.Closer; the TPM is not the chip's to close.
 func (chip) Close() error { return nil }
 
-// Statistics implements hal.Statistics.
+// Statistics implements hal.Statistics. What the spool writes is told with it:
+// of the box itself there are not two to ask.
 func (c chip) Statistics(ctx context.Context) ([]hal.Stat, error) {
+	stats := c.a.spoolStats()
 	h, err := c.a.tpmHealth(ctx)
 	if err != nil {
-		return nil, nil //nolint:nilerr // it is not open now; the trail says why
+		return stats, nil //nolint:nilerr // it is not open now; the trail says why
 	}
-	return []hal.Stat{{Name: "tpm_lockout_count", Value: float64(h.LockoutCounter)}}, nil
+	return append(stats, hal.Stat{Name: "tpm_lockout_count", Value: float64(h.LockoutCounter)}), nil
 }
 
 var errNoTPM = errors.New("the TPM is not open")

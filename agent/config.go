@@ -26,6 +26,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/update"
 	"github.com/tillward/tillward/agent/internal/update/script"
 )
@@ -134,7 +135,40 @@ type TelemetryConfig struct {
 
 // SpoolConfig bounds the queue on disk.
 type SpoolConfig struct {
-	MaxMiB int `toml:"max_mib" comment:"telemetry is thinned, then shed, above this"`
+	MaxMiB    int      `toml:"max_mib" comment:"what may wait for the service; telemetry is thinned, then shed, then events are, so that audit fits"`
+	Audit     int      `toml:"audit_percent" comment:"of it: kept free for the audit trail alone, which may use the rest as well"`
+	Result    int      `toml:"result_percent" comment:"of it: at most for the results of orders, which are never shed"`
+	Event     int      `toml:"event_percent" comment:"of it: at most for events of peripherals"`
+	State     int      `toml:"state_percent" comment:"of it: at most for the state of the box"`
+	Telemetry int      `toml:"telemetry_percent" comment:"of it: at most for measurements"`
+	Window    Duration `toml:"window" comment:"of events, state and measurements a power cut costs at most the last so long; longer spares flash. Audit, results and settings: nothing"`
+}
+
+func (c SpoolConfig) shares() spool.Shares {
+	return spool.Shares{Audit: c.Audit, Result: c.Result, Event: c.Event, State: c.State, Telemetry: c.Telemetry}
+}
+
+// validate says all that is wrong.
+func (c SpoolConfig) validate() (wrong []error) {
+	if c.MaxMiB < 1 || c.MaxMiB > 64<<10 {
+		wrong = append(wrong, fmt.Errorf("spool.max_mib %d: must lie between 1 and 65536", c.MaxMiB))
+	}
+	if c.Audit < 5 || c.Audit > 90 {
+		wrong = append(wrong, fmt.Errorf("spool.audit_percent %d: must lie between 5 and 90: the trail needs a reserve, and the rest needs room", c.Audit))
+	}
+	rest := 100 - min(max(c.Audit, 5), 90)
+	for _, f := range [...]struct {
+		name string
+		v    int
+	}{{"result", c.Result}, {"event", c.Event}, {"state", c.State}, {"telemetry", c.Telemetry}} {
+		if f.v < 1 || f.v > rest {
+			wrong = append(wrong, fmt.Errorf("spool.%s_percent %d: must lie between 1 and %d, which is what audit_percent leaves", f.name, f.v, rest))
+		}
+	}
+	if w := c.Window.Duration; w < time.Second || w > time.Minute {
+		wrong = append(wrong, fmt.Errorf("spool.window %s: must lie between 1s and 1m", c.Window))
+	}
+	return wrong
 }
 
 // PeripheralsConfig says how peripherals are found that no [[device]] names.
@@ -204,7 +238,9 @@ func DefaultConfig() Config {
 		Telemetry: TelemetryConfig{
 			Check: Duration{24 * time.Hour}, Stats: Duration{time.Minute}, Batch: Duration{10 * time.Second}, Heartbeat: Duration{5 * time.Minute}, Flaps: 5,
 		},
-		Spool:       SpoolConfig{MaxMiB: 256},
+		Spool: SpoolConfig{
+			MaxMiB: 256, Audit: 20, Result: 10, Event: 25, State: 5, Telemetry: 70, Window: Duration{10 * time.Second},
+		},
 		Peripherals: PeripheralsConfig{USB: true},
 	}
 }
@@ -331,8 +367,8 @@ func (c Config) validate() error {
 			return fmt.Errorf("telemetry.%s %s: must lie between 100ms and 24h", p.name, p.d)
 		}
 	}
-	if c.Spool.MaxMiB < 1 {
-		return fmt.Errorf("spool.max_mib %d: must be at least 1", c.Spool.MaxMiB)
+	if wrong := c.Spool.validate(); wrong != nil {
+		return errors.Join(wrong...)
 	}
 	if wrong := c.validatePeripherals(); wrong != nil {
 		return errors.Join(wrong...)

@@ -258,7 +258,7 @@ func (a *Agent) reportUpdate(ctx context.Context, p update.Progress) error {
 	if p.Medium != "" { // no rollout waits for it; the trail has it
 		return nil
 	}
-	return a.books().Compose(ctx, spool.Keep, string(wire.Result), func() ([]byte, error) {
+	return a.books().Compose(ctx, spool.Result, string(wire.Result), func() ([]byte, error) {
 		return wire.Encode(&wire.ResultReport{
 			Head: a.heads.Next(), Kind: wire.OrderOffer, ID: p.Execution, State: p.State, Reason: p.Reason, Text: cut(a.o.Guard.text(p.Text), wire.MaxText),
 			From: p.From, To: p.To, Done: uint64(max(p.Done, 0)), Total: uint64(max(p.Total, 0)), Attempt: p.Attempt, Step: p.Step,

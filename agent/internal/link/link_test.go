@@ -119,9 +119,9 @@ func (d *till) empty() {
 func mixed(i int) (class string, c wire.Channel) {
 	switch i % 4 {
 	case 0:
-		return spool.Keep, wire.Audit
+		return spool.Audit, wire.Audit
 	case 1:
-		return spool.Keep, wire.Result
+		return spool.Result, wire.Result
 	default:
 		return spool.Telemetry, wire.Telemetry
 	}
@@ -140,7 +140,7 @@ func TestAttestedDrainsInOrder(t *testing.T) {
 	if st.Broker != s.addr || !d.link.Online() || !slices.Equal(st.Reasons, []string{"because"}) {
 		t.Errorf("status %+v, online %v", st, d.link.Online())
 	}
-	d.put(spool.Keep, wire.Audit, fmt.Sprint(n)) // while connected
+	d.put(spool.Audit, wire.Audit, fmt.Sprint(n)) // while connected
 	stored := s.wait(func(a []arrival) bool { return len(a) >= n+1 })
 	d.empty()
 	for i, a := range stored {
@@ -211,8 +211,8 @@ func TestNotAttested(t *testing.T) {
 				class, c := mixed(i)
 				d.put(class, c, fmt.Sprint(i))
 			}
-			d.put(spool.Latest, wire.State, "state")
-			d.put(spool.Telemetry, wire.Event, "event")
+			d.put(spool.State, wire.State, "state")
+			d.put(spool.Event, wire.Event, "event")
 			d.start()
 			stored := s.wait(func(a []arrival) bool { return len(a) >= 21 })
 			if dd, q := doors(stored); dd != 0 || q != 21 {
@@ -247,7 +247,7 @@ func TestQuarantineClosesTheDoor(t *testing.T) {
 	s.say(wire.Challenge{V: 1, Verdict: "quarantined", Reasons: []string{"pcr 7"}})
 	d.until("quarantined", func(s link.Status) bool { return s.Verdict == "quarantined" && !s.Open() && s.Online })
 	d.put(spool.Telemetry, wire.Telemetry, "t")
-	d.put(spool.Keep, wire.Audit, "a")
+	d.put(spool.Audit, wire.Audit, "a")
 	stored := s.wait(func(a []arrival) bool { return len(a) >= 1 })
 	if dd, q := doors(stored); dd != 0 || q != 1 {
 		t.Errorf("got %+v, want the audit message through q only", stored)
@@ -321,7 +321,7 @@ func TestRenewedCertificate(t *testing.T) {
 		return first()
 	}
 	d := newTill(t, o)
-	d.put(spool.Keep, wire.Audit, "a")
+	d.put(spool.Audit, wire.Audit, "a")
 	d.start()
 	s.wait(func(a []arrival) bool { return len(a) >= 2 })
 	d.stop()
@@ -387,7 +387,7 @@ func TestServiceThatDoesNotAcknowledge(t *testing.T) {
 	o.Timeout = 500 * time.Millisecond
 	d := newTill(t, o)
 	for i := range 3 {
-		d.put(spool.Keep, wire.Audit, fmt.Sprint(i))
+		d.put(spool.Audit, wire.Audit, fmt.Sprint(i))
 	}
 	d.start()
 	st := d.until("left", func(s link.Status) bool { return s.Err != nil })
@@ -520,7 +520,7 @@ func TestRefusedConnections(t *testing.T) {
 			}
 			log.first = make(chan struct{})
 			d := newTill(t, o)
-			d.put(spool.Keep, wire.Audit, "secret")
+			d.put(spool.Audit, wire.Audit, "secret")
 			d.start()
 			st := d.until("refused", func(s link.Status) bool { return s.Err != nil })
 			if st.Online || !strings.Contains(st.Err.Error(), tt.says) {

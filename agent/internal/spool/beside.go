@@ -33,7 +33,7 @@ func Beside(ctx context.Context, path string, locked *Spool, more map[string][]b
 
 func (s *Spool) begin(ctx context.Context, locked *Spool, plain []string, more map[string][]byte) error {
 	err := locked.read(ctx, func(from *sql.Conn) error {
-		return s.write(ctx, "FULL", func(t *tx) error {
+		return s.write(ctx, firm, func(t *tx) error {
 			for _, key := range plain {
 				v, err := locked.load(key)
 				if err == nil && v != nil {
@@ -72,7 +72,7 @@ func (s *Spool) Absorb(ctx context.Context, path string, take func(key string) b
 	if err != nil {
 		return err
 	}
-	err = s.write(ctx, "FULL", func(t *tx) error { return t.absorb(from.conn, take) })
+	err = s.write(ctx, firm, func(t *tx) error { return t.absorb(from.conn, take) })
 	if err := errors.Join(err, from.Close()); err != nil {
 		return fmt.Errorf("take over %s: %w", path, err)
 	}
@@ -102,6 +102,9 @@ func (t *tx) absorb(from *sql.Conn, take func(key string) bool) error {
 		var payload []byte
 		if err := r.Scan(&class, &channel, &payload); err != nil {
 			return err
+		}
+		if class = renamed(class, channel); known(class) != nil {
+			return known(class)
 		}
 		if err := t.supersede(class, channel); err != nil {
 			return err

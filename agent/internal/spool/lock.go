@@ -5,11 +5,13 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // lockKey is the value that tells a locked file, and the right key from
@@ -173,7 +175,7 @@ func (s *Spool) takeOver() error {
 	if err := s.shut(); err != nil { // writes the log back: the file is complete
 		return err
 	}
-	n := &Spool{path: s.path + ".locking", max: s.max, log: s.log, safe: s.safe}
+	n := &Spool{path: s.path + ".locking", max: s.max, o: s.o, log: s.log, safe: s.safe}
 	if err := remove(n.path); err != nil {
 		return err
 	}
@@ -182,6 +184,10 @@ func (s *Spool) takeOver() error {
 		err = n.fillFrom(s.path)
 	}
 	if err := errors.Join(err, n.shut()); err != nil {
+		return fmt.Errorf("lock the spool: %w", err)
+	}
+	// The log of the plain file must not be found beside the locked one.
+	if err := errors.Join(remove(n.path, "-wal"), remove(s.path, "-wal"), syncDir(s.path)); err != nil {
 		return fmt.Errorf("lock the spool: %w", err)
 	}
 	if err := os.Rename(n.path, s.path); err != nil {
@@ -206,6 +212,13 @@ func (s *Spool) fillFrom(path string) error {
 		return err
 	}
 	for _, t := range tables {
+		if there, err := has(conn, t); err != nil || !there {
+			if err != nil {
+				s.rollback()
+				return err
+			}
+			continue // the file is of before
+		}
 		err := s.copy(conn, t, true, func(bound string, payload []byte) ([]byte, bool) {
 			out, err := s.safe.pack(bound, payload)
 			return out, err == nil
@@ -218,9 +231,24 @@ func (s *Spool) fillFrom(path string) error {
 	return typed(s.exec("COMMIT"))
 }
 
-// remove removes a database file and what belongs to it.
-func remove(path string) error {
-	for _, end := range []string{"", "-wal", "-shm", "-journal"} {
+// has reports whether a file has a table.
+func has(conn *sql.Conn, t table) (there bool, err error) {
+	rows, err := conn.QueryContext(context.Background(), t.read+" LIMIT 0")
+	if err != nil {
+		if strings.Contains(err.Error(), "no such table") {
+			return false, nil
+		}
+		return false, err
+	}
+	return true, errors.Join(rows.Err(), rows.Close())
+}
+
+// remove removes a database file and what belongs to it, or what it names of it.
+func remove(path string, ends ...string) error {
+	if len(ends) == 0 {
+		ends = []string{"", "-wal", "-shm", "-journal", copyEnd}
+	}
+	for _, end := range ends {
 		if err := os.Remove(path + end); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}

@@ -65,13 +65,13 @@ func load(t testing.TB, s *spool.Spool, key string) string {
 func secrets(t testing.TB, s *spool.Spool) {
 	t.Helper()
 	for i := range 20 {
-		put(t, s, spool.Keep, "audit", fmt.Sprintf("%s %d", marker, i))
+		put(t, s, spool.Audit, "audit", fmt.Sprintf("%s %d", marker, i))
 	}
 	put(t, s, spool.Telemetry, "telemetry", "sample "+marker)
-	put(t, s, spool.Latest, "state", "old "+marker)
-	put(t, s, spool.Latest, "state", "new "+marker)
+	put(t, s, spool.State, "state", "old "+marker)
+	put(t, s, spool.State, "state", "new "+marker)
 	save(t, s, "identity", marker)
-	err := s.Compose(t.Context(), spool.Keep, "audit", func() ([]byte, error) { return []byte(marker), nil }, map[string]uint64{"samples": 3})
+	err := s.Compose(t.Context(), spool.Audit, "audit", func() ([]byte, error) { return []byte(marker), nil }, map[string]uint64{"samples": 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestBlind(t *testing.T) {
 	_, loaded := b.Load(t.Context(), "identity")
 	next := b.Next(t.Context(), 0, 10, nil, func(uint64, string, []byte) { t.Error("a message was handed out") })
 	for name, err := range map[string]error{
-		"load": loaded, "next": next, "put": b.Put(t.Context(), spool.Keep, "audit", []byte("x")),
+		"load": loaded, "next": next, "put": b.Put(t.Context(), spool.Audit, "audit", []byte("x")),
 		"save": b.Save(t.Context(), "other", []byte("x"), "", nil),
 	} {
 		if !errors.Is(err, spool.ErrKey) {
@@ -181,7 +181,7 @@ func TestTakeOver(t *testing.T) {
 	if got := found(t, path); got != nil {
 		t.Errorf("still readable in %q", got)
 	}
-	put(t, l, spool.Keep, "audit", "more")
+	put(t, l, spool.Audit, "audit", "more")
 }
 
 // TestRecordsAreBound shows that a record which was changed or moved from
@@ -189,8 +189,8 @@ func TestTakeOver(t *testing.T) {
 func TestRecordsAreBound(t *testing.T) {
 	path, key := file(t), newKey()
 	s := open(t, path, spool.Options{Key: key})
-	put(t, s, spool.Keep, "audit", "first")
-	put(t, s, spool.Keep, "result", "second")
+	put(t, s, spool.Audit, "audit", "first")
+	put(t, s, spool.Result, "result", "second")
 	save(t, s, "a", "of a")
 	save(t, s, "b", "of b")
 	if err := s.Close(); err != nil {
@@ -255,7 +255,7 @@ func TestBeside(t *testing.T) {
 			t.Errorf("head: got %q", head)
 		}
 		save(t, b, "settings", "of who wrote on the disk")
-		err = b.Compose(t.Context(), spool.Latest, "state", func() ([]byte, error) { return []byte("side"), nil }, map[string]uint64{"samples": 1})
+		err = b.Compose(t.Context(), spool.State, "state", func() ([]byte, error) { return []byte("side"), nil }, map[string]uint64{"samples": 1})
 		if err != nil {
 			t.Fatal(err)
 		}

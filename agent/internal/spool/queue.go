@@ -5,36 +5,35 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 )
 
 const (
-	shedCounter = "spool.shed"
 	rowOverhead = 64        // bytes a message costs beside its payload and channel
 	maxFetched  = 256 << 10 // bytes that one Next hands out
 	keptTenth   = 10        // the last tenth of the quota is for what has happened already
+	doneAtOnce  = 64        // messages that are forgotten together
 )
 
-// Put stores one message. It returns when the message survives a power cut.
+// Put stores one message. When it returns, the message survives the end of the
+// agent at any moment; audit and results survive a power cut, the others once
+// the window has passed.
 func (s *Spool) Put(ctx context.Context, class, channel string, payload []byte) error {
 	return s.Compose(ctx, class, channel, func() ([]byte, error) { return payload, nil }, nil)
 }
 
 // Compose stores the message that compose makes and adds counts to counters,
 // all or nothing. compose runs inside the transaction, so messages that it
-// numbers are queued in the order of their numbers; it may run twice and must
-// not call the spool. With no room left it returns ErrFull; telemetry that is
-// refused so counts as shed.
+// numbers are queued in the order of their numbers; it may run again and must
+// not call the spool. With no room left it returns ErrFull; telemetry and events
+// that are refused so count as shed.
 func (s *Spool) Compose(ctx context.Context, class, channel string, compose func() ([]byte, error), counts map[string]uint64) error {
-	switch class {
-	case Keep, Telemetry, Latest:
-	default:
-		return fmt.Errorf("spool class %q is not known", class)
+	if err := known(class); err != nil {
+		return err
 	}
-	err := s.write(ctx, "FULL", func(t *tx) error {
-		payload, err := compose()
-		if err != nil {
+	var payload []byte
+	err := s.write(ctx, careOf(class), func(t *tx) (err error) {
+		if payload, err = compose(); err != nil {
 			return err
 		}
 		if err := t.put(class, channel, payload); err != nil {
@@ -47,11 +46,26 @@ func (s *Spool) Compose(ctx context.Context, class, channel string, compose func
 		}
 		return nil
 	})
-	if class == Telemetry && errors.Is(err, ErrFull) {
-		lost := s.write(ctx, "NORMAL", func(t *tx) error { return t.shed(1) })
+	if (class == Telemetry || class == Event) && errors.Is(err, ErrFull) {
+		lost := s.write(ctx, loose, func(t *tx) error { return t.shed(class, channel, payload) })
 		return errors.Join(err, lost)
 	}
+	if (class == Telemetry || class == Event) && errors.Is(err, ErrDisk) {
+		s.owe(class, channel, payload)
+	}
 	return err
+}
+
+// owe notes the loss of a message that the medium did not take. It is booked
+// with the next that it takes.
+func (s *Spool) owe(class, channel string, payload []byte) {
+	s.lock <- struct{}{}
+	defer func() { <-s.lock }()
+	t := tx{s: s, losses: s.owed}
+	loss := t.tally(channel, payload)
+	loss.Messages = 1
+	t.lose(class, loss)
+	s.owed = t.losses
 }
 
 // Next hands waiting messages with an id above after to yield, oldest first:
@@ -74,16 +88,19 @@ func (s *Spool) Next(ctx context.Context, after uint64, limit int, channels []st
 	var items []item
 	var foreign []uint64
 	err := s.read(ctx, func(c *sql.Conn) error {
-		rows, err := c.QueryContext(context.Background(), query+" ORDER BY id LIMIT ?", append(args, limit)...)
+		rows, err := c.QueryContext(context.Background(), query+" ORDER BY id LIMIT ?", append(args, limit+len(s.gone))...)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
-		for size := 0; size < maxFetched && rows.Next(); {
+		for size := 0; size < maxFetched && len(items) < limit && rows.Next(); {
 			var i item
 			var class string
 			if err := rows.Scan(&i.id, &class, &i.channel, &i.payload); err != nil {
 				return err
+			}
+			if _, ok := s.gone[i.id]; ok {
+				continue
 			}
 			i.payload, err = s.safe.unpack(ofMessage(class, i.channel), i.payload)
 			switch {
@@ -115,20 +132,37 @@ func (s *Spool) Next(ctx context.Context, after uint64, limit int, channels []st
 	return nil
 }
 
-// Done forgets messages that the service has stored. A power cut right after
-// may bring them back; they are then sent again and dropped as duplicates.
+// Done forgets messages that the service has stored. What is not kept for its
+// own sake goes with the next that is written, or when the window has passed.
+// The end of the agent, or of the power, in between may bring messages back; they
+// are then sent again and dropped as duplicates.
 func (s *Spool) Done(ctx context.Context, ids ...uint64) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	return s.write(ctx, "NORMAL", func(t *tx) error {
+	now := false
+	err := s.read(ctx, func(c *sql.Conn) error {
 		for _, id := range ids {
-			if _, err := t.remove("DELETE FROM message WHERE id = ? RETURNING class, size", id); err != nil {
+			var class string
+			err := c.QueryRowContext(context.Background(), "SELECT class FROM message WHERE id = ?", id).Scan(&class)
+			if errors.Is(err, sql.ErrNoRows) {
+				continue
+			}
+			if err != nil {
 				return err
 			}
+			s.gone[id] = struct{}{}
+			now = now || kept(class)
+		}
+		if now = now || len(s.gone) >= doneAtOnce; !now {
+			s.flash.arm()
 		}
 		return nil
 	})
+	if err != nil || !now {
+		return err
+	}
+	return s.write(ctx, loose, func(*tx) error { return nil }) // each takes along what is gone
 }
 
 // Wake is signalled when messages have been put. It holds at most one signal,
@@ -139,8 +173,7 @@ func (s *Spool) Wake() <-chan struct{} { return s.wake }
 func (s *Spool) Depth() uint64 {
 	s.lock <- struct{}{}
 	defer func() { <-s.lock }()
-	rows, _ := s.used.total()
-	return uint64(rows)
+	return uint64(s.used.total().rows) - uint64(len(s.gone))
 }
 
 // Waiting returns how many messages of the channels wait.
@@ -149,6 +182,14 @@ func (s *Spool) Waiting(ctx context.Context, channels ...string) (n int, err err
 	for i, c := range channels {
 		args[i] = c
 	}
+	s.lock <- struct{}{}
+	gone := len(s.gone) > 0
+	<-s.lock
+	if gone {
+		if err := s.write(ctx, loose, func(*tx) error { return nil }); err != nil {
+			return 0, err
+		}
+	}
 	err = s.read(ctx, func(c *sql.Conn) error {
 		return c.QueryRowContext(context.Background(),
 			"SELECT count(*) FROM message WHERE channel IN (''"+strings.Repeat(", ?", len(channels))+")", args...).Scan(&n)
@@ -156,8 +197,8 @@ func (s *Spool) Waiting(ctx context.Context, channels ...string) (n int, err err
 	return n, err
 }
 
-// Shed returns how many telemetry messages were given up for lack of space
-// since provisioning.
+// Shed returns how many messages were given up whole for lack of space since
+// provisioning.
 func (s *Spool) Shed() uint64 {
 	s.lock <- struct{}{}
 	defer func() { <-s.lock }()
@@ -165,12 +206,13 @@ func (s *Spool) Shed() uint64 {
 }
 
 // Full reports whether only the last tenth of the quota is left for what must
-// be kept. Risky actions are refused from here on, so that there is room left
-// to record what happens anyway.
+// be kept, or the reserve in the file is being used because the medium is full.
+// Risky actions are refused from here on, so that there is room left to record
+// what happens anyway; selling is not asked.
 func (s *Spool) Full() bool {
 	s.lock <- struct{}{}
 	defer func() { <-s.lock }()
-	return s.used.bytes[Keep]+s.used.bytes[Latest] > s.max-s.max/keptTenth
+	return s.drawn || s.used.bytes[Audit]+s.used.bytes[Result]+s.used.bytes[State] > s.max-s.max/keptTenth
 }
 
 func (s *Spool) notify() {
@@ -183,16 +225,39 @@ func (s *Spool) notify() {
 // tx is one transaction under way. It counts for itself; the spool takes its
 // numbers over when it is committed.
 type tx struct {
-	s     *Spool
-	used  totals
-	added bool
+	s      *Spool
+	used   totals
+	next   uint64 // id of the next message
+	added  uint64 // messages
+	losses map[string]*Loss
+	heads  map[string][]byte // values with a copy beside the file
+}
+
+// care is what a transaction is worth.
+type care int
+
+const (
+	loose care = iota // survives the end of the agent, and a power cut once the window has passed
+	firm              // survives a power cut when it returns
+	audit             // and may use the reserve
+)
+
+func careOf(class string) care {
+	switch class {
+	case Audit:
+		return audit
+	case Result:
+		return firm
+	}
+	return loose
 }
 
 // write runs do in one transaction. A context that ends while it waits for its
 // turn ends it; once begun, a transaction is not torn off half-way. When the
-// file cannot grow, the log is written back into pages that are there, and do
-// runs once more.
-func (s *Spool) write(ctx context.Context, sync string, do func(*tx) error) error {
+// file cannot grow, the log is written back into pages that are there; if that
+// does not help, what may be given up makes room, and then the reserve. do runs
+// again each time.
+func (s *Spool) write(ctx context.Context, c care, do func(*tx) error) error {
 	select {
 	case s.lock <- struct{}{}:
 		defer func() { <-s.lock }()
@@ -202,12 +267,37 @@ func (s *Spool) write(ctx context.Context, sync string, do func(*tx) error) erro
 	if s.conn == nil {
 		return ErrClosed
 	}
+	sync := "NORMAL"
+	if c != loose {
+		sync = "FULL"
+	}
 	err := typed(s.attempt(sync, do))
 	if errors.Is(err, ErrDisk) {
-		if _, err := s.conn.ExecContext(context.Background(), "PRAGMA wal_checkpoint(RESTART)"); err != nil {
-			s.log.Warn("spool log could not be written back", "error", err)
+		err = s.insist(sync, c, do, err)
+	}
+	if err == nil && s.drawn {
+		s.replenish()
+	}
+	return err
+}
+
+// insist tries again where the file cannot grow.
+func (s *Spool) insist(sync string, c care, do func(*tx) error, err error) error {
+	help := []func(*tx) error{nil, (*tx).squeeze}
+	if c == audit {
+		help = append(help, (*tx).draw, (*tx).draw)
+	}
+	for _, h := range help {
+		s.checkpoint("RESTART")
+		if h != nil {
+			if s.attempt("NORMAL", h) != nil {
+				continue
+			}
+			s.checkpoint("RESTART")
 		}
-		err = typed(s.attempt(sync, do))
+		if err = typed(s.attempt(sync, do)); !errors.Is(err, ErrDisk) {
+			break
+		}
 	}
 	return err
 }
@@ -222,18 +312,46 @@ func (s *Spool) attempt(sync string, do func(*tx) error) error {
 	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
-	t := &tx{s: s, used: totals{rows: maps.Clone(s.used.rows), bytes: maps.Clone(s.used.bytes), shed: s.used.shed}}
-	if err := do(t); err != nil {
+	t := &tx{s: s, used: s.used.clone(), next: s.next}
+	err := t.forget()
+	for class, l := range s.owed {
+		t.lose(class, *l)
+		t.used.shed += l.Messages
+		err = errors.Join(err, t.count(shedCounter, l.Messages))
+	}
+	if err == nil {
+		err = do(t)
+	}
+	if err == nil {
+		err = t.book()
+	}
+	if err == nil {
+		err = s.exec("COMMIT")
+	}
+	if err != nil {
 		s.rollback()
 		return err
 	}
-	if err := s.exec("COMMIT"); err != nil {
-		s.rollback()
-		return err
+	clear(s.gone)
+	clear(s.owed)
+	s.used, s.next = t.used, t.next
+	s.flash.wrote(s, sync == "FULL")
+	s.flash.stored += t.added
+	for key, head := range t.heads {
+		s.keepHead(key, head)
 	}
-	s.used = t.used
-	if t.added {
+	if t.added > 0 {
 		s.notify()
+	}
+	return nil
+}
+
+// forget removes what Done has named.
+func (t *tx) forget() error {
+	for id := range t.s.gone {
+		if _, err := t.remove("DELETE FROM message WHERE id = ? RETURNING class, size", id); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -262,6 +380,9 @@ func (s *Spool) rollback() {
 }
 
 func (t *tx) put(class, channel string, payload []byte) error {
+	if t.s.safe.aead == nil && t.s.safe.locked {
+		return ErrKey
+	}
 	if err := t.supersede(class, channel); err != nil {
 		return err
 	}
@@ -273,10 +394,10 @@ func (t *tx) put(class, channel string, payload []byte) error {
 
 // supersede makes way for the newest of a channel.
 func (t *tx) supersede(class, channel string) error {
-	if class != Latest {
+	if class != State {
 		return nil
 	}
-	_, err := t.remove("DELETE FROM message WHERE class = ? AND channel = ? RETURNING class, size", Latest, channel)
+	_, err := t.remove("DELETE FROM message WHERE class = ? AND channel = ? RETURNING class, size", State, channel)
 	return err
 }
 
@@ -294,69 +415,15 @@ func (t *tx) insert(class, channel string, payload []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.s.conn.ExecContext(context.Background(),
-		"INSERT INTO message (class, channel, size, payload) VALUES (?, ?, ?, ?)", class, channel, size, payload)
+	err = t.do("INSERT INTO message (id, class, channel, size, payload) VALUES (?, ?, ?, ?, ?)", t.next, class, channel, size, payload)
 	if err != nil {
 		return err
 	}
+	t.next++
 	t.used.rows[class]++
 	t.used.bytes[class] += size
-	t.added = true
+	t.added++
 	return nil
-}
-
-// makeRoom sheds telemetry until size bytes of class fit. Telemetry itself
-// stays within three quarters of the quota.
-func (t *tx) makeRoom(class string, size int64) error {
-	short := func() int64 {
-		_, total := t.used.total()
-		over := total + size - t.s.max
-		if class == Telemetry {
-			over = max(over, t.used.bytes[Telemetry]+size-t.s.max/4*3)
-		}
-		return over
-	}
-	if short() > 0 {
-		if err := t.thin(); err != nil {
-			return err
-		}
-	}
-	for short() > 0 {
-		n, err := t.remove(`DELETE FROM message WHERE id IN
-			(SELECT id FROM message WHERE class = ? ORDER BY id LIMIT 8) RETURNING class, size`, Telemetry)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			return fmt.Errorf("%d bytes over the quota of %d: %w", short(), t.s.max, ErrFull)
-		}
-		if err := t.shed(n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// thin gives up every second message of the older half of telemetry: the curve
-// of last week loses points before the one of today loses its beginning. Each
-// message is thinned at most once.
-func (t *tx) thin() error {
-	half := t.used.rows[Telemetry] / 2
-	n, err := t.remove(`DELETE FROM message WHERE id IN (
-		SELECT id FROM (
-			SELECT id, row_number() OVER (ORDER BY id) AS nth FROM (
-				SELECT id, thinned FROM message WHERE class = ? ORDER BY id LIMIT ?
-			) WHERE thinned = 0
-		) WHERE nth % 2 = 0) RETURNING class, size`, Telemetry, half)
-	if err != nil || n == 0 {
-		return err
-	}
-	_, err = t.s.conn.ExecContext(context.Background(),
-		"UPDATE message SET thinned = 1 WHERE id IN (SELECT id FROM message WHERE class = ? ORDER BY id LIMIT ?)", Telemetry, half-n)
-	if err != nil {
-		return err
-	}
-	return t.shed(n)
 }
 
 // remove runs a DELETE ... RETURNING class, size and returns how many went.
@@ -378,9 +445,4 @@ func (t *tx) remove(query string, args ...any) (int64, error) {
 		n++
 	}
 	return n, rows.Err()
-}
-
-func (t *tx) shed(n int64) error {
-	t.used.shed += uint64(n)
-	return t.count(shedCounter, uint64(n))
 }

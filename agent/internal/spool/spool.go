@@ -3,17 +3,29 @@
 // beside it the few values that must never part from a message (the head of
 // the audit chain, the journal of commands, counters since provisioning).
 //
-// It owns the file, its quota and what may be given up when space runs out. It
-// promises that what Put, Compose, Append or Save acknowledged is there once,
-// in order, after a power cut at any moment, and that a damaged file costs what
-// cannot be read and never the start of the agent. It knows bytes, not
-// meaning: channels and keys are names to it.
+// It owns the file, its quotas and what may be given up when space runs out. It
+// promises that what was acknowledged is there once, in order, after the end of
+// the agent at any moment; after a power cut as well at once for audit, results
+// and values, and for events, state and telemetry when Options.Window has passed
+// - then it may cost the last window of these, never one out of the middle. A
+// damaged file costs what cannot be read and never the start of the agent; what
+// the copy of the chain's head knows is put back. Nothing depends on a clock.
+//
+// When space runs out, telemetry loses points, then messages, then events go,
+// oldest first; a ledger in the file holds what went until an entry of the trail
+// tells it. Audit, results and values are never given up. Audit has a part of
+// the quota to itself, and rows of nothing in the file that only it may take the
+// place of, for when others have filled the medium.
+//
+// It knows bytes, not meaning: channels and keys are names to it, and what a
+// sample is its options say.
 //
 // With a key the file is locked: each payload and each value is encrypted and
-// authenticated (AES-256-GCM), bound to its channel or key. What stays readable
-// is which channels and keys there are, how much waits, the counters, and the
-// values that the caller names as plain. A plain file is taken over; its old
-// blocks stay on the medium until they are overwritten.
+// authenticated (AES-256-GCM), bound to its class and channel or its key. What
+// stays readable is which channels and keys there are, how much waits, the
+// counters, the ledger of what was given up, and the values that the caller
+// names as plain. A plain file is taken over; its old blocks stay on the medium
+// until they are overwritten.
 //
 // Its methods take and return plain values, because the rooms that use them
 // state the two or three they need as interfaces of their own.
@@ -25,21 +37,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
-)
-
-// The classes of a message: what may happen to it when space runs out.
-const (
-	Keep      = "keep"      // never given up: audit, results
-	Telemetry = "telemetry" // thinned, then given up oldest first
-	Latest    = "latest"    // only the newest of its channel is kept: state
 )
 
 var (
@@ -57,29 +61,50 @@ var (
 
 // Options set the limits of a spool. The zero value is fit for a till.
 type Options struct {
-	MaxBytes int64        // quota of waiting messages; 64 MiB when zero
-	Log      *slog.Logger // nothing is logged when nil
-	Key      []byte       // 32 bytes; the file is plain when nil
-	Plain    []string     // keys of values without a secret: they can be read when the file is locked
+	MaxBytes int64         // quota of waiting messages; 64 MiB when zero
+	Shares   Shares        // of the quota; those that are zero have their defaults
+	Window   time.Duration // a power cut costs at most so much of what is not audit, result or value; 10 s when zero
+	Log      *slog.Logger  // nothing is logged when nil
+	Key      []byte        // 32 bytes; the file is plain when nil
+	Plain    []string      // keys of values without a secret: they can be read when the file is locked
+	Copied   []string      // keys of values that only grow, of which there is a copy beside the file
 	// Blind opens a locked file without its key. Counts, counters and plain values
 	// can be read; whatever needs the key is ErrKey.
 	Blind bool
+
+	// Thin returns what is left of each message of a run of telemetry when of the
+	// samples of a series every second goes: the message itself when it is as it
+	// was, nil when nothing is left. When it is nil, nothing can be thinned.
+	Thin func(run [][]byte) [][]byte
+	// Tally tells how many samples a message holds, and when they were measured, in
+	// Unix milliseconds. When it is nil, losses are told without.
+	Tally func(channel string, payload []byte) (samples uint64, from, to int64)
 }
 
 // Spool is an open spool. Its methods may be called from any goroutine.
 type Spool struct {
 	path    string
 	max     int64
+	shares  Shares
+	o       Options
 	log     *slog.Logger
 	rebuilt string
 	wake    chan struct{}
 	safe    safe
 
-	lock chan struct{} // held by whoever uses what follows
-	db   *sql.DB
-	conn *sql.Conn
-	sync string // the present PRAGMA synchronous
-	used totals
+	lock   chan struct{} // held by whoever uses what follows
+	db     *sql.DB
+	conn   *sql.Conn
+	sync   string // the present PRAGMA synchronous
+	used   totals
+	next   uint64              // id of the next message
+	gone   map[uint64]struct{} // messages that Done has named and that are still in the file
+	owed   map[string]*Loss    // not in the ledger yet: the medium was full
+	flash  flash
+	heads  *os.File
+	turn   int
+	drawn  bool // of the reserve in the file
+	refill time.Time
 }
 
 // totals is what waits in the queue, by class.
@@ -89,16 +114,28 @@ type totals struct {
 	shed  uint64
 }
 
-func (t totals) total() (rows, bytes int64) {
+// sum is what all classes have.
+type sum struct{ rows, bytes int64 }
+
+func (t totals) total() (s sum) {
 	for c := range t.bytes {
-		rows, bytes = rows+t.rows[c], bytes+t.bytes[c]
+		s.rows, s.bytes = s.rows+t.rows[c], s.bytes+t.bytes[c]
 	}
-	return rows, bytes
+	return s
 }
+
+func (t totals) clone() totals {
+	return totals{rows: maps.Clone(t.rows), bytes: maps.Clone(t.bytes), shed: t.shed}
+}
+
+const (
+	window     = 10 * time.Second
+	persistWAL = 10 // SQLITE_FCNTL_PERSIST_WAL
+)
 
 const schema = `
 CREATE TABLE IF NOT EXISTS message (
-	id      INTEGER PRIMARY KEY AUTOINCREMENT,
+	id      INTEGER PRIMARY KEY,
 	class   TEXT NOT NULL,
 	channel TEXT NOT NULL,
 	size    INTEGER NOT NULL,
@@ -108,16 +145,29 @@ CREATE TABLE IF NOT EXISTS message (
 CREATE INDEX IF NOT EXISTS message_class ON message (class, id);
 CREATE TABLE IF NOT EXISTS value (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS loss (
+	class    TEXT PRIMARY KEY,
+	messages INTEGER NOT NULL,
+	thinned  INTEGER NOT NULL,
+	samples  INTEGER NOT NULL,
+	since    INTEGER NOT NULL,
+	until    INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reserve (id INTEGER PRIMARY KEY, room BLOB NOT NULL);
 `
-
-const pageSize = 4096
 
 // Open opens the spool at path and makes it when it is not there. A file that
 // is damaged is moved aside and a new one is filled with what could still be
 // read; Rebuilt tells. Open fails only when the medium cannot be used or
 // another agent holds the spool.
 func Open(path string, o Options) (*Spool, error) {
-	s := &Spool{path: path, max: o.MaxBytes, log: o.Log, wake: make(chan struct{}, 1), lock: make(chan struct{}, 1)}
+	s := &Spool{
+		path: path, max: o.MaxBytes, shares: o.Shares.defaults(), o: o, log: o.Log, wake: make(chan struct{}, 1), lock: make(chan struct{}, 1),
+		gone: map[uint64]struct{}{},
+	}
+	if s.flash.window = o.Window; s.flash.window <= 0 {
+		s.flash.window = window
+	}
 	if s.max <= 0 {
 		s.max = 64 << 20
 	}
@@ -130,6 +180,11 @@ func Open(path string, o Options) (*Spool, error) {
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
+	}
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) { // what is beside a file that is not there is of another
+		if err := remove(path); err != nil {
+			return nil, fmt.Errorf("open spool: %w", err)
+		}
 	}
 	err = s.open()
 	if errors.Is(err, errPlain) {
@@ -145,14 +200,35 @@ func Open(path string, o Options) (*Spool, error) {
 		if err = s.open(); err == nil {
 			err = s.salvage(s.rebuilt, locked)
 		}
+		if err == nil {
+			err = s.recall()
+		}
+	}
+	if err == nil {
+		err = s.prepare()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open spool %s: %w", path, errors.Join(err, s.shut()))
 	}
-	if n, _ := s.used.total(); n > 0 {
+	if s.used.total().rows > 0 {
 		s.notify()
 	}
+	s.flash.settle = s.pass
 	return s, nil
+}
+
+// prepare makes a file that can be read one that can be written.
+func (s *Spool) prepare() error {
+	if s.safe.blind {
+		return nil
+	}
+	if err := s.reclass(); err != nil {
+		return err
+	}
+	if err := s.fillReserve(); err != nil && !errors.Is(err, ErrDisk) {
+		return err
+	}
+	return s.tally()
 }
 
 // Rebuilt returns where the damaged file was put when Open had to start a new
@@ -163,7 +239,11 @@ func (s *Spool) Rebuilt() string { return s.rebuilt }
 func (s *Spool) Close() error {
 	s.lock <- struct{}{}
 	defer func() { <-s.lock }()
-	return s.shut()
+	var err error
+	if s.conn != nil && len(s.gone)+len(s.owed) > 0 {
+		err = s.attempt("NORMAL", func(*tx) error { return nil })
+	}
+	return errors.Join(err, s.shut())
 }
 
 func (s *Spool) shut() error {
@@ -171,8 +251,12 @@ func (s *Spool) shut() error {
 		return nil
 	}
 	var err error
+	s.flash.close()
+	if s.heads != nil {
+		err, s.heads = s.heads.Close(), nil
+	}
 	if s.conn != nil {
-		err = s.conn.Close()
+		err = errors.Join(err, s.conn.Close())
 	}
 	err = errors.Join(err, s.db.Close())
 	s.db, s.conn = nil, nil
@@ -187,13 +271,13 @@ func (s *Spool) open() error {
 	}
 	s.db, s.conn, s.sync = db, conn, "FULL"
 	for _, p := range []string{
-		"PRAGMA locking_mode=EXCLUSIVE", // one agent, and no shared-memory file
+		fmt.Sprintf("PRAGMA page_size=%d", pageSize), // of a new file
+		"PRAGMA locking_mode=EXCLUSIVE",              // one agent, and no shared-memory file
 		"PRAGMA journal_mode=WAL",
 		"PRAGMA synchronous=FULL",
 		"PRAGMA cache_size=-512", // KiB: the whole agent has 20 MiB
 		"PRAGMA temp_store=MEMORY",
-		"PRAGMA wal_autocheckpoint=256",
-		"PRAGMA journal_size_limit=2097152",
+		"PRAGMA wal_autocheckpoint=0", // flash does
 		// A fence behind the quota: indexes, journal of commands and free pages included.
 		fmt.Sprintf("PRAGMA max_page_count=%d", 2*s.max/pageSize+256),
 	} {
@@ -201,6 +285,10 @@ func (s *Spool) open() error {
 		if err := conn.QueryRowContext(context.Background(), p).Scan(&ignored); err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return fmt.Errorf("%s: %w", p, err)
 		}
+	}
+	// The log keeps its room over a restart: it is needed when the medium is full.
+	if err := conn.Raw(func(c any) error { return c.(*sqlite3.SQLiteConn).SetFileControlInt("main", persistWAL, 1) }); err != nil {
+		return err
 	}
 	// Before anything is called damaged: a file that is locked is not set aside.
 	if err := s.knock(); err != nil {
@@ -241,6 +329,16 @@ func (s *Spool) tally() error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
+	var newest sql.NullInt64
+	if err := s.conn.QueryRowContext(context.Background(), "SELECT max(id) FROM message").Scan(&newest); err != nil {
+		return err
+	}
+	s.next = max(s.next, uint64(newest.Int64)+1) // #nosec G115 -- counts from 1
+	var drawn int64
+	if err := s.conn.QueryRowContext(context.Background(), "SELECT count(*) FROM reserve").Scan(&drawn); err != nil {
+		return err
+	}
+	s.drawn = drawn < s.wantedBallast() && !s.safe.blind
 	err = s.conn.QueryRowContext(context.Background(), "SELECT n FROM counter WHERE name = ?", shedCounter).Scan(&s.used.shed)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
@@ -265,21 +363,6 @@ func connect(path, mode string) (*sql.DB, *sql.Conn, error) {
 	return db, conn, nil
 }
 
-// damaged is the finding of a check of the whole file.
-type damaged string
-
-func (d damaged) Error() string { return "damaged: " + string(d) }
-
-// broken reports whether err says that the file is not a sound database, as
-// opposed to a medium that cannot be used.
-func broken(err error) bool {
-	if _, ok := errors.AsType[damaged](err); ok {
-		return true
-	}
-	var e sqlite3.Error
-	return errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
-}
-
 // typed gives err the sentinel that a caller decides on.
 func typed(err error) error {
 	var e sqlite3.Error
@@ -287,142 +370,4 @@ func typed(err error) error {
 		return fmt.Errorf("%w: %w", ErrDisk, err)
 	}
 	return err
-}
-
-// setAside renames the files of a damaged spool, keeps the newest such set only
-// and returns the new name.
-func setAside(path string, now time.Time) (string, error) {
-	old, err := filepath.Glob(globSafe(path) + ".broken-*")
-	if err != nil {
-		return "", err
-	}
-	aside := path + ".broken-" + now.UTC().Format("20060102T150405.000Z")
-	if err := os.Rename(path, aside); err != nil {
-		return "", err
-	}
-	if err := os.Rename(path+"-wal", aside+"-wal"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	for _, f := range append(old, path+"-shm") {
-		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return "", err
-		}
-	}
-	return aside, nil
-}
-
-func globSafe(path string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
-}
-
-// salvage copies what can be read from a damaged file into the new one, values
-// before messages: a lost message shows as a gap at the service, a lost chain
-// head would start a second chain. What cannot be read is given up.
-func (s *Spool) salvage(from string, locked bool) error {
-	db, conn, err := connect(from, "ro")
-	if err != nil {
-		return nil //nolint:nilerr // nothing can be read: the new spool starts empty
-	}
-	defer db.Close()
-	defer conn.Close()
-	if _, err := s.conn.ExecContext(context.Background(), "BEGIN IMMEDIATE"); err != nil {
-		return err
-	}
-	for _, t := range tables {
-		if err := s.copy(conn, t, false, s.safe.mend(locked)); err != nil {
-			s.rollback()
-			return err
-		}
-	}
-	if _, err := s.conn.ExecContext(context.Background(), "COMMIT"); err != nil {
-		s.rollback()
-		return typed(err)
-	}
-	return s.tally()
-}
-
-// table is how the rows of one table go from one file to another.
-type table struct {
-	read, write string
-	row         func(cells []any) (bound string, secret *any) // what the payload is bound to, and where it is; nil: none
-}
-
-const counters = 1 // index of tables
-
-var tables = []table{
-	{
-		"SELECT key, value FROM value", "INSERT OR REPLACE INTO value (key, value) VALUES (?, ?)",
-		func(c []any) (string, *any) { return ofValue(text(c[0])), &c[1] },
-	},
-	{
-		"SELECT name, n FROM counter", "INSERT OR REPLACE INTO counter (name, n) VALUES (?, ?)",
-		func([]any) (string, *any) { return "", nil },
-	},
-	{
-		"SELECT id, class, channel, size, thinned, payload FROM message NOT INDEXED ORDER BY id",
-		"INSERT OR IGNORE INTO message (id, class, channel, size, thinned, payload) VALUES (?, ?, ?, ?, ?, ?)",
-		func(c []any) (string, *any) { return ofMessage(text(c[1]), text(c[2])), &c[5] },
-	},
-}
-
-func text(cell any) string {
-	switch v := cell.(type) {
-	case string:
-		return v
-	case []byte:
-		return string(v)
-	}
-	return ""
-}
-
-// copy copies the rows of a table. change makes the payload of a row fit for
-// the new file. Unless all is needed, rows that cannot be read are left out and
-// only errors of the new file are returned.
-func (s *Spool) copy(from *sql.Conn, t table, all bool, change func(bound string, payload []byte) ([]byte, bool)) error {
-	forgive := func(err error) error {
-		if all {
-			return err
-		}
-		return nil
-	}
-	rows, err := from.QueryContext(context.Background(), t.read)
-	if err != nil {
-		return forgive(err)
-	}
-	defer rows.Close()
-	columns, err := rows.Columns()
-	if err != nil {
-		return forgive(err)
-	}
-	for rows.Next() {
-		cells := make([]any, len(columns))
-		if err := rows.Scan(pointers(cells)...); err != nil || slices.Contains(cells, nil) {
-			if err := forgive(err); err != nil {
-				return err
-			}
-			continue
-		}
-		if bound, secret := t.row(cells); secret != nil {
-			payload, ok := (*secret).([]byte)
-			if ok {
-				payload, ok = change(bound, payload)
-			}
-			if !ok {
-				continue
-			}
-			*secret = payload
-		}
-		if _, err := s.conn.ExecContext(context.Background(), t.write, cells...); err != nil {
-			return typed(err)
-		}
-	}
-	return forgive(rows.Err())
-}
-
-func pointers(cells []any) []any {
-	out := make([]any, len(cells))
-	for i := range cells {
-		out[i] = &cells[i]
-	}
-	return out
 }

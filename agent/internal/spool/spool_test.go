@@ -70,12 +70,12 @@ func TestQueueInOrder(t *testing.T) {
 	if n := len(all(t, s)); n != 0 || s.Depth() != 0 {
 		t.Fatalf("new spool holds %d messages", n)
 	}
-	put(t, s, spool.Keep, "audit", "a1")
+	put(t, s, spool.Audit, "audit", "a1")
 	put(t, s, spool.Telemetry, "telemetry", "t1")
-	put(t, s, spool.Latest, "state", "s1")
-	put(t, s, spool.Keep, "audit", "a2")
-	put(t, s, spool.Latest, "state", "s2")
-	put(t, s, spool.Keep, "empty", "")
+	put(t, s, spool.State, "state", "s1")
+	put(t, s, spool.Audit, "audit", "a2")
+	put(t, s, spool.State, "state", "s2")
+	put(t, s, spool.Audit, "empty", "")
 	select {
 	case <-s.Wake():
 	default:
@@ -114,7 +114,7 @@ func TestQueueInOrder(t *testing.T) {
 	if err := s.Done(t.Context(), last); err != nil {
 		t.Fatal(err)
 	}
-	put(t, s, spool.Keep, "audit", "a3")
+	put(t, s, spool.Audit, "audit", "a3")
 	if got := all(t, s); got[len(got)-1].id <= last {
 		t.Errorf("id %d was used again after %d", got[len(got)-1].id, last)
 	}
@@ -124,7 +124,7 @@ func TestNextIsBounded(t *testing.T) {
 	s := open(t, file(t), spool.Options{})
 	big := strings.Repeat("x", 60<<10)
 	for range 10 {
-		put(t, s, spool.Keep, "audit", big)
+		put(t, s, spool.Audit, "audit", big)
 	}
 	n := 0
 	if err := s.Next(t.Context(), 0, 100, nil, func(uint64, string, []byte) { n++ }); err != nil || n == 0 || n > 6 {
@@ -171,7 +171,7 @@ func TestOrderOfNumbers(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 10 {
-				err := s.Compose(t.Context(), spool.Keep, "result", func() ([]byte, error) {
+				err := s.Compose(t.Context(), spool.Result, "result", func() ([]byte, error) {
 					next++
 					return fmt.Appendf(nil, "%03d", next), nil
 				}, nil)
@@ -225,53 +225,6 @@ func TestValues(t *testing.T) {
 	}
 }
 
-func TestTelemetryIsThinnedThenShed(t *testing.T) {
-	const size = 1 << 10
-	path := file(t)
-	s := open(t, path, spool.Options{MaxBytes: 64 * size})
-	body := func(i int) string { return fmt.Sprintf("%04d", i) + strings.Repeat(".", size-200) }
-	put(t, s, spool.Keep, "audit", "first")
-	n := 0
-	for s.Shed() == 0 {
-		put(t, s, spool.Telemetry, "telemetry", body(n))
-		n++
-		if n > 1000 {
-			t.Fatal("nothing was ever shed")
-		}
-	}
-	left := all(t, s, "telemetry")
-	if got, want := uint64(n-len(left)), s.Shed(); got != want {
-		t.Errorf("%d messages are gone, %d are counted", got, want)
-	}
-	if left[0].payload[:4] != "0000" || left[1].payload[:4] != "0002" || left[2].payload[:4] != "0004" {
-		t.Errorf("the older half begins %s %s %s, want every second message", left[0].payload[:4], left[1].payload[:4], left[2].payload[:4])
-	}
-	for i := n / 2; i < n; i++ {
-		if !slices.ContainsFunc(left, func(it item) bool { return it.payload == body(i) }) {
-			t.Errorf("message %d of the newer half was thinned", i)
-		}
-	}
-	for range 500 {
-		put(t, s, spool.Telemetry, "telemetry", body(n))
-		n++
-	}
-	left = all(t, s, "telemetry")
-	if left[len(left)-1].payload != body(n-1) {
-		t.Error("the newest message is gone")
-	}
-	if uint64(n-len(left)) != s.Shed() {
-		t.Errorf("%d messages are gone, %d are counted", n-len(left), s.Shed())
-	}
-	if got := payloads(all(t, s, "audit")); !slices.Equal(got, []string{"first"}) {
-		t.Errorf("audit is %q: what must be kept was shed", got)
-	}
-	shed := s.Shed()
-	s.Close()
-	if s = open(t, path, spool.Options{MaxBytes: 64 * size}); s.Shed() != shed {
-		t.Errorf("shed count after reopening is %d, want %d", s.Shed(), shed)
-	}
-}
-
 func TestKeepFillsUp(t *testing.T) {
 	const size = 1 << 10
 	s := open(t, file(t), spool.Options{MaxBytes: 64 * size})
@@ -285,7 +238,7 @@ func TestKeepFillsUp(t *testing.T) {
 		if s.Full() && full == 0 {
 			full = n
 		}
-		if err = s.Put(t.Context(), spool.Keep, "audit", []byte(body)); err != nil {
+		if err = s.Put(t.Context(), spool.Audit, "audit", []byte(body)); err != nil {
 			break
 		}
 	}
@@ -324,7 +277,7 @@ func TestKeepFillsUp(t *testing.T) {
 // TestFileCannotGrow fills the file itself, journal of commands included.
 func TestFileCannotGrow(t *testing.T) {
 	s := open(t, file(t), spool.Options{MaxBytes: 256 << 10})
-	put(t, s, spool.Keep, "audit", "before")
+	put(t, s, spool.Audit, "audit", "before")
 	var err error
 	n := 0
 	for ; err == nil && n < 1000; n++ {
@@ -346,7 +299,7 @@ func TestFileCannotGrow(t *testing.T) {
 	if err := s.Drop(t.Context(), keys...); err != nil {
 		t.Fatal(err)
 	}
-	put(t, s, spool.Keep, "audit", "after")
+	put(t, s, spool.Audit, "audit", "after")
 }
 
 func TestDamagedFileIsSetAside(t *testing.T) {
@@ -377,6 +330,9 @@ func TestDamagedFileIsSetAside(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := os.WriteFile(path, damage(t, b), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(path + "-wal"); err != nil { // it would heal what it still holds
 				t.Fatal(err)
 			}
 			s = open(t, path, spool.Options{})
@@ -421,7 +377,7 @@ func TestOneAgentAtATime(t *testing.T) {
 func TestClosed(t *testing.T) {
 	s := open(t, file(t), spool.Options{})
 	s.Close()
-	if err := s.Put(t.Context(), spool.Keep, "audit", nil); !errors.Is(err, spool.ErrClosed) {
+	if err := s.Put(t.Context(), spool.Audit, "audit", nil); !errors.Is(err, spool.ErrClosed) {
 		t.Errorf("put: got %v, want %v", err, spool.ErrClosed)
 	}
 	if err := s.Next(t.Context(), 0, 1, nil, nil); !errors.Is(err, spool.ErrClosed) {
@@ -437,7 +393,7 @@ func TestContextEndsTheWait(t *testing.T) {
 	inside, leave := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		err := s.Compose(context.Background(), spool.Keep, "audit", func() ([]byte, error) {
+		err := s.Compose(context.Background(), spool.Audit, "audit", func() ([]byte, error) {
 			close(inside)
 			<-leave
 			return nil, nil
@@ -449,7 +405,7 @@ func TestContextEndsTheWait(t *testing.T) {
 	<-inside
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := s.Put(ctx, spool.Keep, "audit", nil); !errors.Is(err, context.Canceled) {
+	if err := s.Put(ctx, spool.Audit, "audit", nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 	close(leave)

@@ -5,15 +5,16 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Append adds one link to the chain whose head is the value of key. It hands
 // link the present head (nil for the first) and stores the payload that link
-// returns as a Keep message together with the new head: the two never part.
-// link runs inside the transaction; it may run twice and must not call the
-// spool.
+// returns as an Audit message together with the new head: the two never part.
+// link runs inside the transaction; it may run again and must not call the
+// spool. Losses that ctx carries from Telling are settled with it.
 func (s *Spool) Append(ctx context.Context, key, channel string, link func(head []byte) (payload, newHead []byte, err error)) error {
-	return s.write(ctx, "FULL", func(t *tx) error {
+	return s.write(ctx, audit, func(t *tx) error {
 		head, err := t.s.load(key)
 		if err != nil {
 			return err
@@ -22,7 +23,10 @@ func (s *Spool) Append(ctx context.Context, key, channel string, link func(head 
 		if err != nil {
 			return err
 		}
-		if err := t.put(Keep, channel, payload); err != nil {
+		if err := t.settle(ctx); err != nil {
+			return err
+		}
+		if err := t.put(Audit, channel, payload); err != nil {
 			return err
 		}
 		return t.set(key, head)
@@ -30,16 +34,16 @@ func (s *Spool) Append(ctx context.Context, key, channel string, link func(head 
 }
 
 // Save stores value under key. When compose is not nil the message that it
-// makes is put into channel as Keep in the same transaction; the rules of
+// makes is put into channel as Result in the same transaction; the rules of
 // Compose hold for it.
 func (s *Spool) Save(ctx context.Context, key string, value []byte, channel string, compose func() ([]byte, error)) error {
-	return s.write(ctx, "FULL", func(t *tx) error {
+	return s.write(ctx, firm, func(t *tx) error {
 		if compose != nil {
 			payload, err := compose()
 			if err != nil {
 				return err
 			}
-			if err := t.put(Keep, channel, payload); err != nil {
+			if err := t.put(Result, channel, payload); err != nil {
 				return err
 			}
 		}
@@ -79,7 +83,7 @@ func (s *Spool) Keys(ctx context.Context, prefix string) (keys []string, err err
 
 // Drop removes values. Keys that are not there are no error.
 func (s *Spool) Drop(ctx context.Context, keys ...string) error {
-	return s.write(ctx, "FULL", func(t *tx) error {
+	return s.write(ctx, firm, func(t *tx) error {
 		for _, key := range keys {
 			if _, err := t.s.conn.ExecContext(context.Background(), "DELETE FROM value WHERE key = ?", key); err != nil {
 				return err
@@ -127,6 +131,12 @@ func (t *tx) set(key string, value []byte) error {
 	value, err := t.s.safe.pack(ofValue(key), value)
 	if err != nil {
 		return err
+	}
+	if slices.Contains(t.s.o.Copied, key) {
+		if t.heads == nil {
+			t.heads = map[string][]byte{}
+		}
+		t.heads[key] = value
 	}
 	_, err = t.s.conn.ExecContext(context.Background(),
 		"INSERT INTO value (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)

@@ -32,7 +32,7 @@ func (m *Monitor) flush(ctx context.Context) {
 // flushEvents puts events and outcomes of checks; they do not wait for samples.
 func (m *Monitor) flushEvents(ctx context.Context) {
 	if len(m.events)+len(m.checks) > 0 {
-		m.put(ctx, classTelemetry, wire.Event, nil, func(h wire.Head) wire.Message {
+		m.put(ctx, classEvent, wire.Event, nil, func(h wire.Head) wire.Message {
 			return &wire.EventBatch{Head: h, Events: m.events, Checks: m.checks}
 		})
 	}
@@ -71,7 +71,7 @@ func (m *Monitor) tell(ctx context.Context) bool {
 			p.Key = cut(p.Key, wire.MaxName)
 		}
 	}
-	m.put(ctx, classLatest, wire.State, nil, func(h wire.Head) wire.Message {
+	m.put(ctx, classState, wire.State, nil, func(h wire.Head) wire.Message {
 		r.Head = h
 		return &r
 	})

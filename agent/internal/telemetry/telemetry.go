@@ -86,7 +86,8 @@ const (
 
 	// Classes of the spool.
 	classTelemetry = "telemetry"
-	classLatest    = "latest"
+	classEvent     = "event"
+	classState     = "state"
 
 	samplesCounter = "telemetry.samples" // samples recorded since provisioning
 	panDropped     = "M_PanGuardDropCount"

@@ -147,13 +147,14 @@ func (d *desk) Compose(_ context.Context, class, channel string, compose func() 
 			d.t.Error(err)
 		}
 		d.events, d.checks = append(d.events, m.Events...), append(d.checks, m.Checks...)
+		want = spool.Event
 	case wire.State:
 		m, err := wire.Decode[wire.StateReport](b)
 		if err != nil {
 			d.t.Error(err)
 		}
 		d.states = append(d.states, m)
-		want = spool.Latest
+		want = spool.State
 	}
 	if class != want {
 		d.t.Errorf("%s put as %s, want %s", channel, class, want)

@@ -1,0 +1,94 @@
+package spool
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/crc32"
+	"os"
+)
+
+// Values that Options.Copied names have a copy beside the file: when the file is
+// damaged, the chain whose head one is goes on. A copy has two places, which are
+// written in turn, so that a power cut costs one of them at most. It is not
+// synced: after a power cut it may be behind, never ahead of what was stored.
+const (
+	copyEnd    = ".heads"
+	copyPlace  = 512 // bytes: a sector
+	copyMagic  = 0x54574831
+	copyFixed  = 10 // magic, sum, length
+	copyLength = copyPlace - copyFixed
+)
+
+// keepHead writes a copy of a value as it lies in the file.
+func (s *Spool) keepHead(key string, value []byte) {
+	i := s.copied(key)
+	if i < 0 || len(value) > copyLength {
+		return
+	}
+	if s.heads == nil {
+		f, err := os.OpenFile(s.path+copyEnd, os.O_RDWR|os.O_CREATE, 0o600) // #nosec G304 -- beside the spool
+		if err != nil {
+			s.log.Warn("no copy of the head of the chain", "error", err)
+			return
+		}
+		s.heads = f
+	}
+	place := make([]byte, copyPlace)
+	binary.BigEndian.PutUint32(place, copyMagic)
+	binary.BigEndian.PutUint16(place[8:], uint16(len(value))) // #nosec G115 -- no longer than a place
+	copy(place[copyFixed:], value)
+	binary.BigEndian.PutUint32(place[4:], crc32.ChecksumIEEE(place[8:]))
+	s.turn++
+	if _, err := s.heads.WriteAt(place, int64(2*i+s.turn%2)*copyPlace); err != nil {
+		s.log.Warn("no copy of the head of the chain", "error", err)
+		return
+	}
+	s.flash.written += copyPlace
+}
+
+func (s *Spool) copied(key string) int {
+	for i, k := range s.o.Copied {
+		if k == key {
+			return i
+		}
+	}
+	return -1
+}
+
+// recall puts back what the copies have and a file that was damaged has not, or
+// not as far. A head begins with the number of its entry, so the greater is the
+// newer.
+func (s *Spool) recall() error {
+	b, err := os.ReadFile(s.path + copyEnd)
+	if err != nil {
+		return nil //nolint:nilerr // there is none
+	}
+	return s.attempt("FULL", func(t *tx) error {
+		for i, key := range s.o.Copied {
+			var best []byte
+			for place := 2 * i; place < 2*i+2 && len(b) >= (place+1)*copyPlace; place++ {
+				blob := copyIn(b[place*copyPlace : (place+1)*copyPlace])
+				if v, err := s.safe.unpack(ofValue(key), blob); blob != nil && err == nil && bytes.Compare(v, best) > 0 {
+					best = v
+				}
+			}
+			now, err := s.load(key)
+			if err == nil && bytes.Compare(best, now) > 0 {
+				s.log.Warn("the head of the chain comes from its copy", "key", key)
+				err = t.set(key, best)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func copyIn(place []byte) []byte {
+	n := int(binary.BigEndian.Uint16(place[8:]))
+	if binary.BigEndian.Uint32(place) != copyMagic || binary.BigEndian.Uint32(place[4:]) != crc32.ChecksumIEEE(place[8:]) || n > copyLength {
+		return nil
+	}
+	return place[copyFixed : copyFixed+n]
+}

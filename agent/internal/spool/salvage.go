@@ -1,0 +1,172 @@
+package spool
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/mattn/go-sqlite3"
+)
+
+// damaged is the finding of a check of the whole file.
+type damaged string
+
+func (d damaged) Error() string { return "damaged: " + string(d) }
+
+// broken reports whether err says that the file is not a sound database, as
+// opposed to a medium that cannot be used.
+func broken(err error) bool {
+	if _, ok := errors.AsType[damaged](err); ok {
+		return true
+	}
+	var e sqlite3.Error
+	return errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
+}
+
+// setAside renames the files of a damaged spool, keeps the newest such set only
+// and returns the new name.
+func setAside(path string, now time.Time) (string, error) {
+	old, err := filepath.Glob(globSafe(path) + ".broken-*")
+	if err != nil {
+		return "", err
+	}
+	aside := path + ".broken-" + now.UTC().Format("20060102T150405.000Z")
+	if err := os.Rename(path, aside); err != nil {
+		return "", err
+	}
+	if err := os.Rename(path+"-wal", aside+"-wal"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	for _, f := range append(old, path+"-shm") {
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+	}
+	return aside, nil
+}
+
+func globSafe(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+// salvage copies what can be read from a damaged file into the new one, values
+// before messages: a lost message shows as a gap at the service, a lost chain
+// head would start a second chain. What cannot be read is given up.
+func (s *Spool) salvage(from string, locked bool) error {
+	db, conn, err := connect(from, "ro")
+	if err != nil {
+		return nil //nolint:nilerr // nothing can be read: the new spool starts empty
+	}
+	defer db.Close()
+	defer conn.Close()
+	if _, err := s.conn.ExecContext(context.Background(), "BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if err := s.copy(conn, t, false, s.safe.mend(locked)); err != nil {
+			s.rollback()
+			return err
+		}
+	}
+	if _, err := s.conn.ExecContext(context.Background(), "COMMIT"); err != nil {
+		s.rollback()
+		return typed(err)
+	}
+	return s.tally()
+}
+
+// table is how the rows of one table go from one file to another.
+type table struct {
+	read, write string
+	row         func(cells []any) (bound string, secret *any) // what the payload is bound to, and where it is; nil: none
+}
+
+const counters = 1 // index of tables
+
+var tables = []table{
+	{
+		"SELECT key, value FROM value", "INSERT OR REPLACE INTO value (key, value) VALUES (?, ?)",
+		func(c []any) (string, *any) { return ofValue(text(c[0])), &c[1] },
+	},
+	{
+		"SELECT name, n FROM counter", "INSERT OR REPLACE INTO counter (name, n) VALUES (?, ?)",
+		func([]any) (string, *any) { return "", nil },
+	},
+	{
+		"SELECT id, class, channel, size, thinned, payload FROM message NOT INDEXED ORDER BY id",
+		"INSERT OR IGNORE INTO message (id, class, channel, size, thinned, payload) VALUES (?, ?, ?, ?, ?, ?)",
+		func(c []any) (string, *any) { return ofMessage(text(c[1]), text(c[2])), &c[5] },
+	},
+	{
+		"SELECT class, messages, thinned, samples, since, until FROM loss",
+		"INSERT OR REPLACE INTO loss (class, messages, thinned, samples, since, until) VALUES (?, ?, ?, ?, ?, ?)",
+		func([]any) (string, *any) { return "", nil },
+	},
+}
+
+func text(cell any) string {
+	switch v := cell.(type) {
+	case string:
+		return v
+	case []byte:
+		return string(v)
+	}
+	return ""
+}
+
+// copy copies the rows of a table. change makes the payload of a row fit for
+// the new file. Unless all is needed, rows that cannot be read are left out and
+// only errors of the new file are returned.
+func (s *Spool) copy(from *sql.Conn, t table, all bool, change func(bound string, payload []byte) ([]byte, bool)) error {
+	forgive := func(err error) error {
+		if all {
+			return err
+		}
+		return nil
+	}
+	rows, err := from.QueryContext(context.Background(), t.read)
+	if err != nil {
+		return forgive(err)
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		return forgive(err)
+	}
+	for rows.Next() {
+		cells := make([]any, len(columns))
+		if err := rows.Scan(pointers(cells)...); err != nil || slices.Contains(cells, nil) {
+			if err := forgive(err); err != nil {
+				return err
+			}
+			continue
+		}
+		if bound, secret := t.row(cells); secret != nil {
+			payload, ok := (*secret).([]byte)
+			if ok {
+				payload, ok = change(bound, payload)
+			}
+			if !ok {
+				continue
+			}
+			*secret = payload
+		}
+		if _, err := s.conn.ExecContext(context.Background(), t.write, cells...); err != nil {
+			return typed(err)
+		}
+	}
+	return forgive(rows.Err())
+}
+
+func pointers(cells []any) []any {
+	out := make([]any, len(cells))
+	for i := range cells {
+		out[i] = &cells[i]
+	}
+	return out
+}
