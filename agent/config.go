@@ -47,6 +47,7 @@ type Config struct {
 	Update    UpdateConfig    `toml:"update"`
 	Telemetry TelemetryConfig `toml:"telemetry"`
 	Spool     SpoolConfig     `toml:"spool"`
+	Link      LinkConfig      `toml:"link"`
 	Devices   []DeviceConfig  `toml:"device" comment:"one [[device]] per peripheral"`
 
 	Peripherals PeripheralsConfig `toml:"peripherals"`
@@ -171,6 +172,12 @@ func (c SpoolConfig) validate() (wrong []error) {
 	return wrong
 }
 
+// LinkConfig bounds what goes to the service beside what is live.
+type LinkConfig struct {
+	BacklogKiB      int `toml:"backlog_kib_s" comment:"what was saved up without a network goes beside what is recorded now at so many KiB per second; 0: as fast as the service takes it"`
+	BacklogMessages int `toml:"backlog_messages" comment:"and with so many messages on their way at most, fewer when the service is slow; 1 to 8"`
+}
+
 // PeripheralsConfig says how peripherals are found that no [[device]] names.
 type PeripheralsConfig struct {
 	USB    bool     `toml:"usb" comment:"watch the USB bus, and list what is plugged in and no device is configured for"`
@@ -241,6 +248,7 @@ func DefaultConfig() Config {
 		Spool: SpoolConfig{
 			MaxMiB: 256, Audit: 20, Result: 10, Event: 25, State: 5, Telemetry: 70, Window: Duration{10 * time.Second},
 		},
+		Link:        LinkConfig{BacklogKiB: 64, BacklogMessages: 8},
 		Peripherals: PeripheralsConfig{USB: true},
 	}
 }
@@ -296,6 +304,9 @@ func (c Config) validate() error {
 		if _, _, err := net.SplitHostPort(b); err != nil {
 			return fmt.Errorf("service.broker %q: give host:port", b)
 		}
+	}
+	if l := c.Link; l.BacklogKiB < 0 || l.BacklogMessages < 1 || l.BacklogMessages > 8 {
+		return fmt.Errorf("link: backlog_kib_s %d and backlog_messages %d: give 0 or more, and 1 to 8", l.BacklogKiB, l.BacklogMessages)
 	}
 	if c.TPM.Device == "" {
 		return errors.New("tpm.device: name the TPM, e.g. /dev/tpmrm0")

@@ -109,6 +109,8 @@ func TestBadConfigs(t *testing.T) {
 		good + "[telemetry]\nbatch = '0s'":                   "telemetry.batch",
 		good + "[telemetry]\nheartbeat = 's'":                "is not a duration such as",
 		good + "[telemetry]\ncheck = '1s'":                   "telemetry.check 1s",
+		good + "[link]\nbacklog_kib_s = -1":                  "link: backlog_kib_s -1",
+		good + "[link]\nbacklog_messages = 9":                "link: backlog_kib_s 64 and backlog_messages 9",
 		good + "[spool]\nmax_mib = 0":                        "spool.max_mib 0",
 		good + "[spool]\naudit_percent = 4":                  "spool.audit_percent 4",
 		good + "[spool]\ntelemetry_percent = 81":             "spool.telemetry_percent 81: must lie between 1 and 80",

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -167,6 +168,7 @@ func (a *Agent) stay(ctx context.Context, dev TPM, m *membership, renew func(), 
 			wire.DownCommand: runner.Submit, wire.DownConfig: runner.Submit,
 			wire.DownOffer: func(b []byte) bool { return a.offered(ctx, m, b) },
 		},
+		BacklogRate: cmp.Or(a.cfg.Link.BacklogKiB, -1), BacklogMessages: a.cfg.Link.BacklogMessages,
 		Changed: func(s link.Status) { a.learnTime(ctx, s.Err); w.changed(ctx, s) },
 		Time:    a.clock.Now,
 		Inside:  a.o.Inside,

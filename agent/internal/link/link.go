@@ -3,10 +3,12 @@
 //
 // It owns when to connect, what is sent over which topics and in which order.
 // It promises that a message leaves the spool only after the service has
-// acknowledged it, that messages go out in the order of the spool, that
-// nothing but evidence, state, audit and results leaves a device that is not
-// attested, and that a lost connection is tried again for ever, with full
-// jitter. It makes no message of its own beside asking for evidence, reads
+// acknowledged it, that messages of a channel go out in the order of the spool,
+// that nothing but evidence, state, audit and results leaves a device that is
+// not attested, and that a lost connection is tried again for ever, with full
+// jitter. Of a device that was away for long, telemetry that is recorded now
+// goes ahead of what was saved up, on a topic that says so (wire.Live); the
+// backlog goes beside it at a pace. It makes no message of its own beside asking for evidence, reads
 // none but challenges, and stores nothing.
 package link
 
@@ -34,7 +36,9 @@ import (
 type Spool interface {
 	Next(ctx context.Context, after uint64, limit int, channels []string, yield func(id uint64, channel string, payload []byte)) error
 	Done(ctx context.Context, ids ...uint64) error
-	Wake() <-chan struct{} // signalled after a put; the link is its only reader
+	Newest(ctx context.Context) (id uint64, err error) // what is put later has a higher id
+	Depth() uint64                                     // messages that wait
+	Wake() <-chan struct{}                             // signalled after a put; the link is its only reader
 }
 
 // Options say whom to reach, as whom, and what goes through.
@@ -69,8 +73,13 @@ type Options struct {
 	BackoffMin time.Duration // 1 s when zero
 	BackoffMax time.Duration // 5 min when zero
 	Window     int           // messages in flight; 32 when zero
-	Log        *slog.Logger
-	Time       func() time.Time // what the service's certificate is held against; nil: the system's
+	// What waited when the connection was made goes beside what is recorded now
+	// when it is more than a window: so many KiB a second, and so many messages in
+	// flight at most.
+	BacklogRate     int // 64 when zero; below zero: as fast as the service takes it
+	BacklogMessages int // 8 when zero; at most a quarter of the window
+	Log             *slog.Logger
+	Time            func() time.Time // what the service's certificate is held against; nil: the system's
 	// Inside wraps the connection inside TLS; nil: it stays as it is.
 	Inside func(net.Conn) net.Conn
 	// Dial opens the network connection below TLS; a plain dialer when nil.
@@ -135,6 +144,7 @@ func New(o Options) (*Link, error) {
 	o.BackoffMin = or(o.BackoffMin, time.Second)
 	o.BackoffMax = max(or(o.BackoffMax, 5*time.Minute), o.BackoffMin)
 	o.Window = or(o.Window, 32)
+	o.BacklogRate, o.BacklogMessages = or(o.BacklogRate, 64), or(o.BacklogMessages, 8)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

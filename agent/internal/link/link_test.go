@@ -628,8 +628,10 @@ type nothing struct{}
 func (nothing) Next(context.Context, uint64, int, []string, func(uint64, string, []byte)) error {
 	return nil
 }
-func (nothing) Done(context.Context, ...uint64) error { return nil }
-func (nothing) Wake() <-chan struct{}                 { return nil }
+func (nothing) Done(context.Context, ...uint64) error  { return nil }
+func (nothing) Newest(context.Context) (uint64, error) { return 0, nil }
+func (nothing) Depth() uint64                          { return 0 }
+func (nothing) Wake() <-chan struct{}                  { return nil }
 
 func TestOptions(t *testing.T) {
 	s := &service{ca: newAuthority(t, "root"), addr: "fleet.test:8883"}

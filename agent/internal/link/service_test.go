@@ -100,15 +100,18 @@ type service struct {
 
 	mu      sync.Mutex
 	verdict string // said for each evidence; "" says nothing
+	version uint16 // of the contract that the service knows; 1 when zero
 	stored  []arrival
 	filters []string
-	denied  string           // filter that is refused
-	busyIDs int              // subscriptions whose packet id is taken
-	cut     func(n int) bool // after the n-th message: close the connection instead of acknowledging it
-	mute    func(n int) bool // after the n-th message: neither acknowledge nor close
-	slow    chan struct{}    // evidence is acknowledged once it is closed; nil: at once
-	shown   [][]byte         // device certificates, by connection
-	changed chan struct{}    // closed and renewed at each arrival
+	denied  string                    // filter that is refused
+	busyIDs int                       // subscriptions whose packet id is taken
+	cut     func(n int) bool          // after the n-th message: close the connection instead of acknowledging it
+	mute    func(n int) bool          // after the n-th message: neither acknowledge nor close
+	hold    func(c wire.Channel) bool // withhold the acknowledgement until release
+	held    []func()
+	slow    chan struct{} // evidence is acknowledged once it is closed; nil: at once
+	shown   [][]byte      // device certificates, by connection
+	changed chan struct{} // closed and renewed at each arrival
 }
 
 type hook struct {
@@ -176,6 +179,8 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, er
 	case s.cut != nil && s.cut(n):
 		cl.Stop(errCut)
 	case s.mute != nil && s.mute(n):
+	case s.hold != nil && s.hold(topic.Channel):
+		s.held = append(s.held, func() { h.ack(cl, pk) })
 	default:
 		h.ack(cl, pk)
 	}
@@ -198,7 +203,7 @@ func (s *service) evidence(cl *mqtt.Client, pk packets.Packet) {
 		s.t.Error(err)
 	}
 	s.mu.Lock()
-	verdict, slow := s.verdict, s.slow
+	verdict, slow, version := s.verdict, s.slow, max(1, s.version)
 	s.mu.Unlock()
 	s.evidences <- e
 	s.exporters <- exporter
@@ -207,7 +212,7 @@ func (s *service) evidence(cl *mqtt.Client, pk packets.Packet) {
 	}
 	(&hook{s: s}).ack(cl, pk)
 	if verdict != "" {
-		s.say(wire.Challenge{V: 1, Verdict: verdict, Reasons: []string{"because"}})
+		s.say(wire.Challenge{V: version, Verdict: verdict, Reasons: []string{"because"}})
 	}
 }
 
@@ -229,6 +234,17 @@ func (s *service) set(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change()
+}
+
+// release acknowledges what was withheld, and withholds nothing more.
+func (s *service) release() {
+	s.mu.Lock()
+	held := s.held
+	s.hold, s.held = nil, nil
+	s.mu.Unlock()
+	for _, ack := range held {
+		ack()
+	}
 }
 
 // wait returns what has been stored once ok holds for it.

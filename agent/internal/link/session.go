@@ -34,7 +34,9 @@ type session struct {
 
 	open   bool // all channels, over the d topics
 	free   bool // the spool may be drained at all
+	lanes  bool // the service takes telemetry that goes ahead
 	window window
+	pace   pace
 	acked  int
 }
 
@@ -83,7 +85,7 @@ func (l *Link) connect(ctx context.Context) (*session, error) {
 	if err := token.Error(); err != nil {
 		return nil, err
 	}
-	s.window.moved = time.Now()
+	s.pace = newPace(l.o.BacklogRate, l.o.BacklogMessages, time.Now())
 	var err error
 	if s.exporter, err = state.ExportKeyingMaterial(l.o.ExporterLabel, nil, exporterLen); err != nil {
 		s.close()
@@ -131,15 +133,24 @@ func (s *session) run(ctx context.Context) error {
 	}
 	// Without a verdict in time the device is pending; it then reports over the q topics.
 	verdict := time.After(s.l.o.Timeout)
-	stalled := time.NewTimer(s.l.o.Timeout)
+	stalled, again := time.NewTimer(s.l.o.Timeout), time.NewTimer(s.l.o.Timeout)
 	defer stalled.Stop()
+	defer again.Stop()
+	w := &s.window
 	for {
+		again.Stop()
 		if s.free {
-			if err := s.fill(ctx); err != nil {
+			wait, err := s.fill(ctx)
+			if err != nil {
 				return err
 			}
+			if wait > 0 {
+				again.Reset(wait)
+			}
 		}
-		stalled.Reset(max(0, s.l.o.Timeout-time.Since(s.window.moved)))
+		left, patience := s.stalled()
+		stalled.Reset(max(0, left))
+		var err error
 		select {
 		case <-ctx.Done():
 			s.settle()
@@ -147,22 +158,25 @@ func (s *session) run(ctx context.Context) error {
 		case err := <-s.lost:
 			return fmt.Errorf("connection lost: %w", err)
 		case c := <-s.challenges:
-			if err := s.challenged(ctx, c); err != nil {
-				return err
-			}
+			err = s.challenged(ctx, c)
 		case <-verdict:
 			s.free = true
-		case <-s.window.oldest():
-			if err := s.forget(ctx); err != nil {
-				return err
-			}
+		case <-w.oldest(now):
+			err = s.forget(ctx, now)
+		case <-w.oldest(trail):
+			err = s.forget(ctx, trail)
+		case <-w.oldest(fresh):
+			err = s.forget(ctx, fresh)
+		case <-w.oldest(backlog):
+			err = s.forget(ctx, backlog)
 		case <-s.l.o.Spool.Wake():
-			s.window.empty = false
+			w.wake()
+		case <-again.C: // the pace of the backlog allows more
 		case <-stalled.C:
-			if len(s.window.flying) > 0 {
-				return fmt.Errorf("no acknowledgement for %v", s.l.o.Timeout)
-			}
-			s.window.moved = time.Now()
+			err = fmt.Errorf("no acknowledgement for %v", patience)
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
@@ -213,7 +227,7 @@ func (s *session) prove(ctx context.Context, nonce []byte, full bool) error {
 	if err != nil {
 		return fmt.Errorf("send evidence: %w", err)
 	}
-	s.window.moved = time.Now() // what flies could not be looked after meanwhile
+	s.window.rest() // what flies could not be looked after meanwhile
 	return nil
 }
 
@@ -288,7 +302,8 @@ func (s *session) challenged(ctx context.Context, c wire.Challenge) error {
 			return err
 		}
 	}
-	if open != s.open {
+	if takes := c.V >= lanesSince; open != s.open || takes != s.lanes {
+		s.lanes = takes
 		s.window.turn()
 	}
 	s.open, s.free = open, true
