@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tillward/tillward/cloud/internal/account"
+	"github.com/tillward/tillward/cloud/internal/archive/shelf"
 	"github.com/tillward/tillward/cloud/internal/broker"
 	"github.com/tillward/tillward/cloud/internal/catalog"
 	"github.com/tillward/tillward/cloud/internal/dispatch"
@@ -72,6 +73,8 @@ type Service struct {
 	export   *export.Exporter
 	figures  *figures.Book
 	access   *figures.Log
+
+	shelf *shelf.Shelf
 
 	mqtt, https, operator, metrics net.Listener
 
@@ -196,7 +199,7 @@ func (s *Service) listen(ctx context.Context) error {
 
 // wire joins the rooms.
 func (s *Service) wire() (err error) {
-	s.ingest = ingest.New(ingest.Options{Store: s.store, Stored: s.stored, Forked: s.forked, Log: s.log})
+	s.ingest = ingest.New(ingest.Options{Store: s.store, Stored: s.stored, Forked: s.forked, Anchor: s.anchored, Log: s.log})
 	s.broker, err = broker.New(broker.Options{
 		Listener: s.mqtt, TLS: &tls.Config{GetCertificate: s.server.get, MinVersion: tls.VersionTLS13}, Clients: s.devices.Pool,
 		ExporterLabel: enrol.ConnExporterLabel, MaxClients: int64(s.cfg.Device.MaxClients),
@@ -227,6 +230,7 @@ func (s *Service) wire() (err error) {
 	if err := s.wireExport(); err != nil {
 		return err
 	}
+	s.wireArchive()
 	return s.wireOwners()
 }
 
@@ -255,7 +259,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.close()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.export.Run, s.owners.Run, s.figures.Run, s.access.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
+		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.export.Run, s.shelf.Run, s.owners.Run, s.figures.Run, s.access.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
@@ -384,6 +388,9 @@ func (s *Service) ready(device fleet.DeviceID) {
 		s.log.Error("deliver commands", slog.String("device", string(device)), slog.Any("err", err))
 	}
 	s.rollout.Deliver(device)
+	if err := s.countersign(ctx, device); err != nil {
+		s.log.Error("countersign an audit trail", slog.String("device", string(device)), slog.Any("err", err))
+	}
 	s.renew(device)
 }
 

@@ -40,6 +40,7 @@ type Config struct {
 
 	Peripheral PeripheralConfig `toml:"peripheral"`
 	AccessLog  AccessLogConfig  `toml:"access_log"`
+	Audit      AuditConfig      `toml:"audit"`
 	Export     []ExportConfig   `toml:"export,omitempty" comment:"receivers of the audit trails"`
 }
 
@@ -158,6 +159,7 @@ func DefaultConfig() Config {
 
 		Peripheral: PeripheralConfig{PaperSoon: Duration{2 * time.Hour}},
 		AccessLog:  AccessLogConfig{File: "access.log", MaxMiB: 64, Keep: 5},
+		Audit:      AuditConfig{Online: Keep{Months: 12}},
 	}
 }
 
@@ -241,7 +243,7 @@ func (c Config) Validate() error {
 	if c.Metrics.Listen != "" && !loopback(c.Metrics.Listen) {
 		return fmt.Errorf("metrics.listen %q: must be a loopback address; put an exporter or proxy in front", c.Metrics.Listen)
 	}
-	if err := checkExports(c.Export); err != nil {
+	if err := errors.Join(checkExports(c.Export), c.Audit.check()); err != nil {
 		return err
 	}
 	switch c.LogLevel {

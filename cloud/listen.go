@@ -127,7 +127,7 @@ func (s *Service) serveOperators(ctx context.Context) error {
 			_, err := rollout.ParseHours(text)
 			return err
 		},
-		Owners: s.owners, Exports: s.export, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate, Retire: s.retire,
+		Owners: s.owners, Exports: s.export, Trails: s.shelf, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate, Retire: s.retire,
 		Known: figures.Asks, Figures: s.figures,
 	})))
 	app := console.Handler()

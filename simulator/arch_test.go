@@ -73,8 +73,9 @@ var table = []row{
 	{"cloud/wire", nil, []string{"github.com/fxamacker/cbor"}},
 	{"cloud/console", nil, nil},
 	{"cloud/internal/fleet", nil, nil},
+	{"cloud/internal/archive", []string{"cloud/wire", "cloud/internal/fleet", "provisioning/trust", "provisioning/enrol"}, nil},
 	{"cloud/internal/*", []string{"cloud/wire", "cloud/internal/fleet", "provisioning", "provisioning/*"}, []string{anyone}},
-	{"cloud/cmd/*", []string{"cloud", "cloud/wire", "provisioning", "provisioning/*"}, []string{anyone}},
+	{"cloud/cmd/*", []string{"cloud", "cloud/wire", "cloud/internal/archive", "provisioning", "provisioning/*"}, []string{anyone}},
 	{"cloud", []string{"cloud/wire", "cloud/console", "cloud/internal/*", "provisioning", "provisioning/*"}, []string{anyone}},
 
 	{"provisioning/identity", nil, []string{"golang.org/x/crypto"}},
@@ -272,6 +273,9 @@ func badImports() []house {
 	add("cloud/internal/ingest", ours("hal"))
 	add("cloud/internal/ingest/order", ours("cloud/internal/store"))
 	add("cloud/cmd/tillward", ours("cloud/internal/store"))
+	add("cloud/cmd/tillward", ours("cloud/internal/archived"))
+	add("cloud/internal/archive", ours("cloud/internal/store"))
+	add("cloud/internal/archive", theirs("github.com/danielgtaylor/huma/v2"))
 	add("cloud", ours("agent"))
 	add("cloud", ours("hal"))
 	add("provisioning/identity", ours("provisioning/trust"))

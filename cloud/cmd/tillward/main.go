@@ -41,7 +41,7 @@ type cli struct {
 	Voucher    voucherCmd    `cmd:"" help:"Ownership vouchers: import."`
 	Tenant     tenantCmd     `cmd:"" help:"Who you are to other owners: show."`
 	CA         caCmd         `cmd:"" name:"ca" help:"The authority of device certificates: status, rotate, retire."`
-	Audit      auditCmd      `cmd:"" help:"Audit trails: search, list, verify."`
+	Audit      auditCmd      `cmd:"" help:"Audit trails: search, list, verify, export, keys, segments."`
 	Export     exportCmd     `cmd:"" help:"Where the audit trails are sent to: list, test."`
 	Token      tokenCmd      `cmd:"" help:"Operator tokens: create, list, revoke."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`

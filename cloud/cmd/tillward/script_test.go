@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/account"
 	"github.com/tillward/tillward/cloud/internal/api"
+	"github.com/tillward/tillward/cloud/internal/archive/shelf"
 	"github.com/tillward/tillward/cloud/internal/catalog"
 	"github.com/tillward/tillward/cloud/internal/dispatch"
 	"github.com/tillward/tillward/cloud/internal/export"
@@ -42,7 +44,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"grab": grab, "release": addRelease, "end": end, "exits": exits, "tamper": tamper,
 			"manifest": addManifest, "order": addOrder, "label": label, "buyer": buyer, "asks": addWaiting, "firmware": addFirmware, "online": online, "hold": addHold,
-			"counter": addCounter, "lost": lost,
+			"counter": addCounter, "lost": lost, "swap": swapText,
 		},
 	})
 }
@@ -120,6 +122,7 @@ func setup(env *testscript.Env) error {
 	}
 	_, fourEyes := os.Stat(filepath.Join(env.WorkDir, "four-eyes")) // a session with this file is at a service that asks for them
 	srv := httptest.NewUnstartedServer(api.New(api.Deps{
+		Trails: shelf.New(shelf.Options{Store: st, Signer: trust.NewOrderSigner(key), Dir: filepath.Join(dir, "archive"), Tenant: "main", Log: quiet}),
 		Owners: owners, Exports: exports, Challenge: func(fleet.DeviceID) error { return nil }, Reappraise: func(string) {}, Disconnect: func(fleet.DeviceID, string) {},
 		Authorities: func() []fleet.Authority {
 			return []fleet.Authority{{Serial: "0a", NotAfter: time.Now().Add(time.Hour), Current: true}, {Serial: "09"}}
@@ -148,6 +151,7 @@ func setup(env *testscript.Env) error {
 	}
 	env.Values[storeKey{}] = st
 	env.Setenv("TILLWARD_SERVER", srv.URL)
+	env.Setenv("SERVER", srv.URL)
 	env.Setenv("TILLWARD_TOKEN_FILE", filepath.Join(env.WorkDir, "admin.token"))
 	env.Setenv("TILLWARD_CA", filepath.Join(env.WorkDir, "roots.pem"))
 	return nil
@@ -240,6 +244,15 @@ func tamper(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	b[len(b)/2] ^= 1
 	ts.Check(os.WriteFile(names[0], b, 0o600))
+}
+
+// swap FILE OLD NEW changes text in a file.
+func swapText(ts *testscript.TestScript, _ bool, args []string) {
+	text := ts.ReadFile(args[0])
+	if !strings.Contains(text, args[1]) {
+		ts.Fatalf("no %q in %s", args[1], args[0])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.ReplaceAll(text, args[1], args[2])), 0o600))
 }
 
 // addCounter DEVICE connects a device that has an open printer, a drawer and a reader that reads badly.

@@ -260,7 +260,11 @@ func (c *commandList) Run(ctx context.Context, o *out, api *client) error {
 type auditCmd struct {
 	Search auditSearch `cmd:"" help:"Search all trails: who did what, where, when, and what came of it."`
 	List   auditList   `cmd:"" help:"List a trail, newest first."`
-	Verify auditVerify `cmd:"" help:"Walk a trail's chain from the first entry."`
+	Verify auditVerify `cmd:"" help:"Prove a trail: a sealed file without the service, or what the service has."`
+
+	Export   auditExport   `cmd:"" help:"Take a trail away as a sealed file."`
+	Keys     auditKeys     `cmd:"" help:"Print the key that the service seals and countersigns trails with."`
+	Segments auditSegments `cmd:"" help:"List the sealed files that older entries were put away in."`
 }
 
 // trail is the path of a device's trail, or of the service's own.
@@ -308,32 +312,6 @@ func (c *auditList) Run(ctx context.Context, o *out, api *client) error {
 		}
 		return tab(fmt.Sprint(e.Seq), at, e.Severity, e.Kind, e.Subject, e.Actor, strings.Join(detail, " "))
 	})
-}
-
-type auditVerify struct {
-	Device string `arg:"" optional:"" help:"Device id; without it the service's own trail."`
-}
-
-// Run implements the command.
-func (c *auditVerify) Run(ctx context.Context, o *out, api *client) error {
-	var r struct {
-		OK       bool   `json:"ok"`
-		Entries  uint64 `json:"entries"`
-		First    uint64 `json:"first"`
-		Last     uint64 `json:"last"`
-		BrokenAt uint64 `json:"broken_at"`
-		Text     string `json:"text"`
-	}
-	if err := api.get(ctx, trail(c.Device)+"/verify", &r); err != nil {
-		return err
-	}
-	if err := o.print(r, fmt.Sprintf("%d entries, %d to %d: %s", r.Entries, r.First, r.Last, r.Text)); err != nil {
-		return err
-	}
-	if !r.OK {
-		return fmt.Errorf("the chain is broken at entry %d", r.BrokenAt)
-	}
-	return nil
 }
 
 type tokenCmd struct {

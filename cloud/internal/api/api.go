@@ -43,6 +43,7 @@ type Deps struct {
 	Exports  Exports
 	Figures  Figures
 	Known    func(ctx context.Context, name string) // tells the access log who asks
+	Trails   Trails
 	Send     func(ctx context.Context, r fleet.CommandRequest) (fleet.Command, error)
 	Releases publisher
 	Watch    func(ctx context.Context, t fleet.TenantID) <-chan fleet.Change
@@ -111,6 +112,7 @@ func New(d Deps) http.Handler {
 	s.exports()
 	s.figures()
 	s.search()
+	s.archive()
 	s.live()
 	return secure(described(mux))
 }

@@ -50,6 +50,7 @@ type device struct {
 	RevokedWhy  string          `json:"revoked_why"`
 	FormerOf    string          `json:"former_of" doc:"what a device left with the owner it had before: which device"`
 	LeftAt      *time.Time      `json:"left_at"`
+	Audit       *auditProof     `json:"audit,omitempty" doc:"how far the trail is proven; only when one device is asked for"`
 	Ownership   *ownership      `json:"ownership,omitempty" doc:"by its voucher; only when one device is asked for"`
 }
 
@@ -169,6 +170,11 @@ func (s *server) device(ctx context.Context, in *DeviceID) (*body[device], error
 	case !errors.Is(err, fleet.ErrNotFound):
 		return nil, s.fault(ctx, err)
 	}
+	st, err := s.Store.TrailState(ctx, d.Tenant, d.ID)
+	if err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	v.Audit = viewProof(st)
 	return &body[device]{v}, nil
 }
 

@@ -17,6 +17,7 @@ type Store interface {
 	rolloutStore
 	accessStore
 	trustStore
+	archiveStore
 	Audit(ctx context.Context, ev fleet.AuditEvent) error
 }
 

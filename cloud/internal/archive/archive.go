@@ -88,8 +88,8 @@ type Header struct {
 	Sum     string    `json:"sum"`
 }
 
-// Entry is one record of a trail: Body is what was hashed, and the rest but
-// StoredAt and Site, which are the service's word, is what it says.
+// Entry is one record of a trail: Body is what was hashed, and the rest is what
+// it says - but for StoredAt and, of a device, Site, which are the service's word.
 type Entry struct {
 	Line     string            `json:"line"`
 	Seq      uint64            `json:"seq"`
@@ -296,7 +296,7 @@ func (h Header) open(e Entry) (said Entry, rec wire.AuditRecord, err error) {
 		}
 		return Entry{
 			Seq: rec.Seq, At: deviceTime(rec.At), Kind: rec.Kind, Severity: rec.Severity, Actor: actor, Subject: rec.Subject, Outcome: rec.Outcome,
-			Detail: rec.Detail, Prev: rec.Prev,
+			Site: e.Site, Detail: rec.Detail, Prev: rec.Prev,
 		}, rec, err
 	}
 	if sha256.Sum256(e.Body) != e.Hash {
@@ -311,13 +311,14 @@ func (h Header) open(e Entry) (said Entry, rec wire.AuditRecord, err error) {
 		Actor    string            `json:"actor"`
 		Subject  string            `json:"subject"`
 		Outcome  string            `json:"outcome"`
+		Site     string            `json:"site"`
 		Detail   map[string]string `json:"detail"`
 		Prev     []byte            `json:"prev"`
 	}
 	if err := json.Unmarshal(e.Body, &b); err != nil {
 		return Entry{}, rec, err
 	}
-	said = Entry{Seq: b.Seq, At: time.UnixMilli(b.At).UTC(), Tenant: b.Tenant, Kind: b.Kind, Severity: b.Severity, Actor: b.Actor, Subject: b.Subject, Outcome: b.Outcome, Detail: b.Detail}
+	said = Entry{Seq: b.Seq, At: time.UnixMilli(b.At).UTC(), Tenant: b.Tenant, Kind: b.Kind, Severity: b.Severity, Actor: b.Actor, Subject: b.Subject, Outcome: b.Outcome, Site: b.Site, Detail: b.Detail}
 	copy(said.Prev[:], b.Prev)
 	return said, rec, nil
 }

@@ -304,7 +304,7 @@ func (v *reader) entry(line []byte) {
 // says reports whether an entry shows what its body says.
 func (e Entry) says(b Entry) bool {
 	return e.Seq == b.Seq && e.At.Equal(b.At) && e.Kind == b.Kind && e.Severity == b.Severity && e.Actor == b.Actor && e.Subject == b.Subject &&
-		e.Outcome == b.Outcome && e.Tenant == b.Tenant && e.Prev == b.Prev && maps.Equal(e.Detail, b.Detail)
+		e.Outcome == b.Outcome && e.Site == b.Site && e.Tenant == b.Tenant && e.Prev == b.Prev && maps.Equal(e.Detail, b.Detail)
 }
 
 // order notes what is missing before an entry, or that it comes at the wrong place.

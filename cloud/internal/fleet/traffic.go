@@ -13,7 +13,8 @@ type Intake struct {
 	Events      []PeripheralEvent
 	Checks      []HealthCheck
 	Audit       []AuditEvent
-	AuditBroken bool // the chain did not hold: the device is flagged for good
+	Anchors     []AnchorSeen // of entries in Audit
+	AuditBroken bool         // the chain did not hold: the device is flagged for good
 	Report      *Report
 	CommandEnd  *CommandEnd
 	Step        *ExecutionStep

@@ -77,6 +77,7 @@ type Options struct {
 	// Forked is told, after the commit and at most once a minute for each device,
 	// that its audit chain goes on in two ways; nil: nobody listens.
 	Forked func(device fleet.DeviceID, what string)
+	Anchor AnchorCheck // nil: anchors are stored and not judged
 	Log    *slog.Logger
 }
 
@@ -442,6 +443,9 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 		} else if r.Seq == h.seq && e.Hash != h.hash {
 			fault = cmp.Or(fault, fmt.Sprintf("entry %d came a second time with other content", r.Seq))
 			i.forks[m.Device] = fault
+		}
+		if err := i.anchor(ctx, in, r); err != nil {
+			return time.Time{}, err
 		}
 		in.Audit = append(in.Audit, fleet.AuditEvent{
 			Device: m.Device, Seq: r.Seq, At: time.UnixMilli(r.At), Kind: r.Kind, Severity: r.Severity, Actor: cmp.Or(r.Actor, string(m.Device)),

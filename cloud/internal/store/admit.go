@@ -99,6 +99,9 @@ func (s *Store) SetRenewed(ctx context.Context, id fleet.DeviceID, r fleet.Renew
 		if revoked != 0 {
 			return fleet.ErrRevoked
 		}
+		if err := w.keepAK(ctx, id, ak); err != nil {
+			return err
+		}
 		return w.exec(ctx, `UPDATE device SET next_not_after = CASE WHEN ? <> '' THEN ? ELSE next_not_after END,
 			next_serial = CASE WHEN ? <> '' THEN ? ELSE next_serial END,
 			next_recovery = CASE WHEN ? <> '' THEN ? ELSE next_recovery END,

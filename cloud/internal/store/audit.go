@@ -210,12 +210,12 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 		return rep, err
 	}
 	defer func() { _ = tx.Rollback() }()
-	var head uint64
-	var headHash []byte
-	if err := tx.QueryRowContext(ctx, `SELECT head, hash FROM trail WHERE device = ?`, id).Scan(&head, &headHash); err != nil {
+	var head, base, lost uint64
+	var headHash, baseHash []byte
+	if err := tx.QueryRowContext(ctx, `SELECT head, hash, base, base_hash, lost FROM trail WHERE device = ?`, id).Scan(&head, &headHash, &base, &baseHash, &lost); err != nil {
 		return rep, found(err)
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT `+auditColumns+` FROM audit WHERE device = ? ORDER BY seq`, id)
+	rows, err := tx.QueryContext(ctx, `SELECT `+auditColumns+` FROM audit WHERE device = ? AND seq > ? ORDER BY seq`, id, base)
 	if err != nil {
 		return rep, err
 	}
@@ -225,16 +225,25 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 			rep.BrokenAt, rep.Text = max(at, 1), text
 		}
 	}
-	var prev [32]byte
+	var prev [32]byte // what lies before is in segments
+	copy(prev[:], baseHash)
+	rep.Last = base
+	var told, toldAt uint64 // missing, as the device says; where first
 	for rows.Next() {
 		ev, err := scanAudit(rows)
 		if err != nil {
 			return rep, err
 		}
-		if want := rep.Last + 1; ev.Seq != want {
+		want := rep.Last + 1
+		gap := ev.Seq != want
+		switch {
+		case gap && ev.Kind == "audit.break":
+			toldAt = cmp.Or(toldAt, want)
+			told += ev.Seq - want
+		case gap:
 			broken(want, fmt.Sprintf("entries %d to %d are missing", want, ev.Seq-1))
 		}
-		if ev.Prev != prev {
+		if ev.Prev != prev && (!gap || ev.Kind != "audit.break") {
 			broken(ev.Seq, fmt.Sprintf("entry %d does not follow the one before", ev.Seq))
 		}
 		if text := intact(t, ev); text != "" {
@@ -248,11 +257,17 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 	if err := rows.Err(); err != nil {
 		return rep, err
 	}
+	if told > lost { // and no anchor has signed it
+		broken(toldAt, fmt.Sprintf("%d entries are missing from %d on", told, toldAt))
+	}
 	if rep.Last != head || !bytes.Equal(prev[:], headHash) {
 		broken(rep.Last+1, fmt.Sprintf("the trail ends at %d and should end at %d", rep.Last, head))
 	}
 	if rep.OK = rep.BrokenAt == 0; rep.OK {
 		rep.Text = fmt.Sprintf("%d entries, the chain is whole", rep.Entries)
+		if told > 0 {
+			rep.Text = fmt.Sprintf("%d entries, the chain is whole but for %d that the device lost with a damaged file, as its TPM signed", rep.Entries, told)
+		}
 	}
 	return rep, nil
 }

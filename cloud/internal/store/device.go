@@ -15,7 +15,7 @@ const deviceColumns = `d.id, d.tenant, d.tier, d.model, d.serial, d.site, d."gro
 	d.cert_serial, d.cert_not_after, d.trust, d.trust_reasons, d.attested_at, d.reset_count, d.online, d.enrolled_at,
 	d.last_seen, d.samples, d.findings, d.boot_digest, d.boot_release, d.waiver_until, d.waiver_by, d.waiver_reason,
 	d.next_serial, d.next_not_after, d.next_ak, d.recovery_serial, d.revoked_at, d.revoked_why, d.former_of, d.left_at,
-	d.installed, d.free_mib, d.supply, d.share, COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, (tr.broken <> 0 OR tr.entries < tr.head)
+	d.installed, d.free_mib, d.supply, d.share, COALESCE(st.agent_version, ''), COALESCE(st.slot, ''), st.raw, tr.head, (tr.broken <> 0 OR tr.entries + tr.lost < tr.head)
 	FROM device d JOIN trail tr ON tr.device = d.id LEFT JOIN state st ON st.device = d.id`
 
 const deviceQuery = `SELECT ` + deviceColumns + ` WHERE d.id = ?`
@@ -86,7 +86,7 @@ func (s *Store) Enrol(ctx context.Context, d fleet.Device) error {
 		if err == nil && n != 1 {
 			return fmt.Errorf("its key belongs to another identity: %w", fleet.ErrConflict)
 		}
-		return errors.Join(err, w.moved(ctx)) // it may come back as another model
+		return errors.Join(err, w.moved(ctx), w.keepAK(ctx, d.ID, d.AKPublic)) // it may come back as another model
 	})
 	if err != nil {
 		return fmt.Errorf("enrol device %s: %w", d.ID, err)
@@ -133,6 +133,9 @@ func (w *writer) insertDevice(ctx context.Context, d fleet.Device) error {
 		return err
 	}
 	if err := w.moved(ctx); err != nil {
+		return err
+	}
+	if err := w.keepAK(ctx, d.ID, d.AKPublic); err != nil {
 		return err
 	}
 	return w.exec(ctx, `INSERT INTO trail (device, head, hash, entries, broken) VALUES (?, 0, ?, 0, 0)`, d.ID, make([]byte, 32))

@@ -95,7 +95,7 @@ func TestVerifyFindsHiddenEntry(t *testing.T) {
 		if rep, err := s.VerifyAudit(t.Context(), "main", d.ID); err != nil || !rep.OK {
 			t.Fatalf("before: got %+v, %v", rep, err)
 		}
-		sql1(t, dir, `UPDATE audit SET `+column+` = 'other' WHERE device = ? AND seq = 2`, d.ID)
+		tamper(t, dir, `UPDATE audit SET `+column+` = 'other' WHERE device = ? AND seq = 2`, d.ID)
 		if rep, err := s.VerifyAudit(t.Context(), "main", d.ID); err != nil || rep.OK || rep.BrokenAt != 2 {
 			t.Errorf("%s changed: got %+v, %v, want broken at 2", column, rep, err)
 		}

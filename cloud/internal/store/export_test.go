@@ -28,7 +28,7 @@ func TestTrails(t *testing.T) {
 	if got, err := s.Trails(ctx, 1, 1); err != nil || len(got) != 1 || got[0].N != 2 {
 		t.Errorf("a part: got %+v, %v", got, err)
 	}
-	sql1(t, dir, `DELETE FROM audit WHERE n = 2`)
+	tamper(t, dir, `DELETE FROM audit WHERE n = 2`)
 	must(t, s.Audit(ctx, fleet.AuditEvent{Kind: "device.changed"}))
 	got, err = s.Trails(ctx, 1, 10)
 	must(t, err)

@@ -112,6 +112,14 @@ func sql1(t testing.TB, dir, query string, args ...any) {
 	must(t, err)
 }
 
+// tamper is sql1 for whoever has the database file and takes its guards away first.
+func tamper(t testing.TB, dir, query string, args ...any) {
+	t.Helper()
+	sql1(t, dir, `DROP TRIGGER IF EXISTS audit_unchanged; DROP TRIGGER IF EXISTS audit_named; DROP TRIGGER IF EXISTS audit_kept;
+		DROP TRIGGER IF EXISTS countersign_unchanged; DROP TRIGGER IF EXISTS countersign_kept`)
+	sql1(t, dir, query, args...)
+}
+
 func TestEnrolAndRenew(t *testing.T) {
 	s, _ := enrolled(t, 1)
 	d := device("main", 1)
@@ -378,7 +386,7 @@ func TestMigrates(t *testing.T) {
 				t.Fatalf("each version needs its data: %v", err)
 			}
 			sql1(t, dir, string(data))
-			sql1(t, dir, `UPDATE audit SET severity = 'alarm'`)
+			tamper(t, dir, `UPDATE audit SET severity = 'alarm'`)
 
 			s := open(t, dir)
 			ctx := t.Context()

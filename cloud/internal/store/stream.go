@@ -66,10 +66,11 @@ type tally struct {
 	entries uint64
 	added   int
 	broken  bool
+	proof   proof
 }
 
 // gap reports whether entries of the trail are missing.
-func (t *tally) gap() bool { return t.entries+uint64(t.added) < t.head } // #nosec G115 -- a count
+func (t *tally) gap() bool { return t.entries+uint64(t.added)+t.proof.lost < t.head } // #nosec G115 -- a count
 
 // recent is what changes in a series' row.
 type recent struct {
@@ -244,6 +245,10 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 			return fmt.Errorf("audit trail: %w", found(err))
 		}
 		copy(t.hash[:], hash)
+		var err error
+		if t.proof, err = g.w.proof(ctx, in.Device); err != nil {
+			return fmt.Errorf("audit trail: %w", err)
+		}
 		t.audit = true
 	}
 	t.broken = t.broken || in.AuditBroken
@@ -252,12 +257,19 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 		if err := number("sequence", ev.Seq); err != nil {
 			return err
 		}
+		if ev.Seq <= t.proof.base { // it was here, and lies in a sealed file now
+			out.Duplicates++
+			continue
+		}
 		ev.Device, ev.Tenant, ev.Actor, ev.Site, ev.StoredAt = in.Device, in.Tenant, cmp.Or(ev.Actor, string(in.Device)), t.site, in.At
 		added, err := g.w.insertAudit(ctx, ev)
 		if err != nil {
 			return fmt.Errorf("audit entry: %w", err)
 		}
 		if added {
+			if err := g.proves(ctx, t, in, ev, t.head); err != nil {
+				return fmt.Errorf("audit entry: %w", err)
+			}
 			out.NewAudit++
 			t.added++
 			if ev.Kind == "peripheral.fault" && in.At.Sub(ev.At) < trustedAge {
@@ -393,6 +405,9 @@ func (g *group) flush(ctx context.Context) error {
 		}
 		if err := g.w.exec(ctx, `UPDATE trail SET head = ?, hash = ?, entries = entries + ?, broken = ? WHERE device = ?`,
 			t.head, t.hash[:], t.added, t.broken, id); err != nil {
+			return err
+		}
+		if err := g.w.setProof(ctx, id, t.proof); err != nil {
 			return err
 		}
 	}

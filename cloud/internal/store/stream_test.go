@@ -336,7 +336,7 @@ func TestVerifyFindsTampering(t *testing.T) {
 				if rep, err := s.VerifyAudit(t.Context(), "main", id); err != nil || !rep.OK || rep.Entries != 5 {
 					t.Fatalf("before: got %+v, %v", rep, err)
 				}
-				sql1(t, dir, tt.sql, append([]any{id}, tt.args...)...)
+				tamper(t, dir, tt.sql, append([]any{id}, tt.args...)...)
 				rep, err := s.VerifyAudit(t.Context(), "main", id)
 				if err != nil || rep.OK || rep.BrokenAt != tt.at || rep.Text == "" {
 					t.Errorf("after: got %+v, %v, want broken at %d", rep, err, tt.at)

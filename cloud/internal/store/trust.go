@@ -297,6 +297,7 @@ func (w *writer) settleBoot(ctx context.Context, e fleet.Execution) error {
 type prepared struct {
 	admit, lastBoot, device                *sql.Stmt
 	usage, boots, samples, events, counted *sql.Stmt
+	trail, aks                             *sql.Stmt
 }
 
 func (s *Store) prepare(ctx context.Context) (err error) {
@@ -312,6 +313,8 @@ func (s *Store) prepare(ctx context.Context) (err error) {
 		{&s.stmts.samples, samplesQuery},
 		{&s.stmts.events, eventsQuery},
 		{&s.stmts.counted, countedQuery},
+		{&s.stmts.trail, trailStateQuery},
+		{&s.stmts.aks, aksQuery},
 	} {
 		if *p.stmt, err = s.read.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // Close closes it
 			return err
@@ -322,7 +325,7 @@ func (s *Store) prepare(ctx context.Context) (err error) {
 
 func (p prepared) close() error {
 	var errs []error
-	for _, stmt := range []*sql.Stmt{p.admit, p.lastBoot, p.device, p.usage, p.boots, p.samples, p.events, p.counted} {
+	for _, stmt := range []*sql.Stmt{p.admit, p.lastBoot, p.device, p.usage, p.boots, p.samples, p.events, p.counted, p.trail, p.aks} {
 		if stmt != nil {
 			errs = append(errs, stmt.Close())
 		}

@@ -1,0 +1,28 @@
+package ingest
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/wire"
+)
+
+// AnchorCheck says whether the TPM of a device signed an anchor, which is entry
+// seq of its trail and follows the entry with hash prev: empty, or what is
+// wrong. Only a store that fails is an error.
+type AnchorCheck func(ctx context.Context, device fleet.DeviceID, seq uint64, prev [32]byte, a wire.Anchor) (fault string, err error)
+
+// anchor judges the anchor in a record, if there is one. What is made of it is
+// decided when it is stored: a counter stands against the one before.
+func (i *Ingest) anchor(ctx context.Context, in *fleet.Intake, r wire.AuditRecord) error {
+	if r.Anchor == nil || i.o.Anchor == nil {
+		return nil
+	}
+	fault, err := i.o.Anchor(ctx, in.Device, r.Seq, r.Prev, *r.Anchor)
+	if err != nil {
+		return fmt.Errorf("anchor of %s: %w", in.Device, err)
+	}
+	in.Anchors = append(in.Anchors, fleet.AnchorSeen{Seq: r.Seq, Counter: r.Anchor.Counter, Fault: fault})
+	return nil
+}

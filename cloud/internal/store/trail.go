@@ -1,0 +1,205 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/tillward/tillward/cloud/internal/fleet"
+)
+
+// unanchoredAfter is how long a device may record without an anchor, by its
+// clock and by ours, before that is told.
+const unanchoredAfter = 24 * time.Hour
+
+const trailStateQuery = `SELECT device, head, hash, entries, broken, lost, base, base_hash, anchored, anchor_counter, anchor_at, countersigned FROM trail WHERE device = ?`
+
+// TrailState says how far the trail of a device of tenant t has come, or with an
+// empty id the service's own.
+func (s *Store) TrailState(ctx context.Context, t fleet.TenantID, id fleet.DeviceID) (fleet.TrailState, error) {
+	if id != "" {
+		if err := s.owns(ctx, t, id); err != nil {
+			return fleet.TrailState{}, fmt.Errorf("state of a trail: %w", err)
+		}
+	}
+	return s.TrailStateOf(ctx, id)
+}
+
+// TrailStateOf is TrailState for the service itself, which knows the device.
+func (s *Store) TrailStateOf(ctx context.Context, id fleet.DeviceID) (fleet.TrailState, error) {
+	var st fleet.TrailState
+	var entries uint64
+	var anchorAt int64
+	var hash, base []byte
+	err := s.stmts.trail.QueryRowContext(ctx, id).Scan(&st.Device, &st.Head, &hash, &entries, &st.Broken, &st.Lost, &st.Base, &base,
+		&st.Anchored, &st.AnchorCounter, &anchorAt, &st.Countersigned)
+	if err != nil {
+		return st, fmt.Errorf("state of the trail of %s: %w", id, found(err))
+	}
+	copy(st.Hash[:], hash)
+	copy(st.BaseHash[:], base)
+	if have := entries + st.Lost; have < st.Head {
+		st.Missing, st.Broken = st.Head-have, true
+	}
+	st.AnchoredAt = at(anchorAt)
+	return st, nil
+}
+
+// TrailEntries lists the entries of a trail behind number seq and up to last, by
+// number. Whose trail it is must have been asked before.
+func (s *Store) TrailEntries(ctx context.Context, id fleet.DeviceID, seq, last uint64, limit int) ([]fleet.AuditEvent, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT `+auditColumns+` FROM audit WHERE device = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?`, id, seq, last, limit)
+	out, err := list(rows, err, scanAudit)
+	if err != nil {
+		return nil, fmt.Errorf("entries of the trail of %s: %w", id, err)
+	}
+	return out, nil
+}
+
+// TrailHeadBefore returns the last entry of a trail before number seq, or where
+// its segments end.
+func (s *Store) TrailHeadBefore(ctx context.Context, id fleet.DeviceID, seq uint64) (h fleet.Head, err error) {
+	var hash []byte
+	err = s.read.QueryRowContext(ctx, `SELECT seq, hash FROM audit WHERE device = ? AND seq < ? AND seq > (SELECT base FROM trail WHERE device = ?)
+		UNION ALL SELECT base, base_hash FROM trail WHERE device = ? ORDER BY seq DESC LIMIT 1`, id, seq, id, id).Scan(&h.Seq, &hash)
+	if err != nil {
+		return h, fmt.Errorf("entry before %d of the trail of %s: %w", seq, id, found(err))
+	}
+	copy(h.Hash[:], hash)
+	return h, nil
+}
+
+// Countersignatures lists what the service told a device about its entries
+// behind number seq and up to last.
+func (s *Store) Countersignatures(ctx context.Context, id fleet.DeviceID, seq, last uint64) ([]fleet.Countersigned, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT seq, hash, at, body FROM countersign WHERE device = ? AND seq > ? AND seq <= ? ORDER BY seq`, id, seq, last)
+	out, err := list(rows, err, func(r scanner) (fleet.Countersigned, error) {
+		c := fleet.Countersigned{Device: id}
+		var hash []byte
+		var when int64
+		err := r.Scan(&c.Seq, &hash, &when, &c.Order)
+		copy(c.Hash[:], hash)
+		c.At = at(when)
+		return c, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("countersignatures of %s: %w", id, err)
+	}
+	return out, nil
+}
+
+// AddCountersign keeps what the service is about to tell a device. Those of
+// many devices at one moment share a commit.
+func (s *Store) AddCountersign(ctx context.Context, c fleet.Countersigned) error {
+	err := s.shared(ctx, func(ctx context.Context, w *writer) error {
+		n, err := w.changed(ctx, `UPDATE trail SET countersigned = ? WHERE device = ? AND countersigned < ?`, c.Seq, c.Device, c.Seq)
+		if err != nil || n == 0 {
+			return err
+		}
+		return w.exec(ctx, `INSERT INTO countersign (device, seq, hash, at, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
+			c.Device, c.Seq, c.Hash[:], ms(c.At), c.Order)
+	})
+	if err != nil {
+		return fmt.Errorf("countersign the trail of %s: %w", c.Device, err)
+	}
+	return nil
+}
+
+// AttestationKeys lists every attestation key that a device has had, the newest
+// first.
+func (s *Store) AttestationKeys(ctx context.Context, id fleet.DeviceID) ([]fleet.AttestationKey, error) {
+	rows, err := s.stmts.aks.QueryContext(ctx, id)
+	out, err := list(rows, err, func(r scanner) (k fleet.AttestationKey, err error) {
+		var since int64
+		err = r.Scan(&k.Public, &since)
+		k.Since = at(since)
+		return k, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attestation keys of %s: %w", id, err)
+	}
+	return out, nil
+}
+
+const aksQuery = `SELECT public, since FROM attestation_key WHERE device = ? ORDER BY since DESC, public`
+
+// keepAK notes an attestation key that a device may sign with from now on.
+func (w *writer) keepAK(ctx context.Context, id fleet.DeviceID, ak []byte) error {
+	if len(ak) == 0 {
+		return nil
+	}
+	return w.exec(ctx, `INSERT INTO attestation_key (device, public, since) VALUES (?, ?, ?) ON CONFLICT (device, public) DO NOTHING`, id, ak, ms(w.now))
+}
+
+// proof is what is on file of how far a trail is proven.
+type proof struct {
+	base                        uint64
+	anchored, counter           uint64
+	anchorAt, anchorStored      int64
+	told                        bool
+	lost, breakSeq, breakLosing uint64
+}
+
+func (w *writer) proof(ctx context.Context, id fleet.DeviceID) (p proof, err error) {
+	err = w.row(ctx, `SELECT base, anchored, anchor_counter, anchor_at, anchor_stored, told, lost, break_seq, break_lost FROM trail WHERE device = ?`, id).
+		Scan(&p.base, &p.anchored, &p.counter, &p.anchorAt, &p.anchorStored, &p.told, &p.lost, &p.breakSeq, &p.breakLosing)
+	return p, found(err)
+}
+
+func (w *writer) setProof(ctx context.Context, id fleet.DeviceID, p proof) error {
+	return w.exec(ctx, `UPDATE trail SET anchored = ?, anchor_counter = ?, anchor_at = ?, anchor_stored = ?, told = ?, lost = ?, break_seq = ?, break_lost = ? WHERE device = ?`,
+		p.anchored, p.counter, p.anchorAt, p.anchorStored, p.told, p.lost, p.breakSeq, p.breakLosing, id)
+}
+
+// proves looks at what an entry that is new says about how far the trail is
+// proven. before is the head that it came behind.
+func (g *group) proves(ctx context.Context, t *tally, in *Intake, ev fleet.AuditEvent, before uint64) error {
+	p := &t.proof
+	switch {
+	case ev.Seq <= before: // it fills a gap, which may be one that was explained
+		if p.lost > 0 {
+			p.lost--
+		}
+	case ev.Kind == "audit.break" && ev.Seq > before+1:
+		p.breakSeq, p.breakLosing = ev.Seq, ev.Seq-before-1
+	case ev.Seq > before+1:
+		p.breakSeq, p.breakLosing = 0, 0
+	}
+	for _, a := range in.Anchors {
+		if a.Seq == ev.Seq {
+			return g.anchor(ctx, t, in, ev, a)
+		}
+	}
+	if p.told || p.anchorStored == 0 || in.At.Sub(at(p.anchorStored)) < unanchoredAfter || ev.At.Sub(at(p.anchorAt)) < unanchoredAfter {
+		return nil
+	}
+	p.told = true
+	return g.w.audit(ctx, in.Tenant, fleet.AuditEvent{
+		At: in.At, Kind: "audit.unanchored", Severity: "warn", Actor: "ingest", Subject: string(in.Device),
+		Detail: map[string]string{"what": fmt.Sprintf("it has recorded for a day without its TPM signing that, last at entry %d", p.anchored)},
+	})
+}
+
+func (g *group) anchor(ctx context.Context, t *tally, in *Intake, ev fleet.AuditEvent, a fleet.AnchorSeen) error {
+	p := &t.proof
+	switch {
+	case a.Fault != "":
+	case ev.Seq < p.anchored: // it came late, and the counter has gone on
+		return nil
+	case p.anchorStored > 0 && a.Counter == p.counter:
+		a.Fault = fmt.Sprintf("it has the counter %d of an anchor before: one of them is a copy", a.Counter)
+	case p.anchorStored > 0 && a.Counter < p.counter:
+		a.Fault = fmt.Sprintf("the counter of the TPM went back from %d to %d: the entries belong to an older history", p.counter, a.Counter)
+	}
+	if a.Fault != "" {
+		return g.w.audit(ctx, in.Tenant, fleet.AuditEvent{
+			At: in.At, Kind: "audit.anchor_bad", Severity: "alarm", Actor: "ingest", Subject: string(in.Device),
+			Detail: map[string]string{"entry": fmt.Sprint(ev.Seq), "fault": a.Fault},
+		})
+	}
+	if p.breakSeq > 0 && ev.Seq > p.breakSeq {
+		p.lost, p.breakSeq, p.breakLosing = p.lost+p.breakLosing, 0, 0
+	}
+	p.anchored, p.counter, p.anchorAt, p.anchorStored, p.told = ev.Seq-1, a.Counter, deviceMS(ev.At), ms(in.At), false
+	return nil
+}
