@@ -54,7 +54,7 @@ func searched(t *testing.T) (*store.Store, []fleet.TrailEntry) {
 	_, err := s.Commit(ctx, in)
 	must(t, err)
 	// A minute apart, and some waited in a queue.
-	sql1(t, dir, `UPDATE audit SET stored_at = ? + n * 60000 - (n * 7919 % 9) * 60000`, noon.UnixMilli())
+	tamper(t, dir, `UPDATE audit SET stored_at = ? + n * 60000 - (n * 7919 % 9) * 60000`, noon.UnixMilli())
 	all, err := s.Trails(ctx, 0, 10_000)
 	must(t, err)
 	return s, all
@@ -245,7 +245,7 @@ func TestSearchKnowsTheSite(t *testing.T) {
 	if r, err := s.VerifyAudit(ctx, "main", ""); err != nil || !r.OK {
 		t.Errorf("the trail: got %+v, %v", r, err)
 	}
-	sql1(t, dir, `UPDATE audit SET site = 'site-9' WHERE device = '' AND site = 'site-1'`)
+	tamper(t, dir, `UPDATE audit SET site = 'site-9' WHERE device = '' AND site = 'site-1'`)
 	if r, err := s.VerifyAudit(ctx, "main", ""); err != nil || r.OK {
 		t.Errorf("a trail with another site: got %+v, %v", r, err)
 	}
