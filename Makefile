@@ -19,7 +19,7 @@ CC_amd64 := x86_64-linux-gnu-gcc
 
 NEED_BUILD := gcc libc6-dev nodejs npm
 NEED_RUN   := $(NEED_BUILD) swtpm swtpm-tools '?pcscd' '?vsmartcard-vpcd'
-NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs rsyslog rsyslog-openssl liblognorm-utils
+NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs strace rsyslog rsyslog-openssl liblognorm-utils
 NEED_VM    := gcc libc6-dev make xz-utils qemu-system-x86 busybox-static
 NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
@@ -45,10 +45,11 @@ test: ## every test, with whatever they need installed first (RACE=-race for the
 	go test $(RACE) -tags "$(TAGS)" -timeout 12m ./...
 	bin/tillward-sim run --scenario counter-day --report bin/counter-day.json
 
-test-powercut: ## the power goes 200 times in the middle of updates; takes its time, and root for loop devices
-	@.ci/deps $(NEED_RUN) mount e2fsprogs
+test-powercut: ## the power goes 200 times in the middle of updates, and at each write of the spool; takes its time, and root for loop devices
+	@.ci/deps $(NEED_RUN) mount e2fsprogs strace
 	@$(MAKE) --no-print-directory build bin/powercut/tillward-agent >&2
 	@bin/tillward-sim run --scenario powercut --cuts 200 --seed 1 --report bin/powercut/report.json
+	go test -trimpath -tags "$(TAGS)" -count=1 -v -timeout 60m -run TestPowerCutAtEveryCall ./agent/internal/spool -cuts 1
 
 test-hal-vm: ## the drivers on a real kernel that QEMU runs, with USB, evdev and GPIO of its own: docs/hal-vm.md
 	@.ci/deps $(NEED_VM)

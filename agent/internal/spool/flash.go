@@ -13,12 +13,13 @@ import (
 // with what is written next; and the log is written back when it has grown, so
 // that a page which changes often is written back once.
 const (
-	pageSize  = 1024
-	logFrames = 1000 // pages in the log before it is written back
+	pageSize = 1024
 
 	walHead   = 32 // bytes of the log's header, and of each frame's [SQLite file format, 4.1 and 4.2]
 	frameHead = 24
 )
+
+var logFrames int64 = 1000 // pages in the log before it is written back
 
 // flash knows what goes to the medium: it counts the pages in the log and those
 // that are written back from it, and syncs the log when the window has passed.

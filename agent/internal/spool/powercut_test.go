@@ -34,7 +34,11 @@ func keyOf(word string) spool.Options {
 // TestMain lets the test binary be the child that is killed.
 func TestMain(m *testing.M) {
 	if path := os.Getenv(childOf); path != "" {
-		if err := write(path, keyOf(os.Getenv(childKey))); err != nil {
+		do := write
+		if what := os.Getenv(childWork); what != "" {
+			do = func(path string, o spool.Options) error { return work(path, what, o) }
+		}
+		if err := do(path, keyOf(os.Getenv(childKey))); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

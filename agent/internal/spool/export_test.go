@@ -1,0 +1,4 @@
+package spool
+
+// WriteBackEvery makes the log short, so that it is written back often.
+func WriteBackEvery(frames int64) { logFrames = frames }
