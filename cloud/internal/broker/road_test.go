@@ -93,3 +93,71 @@ func TestRoad(t *testing.T) {
 		t.Errorf("got %+v, %v after %d connections, want %d entries after 3", rep, err, connects, n)
 	}
 }
+
+// TestSentAgain publishes each message under one packet id three times, the copies with DUP [MQTT 3.1.1, 3.3.1.1], and
+// all of them once more by another connection: every PUBLISH gets its PUBACK, and each row is there once.
+func TestSentAgain(t *testing.T) {
+	quiet := slog.New(slog.DiscardHandler)
+	st, err := store.Open(t.Context(), t.TempDir(), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if err := st.Enrol(t.Context(), fleet.Device{ID: fleet.DeviceID(name(1)), Tenant: tenant, Tier: fleet.TierC, EKHash: "ek", EnrolledAt: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	in := ingest.New(ingest.Options{Store: st, Stored: func(fleet.Intake, fleet.Outcome) {}, Log: quiet})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- in.Run(ctx) }()
+	s := start(t, func(o *broker.Options) {
+		o.Submit = func(m broker.Message) bool {
+			return in.Submit(ingest.Message{
+				Device: fleet.DeviceID(m.Identity.Device), Tenant: fleet.TenantID(m.Identity.Tenant), Channel: m.Topic.Channel, Payload: m.Payload, At: time.Now(), Ack: m.Ack, Dead: m.Dead,
+			})
+		}
+	})
+	const n = 20
+	var prev [32]byte
+	payloads := make([][]byte, n)
+	for i := range uint64(n) {
+		e, err := wire.SealAudit(wire.AuditRecord{Seq: i + 1, At: time.Now().UnixMilli(), Boot: wire.Boot{1}, Kind: "link.up", Severity: "info", Prev: prev})
+		if err != nil {
+			t.Fatal(err)
+		}
+		prev = e.Hash
+		if payloads[i], err = wire.Encode(&wire.AuditBatch{Head: wire.Head{V: 1, Boot: wire.Boot{1}, Seq: i + 1, Sent: 1}, Entries: []wire.AuditEntry{e}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		c := s.device(1)
+		acks := map[uint16]int{}
+		for i, payload := range payloads {
+			for again := range byte(3) {
+				flags := byte(0x02) // QoS 1
+				if again > 0 {
+					flags |= 0x08 // DUP
+				}
+				c.send(publish(flags, up(name(1), true, wire.Audit), uint16(i+1), payload))
+			}
+		}
+		for range 3 * n {
+			acks[c.puback()]++
+		}
+		for i := range uint16(n) {
+			if acks[i+1] != 3 {
+				t.Errorf("message %d was acknowledged %d times, want 3", i+1, acks[i+1])
+			}
+		}
+	}
+	s.stop()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	rep, err := st.VerifyAudit(t.Context(), tenant, fleet.DeviceID(name(1)))
+	if own, ownErr := st.VerifyAudit(t.Context(), tenant, ""); err != nil || ownErr != nil || !rep.OK || rep.Entries != n || own.Entries != 0 {
+		t.Errorf("got %+v (%v) and %d entries of the service's own (%v), want %d entries and no alarm", rep, err, own.Entries, ownErr, n)
+	}
+}
