@@ -3,23 +3,38 @@ package simulator
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Line is the network between one till and the service: a TCP forwarder on
-// loopback that can be cut and healed. It counts what passes.
+// loopback that can be cut, held and slowed down. It counts what passes.
 type Line struct {
 	ln     net.Listener
 	target string
 	wg     sync.WaitGroup
 	bytes  atomic.Int64
 
-	mu    sync.Mutex
-	cut   bool
-	conns map[net.Conn]struct{}
+	mu      sync.Mutex
+	cut     bool
+	weather Weather
+	changed chan struct{} // closed when the weather is another
+	conns   map[net.Conn]*way
+}
+
+// way is one connection through a line, of which both ends are in Line.conns.
+type way struct {
+	till net.Conn
+	lost bool // one end is gone, and the other does not know
+}
+
+// Weather is how a line carries what it carries. The zero value is fair.
+type Weather struct {
+	Hole    bool          // nothing passes, and nobody is told: what is sent waits
+	Latency time.Duration // of each piece
+	Rate    int           // bytes a second; 0: as many as come
 }
 
 // NewLine starts a forwarder from listen (port 0 picks a free one) to target.
@@ -28,7 +43,7 @@ func NewLine(ctx context.Context, listen, target string) (*Line, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for a till's line: %w", err)
 	}
-	l := &Line{ln: ln, target: target, conns: make(map[net.Conn]struct{})}
+	l := &Line{ln: ln, target: target, conns: make(map[net.Conn]*way), changed: make(chan struct{})}
 	l.wg.Go(l.accept)
 	return l, nil
 }
@@ -47,6 +62,39 @@ func (l *Line) Cut() {
 	for c := range l.conns {
 		_ = c.Close()
 	}
+	l.change()
+}
+
+// Carry makes the line carry in another way from now on. Ends that Half left
+// open hear of it.
+func (l *Line) Carry(w Weather) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.weather = w
+	for _, is := range l.conns {
+		is.lost = false
+	}
+	l.change()
+}
+
+// Half drops one end of every connection, the till's or the service's, and
+// tells the other end nothing until Carry. New connections pass.
+func (l *Line) Half(till bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c, of := range l.conns {
+		of.lost = true
+		if (of.till == c) == till {
+			_ = c.Close()
+		}
+	}
+	l.change()
+}
+
+// change tells of other weather. The caller holds mu.
+func (l *Line) change() {
+	close(l.changed)
+	l.changed = make(chan struct{})
 }
 
 // Heal lets connections through again.
@@ -64,14 +112,14 @@ func (l *Line) Close() {
 }
 
 // hold registers c, or closes it when the line is cut.
-func (l *Line) hold(c net.Conn) bool {
+func (l *Line) hold(c net.Conn, of *way) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cut {
 		_ = c.Close()
 		return false
 	}
-	l.conns[c] = struct{}{}
+	l.conns[c] = of
 	return true
 }
 
@@ -88,27 +136,78 @@ func (l *Line) accept() {
 		if err != nil {
 			return
 		}
-		if l.hold(c) {
-			l.wg.Go(func() { l.forward(c) })
+		if of := (&way{till: c}); l.hold(c, of) {
+			l.wg.Go(func() { l.forward(of) })
 		}
 	}
 }
 
-func (l *Line) forward(in net.Conn) {
+func (l *Line) forward(of *way) {
+	in := of.till
 	defer l.drop(in)
+	if l.pass(of, 0) != nil { // a hole answers nobody
+		return
+	}
 	out, err := net.Dial("tcp", l.target)
-	if err != nil || !l.hold(out) {
+	if err != nil || !l.hold(out, of) {
 		return
 	}
 	defer l.drop(out)
 	var wg sync.WaitGroup
-	pump := func(dst, src net.Conn) {
-		n, _ := io.Copy(dst, src)
-		l.bytes.Add(n)
-		_ = dst.Close() // half-open lines do not occur on a till's uplink
-		_ = src.Close()
-	}
-	wg.Go(func() { pump(out, in) })
-	pump(in, out)
+	wg.Go(func() { l.pump(of, out, in) })
+	l.pump(of, in, out)
 	wg.Wait()
+}
+
+// pump carries what comes from src to dst until one of them ends. An end that
+// meets a hole is told behind it, as on a till's uplink.
+func (l *Line) pump(of *way, dst, src net.Conn) {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			if l.pass(of, n) != nil {
+				break
+			}
+			if _, err := dst.Write(buf[:n]); err != nil {
+				break
+			}
+			l.bytes.Add(int64(n))
+		}
+		if err != nil {
+			break
+		}
+	}
+	_ = l.pass(of, 0)
+	_ = dst.Close()
+	_ = src.Close()
+}
+
+// pass waits until n bytes may pass, and fails when the line is
+// cut.
+func (l *Line) pass(of *way, n int) error {
+	for {
+		l.mu.Lock()
+		w, changed, cut := l.weather, l.changed, l.cut
+		w.Hole = w.Hole || of.lost
+		l.mu.Unlock()
+		if cut {
+			return net.ErrClosed
+		}
+		if w.Hole {
+			<-changed // Close cuts
+			continue
+		}
+		wait := w.Latency
+		if w.Rate > 0 {
+			wait += time.Duration(n) * time.Second / time.Duration(w.Rate)
+		}
+		if n > 0 && wait > 0 {
+			select {
+			case <-time.After(wait):
+			case <-changed:
+			}
+		}
+		return nil
+	}
 }

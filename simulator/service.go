@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/tillward/tillward/cloud"
 )
@@ -20,10 +21,15 @@ type service struct {
 	run  *cloud.Service
 	stop context.CancelFunc
 	done chan error
+
+	apart *apart // nil: it runs in this process
 }
 
 // start opens the service and waits until its listeners are bound.
 func (s *service) start(ctx context.Context) error {
+	if s.apart != nil {
+		return s.spawn(ctx)
+	}
 	run, err := cloud.New(ctx, s.cfg, s.log)
 	if err != nil {
 		return fmt.Errorf("start the fleet service: %w", err)
@@ -42,6 +48,9 @@ func (s *service) start(ctx context.Context) error {
 
 // end stops the service and waits for it.
 func (s *service) end() error {
+	if s.apart != nil {
+		return s.apart.signal(syscall.SIGTERM)
+	}
 	if s.stop == nil {
 		return nil
 	}

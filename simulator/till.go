@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"text/template"
+	"time"
 
 	"github.com/tillward/tillward/simulator/emulator"
 	"github.com/tillward/tillward/simulator/tpmfarm"
@@ -39,10 +40,12 @@ type Till struct {
 	rootTUF string
 	sealKey string
 	pace    Pace
-	bare    bool     // its image names no service
-	disk    string   // where it keeps what outlives a boot
-	check   string   // how long an update may take to prove itself
-	alone   bool     // what it runs ends with its agent, as with the power
+	bare    bool   // its image names no service
+	disk    string // where it keeps what outlives a boot
+	check   string // how long an update may take to prove itself
+	alone   bool   // what it runs ends with its agent, as with the power
+	chip    string // socket of what is between it and its TPM; empty: nothing
+	day     time.Duration
 	under   []string // what starts its agent; none: the simulator itself
 	roots   string   // of the service, as the image has them; empty: the service's own file
 
@@ -129,7 +132,7 @@ func (t *Till) configure() error {
 	var b bytes.Buffer
 	err := agentFile.Execute(&b, map[string]any{
 		"Model": simModel, "State": filepath.Join(t.disk, "state"), "Apps": filepath.Join(t.disk, "apps"), "CheckFor": t.check, "Media": filepath.Join(t.dir, "media", "*", "tillward-update"), "Name": t.Name, "HTTPS": t.https.Addr(), "MQTT": t.mqtt.Addr(),
-		"Roots": cmp.Or(t.roots, t.service.roots()), "TPM": t.tpm.Socket(), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
+		"Roots": cmp.Or(t.roots, t.service.roots()), "TPM": cmp.Or(t.chip, t.tpm.Socket()), "RootTUF": t.rootTUF, "SealKey": t.sealKey, "Printer": t.printer.Addr(),
 		"Artifacts": cmp.Or(t.artifacts, t.Web()), "RAUC": t.rauc, "Reader": readerFile(t.reader), "Printing": t.printing(), "More": t.more, "Pace": t.pace, "BootLog": t.bootLog(), "Bare": t.bare, "Stick": t.stick(),
 	})
 	if err != nil {

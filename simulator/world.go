@@ -47,6 +47,7 @@ type Options struct {
 	Counter  bool          // a till has a drawer, a scanner and print sockets as well, see Till.Counter
 	Day      time.Duration // how long the scripted day lasts
 	Receipts string        // folder for a picture of each receipt; empty: none
+	Apart    bool          // the service runs in a process of its own
 	Pace     Pace
 	Out      io.Writer // what a person reads
 	Log      *slog.Logger
@@ -135,6 +136,13 @@ func (w *World) openService(ctx context.Context) error {
 	}
 	cfg.Operator.Listen, cfg.Device.HTTPS, cfg.Device.MQTT, cfg.Metrics.Listen = port(0), port(1), port(2), port(3)
 	w.service = &service{cfg: cfg, log: w.opt.Log}
+	if w.opt.Apart {
+		log, err := logFile(filepath.Join(w.opt.Dir, "service.log"))
+		if err != nil {
+			return err
+		}
+		w.service.apart = &apart{bin: filepath.Join(w.opt.Bin, "tillward"), log: log}
+	}
 	if err := w.service.start(ctx); err != nil {
 		return err
 	}
@@ -147,7 +155,7 @@ func (w *World) openService(ctx context.Context) error {
 func (w *World) makeTill(ctx context.Context, i int) (*Till, error) {
 	t := &Till{
 		Name: fmt.Sprintf("till-%d", i+1), agent: filepath.Join(w.opt.Bin, "tillward-agent"), service: w.service,
-		rootTUF: w.root, sealKey: w.sealPublic(), pace: w.opt.Pace, firmware: tpmfarm.Default(FirstOS),
+		rootTUF: w.root, sealKey: w.sealPublic(), pace: w.opt.Pace, day: w.opt.Day, firmware: tpmfarm.Default(FirstOS),
 	}
 	t.dir = filepath.Join(w.opt.Dir, t.Name)
 	if err := os.Mkdir(t.dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) { // #nosec G301 -- as above

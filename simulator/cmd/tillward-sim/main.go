@@ -23,6 +23,7 @@ import (
 	"github.com/tillward/tillward/cloud"
 	"github.com/tillward/tillward/simulator"
 	"github.com/tillward/tillward/simulator/attack"
+	"github.com/tillward/tillward/simulator/chaos"
 	"github.com/tillward/tillward/simulator/counterday"
 	"github.com/tillward/tillward/simulator/tamper"
 )
@@ -46,15 +47,22 @@ type runCmd struct {
 	Bin       string        `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
 	Receipts  string        `help:"Draw what the printers print, a PNG for each receipt, into this folder." placeholder:"DIR"`
 	Verbose   bool          `short:"v" help:"Show the service's log."`
-	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,update-attacks,rollout-minority,powercut,counter-day," default:""`
+	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,update-attacks,rollout-minority,powercut,counter-day,chaos," default:""`
 	Devices   int           `help:"Of the scenario rollout-minority: devices on the wire." default:"10000"`
 	Of        float64       `help:"Of the same: share of the fleet that the bad model has; 4 % of the fleet are bad." default:"0.04"`
 	Cuts      int           `help:"Of the scenario powercut: how often the power goes." default:"200"`
+	For       time.Duration `help:"Of the scenario chaos: how long things go wrong." default:"10m"`
+	Faults    int           `help:"Of the same: how often, beside the service; 0: 45 times a till in ten minutes." default:"0"`
 	Only      []string      `help:"Of a scenario, these parts alone." placeholder:"NAME"`
 }
 
 // Run implements the command.
 func (c *runCmd) Run(ctx context.Context) error {
+	if c.Scenario == "chaos" {
+		if ran, err := chaos.Alone(ctx); ran || err != nil {
+			return err
+		}
+	}
 	if c.Tills < 1 || c.Tills > 64 {
 		return usage{fmt.Errorf("--tills %d: from 1 to 64", c.Tills)}
 	}
@@ -103,6 +111,10 @@ func (c *runCmd) Run(ctx context.Context) error {
 		o.Day = time.Minute
 		return counterday.Run(ctx, counterday.Options{Options: o, Report: c.Report})
 	}
+	if c.Scenario == "chaos" {
+		o.Day, o.Pace = time.Minute, simulator.Pace{Poll: "1s", Stats: "2s", Batch: "2s", Heartbeat: "5s"}
+		return chaos.Run(ctx, chaos.Options{Options: o, For: c.For, Faults: c.Faults, Report: c.Report})
+	}
 	if c.Scenario == "powercut" {
 		o.PortBase, o.Pace = 0, simulator.Pace{Poll: "1s", Stats: "30s", Batch: "5s", Heartbeat: "5s"}
 		return simulator.Powercut(ctx, simulator.PowercutOptions{Options: o, Cuts: c.Cuts, Report: c.Report})
@@ -127,7 +139,12 @@ type usage struct{ error }
 // Unwrap returns the cause.
 func (u usage) Unwrap() error { return u.error }
 
-func main() { os.Exit(run()) }
+func main() {
+	if code, is := chaos.Till(os.Args); is {
+		os.Exit(code)
+	}
+	os.Exit(run())
+}
 
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

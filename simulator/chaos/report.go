@@ -1,0 +1,221 @@
+package chaos
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// Report is what a run shows, as JSON.
+type Report struct {
+	Seed     uint64       `json:"seed"`
+	Seconds  float64      `json:"seconds"` // of faults
+	Faults   []FaultCount `json:"faults"`
+	Total    int          `json:"faults_total"`
+	Classes  []Count      `json:"records"`
+	Tills    []TillResult `json:"tills"`
+	Commands Commands     `json:"commands"`
+	Trail    string       `json:"service_trail"` // the service's own audit trail: ok, or what is wrong
+	Slowest  Recovery     `json:"slowest_recovery"`
+	NotRun   []string     `json:"not_run,omitempty"` // what this machine does not allow
+	Problems []string     `json:"problems,omitempty"`
+	OK       bool         `json:"ok"`
+}
+
+// FaultCount is how often a kind of fault happened, and what came with it.
+type FaultCount struct {
+	Kind   string         `json:"kind"`
+	Count  int            `json:"count"`
+	Detail map[string]int `json:"detail,omitempty"`
+}
+
+// Recovery is how long it took from the end of a fault until the service
+// acknowledged something of the till again, whatever else went on meanwhile.
+type Recovery struct {
+	Till    string  `json:"till"`
+	After   string  `json:"after"`
+	Seconds float64 `json:"seconds"`
+}
+
+// TillResult is one till's part.
+type TillResult struct {
+	Till     string   `json:"till"`
+	Device   string   `json:"device"`
+	Starts   int      `json:"starts"` // of its agent
+	Counts   []Count  `json:"records"`
+	Chain    string   `json:"chain"`     // computed anew from the rows
+	Verified string   `json:"chain_api"` // as the service says
+	Shed     uint64   `json:"shed"`      // messages that the till gave up for want of space, by its own count
+	Slowest  Recovery `json:"slowest_recovery"`
+}
+
+// Commands are those of the operator.
+type Commands struct {
+	Sent  int `json:"sent"`
+	Ended int `json:"ended"`
+	Twice int `json:"ran_twice"`
+}
+
+// judge asks the service, ends it, and compares.
+func (h *harness) judge(ctx context.Context) error {
+	said := make(map[string]string)
+	var broken error
+	verify := func(path string) string {
+		var v struct {
+			OK    bool   `json:"ok"`
+			Error string `json:"error"`
+			Fault string `json:"fault"`
+		}
+		if err := h.w.Operator.Get(ctx, path, &v); err != nil {
+			return err.Error()
+		}
+		if !v.OK {
+			return cmp.Or(v.Error, v.Fault, "broken")
+		}
+		return "ok"
+	}
+	for _, x := range h.tills {
+		said[x.device] = verify("/v1/devices/" + x.device + "/audit/verify")
+	}
+	h.report.Trail = verify("/v1/audit/verify")
+	if h.report.Trail != "ok" {
+		h.problem("the service's own trail: %s", h.report.Trail)
+	}
+	if err := h.w.EndService(); err != nil {
+		h.problem("end of the service: %v", err)
+	}
+	all, err := readStore(ctx, filepath.Join(h.w.Data(), "tillward.db"))
+	if err != nil {
+		return err
+	}
+	sums := make([]Count, len(classes))
+	for i, c := range classes {
+		sums[i].Class = c
+	}
+	for _, x := range h.tills {
+		s := all[x.device]
+		if s == nil {
+			s = new(stored)
+		}
+		v := judge(x.Name, x.book, s)
+		h.report.Problems = append(h.report.Problems, v.problems...)
+		if said[x.device] != "ok" {
+			h.problem("%s: the service says of its trail: %s", x.Name, said[x.device])
+		}
+		for i := range sums {
+			sums[i].add(v.counts[i])
+		}
+		h.commands(x, s)
+		x.mu.Lock()
+		r := TillResult{Till: x.Name, Device: x.device, Starts: x.starts, Counts: v.counts, Chain: v.chain, Verified: said[x.device], Slowest: x.slowest}
+		x.mu.Unlock()
+		if r.Slowest.Seconds > h.report.Slowest.Seconds {
+			h.report.Slowest = r.Slowest
+		}
+		h.report.Tills = append(h.report.Tills, r)
+	}
+	h.report.Classes = sums
+	for _, k := range slices.Concat(kinds, ofService) {
+		h.report.Faults = append(h.report.Faults, FaultCount{k.name, h.counts[k.name], h.detail[k.name]})
+		h.report.Total += h.counts[k.name]
+		if h.counts[k.name] == 0 {
+			h.problem("fault %q never happened: the run shows nothing of it; let it last longer", k.name)
+		}
+	}
+	h.report.OK = len(h.report.Problems) == 0
+	return broken
+}
+
+// commands judges that each command that the service took has ended, and that
+// none ran twice.
+func (h *harness) commands(x *till, s *stored) {
+	have := make(map[string]string)
+	for _, r := range s.rows {
+		if r.Class == result {
+			_, is, _ := strings.Cut(r.text, "|")
+			have[r.Boot], _, _ = strings.Cut(is, "|")
+		}
+	}
+	ends := make(map[string]int) // in the till's trail
+	for _, list := range x.book.entries {
+		for _, e := range list {
+			if kind, id, ok := strings.Cut(e.Name, " "); ok && e.kept && kind != "command.start" {
+				ends[id]++
+			}
+		}
+	}
+	for id, n := range ends {
+		if n > 1 {
+			h.report.Commands.Twice++
+			h.problem("%s: command %s ended %d times", x.Name, id, n)
+		}
+	}
+	for id := range x.commands {
+		h.report.Commands.Sent++
+		switch is, there := have[id]; {
+		case !there:
+			h.problem("%s: command %s was taken and is not stored", x.Name, id)
+		case is == "QUEUED" || is == "SENT":
+			h.problem("%s: command %s has not ended", x.Name, id)
+		default:
+			h.report.Commands.Ended++
+		}
+	}
+}
+
+// print writes the report as a person reads it.
+func (r *Report) print(out io.Writer) {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(out, "\nfaults\n")
+	for _, f := range r.Faults {
+		var more []string
+		for _, k := range slices.Sorted(maps.Keys(f.Detail)) {
+			more = append(more, fmt.Sprintf("%d %s", f.Detail[k], k))
+		}
+		fmt.Fprintf(out, "%7d  %s", f.Count, f.Kind)
+		if len(more) > 0 {
+			fmt.Fprintf(out, " (%s)", strings.Join(more, ", "))
+		}
+		fmt.Fprintln(out)
+	}
+	fmt.Fprintf(out, "%7d  in all, in %.0f s, seed %d\n\n", r.Total, r.Seconds, r.Seed)
+	fmt.Fprintf(w, "records\trecorded\tstored\tbegun\tlost\tduplicated\tchanged\tunknown\tout of order\t\n")
+	for _, c := range r.Classes {
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", c.Class, c.Recorded, c.Stored, c.Begun, c.Lost, c.Duplicated, c.Changed, c.Unknown, c.Disorder)
+	}
+	fmt.Fprintf(w, "\t\t\t\t\t\t\t\t\t\n")
+	fmt.Fprintf(w, "till\tstarts\taudit\tchain\tby the API\tshed\tslowest recovery\t\t\t\n")
+	for _, t := range r.Tills {
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%d\t%.1f s\t\t\t\n", t.Till, t.Starts, t.Counts[0].Stored, t.Chain, t.Verified, t.Shed, t.Slowest.Seconds)
+	}
+	_ = w.Flush()
+	fmt.Fprintf(out, "\n%d commands sent, %d ended, %d ran twice; the service's own trail: %s\n", r.Commands.Sent, r.Commands.Ended, r.Commands.Twice, r.Trail)
+	fmt.Fprintf(out, "slowest recovery: %.1f s, %s after %q\n", r.Slowest.Seconds, r.Slowest.Till, r.Slowest.After)
+	for _, n := range r.NotRun {
+		fmt.Fprintf(out, "not run: %s\n", n)
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintf(out, "problem: %s\n", p)
+	}
+}
+
+// packetsOnWire has the kernel send every twentieth packet of this network
+// twice, if it is a network of our own, and says what cannot be.
+func packetsOnWire(ctx context.Context) []string {
+	if os.Getenv(aloneMark) == "" {
+		return []string{"IP packets sent twice: this needs a network of its own, and so root"}
+	}
+	out, err := exec.CommandContext(ctx, "tc", "qdisc", "replace", "dev", "lo", "root", "netem", "duplicate", "5%").CombinedOutput() // #nosec G204 -- fixed words
+	if err != nil {
+		return []string{fmt.Sprintf("IP packets sent twice: the kernel has no netem: %s", strings.TrimSpace(string(out)))}
+	}
+	return nil
+}
