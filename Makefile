@@ -32,7 +32,7 @@ GO_AGENT := CGO_ENABLED=1 CGO_CFLAGS=-Os go build -trimpath -gcflags=all=-l -gcf
 SHRINK   := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-powercut test-hal-vm test-siem check lint build console bench step-ca help FORCE
+.PHONY: run test test-chaos test-powercut test-hal-vm test-siem check lint build console bench step-ca help FORCE
 
 run: ## five tills, their fleet service and the console, on this machine
 	@.ci/deps $(NEED_RUN)
@@ -50,6 +50,11 @@ test-powercut: ## the power goes 200 times in the middle of updates, and at each
 	@$(MAKE) --no-print-directory build bin/powercut/tillward-agent >&2
 	@bin/tillward-sim run --scenario powercut --cuts 200 --seed 1 --report bin/powercut/report.json
 	go test -trimpath -tags "$(TAGS)" -count=1 -v -timeout 60m -run TestPowerCutAtEveryCall ./agent/internal/spool -cuts 1
+
+test-chaos: ## 20 tills and their service, 10 minutes of everything that can go wrong; root for disks and a network of its own (SEED=2 for another plan)
+	@.ci/deps $(NEED_RUN)
+	@$(MAKE) --no-print-directory build >&2
+	@bin/tillward-sim run --scenario chaos --tills 20 --for 10m --seed $(or $(SEED),1) --report bin/chaos.json
 
 test-hal-vm: ## the drivers on a real kernel that QEMU runs, with USB, evdev and GPIO of its own: docs/hal-vm.md
 	@.ci/deps $(NEED_VM)

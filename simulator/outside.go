@@ -44,10 +44,11 @@ func (t *Till) Live(ctx context.Context, seed uint64) {
 	t.playDay(ctx, seed, t.day, func(string, ...any) {})
 }
 
-// Waiting is how many messages a till that is off has not handed over.
-func (t *Till) Waiting(ctx context.Context) (uint64, error) {
+// Queue is how many messages a till that is off has not handed over, and how
+// many it ever gave up for want of space.
+func (t *Till) Queue(ctx context.Context) (waiting, shed uint64, err error) {
 	s, err := t.status(ctx)
-	return s.SpoolDepth, err
+	return s.SpoolDepth, s.SpoolShed, err
 }
 
 // Data is the service's folder.

@@ -71,6 +71,7 @@ type status struct {
 	AuditRecorded   uint64 `json:"audit_recorded"`
 	SamplesRecorded uint64 `json:"samples_recorded"`
 	SpoolDepth      uint64 `json:"spool_depth"`
+	SpoolShed       uint64 `json:"spool_shed"`
 	Version         string `json:"version"`
 	Slot            string `json:"slot"`
 }

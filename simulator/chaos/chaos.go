@@ -42,7 +42,6 @@ type Options struct {
 const (
 	joinWithin = 5 * time.Minute // all tills, a desk may be busy
 	healWithin = 6 * time.Minute // until everything is handed over
-	settled    = 4 * time.Second // what was recorded before is expected to be stored
 )
 
 // harness is a run.
@@ -71,6 +70,7 @@ type till struct {
 	disk   *disk
 	chip   *bridge
 	ln     net.Listener
+	shed   uint64 // messages, by the till's own count
 	wg     sync.WaitGroup
 
 	mu       sync.Mutex
@@ -345,8 +345,9 @@ func (h *harness) settle(ctx context.Context) error {
 	h.say("all heals; waiting until everything is handed over")
 	ctx, cancel := context.WithTimeout(ctx, healWithin)
 	defer cancel()
+	healed := time.Now()
 	err := h.w.Until(ctx, "what was recorded is stored", func(ctx context.Context) (bool, error) {
-		missing, err := h.missing(ctx)
+		missing, err := h.missing(ctx, healed)
 		if err != nil || len(missing) == 0 {
 			return err == nil, err
 		}
@@ -367,14 +368,17 @@ func (h *harness) settle(ctx context.Context) error {
 		for _, x := range left {
 			all.Go(func() {
 				if round > 0 {
+					off := time.Now()
 					x.Boot(ctx)
 					_ = h.w.Until(ctx, x.Name+" hands over", func(ctx context.Context) (bool, error) {
-						missing, err := h.missing(ctx, x)
+						missing, err := h.missing(ctx, off, x)
 						return len(missing) == 0, err
 					})
 				}
 				x.Stop()
-				if n, e := x.Waiting(ctx); n > 0 || e != nil {
+				n, shed, e := x.Queue(ctx)
+				x.shed = shed
+				if n > 0 || e != nil {
 					mu.Lock()
 					defer mu.Unlock()
 					still = append(still, x)
@@ -391,9 +395,9 @@ func (h *harness) settle(ctx context.Context) error {
 	return err
 }
 
-// missing names what tills recorded some time ago and the service does not store
-// yet.
-func (h *harness) missing(ctx context.Context, of ...*till) (out []string, err error) {
+// missing names what tills recorded before a moment and the service does not
+// store yet.
+func (h *harness) missing(ctx context.Context, before time.Time, of ...*till) (out []string, err error) {
 	if len(of) == 0 {
 		of = h.tills
 	}
@@ -417,7 +421,7 @@ func (h *harness) missing(ctx context.Context, of ...*till) (out []string, err e
 				continue
 			}
 			for _, e := range list {
-				if e.kept && time.Since(e.at) > settled {
+				if e.kept && e.at.Before(before) {
 					out = append(out, x.Name+": "+k.String())
 					break
 				}

@@ -19,6 +19,7 @@ type Count struct {
 	Stored     int    `json:"stored"`
 	Begun      int    `json:"begun"`      // stored, though a kill or a cut came before the acknowledgement
 	Superseded int    `json:"superseded"` // of states: a newer one took their place
+	Shed       int    `json:"shed"`       // given up for want of space, as the till itself counts
 	Lost       int    `json:"lost"`
 	Duplicated int    `json:"duplicated"`
 	Changed    int    `json:"changed"`
@@ -31,6 +32,7 @@ func (c *Count) add(o Count) {
 	c.Stored += o.Stored
 	c.Begun += o.Begun
 	c.Superseded += o.Superseded
+	c.Shed += o.Shed
 	c.Lost += o.Lost
 	c.Duplicated += o.Duplicated
 	c.Changed += o.Changed
@@ -55,6 +57,7 @@ type finder struct {
 	till   string
 	counts map[string]*Count
 	seen   map[string]int
+	gone   []*entry // samples and events that are not there at all
 	out    []string
 }
 
@@ -68,7 +71,9 @@ func (f *finder) found(n *int, what, format string, args ...any) {
 
 // judge compares what a till recorded, by the harness's own book, with what the
 // service stores of it.
-func judge(till string, l *ledger, s *stored) verdict {
+// A till that gave messages of samples and events up for want of space has
+// counted them: shed.
+func judge(till string, l *ledger, s *stored, shed int) verdict {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f := &finder{till: till, counts: make(map[string]*Count), seen: make(map[string]int)}
@@ -87,6 +92,7 @@ func judge(till string, l *ledger, s *stored) verdict {
 		f.counts[k.Class].Stored += len(list)
 	}
 	f.records(l, rows)
+	f.shed(shed)
 	f.results(l, rows)
 	f.state(l, rows)
 	f.order(l, s)
@@ -124,6 +130,10 @@ func (f *finder) records(l *ledger, rows map[key][]row) {
 		have := rows[k]
 		if len(have) == 0 {
 			for _, e := range kept {
+				if k.Class != audit {
+					f.gone = append(f.gone, e)
+					continue
+				}
 				f.found(&c.Lost, k.Class+" lost", "%s is lost (%d rows%s)", k, e.Rows, named(e.Name))
 				c.Lost += e.Rows - 1
 			}
@@ -137,6 +147,26 @@ func (f *finder) records(l *ledger, rows map[key][]row) {
 			f.found(&c.Unknown, k.Class+" unknown", "%s is stored and was never recorded", k)
 			c.Unknown += len(have) - 1
 		}
+	}
+}
+
+// shed judges what is not there at all: it is shed when the till counts as many.
+func (f *finder) shed(counted int) {
+	slices.SortFunc(f.gone, func(a, b *entry) int { return cmp.Compare(a.order, b.order) })
+	if counted == len(f.gone) {
+		for _, e := range f.gone {
+			f.counts[e.Class].Shed += e.Rows
+		}
+		return
+	}
+	for _, e := range f.gone {
+		c := f.counts[e.Class]
+		f.found(&c.Lost, e.Class+" lost", "%s is lost (%d rows)", e.key, e.Rows)
+		c.Lost += e.Rows - 1
+	}
+	if counted > 0 {
+		n := 0
+		f.found(&n, "shed", "%d messages are not stored, and the till counts %d as shed", len(f.gone), counted)
 	}
 }
 

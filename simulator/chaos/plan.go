@@ -104,23 +104,40 @@ func plan(seed uint64, tills, n int, whole time.Duration) []fault {
 			deck = append(deck, of[rng.IntN(len(of))])
 		}
 		rng.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
-		rounds := (len(deck) + max(tills, 1) - 1) / max(tills, 1)
 		for i, k := range deck {
 			f := fault{kind: k, till: -1, long: k.least, draw: rng.Uint64()}
 			if tills > 0 {
 				f.till = i % tills
 			}
 			if k.most > k.least {
-				f.long = k.least + time.Duration(rng.Int64N(int64(k.most-k.least)))
+				f.long += time.Duration(rng.Int64N(int64(k.most - k.least)))
 			}
-			// One of each round, so that they are spread over the time.
-			slot := whole / time.Duration(rounds)
-			f.at = slot*time.Duration(i/max(tills, 1)) + time.Duration(rng.Int64N(int64(slot)))
 			all = append(all, f)
 		}
 	}
 	deal(kinds, n, tills)
 	deal(ofService, max(2, int(whole/(30*second))), 0)
+	spread(all, whole, rng)
 	slices.SortStableFunc(all, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
 	return all
+}
+
+// spread gives each fault a place in the time of its lane, and no more than that.
+func spread(all []fault, whole time.Duration, rng *rand.Rand) {
+	type lane struct {
+		till int
+		name string
+	}
+	n, nth := make(map[lane]int), make(map[lane]int)
+	for _, f := range all {
+		n[lane{f.till, f.lane}]++
+	}
+	for i := range all {
+		f := &all[i]
+		l := lane{f.till, f.lane}
+		slot := whole / time.Duration(n[l])
+		f.long = min(f.long, slot*8/10)
+		f.at = slot*time.Duration(nth[l]) + time.Duration(rng.Int64N(int64(slot-f.long)))
+		nth[l]++
+	}
 }

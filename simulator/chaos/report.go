@@ -105,7 +105,7 @@ func (h *harness) judge(ctx context.Context) error {
 		if s == nil {
 			s = new(stored)
 		}
-		v := judge(x.Name, x.book, s)
+		v := judge(x.Name, x.book, s, int(x.shed))
 		h.report.Problems = append(h.report.Problems, v.problems...)
 		if said[x.device] != "ok" {
 			h.problem("%s: the service says of its trail: %s", x.Name, said[x.device])
@@ -115,7 +115,7 @@ func (h *harness) judge(ctx context.Context) error {
 		}
 		h.commands(x, s)
 		x.mu.Lock()
-		r := TillResult{Till: x.Name, Device: x.device, Starts: x.starts, Counts: v.counts, Chain: v.chain, Verified: said[x.device], Slowest: x.slowest}
+		r := TillResult{Till: x.Name, Device: x.device, Starts: x.starts, Counts: v.counts, Chain: v.chain, Verified: said[x.device], Shed: x.shed, Slowest: x.slowest}
 		x.mu.Unlock()
 		if r.Slowest.Seconds > h.report.Slowest.Seconds {
 			h.report.Slowest = r.Slowest
@@ -187,14 +187,14 @@ func (r *Report) print(out io.Writer) {
 		fmt.Fprintln(out)
 	}
 	fmt.Fprintf(out, "%7d  in all, in %.0f s, seed %d\n\n", r.Total, r.Seconds, r.Seed)
-	fmt.Fprintf(w, "records\trecorded\tstored\tbegun\tlost\tduplicated\tchanged\tunknown\tout of order\t\n")
+	fmt.Fprintf(w, "records\trecorded\tstored\tbegun\tshed\tlost\tduplicated\tchanged\tunknown\tout of order\t\n")
 	for _, c := range r.Classes {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", c.Class, c.Recorded, c.Stored, c.Begun, c.Lost, c.Duplicated, c.Changed, c.Unknown, c.Disorder)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", c.Class, c.Recorded, c.Stored, c.Begun, c.Shed, c.Lost, c.Duplicated, c.Changed, c.Unknown, c.Disorder)
 	}
-	fmt.Fprintf(w, "\t\t\t\t\t\t\t\t\t\n")
-	fmt.Fprintf(w, "till\tstarts\taudit\tchain\tby the API\tshed\tslowest recovery\t\t\t\n")
+	fmt.Fprintf(w, "\t\t\t\t\t\t\t\t\t\t\n")
+	fmt.Fprintf(w, "till\tstarts\taudit\tchain\tby the API\tshed\tslowest recovery\t\t\t\t\n")
 	for _, t := range r.Tills {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%d\t%.1f s\t\t\t\n", t.Till, t.Starts, t.Counts[0].Stored, t.Chain, t.Verified, t.Shed, t.Slowest.Seconds)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%d\t%.1f s\t\t\t\t\n", t.Till, t.Starts, t.Counts[0].Stored, t.Chain, t.Verified, t.Shed, t.Slowest.Seconds)
 	}
 	_ = w.Flush()
 	fmt.Fprintf(out, "\n%d commands sent, %d ended, %d ran twice; the service's own trail: %s\n", r.Commands.Sent, r.Commands.Ended, r.Commands.Twice, r.Trail)
