@@ -410,6 +410,9 @@ func (h *harness) missing(ctx context.Context, before time.Time, of ...*till) (o
 		if s := all[x.device]; s != nil {
 			for _, r := range s.rows {
 				have[r.key] = true
+				if r.Class == result && open(r) {
+					out = append(out, x.Name+": the end of command "+r.Boot)
+				}
 			}
 			for _, l := range s.trail {
 				have[key{Class: audit, Seq: l.seq}] = true

@@ -209,6 +209,15 @@ func (f *finder) record(c *Count, k key, list, kept []*entry, have []row) {
 	f.found(&c.Changed, k.Class+" changed", "%s is stored with other content than was recorded", k)
 }
 
+// stateOf is the state of a command, and open whether it has not ended.
+func stateOf(r row) string {
+	_, is, _ := strings.Cut(r.text, "|")
+	is, _, _ = strings.Cut(is, "|")
+	return is
+}
+
+func open(r row) bool { return stateOf(r) == "QUEUED" || stateOf(r) == "SENT" }
+
 // results judges how commands ended: each has one end, as its till said.
 func (f *finder) results(l *ledger, rows map[key][]row) {
 	c := f.counts[result]
@@ -236,9 +245,7 @@ func (f *finder) results(l *ledger, rows map[key][]row) {
 		if len(have) > 1 {
 			f.found(&c.Duplicated, "command duplicated", "command %s is stored twice", k.Boot)
 		}
-		_, is, _ := strings.Cut(have[0].text, "|")
-		is, _, _ = strings.Cut(is, "|")
-		open := is == "QUEUED" || is == "SENT"
+		is, open := stateOf(have[0]), open(have[0])
 		if !open {
 			c.Stored++
 		}

@@ -137,11 +137,10 @@ func (h *harness) judge(ctx context.Context) error {
 // commands judges that each command that the service took has ended, and that
 // none ran twice.
 func (h *harness) commands(x *till, s *stored) {
-	have := make(map[string]string)
+	have := make(map[string]row)
 	for _, r := range s.rows {
 		if r.Class == result {
-			_, is, _ := strings.Cut(r.text, "|")
-			have[r.Boot], _, _ = strings.Cut(is, "|")
+			have[r.Boot] = r
 		}
 	}
 	ends := make(map[string]int) // in the till's trail
@@ -160,10 +159,10 @@ func (h *harness) commands(x *till, s *stored) {
 	}
 	for id := range x.commands {
 		h.report.Commands.Sent++
-		switch is, there := have[id]; {
+		switch r, there := have[id]; {
 		case !there:
 			h.problem("%s: command %s was taken and is not stored", x.Name, id)
-		case is == "QUEUED" || is == "SENT":
+		case open(r):
 			h.problem("%s: command %s has not ended", x.Name, id)
 		default:
 			h.report.Commands.Ended++
