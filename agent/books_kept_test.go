@@ -36,18 +36,21 @@ func TestKept(t *testing.T) {
 	}{
 		"compose": {
 			func() error { return b.Compose(t.Context(), spool.Telemetry, "telemetry", of("a", nil), nil) },
-			[]string{"telemetry a false", "telemetry a true"}, nil,
+			[]string{"telemetry a false", "telemetry a true"},
+			nil,
 		},
 		"save": {
 			func() error { return b.Save(t.Context(), "key", nil, "result", of("b", nil)) },
-			[]string{"result b false", "result b true"}, nil,
+			[]string{"result b false", "result b true"},
+			nil,
 		},
 		"a value alone": {func() error { return b.Save(t.Context(), "key", nil, "", nil) }, nil, nil},
 		"append": {
 			func() error {
 				return b.Append(t.Context(), "head", "audit", func([]byte) (p, h []byte, err error) { return []byte("c"), []byte("1"), nil })
 			},
-			[]string{"audit c false", "audit c true"}, nil,
+			[]string{"audit c false", "audit c true"},
+			nil,
 		},
 		"not made": {func() error { return b.Compose(t.Context(), spool.Audit, "audit", of("d", bad), nil) }, nil, bad},
 	} {

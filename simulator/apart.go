@@ -95,8 +95,7 @@ func (p *apart) signal(sig syscall.Signal) error {
 		return err
 	case <-time.After(endedWithin):
 		_ = cmd.Process.Kill()
-		<-p.done
-		return errors.New("the fleet service did not end when it was told to")
+		return errors.Join(errors.New("the fleet service did not end when it was told to"), <-p.done)
 	}
 }
 

@@ -121,7 +121,7 @@ func TestClocks(t *testing.T) {
 	for name, by := range map[string]time.Duration{
 		clockDead: -10 * 365 * 24 * time.Hour, clockFar: 5 * 365 * 24 * time.Hour, clockBack: -time.Hour, clockAhead: 26 * time.Hour,
 	} {
-		got := wrong(name, clock{}).now().Sub(time.Now())
+		got := time.Until(wrong(name, clock{}).now())
 		if d := (got - by).Abs(); d > 4*24*time.Hour || by.Abs() < 48*time.Hour && d > time.Minute {
 			t.Errorf("%s: %s off, want %s", name, got, by)
 		}

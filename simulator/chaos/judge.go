@@ -294,11 +294,10 @@ func (f *finder) state(l *ledger, rows map[key][]row) {
 	}
 	c.Superseded = c.Recorded - 1
 	for _, e := range all[last:] {
-		for _, r := range rows[e.key] {
-			if digest([]string{r.text}) == e.Hash {
-				return
+		if is := rows[e.key]; len(is) > 0 {
+			if digest([]string{is[0].text}) != e.Hash {
+				f.found(&c.Changed, "state changed", "%s is stored with other content than was recorded", e.key)
 			}
-			f.found(&c.Changed, "state changed", "%s is stored with other content than was recorded", e.key)
 			return
 		}
 	}

@@ -77,8 +77,11 @@ func TestJudgeAgrees(t *testing.T) {
 		t.Errorf("chain %q, problems %q", v.chain, v.problems)
 	}
 	for i, want := range []Count{
-		{Class: audit, Recorded: 4, Stored: 4}, {Class: telemetry, Recorded: 4, Stored: 4}, {Class: event, Recorded: 2, Stored: 2},
-		{Class: result, Recorded: 1, Stored: 1}, {Class: state, Recorded: 2, Stored: 1, Superseded: 1},
+		{Class: audit, Recorded: 4, Stored: 4},
+		{Class: telemetry, Recorded: 4, Stored: 4},
+		{Class: event, Recorded: 2, Stored: 2},
+		{Class: result, Recorded: 1, Stored: 1},
+		{Class: state, Recorded: 2, Stored: 1, Superseded: 1},
 	} {
 		if v.counts[i] != want || !v.counts[i].ok() {
 			t.Errorf("got %+v, want %+v", v.counts[i], want)
@@ -153,8 +156,10 @@ func TestJudgeCanFail(t *testing.T) {
 		"sample dropped":    {drop(telemetry), "till-1: telemetry 07000000/5: 1 of 2 rows are lost", func(c Count) int { return c.Lost }},
 		"sample duplicated": {twice(telemetry), "till-1: telemetry 07000000/5: row 0 is stored twice", func(c Count) int { return c.Duplicated }},
 		"sample changed":    {change(telemetry), "till-1: telemetry 07000000/5 is stored with other content", func(c Count) int { return c.Changed }},
-		"samples swapped": {func(_ *ledger, s *stored) { s.rows[0].text, s.rows[1].text = s.rows[1].text, s.rows[0].text },
-			"till-1: telemetry 07000000/5 is stored with other content", func(c Count) int { return c.Changed }},
+		"samples swapped": {
+			func(_ *ledger, s *stored) { s.rows[0].text, s.rows[1].text = s.rows[1].text, s.rows[0].text },
+			"till-1: telemetry 07000000/5 is stored with other content", func(c Count) int { return c.Changed },
+		},
 		"samples hidden":   {hide(telemetry), "till-1: telemetry 07000000/5 is stored and was never recorded", func(c Count) int { return c.Unknown }},
 		"event dropped":    {drop(event), "till-1: event 07000000/7 is lost", func(c Count) int { return c.Lost }},
 		"event duplicated": {twice(event), "till-1: event 07000000/7: row 0 is stored twice", func(c Count) int { return c.Duplicated }},
@@ -166,19 +171,27 @@ func TestJudgeCanFail(t *testing.T) {
 		"events hidden":      {hide(event), "till-1: event 07000000/7 is stored and was never recorded", func(c Count) int { return c.Unknown }},
 		"command duplicated": {twice(result), "till-1: command c1 is stored twice", func(c Count) int { return c.Duplicated }},
 		"command dropped":    {drop(result), "till-1: the result of command c1 is lost", func(c Count) int { return c.Lost }},
-		"result dropped": {func(_ *ledger, s *stored) { s.rows[first(s, result)].text = resultRow("c1", "SENT", "") },
-			"till-1: the result of command c1 is lost", func(c Count) int { return c.Lost }},
-		"result changed": {func(_ *ledger, s *stored) { s.rows[first(s, result)].text = resultRow("c1", "FAILED", "") },
-			"till-1: command c1 has ended as FAILED, which its till did not say", func(c Count) int { return c.Changed }},
+		"result dropped": {
+			func(_ *ledger, s *stored) { s.rows[first(s, result)].text = resultRow("c1", "SENT", "") },
+			"till-1: the result of command c1 is lost", func(c Count) int { return c.Lost },
+		},
+		"result changed": {
+			func(_ *ledger, s *stored) { s.rows[first(s, result)].text = resultRow("c1", "FAILED", "") },
+			"till-1: command c1 has ended as FAILED, which its till did not say", func(c Count) int { return c.Changed },
+		},
 		"result hidden": {hide(result), "till-1: command c1 has ended as SUCCEEDED, and its till never said so", func(c Count) int { return c.Unknown }},
 		"state dropped": {drop(state), "till-1: state 07000000/11 is lost", func(c Count) int { return c.Lost }},
 		"state changed": {change(state), "till-1: state 07000000/11 is stored with other content", func(c Count) int { return c.Changed }},
 		"entry dropped": {func(_ *ledger, s *stored) { s.trail = slices.Delete(s.trail, 1, 2) }, "till-1: audit 2 is lost (1 rows, link.up)", func(c Count) int { return c.Lost }},
-		"last entry dropped": {func(_ *ledger, s *stored) { s.trail = s.trail[:3] },
-			"till-1: audit 4 is lost", func(c Count) int { return c.Lost }},
+		"last entry dropped": {
+			func(_ *ledger, s *stored) { s.trail = s.trail[:3] },
+			"till-1: audit 4 is lost", func(c Count) int { return c.Lost },
+		},
 		"entry duplicated": {func(_ *ledger, s *stored) { s.trail = append(s.trail, s.trail[3]) }, "till-1: audit 4: row 0 is stored twice", func(c Count) int { return c.Duplicated }},
-		"entries swapped": {func(_ *ledger, s *stored) { s.trail[1], s.trail[2] = s.trail[2], s.trail[1] },
-			"till-1: audit 2 is stored after audit 3", func(c Count) int { return c.Disorder }},
+		"entries swapped": {
+			func(_ *ledger, s *stored) { s.trail[1], s.trail[2] = s.trail[2], s.trail[1] },
+			"till-1: audit 2 is stored after audit 3", func(c Count) int { return c.Disorder },
+		},
 		"entry changed":  {func(_ *ledger, s *stored) { s.trail[2].body[9] ^= 1 }, "till-1: audit 3 is stored with other content", func(c Count) int { return c.Changed }},
 		"entries hidden": {hide(audit), "till-1: audit 1 is stored and was never recorded", func(c Count) int { return c.Unknown }},
 		"a row in the book twice": {func(l *ledger, _ *stored) {
