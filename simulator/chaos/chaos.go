@@ -79,7 +79,7 @@ type till struct {
 	starts   int
 	cuts     chan struct{} // one was made in the middle of a PUBLISH
 	healing  []healing
-	slowest  Recovery
+	slowest  recovery
 	commands map[string]bool // that the service took
 }
 
@@ -289,7 +289,7 @@ func (x *till) recovered() {
 	defer x.mu.Unlock()
 	for _, f := range x.healing {
 		if took := time.Since(f.at).Seconds(); took > x.slowest.Seconds {
-			x.slowest = Recovery{x.Name, f.kind, took}
+			x.slowest = recovery{x.Name, f.kind, took}
 		}
 	}
 	x.healing = x.healing[:0]

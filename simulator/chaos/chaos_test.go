@@ -138,8 +138,8 @@ func TestClocks(t *testing.T) {
 func TestPrint(t *testing.T) {
 	var b strings.Builder
 	r := Report{
-		Seed: 3, Seconds: 60, Total: 4, Faults: []FaultCount{{agentKilled, 3, nil}, {duplicates, 1, map[string]int{"sent again": 7}}},
-		Classes: []Count{{Class: audit, Recorded: 5, Stored: 4, Lost: 1}}, Tills: []TillResult{{Till: "till-1", Counts: []Count{{Stored: 4}}, Chain: "entry 5 is missing", Verified: "ok"}},
+		Seed: 3, Seconds: 60, Total: 4, Faults: []faultCount{{agentKilled, 3, nil}, {duplicates, 1, map[string]int{"sent again": 7}}},
+		Classes: []count{{Class: audit, Recorded: 5, Stored: 4, Lost: 1}}, Tills: []tillResult{{Till: "till-1", Counts: []count{{Stored: 4}}, Chain: "entry 5 is missing", Verified: "ok"}},
 		Problems: []string{"till-1: audit 5 is lost"}, NotRun: []string{"nothing"},
 	}
 	r.print(&b)

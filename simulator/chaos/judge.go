@@ -11,9 +11,9 @@ import (
 	"github.com/tillward/tillward/cloud/wire"
 )
 
-// Count compares one class: rows that tills recorded with rows that the service
+// count compares one class: rows that tills recorded with rows that the service
 // stores.
-type Count struct {
+type count struct {
 	Class      string `json:"class"`
 	Recorded   int    `json:"recorded"` // and acknowledged to whoever recorded them
 	Stored     int    `json:"stored"`
@@ -27,7 +27,7 @@ type Count struct {
 	Disorder   int    `json:"out_of_order"`
 }
 
-func (c *Count) add(o Count) {
+func (c *count) add(o count) {
 	c.Recorded += o.Recorded
 	c.Stored += o.Stored
 	c.Begun += o.Begun
@@ -41,11 +41,11 @@ func (c *Count) add(o Count) {
 }
 
 // ok reports whether the class is as it must be.
-func (c Count) ok() bool { return c.Lost+c.Duplicated+c.Changed+c.Unknown+c.Disorder == 0 }
+func (c count) ok() bool { return c.Lost+c.Duplicated+c.Changed+c.Unknown+c.Disorder == 0 }
 
 // verdict is what is found of one till.
 type verdict struct {
-	counts   []Count // by class, in their order
+	counts   []count // by class, in their order
 	chain    string  // ok, or what is wrong
 	problems []string
 }
@@ -55,7 +55,7 @@ const namedOf = 5 // problems of one kind that are named one by one
 // finder collects what is wrong of one till, each with its name.
 type finder struct {
 	till   string
-	counts map[string]*Count
+	counts map[string]*count
 	seen   map[string]int
 	gone   []*entry // samples and events that are not there at all
 	out    []string
@@ -76,9 +76,9 @@ func (f *finder) found(n *int, what, format string, args ...any) {
 func judge(till string, l *ledger, s *stored, shed int) verdict {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := &finder{till: till, counts: make(map[string]*Count), seen: make(map[string]int)}
+	f := &finder{till: till, counts: make(map[string]*count), seen: make(map[string]int)}
 	for _, c := range classes {
-		f.counts[c] = &Count{Class: c}
+		f.counts[c] = &count{Class: c}
 	}
 	rows := make(map[key][]row)
 	for _, r := range s.rows {
@@ -178,7 +178,7 @@ func named(s string) string {
 }
 
 // record judges one that is stored in some way.
-func (f *finder) record(c *Count, k key, list, kept []*entry, have []row) {
+func (f *finder) record(c *count, k key, list, kept []*entry, have []row) {
 	slices.SortStableFunc(have, func(a, b row) int { return cmp.Compare(a.idx, b.idx) })
 	var once []string
 	for i, r := range have {

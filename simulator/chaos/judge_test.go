@@ -76,7 +76,7 @@ func TestJudgeAgrees(t *testing.T) {
 	if v.chain != "ok" || len(v.problems) != 0 {
 		t.Errorf("chain %q, problems %q", v.chain, v.problems)
 	}
-	for i, want := range []Count{
+	for i, want := range []count{
 		{Class: audit, Recorded: 4, Stored: 4},
 		{Class: telemetry, Recorded: 4, Stored: 4},
 		{Class: event, Recorded: 2, Stored: 2},
@@ -151,54 +151,54 @@ func TestJudgeCanFail(t *testing.T) {
 	for name, tt := range map[string]struct {
 		do   func(*ledger, *stored)
 		want string // of the problems
-		of   func(Count) int
+		of   func(count) int
 	}{
-		"sample dropped":    {drop(telemetry), "till-1: telemetry 07000000/5: 1 of 2 rows are lost", func(c Count) int { return c.Lost }},
-		"sample duplicated": {twice(telemetry), "till-1: telemetry 07000000/5: row 0 is stored twice", func(c Count) int { return c.Duplicated }},
-		"sample changed":    {change(telemetry), "till-1: telemetry 07000000/5 is stored with other content", func(c Count) int { return c.Changed }},
+		"sample dropped":    {drop(telemetry), "till-1: telemetry 07000000/5: 1 of 2 rows are lost", func(c count) int { return c.Lost }},
+		"sample duplicated": {twice(telemetry), "till-1: telemetry 07000000/5: row 0 is stored twice", func(c count) int { return c.Duplicated }},
+		"sample changed":    {change(telemetry), "till-1: telemetry 07000000/5 is stored with other content", func(c count) int { return c.Changed }},
 		"samples swapped": {
 			func(_ *ledger, s *stored) { s.rows[0].text, s.rows[1].text = s.rows[1].text, s.rows[0].text },
-			"till-1: telemetry 07000000/5 is stored with other content", func(c Count) int { return c.Changed },
+			"till-1: telemetry 07000000/5 is stored with other content", func(c count) int { return c.Changed },
 		},
-		"samples hidden":   {hide(telemetry), "till-1: telemetry 07000000/5 is stored and was never recorded", func(c Count) int { return c.Unknown }},
-		"event dropped":    {drop(event), "till-1: event 07000000/7 is lost", func(c Count) int { return c.Lost }},
-		"event duplicated": {twice(event), "till-1: event 07000000/7: row 0 is stored twice", func(c Count) int { return c.Duplicated }},
-		"event changed":    {change(event), "till-1: event 07000000/7 is stored with other content", func(c Count) int { return c.Changed }},
+		"samples hidden":   {hide(telemetry), "till-1: telemetry 07000000/5 is stored and was never recorded", func(c count) int { return c.Unknown }},
+		"event dropped":    {drop(event), "till-1: event 07000000/7 is lost", func(c count) int { return c.Lost }},
+		"event duplicated": {twice(event), "till-1: event 07000000/7: row 0 is stored twice", func(c count) int { return c.Duplicated }},
+		"event changed":    {change(event), "till-1: event 07000000/7 is stored with other content", func(c count) int { return c.Changed }},
 		"events swapped": {func(_ *ledger, s *stored) {
 			i := first(s, event)
 			s.rows[i], s.rows[i+1] = s.rows[i+1], s.rows[i]
-		}, "till-1: event 07000000/7 row 0 is stored after event 07000000/8 row 0", func(c Count) int { return c.Disorder }},
-		"events hidden":      {hide(event), "till-1: event 07000000/7 is stored and was never recorded", func(c Count) int { return c.Unknown }},
-		"command duplicated": {twice(result), "till-1: command c1 is stored twice", func(c Count) int { return c.Duplicated }},
-		"command dropped":    {drop(result), "till-1: the result of command c1 is lost", func(c Count) int { return c.Lost }},
+		}, "till-1: event 07000000/7 row 0 is stored after event 07000000/8 row 0", func(c count) int { return c.Disorder }},
+		"events hidden":      {hide(event), "till-1: event 07000000/7 is stored and was never recorded", func(c count) int { return c.Unknown }},
+		"command duplicated": {twice(result), "till-1: command c1 is stored twice", func(c count) int { return c.Duplicated }},
+		"command dropped":    {drop(result), "till-1: the result of command c1 is lost", func(c count) int { return c.Lost }},
 		"result dropped": {
 			func(_ *ledger, s *stored) { s.rows[first(s, result)].text = resultRow("c1", "SENT", "") },
-			"till-1: the result of command c1 is lost", func(c Count) int { return c.Lost },
+			"till-1: the result of command c1 is lost", func(c count) int { return c.Lost },
 		},
 		"result changed": {
 			func(_ *ledger, s *stored) { s.rows[first(s, result)].text = resultRow("c1", "FAILED", "") },
-			"till-1: command c1 has ended as FAILED, which its till did not say", func(c Count) int { return c.Changed },
+			"till-1: command c1 has ended as FAILED, which its till did not say", func(c count) int { return c.Changed },
 		},
-		"result hidden": {hide(result), "till-1: command c1 has ended as SUCCEEDED, and its till never said so", func(c Count) int { return c.Unknown }},
-		"state dropped": {drop(state), "till-1: state 07000000/11 is lost", func(c Count) int { return c.Lost }},
-		"state changed": {change(state), "till-1: state 07000000/11 is stored with other content", func(c Count) int { return c.Changed }},
-		"entry dropped": {func(_ *ledger, s *stored) { s.trail = slices.Delete(s.trail, 1, 2) }, "till-1: audit 2 is lost (1 rows, link.up)", func(c Count) int { return c.Lost }},
+		"result hidden": {hide(result), "till-1: command c1 has ended as SUCCEEDED, and its till never said so", func(c count) int { return c.Unknown }},
+		"state dropped": {drop(state), "till-1: state 07000000/11 is lost", func(c count) int { return c.Lost }},
+		"state changed": {change(state), "till-1: state 07000000/11 is stored with other content", func(c count) int { return c.Changed }},
+		"entry dropped": {func(_ *ledger, s *stored) { s.trail = slices.Delete(s.trail, 1, 2) }, "till-1: audit 2 is lost (1 rows, link.up)", func(c count) int { return c.Lost }},
 		"last entry dropped": {
 			func(_ *ledger, s *stored) { s.trail = s.trail[:3] },
-			"till-1: audit 4 is lost", func(c Count) int { return c.Lost },
+			"till-1: audit 4 is lost", func(c count) int { return c.Lost },
 		},
-		"entry duplicated": {func(_ *ledger, s *stored) { s.trail = append(s.trail, s.trail[3]) }, "till-1: audit 4: row 0 is stored twice", func(c Count) int { return c.Duplicated }},
+		"entry duplicated": {func(_ *ledger, s *stored) { s.trail = append(s.trail, s.trail[3]) }, "till-1: audit 4: row 0 is stored twice", func(c count) int { return c.Duplicated }},
 		"entries swapped": {
 			func(_ *ledger, s *stored) { s.trail[1], s.trail[2] = s.trail[2], s.trail[1] },
-			"till-1: audit 2 is stored after audit 3", func(c Count) int { return c.Disorder },
+			"till-1: audit 2 is stored after audit 3", func(c count) int { return c.Disorder },
 		},
-		"entry changed":  {func(_ *ledger, s *stored) { s.trail[2].body[9] ^= 1 }, "till-1: audit 3 is stored with other content", func(c Count) int { return c.Changed }},
-		"entries hidden": {hide(audit), "till-1: audit 1 is stored and was never recorded", func(c Count) int { return c.Unknown }},
+		"entry changed":  {func(_ *ledger, s *stored) { s.trail[2].body[9] ^= 1 }, "till-1: audit 3 is stored with other content", func(c count) int { return c.Changed }},
+		"entries hidden": {hide(audit), "till-1: audit 1 is stored and was never recorded", func(c count) int { return c.Unknown }},
 		"a row in the book twice": {func(l *ledger, _ *stored) {
 			e := *l.entries[key{Class: audit, Seq: 2}][0]
 			e.Hash = "other"
 			l.entries[key{Class: audit, Seq: 2}] = append(l.entries[key{Class: audit, Seq: 2}], &e)
-		}, "till-1: audit 2 was recorded twice, with other content", func(c Count) int { return c.Changed }},
+		}, "till-1: audit 2 was recorded twice, with other content", func(c count) int { return c.Changed }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, s := world(t)

@@ -18,47 +18,47 @@ import (
 type Report struct {
 	Seed     uint64       `json:"seed"`
 	Seconds  float64      `json:"seconds"` // of faults
-	Faults   []FaultCount `json:"faults"`
+	Faults   []faultCount `json:"faults"`
 	Total    int          `json:"faults_total"`
-	Classes  []Count      `json:"records"`
-	Tills    []TillResult `json:"tills"`
-	Commands Commands     `json:"commands"`
+	Classes  []count      `json:"records"`
+	Tills    []tillResult `json:"tills"`
+	Commands commandCount `json:"commands"`
 	Trail    string       `json:"service_trail"` // the service's own audit trail: ok, or what is wrong
-	Slowest  Recovery     `json:"slowest_recovery"`
+	Slowest  recovery     `json:"slowest_recovery"`
 	NotRun   []string     `json:"not_run,omitempty"` // what this machine does not allow
 	Problems []string     `json:"problems,omitempty"`
 	OK       bool         `json:"ok"`
 }
 
-// FaultCount is how often a kind of fault happened, and what came with it.
-type FaultCount struct {
+// faultCount is how often a kind of fault happened, and what came with it.
+type faultCount struct {
 	Kind   string         `json:"kind"`
 	Count  int            `json:"count"`
 	Detail map[string]int `json:"detail,omitempty"`
 }
 
-// Recovery is how long it took from the end of a fault until the service
+// recovery is how long it took from the end of a fault until the service
 // acknowledged something of the till again, whatever else went on meanwhile.
-type Recovery struct {
+type recovery struct {
 	Till    string  `json:"till"`
 	After   string  `json:"after"`
 	Seconds float64 `json:"seconds"`
 }
 
-// TillResult is one till's part.
-type TillResult struct {
+// tillResult is one till's part.
+type tillResult struct {
 	Till     string   `json:"till"`
 	Device   string   `json:"device"`
 	Starts   int      `json:"starts"` // of its agent
-	Counts   []Count  `json:"records"`
+	Counts   []count  `json:"records"`
 	Chain    string   `json:"chain"`     // computed anew from the rows
 	Verified string   `json:"chain_api"` // as the service says
 	Shed     uint64   `json:"shed"`      // messages that the till gave up for want of space, by its own count
-	Slowest  Recovery `json:"slowest_recovery"`
+	Slowest  recovery `json:"slowest_recovery"`
 }
 
-// Commands are those of the operator.
-type Commands struct {
+// commandCount counts those of the operator.
+type commandCount struct {
 	Sent  int `json:"sent"`
 	Ended int `json:"ended"`
 	Twice int `json:"ran_twice"`
@@ -96,7 +96,7 @@ func (h *harness) judge(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sums := make([]Count, len(classes))
+	sums := make([]count, len(classes))
 	for i, c := range classes {
 		sums[i].Class = c
 	}
@@ -115,7 +115,7 @@ func (h *harness) judge(ctx context.Context) error {
 		}
 		h.commands(x, s)
 		x.mu.Lock()
-		r := TillResult{Till: x.Name, Device: x.device, Starts: x.starts, Counts: v.counts, Chain: v.chain, Verified: said[x.device], Shed: x.shed, Slowest: x.slowest}
+		r := tillResult{Till: x.Name, Device: x.device, Starts: x.starts, Counts: v.counts, Chain: v.chain, Verified: said[x.device], Shed: x.shed, Slowest: x.slowest}
 		x.mu.Unlock()
 		if r.Slowest.Seconds > h.report.Slowest.Seconds {
 			h.report.Slowest = r.Slowest
@@ -124,7 +124,7 @@ func (h *harness) judge(ctx context.Context) error {
 	}
 	h.report.Classes = sums
 	for _, k := range slices.Concat(kinds, ofService) {
-		h.report.Faults = append(h.report.Faults, FaultCount{k.name, h.counts[k.name], h.detail[k.name]})
+		h.report.Faults = append(h.report.Faults, faultCount{k.name, h.counts[k.name], h.detail[k.name]})
 		h.report.Total += h.counts[k.name]
 		if h.counts[k.name] == 0 {
 			h.problem("fault %q never happened: the run shows nothing of it; let it last longer", k.name)
