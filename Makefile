@@ -19,7 +19,7 @@ CC_amd64 := x86_64-linux-gnu-gcc
 
 NEED_BUILD := gcc libc6-dev nodejs npm
 NEED_RUN   := $(NEED_BUILD) swtpm swtpm-tools '?pcscd' '?vsmartcard-vpcd'
-NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs strace rsyslog rsyslog-openssl liblognorm-utils
+NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs strace postgresql rsyslog rsyslog-openssl liblognorm-utils
 NEED_VM    := gcc libc6-dev make xz-utils qemu-system-x86 busybox-static
 NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross

@@ -100,7 +100,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	if s.store, err = store.Open(ctx, cfg.DataDir, log); err != nil {
+	where, err := cfg.Store.where(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	if s.store, err = store.Open(ctx, where, log); err != nil {
 		return nil, err
 	}
 	if err := s.wireFigures(); err != nil {

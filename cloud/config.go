@@ -25,11 +25,12 @@ import (
 
 // Config is everything the fleet service is told by its file.
 type Config struct {
-	DataDir   string `toml:"data_dir" comment:"database, keys, certificates and artifacts"`
+	DataDir   string `toml:"data_dir" comment:"keys, certificates, artifacts, and the database unless store.url names one"`
 	Tenant    string `toml:"tenant" comment:"who owns the devices of this service; part of every topic and certificate"`
 	OwnerName string `toml:"owner_name" comment:"what ownership vouchers call this tenant; empty: the tenant"`
 	LogLevel  string `toml:"log_level" comment:"debug, info, warn or error"`
 
+	Store     StoreConfig     `toml:"store"`
 	Device    DeviceConfig    `toml:"device"`
 	Operator  OperatorConfig  `toml:"operator"`
 	Metrics   MetricsConfig   `toml:"metrics"`
@@ -243,7 +244,7 @@ func (c Config) Validate() error {
 	if c.Metrics.Listen != "" && !loopback(c.Metrics.Listen) {
 		return fmt.Errorf("metrics.listen %q: must be a loopback address; put an exporter or proxy in front", c.Metrics.Listen)
 	}
-	if err := errors.Join(checkExports(c.Export), c.Audit.check()); err != nil {
+	if err := errors.Join(c.Store.validate(), checkExports(c.Export), c.Audit.check()); err != nil {
 		return err
 	}
 	switch c.LogLevel {

@@ -120,7 +120,7 @@ var keepers = []keeper{
 }
 
 // props are the parts of the simulator that tests of other rooms may stand on.
-var props = []string{"simulator/tpmfarm", "simulator/emulator"}
+var props = []string{"simulator/tpmfarm", "simulator/emulator", "simulator/postgres"}
 
 // road goes the whole way from link to store. The two are internal to agent and cloud, so it needs a device that the
 // simulator's own tests cannot give it.

@@ -43,6 +43,7 @@ type cli struct {
 	CA         caCmd         `cmd:"" name:"ca" help:"The authority of device certificates: status, rotate, retire."`
 	Audit      auditCmd      `cmd:"" help:"Audit trails: search, list, verify, export, keys, segments."`
 	Export     exportCmd     `cmd:"" help:"Where the audit trails are sent to: list, test."`
+	Store      storeCmd      `cmd:"" help:"The service's database on PostgreSQL: setup, grants."`
 	Token      tokenCmd      `cmd:"" help:"Operator tokens: create, list, revoke."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 }

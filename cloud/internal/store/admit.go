@@ -105,7 +105,7 @@ func (s *Store) SetRenewed(ctx context.Context, id fleet.DeviceID, r fleet.Renew
 		return w.exec(ctx, `UPDATE device SET next_not_after = CASE WHEN ? <> '' THEN ? ELSE next_not_after END,
 			next_serial = CASE WHEN ? <> '' THEN ? ELSE next_serial END,
 			next_recovery = CASE WHEN ? <> '' THEN ? ELSE next_recovery END,
-			next_ak = CASE WHEN ? THEN ? ELSE next_ak END WHERE id = ?`,
+			next_ak = CASE WHEN ? <> 0 THEN ? ELSE next_ak END WHERE id = ?`,
 			r.CertSerial, ms(r.NotAfter), r.CertSerial, r.CertSerial, recovery, recovery, len(ak) > 0, blob(ak), id)
 	})
 	if err != nil {

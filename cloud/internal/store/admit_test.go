@@ -8,6 +8,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // admits checks what a certificate opens; want is a fleet.Admission or an error.
@@ -157,7 +158,7 @@ func TestPromoteAK(t *testing.T) {
 }
 
 func TestExpiring(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx, soon := t.Context(), noon.AddDate(0, 0, 3)
 	for n, ends := range []time.Time{soon, noon.AddDate(0, 0, 1), noon.AddDate(0, 1, 0), soon, soon, {}} {
 		d := device("main", n+1)

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/wire"
@@ -89,8 +91,14 @@ func (w *writer) audit(ctx context.Context, t fleet.TenantID, ev fleet.AuditEven
 	return w.exec(ctx, `UPDATE trail SET head = ?, hash = ?, entries = entries + 1 WHERE device = ''`, ev.Seq, ev.Hash[:])
 }
 
-// text replaces each byte that is no UTF-8 as encoding/json does.
-func text(s string) string { return string([]rune(s)) }
+// text replaces each byte that is no UTF-8 as encoding/json does, and the zero
+// byte, which PostgreSQL keeps in no text.
+func text(s string) string {
+	if !utf8.ValidString(s) {
+		s = string([]rune(s))
+	}
+	return strings.ReplaceAll(s, "\x00", "\uFFFD")
+}
 
 // insertAudit reports whether the entry is new.
 func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent) (bool, error) {
@@ -109,9 +117,10 @@ func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent) (bool, er
 	if err != nil {
 		return false, err
 	}
-	n, err := w.changed(ctx, `INSERT INTO audit (device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev, facet)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
-		ev.Device, ev.Seq, ev.Tenant, when, ms(ev.StoredAt), ev.Kind, ev.Severity, actor, ev.Subject, ev.Outcome, ev.Site, toJSON(detail),
+	// The number is the next of all, and not one of a sequence, which would leave some out.
+	n, err := w.changed(ctx, `INSERT INTO audit (n, device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev, facet)
+		VALUES ((SELECT COALESCE(MAX(n), 0) + 1 FROM audit), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
+		ev.Device, ev.Seq, ev.Tenant, when, ms(ev.StoredAt), text(ev.Kind), text(ev.Severity), text(actor), text(ev.Subject), text(ev.Outcome), text(ev.Site), toJSON(detail),
 		blob(ev.Body), ev.Hash[:], ev.Prev[:], facet)
 	return n == 1, err
 }
@@ -294,8 +303,8 @@ func intact(t fleet.TenantID, ev fleet.AuditEvent) string {
 		}
 	}
 	switch {
-	case in.Seq != ev.Seq || in.At != ms(ev.At) || in.Tenant != ev.Tenant || in.Kind != ev.Kind || in.Severity != ev.Severity ||
-		in.Actor != ev.Actor || in.Subject != ev.Subject || in.Outcome != ev.Outcome || in.Site != ev.Site || !maps.Equal(in.Detail, ev.Detail) || !bytes.Equal(in.Prev, ev.Prev[:]):
+	case in.Seq != ev.Seq || in.At != ms(ev.At) || in.Tenant != ev.Tenant || text(in.Kind) != ev.Kind || text(in.Severity) != ev.Severity ||
+		text(in.Actor) != ev.Actor || text(in.Subject) != ev.Subject || text(in.Outcome) != ev.Outcome || text(in.Site) != ev.Site || !maps.Equal(in.Detail, ev.Detail) || !bytes.Equal(in.Prev, ev.Prev[:]):
 		return "shows something else than what was hashed"
 	}
 	return ""

@@ -11,13 +11,14 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // searched is a store with entries of two tenants in all trails, and what is in
 // it as row numbers go.
 func searched(t *testing.T) (*store.Store, []fleet.TrailEntry) {
 	t.Helper()
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	ctx, r := t.Context(), rand.New(rand.NewPCG(1, 2))
 	one := func(of ...string) string { return of[r.IntN(len(of))] }
@@ -174,7 +175,7 @@ func TestSearchIsStable(t *testing.T) {
 // TestSearchOfManyKinds: a device that makes up kinds fills the facets, and
 // what came then is found all the same.
 func TestSearchOfManyKinds(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	ctx, d := t.Context(), device("main", 1)
 	must(t, s.Enrol(ctx, d))
@@ -198,7 +199,7 @@ func TestSearchOfManyKinds(t *testing.T) {
 // TestSearchEndsEarly: where two common things never come together, a page is
 // short, says how far it came, and the next goes on from there.
 func TestSearchEndsEarly(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	must(t, s.Audit(t.Context(), fleet.AuditEvent{Tenant: "main", Kind: "link.up", Actor: "anna"}))
 	sql1(t, dir, `WITH RECURSIVE c(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM c WHERE n < 8000)
@@ -219,7 +220,7 @@ func TestSearchEndsEarly(t *testing.T) {
 // TestSearchKnowsTheSite: an entry keeps the site that its device had, those of
 // the service about a device, too, and the latter is part of what is hashed.
 func TestSearchKnowsTheSite(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	ctx, d := t.Context(), device("main", 1)
 	must(t, s.Enrol(ctx, d))

@@ -8,6 +8,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 const benchFleet = 10_000
@@ -15,7 +16,7 @@ const benchFleet = 10_000
 // bigFleet opens a store with many devices whose boot was accepted.
 func bigFleet(b *testing.B) (*store.Store, []fleet.DeviceID) {
 	b.Helper()
-	dir := b.TempDir()
+	dir := postgres.Place(b)
 	s, err := store.Open(b.Context(), dir, quiet)
 	must(b, err)
 	b.Cleanup(func() { _ = s.Close() })
@@ -88,7 +89,7 @@ func BenchmarkDeviceByID(b *testing.B) {
 // BenchmarkUnits is what the rollout loop reads of 150,000 devices: all of them once, then what changed.
 func BenchmarkUnits(b *testing.B) {
 	const members = 150_000
-	dir := b.TempDir()
+	dir := postgres.Place(b)
 	s, err := store.Open(b.Context(), dir, quiet)
 	must(b, err)
 	b.Cleanup(func() { _ = s.Close() })

@@ -9,6 +9,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // listed is the nth line of a manifest.
@@ -32,7 +33,7 @@ func manifest(t testing.TB, s *store.Store, n int) {
 }
 
 func TestImportManifest(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	_, err := s.ImportEKs(ctx, "main", []store.Listing{{EKHash: "ek-3", Model: "vend-1", Serial: "S3", Site: "berlin"}}, event("list.import"))
 	must(t, err)
@@ -71,7 +72,7 @@ func TestImportManifest(t *testing.T) {
 }
 
 func TestClaim(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	manifest(t, s, 2)
 	claim := func(t fleet.TenantID, device fleet.DeviceID, code string) error {
@@ -115,7 +116,7 @@ func TestClaim(t *testing.T) {
 
 // TestClaimLocks guesses.
 func TestClaimLocks(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	manifest(t, s, 2)
 	claim := func(device fleet.DeviceID, code string) error {
@@ -146,7 +147,7 @@ func TestClaimLocks(t *testing.T) {
 }
 
 func TestClaimOrder(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	manifest(t, s, 4)
 	must(t, s.Claim(ctx, "main", "dev-1", "code-1", "", "", event("device.claim")))
@@ -176,7 +177,7 @@ func TestClaimOrder(t *testing.T) {
 }
 
 func TestAssign(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	manifest(t, s, 1)
 	l := listed(1)
@@ -208,7 +209,7 @@ func asks(n int, tier fleet.Tier, when time.Time) fleet.Waiting {
 }
 
 func TestWaiting(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx, now := t.Context(), time.Now().Truncate(time.Millisecond).UTC()
 	manifest(t, s, 2)
 	for n := range 4 {
@@ -269,7 +270,7 @@ func TestWaiting(t *testing.T) {
 
 // TestWaitingIsBounded lets more ask than are kept: those go first that nobody vouches for.
 func TestWaitingIsBounded(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	now := time.Now()
 	must(t, s.NoteWaiting(t.Context(), asks(1, fleet.TierA, now.Add(-time.Hour))))

@@ -6,6 +6,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // offered starts a rollout on the first device and returns its execution.
@@ -72,7 +73,7 @@ func TestProgress(t *testing.T) {
 
 // TestServiceTrailOfAnyText chains names that are no UTF-8: an entry that was just written must verify.
 func TestServiceTrailOfAnyText(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	must(t, s.Audit(t.Context(), fleet.AuditEvent{
 		Tenant: "main", Kind: "a\xff", Severity: "warn", Actor: "an\xffna", Subject: "\xc3", Detail: map[string]string{"k\xff": "v\xff", "html": "<&>\u2028"},
 	}))
@@ -86,7 +87,7 @@ func TestServiceTrailOfAnyText(t *testing.T) {
 // store's back: the first would not be listed any more, the second would lay it at someone else's door.
 func TestVerifyFindsHiddenEntry(t *testing.T) {
 	for _, column := range []string{"tenant", "actor"} {
-		dir := t.TempDir()
+		dir := postgres.Place(t)
 		s := open(t, dir)
 		d := device("main", 1)
 		must(t, s.Enrol(t.Context(), d))

@@ -6,12 +6,13 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // TestTrails reads what all tenants recorded in the order it was stored, and
 // sees what was deleted as a number that is missing.
 func TestTrails(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	ctx := t.Context()
 	if n, err := s.TrailsEnd(ctx); err != nil || n != 0 {
@@ -40,7 +41,7 @@ func TestTrails(t *testing.T) {
 // TestExportCursor: it is there when it was set, goes only forward, and moves
 // together with the events that tell of it.
 func TestExportCursor(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	ctx := t.Context()
 	if _, err := s.Cursor(ctx, "siem"); !errors.Is(err, fleet.ErrNotFound) {

@@ -191,7 +191,7 @@ func (s *Store) DecideFirmware(ctx context.Context, t fleet.TenantID, model stri
 			return found(err)
 		}
 		if err := w.exec(ctx, `UPDATE device SET boot_digest = X'' WHERE id IN (SELECT device FROM firmware_sighting WHERE event = ?)
-			OR ? AND tenant = ? AND model = ?`, n, to != fleet.ApprovalGranted, t, model); err != nil {
+			OR ? <> 0 AND tenant = ? AND model = ?`, n, to != fleet.ApprovalGranted, t, model); err != nil {
 			return err
 		}
 		return w.audit(ctx, t, ev)

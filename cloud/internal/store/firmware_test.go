@@ -6,10 +6,11 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 func TestReferences(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	refs := []fleet.BootReference{
 		{Model: "vend-1", Release: "agent/1.0.0", Body: []byte("a"), PublishedAt: noon},
@@ -120,7 +121,7 @@ func TestApprovalTakenBack(t *testing.T) {
 
 // TestFirmwareIsBounded shows more events than anybody decides: by one device, which leaves room for the others, and by all.
 func TestFirmwareIsBounded(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	const devices = 12
 	for n := range devices {

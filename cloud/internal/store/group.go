@@ -80,6 +80,7 @@ func (s *Store) lead(ctx context.Context, w *writer) {
 				return fmt.Errorf("begin: %w", err)
 			}
 			if j.err = j.f(ctx, w); j.err != nil {
+				w.forget() // ids that it gave
 				if err := w.exec(ctx, `ROLLBACK TO job`); err != nil {
 					return errors.Join(j.err, fmt.Errorf("roll back: %w", err))
 				}

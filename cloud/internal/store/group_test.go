@@ -10,12 +10,13 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // held opens a store and takes the writer, so that jobs have to wait.
 func held(t *testing.T) (*Store, *writer) {
 	t.Helper()
-	s, err := Open(t.Context(), t.TempDir(), slog.New(slog.DiscardHandler))
+	s, err := Open(t.Context(), postgres.Place(t), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

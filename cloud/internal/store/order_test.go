@@ -6,6 +6,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 func command(t *testing.T, s *store.Store, d fleet.DeviceID, id fleet.CommandID) fleet.Command {
@@ -202,7 +203,7 @@ func TestRolloutLife(t *testing.T) {
 }
 
 func TestTokens(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	tok := fleet.Token{ID: "t1", Name: "anna", Tenant: "main", Role: fleet.Operator, Hash: [32]byte{1}, CreatedAt: noon}
 	must(t, s.AddToken(ctx, tok, event("token.add")))
@@ -245,7 +246,7 @@ func TestTokens(t *testing.T) {
 }
 
 func TestListing(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	lines := []store.Listing{{EKHash: "aa", Model: "vend-1", Serial: "1", Site: "berlin", Group: "canary"}, {EKHash: "bb"}}
 	for _, want := range []int{2, 0} {
@@ -287,7 +288,7 @@ func TestStale(t *testing.T) {
 
 // TestServiceTrail shows which entries of the service's own trail a tenant sees.
 func TestServiceTrail(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	for _, ev := range []fleet.AuditEvent{{Kind: "service.start"}, {Kind: "a", Tenant: "main", At: noon}, {Kind: "b", Tenant: "other"}, {Kind: "c", Tenant: "main", Severity: "alarm"}} {
 		must(t, s.Audit(ctx, ev))

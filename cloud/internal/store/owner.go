@@ -147,11 +147,6 @@ func (w *writer) leave(ctx context.Context, device fleet.DeviceID) error {
 			attested_at, reset_count, 0, enrolled_at, last_seen, samples, command_counter, findings, boot_release, revoked_at, revoked_why, installed, id, ?
 			FROM device WHERE id = ?`, []any{former, "former:" + former, now, device}},
 		{`UPDATE firmware_event SET first_device = ? WHERE first_device = ?`, []any{former, device}},
-		{`INSERT INTO audit_gate (why) VALUES ('leave')`, nil},
-		{`UPDATE audit SET device = ? WHERE device = ?`, []any{former, device}},
-		{`UPDATE countersign SET device = ? WHERE device = ?`, []any{former, device}},
-		{`UPDATE segment SET trail = ? WHERE trail = ?`, []any{former, device}},
-		{`DELETE FROM audit_gate`, nil},
 	}
 	for _, table := range []string{"state", "boot", "series", "event", "command", "execution", "attestation", "firmware_sighting", "trail", "attestation_key", "peripheral", "peripheral_span", "health_check", "usage"} {
 		steps = append(steps, step{`UPDATE ` + table + ` SET device = ? WHERE device = ?`, []any{former, device}})
@@ -163,6 +158,9 @@ func (w *writer) leave(ctx context.Context, device fleet.DeviceID) error {
 		if err := w.exec(ctx, step.query, step.args...); err != nil {
 			return err
 		}
+	}
+	if err := w.renameTrail(ctx, device, former); err != nil {
+		return err
 	}
 	if err := w.exec(ctx, `DELETE FROM device WHERE id = ?`, device); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 func stands(d fleet.DeviceID, entries int, voucher string, state fleet.OwnershipState) fleet.Ownership {
@@ -14,7 +15,7 @@ func stands(d fleet.DeviceID, entries int, voucher string, state fleet.Ownership
 }
 
 func TestOwnership(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	_, err := s.Ownership(ctx, "dev-1")
 	wantErr(t, "no voucher", err, fleet.ErrNotFound)
@@ -187,7 +188,7 @@ func TestResetUnlists(t *testing.T) {
 
 // TestResetUnenrolled lets go of a device that was claimed and never came.
 func TestResetUnenrolled(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	ctx := t.Context()
 	manifest(t, s, 1)
 	must(t, s.PutOwnership(ctx, stands("dev-1", 3, "abc", fleet.Released), event("ownership.set")))

@@ -3,12 +3,10 @@ package store_test
 import (
 	"bufio"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +16,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // sealed is ev with another time, sealed anew.
@@ -54,7 +53,7 @@ func TestMain(m *testing.M) {
 	case "change hands":
 		changeHandsForever(dir)
 	}
-	os.Exit(m.Run())
+	os.Exit(postgres.Main(m, func(ctx context.Context, url string) error { return store.Setup(ctx, url, "", quiet) }))
 }
 
 // commitForever commits groups of messages and says so after each.
@@ -84,7 +83,7 @@ func commitForever(dir string) {
 
 func count(t *testing.T, dir, query string) (n uint64) {
 	t.Helper()
-	db, err := sql.Open("sqlite3", filepath.Join(dir, "tillward.db"))
+	db, err := store.Behind(dir)
 	must(t, err)
 	defer db.Close()
 	must(t, db.QueryRowContext(t.Context(), query).Scan(&n))
@@ -130,7 +129,7 @@ func killed(t *testing.T, dir, what string, lines int) (told uint64) {
 // TestKilled kills a committing process again and again: what Commit returned is there, a group is there as a
 // whole or not at all, and counters and chains agree with the rows.
 func TestKilled(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	must(t, s.Enrol(t.Context(), device("main", 1)))
 	must(t, s.Close())
@@ -193,7 +192,7 @@ func appraiseForever(dir string) {
 // TestKilledAppraising kills it: a verdict that Appraised returned is there, on the device and among those that
 // are kept; and what the trail says of a verdict is there when the verdict is, and not without it.
 func TestKilledAppraising(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	for n := range 2 {
 		must(t, s.Enrol(t.Context(), device("main", n+1)))
@@ -273,7 +272,7 @@ func changeHandsForever(dir string) {
 // TestKilledChangingHands kills it: each step that was acknowledged is there, the next one as a whole or not at
 // all, and the trail tells of each once.
 func TestKilledChangingHands(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	for round := range 2 * hands {
 		told := killed(t, dir, "change hands", 1+round)
 		s := open(t, dir)
@@ -287,7 +286,7 @@ func TestKilledChangingHands(t *testing.T) {
 			t.Errorf("round %d: got step %d, want %d or one more", round, got, told)
 		}
 		rep, err := s.VerifyAudit(t.Context(), "main", "")
-		entries := count(t, dir, `SELECT COUNT(*) + SUM(claimed_at > 0) FROM listing`) + count(t, dir, `SELECT COUNT(*) FROM ownership`) +
+		entries := count(t, dir, `SELECT COUNT(*) + COUNT(CASE WHEN claimed_at > 0 THEN 1 END) FROM listing`) + count(t, dir, `SELECT COUNT(*) FROM ownership`) +
 			count(t, dir, `SELECT COUNT(*) FROM device WHERE former_of <> ''`)
 		if err != nil || !rep.OK || rep.Entries != entries {
 			t.Errorf("round %d: trail: got %+v, %v, want %d entries", round, rep, err, entries)

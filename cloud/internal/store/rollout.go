@@ -123,7 +123,7 @@ func (s *Store) RunningRollouts(ctx context.Context) ([]fleet.Rollout, error) {
 			more = append(more, newest[c.what].n)
 		}
 	}
-	rows, err = s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.n IN (SELECT value FROM json_each(?))`, toJSON(some(more)))
+	rows, err = s.read.QueryContext(ctx, `SELECT `+rolloutColumns+` WHERE r.n IN (SELECT CAST(value AS BIGINT) FROM json_each(?))`, toJSON(some(more)))
 	late, err := list(rows, err, scanRollout)
 	if err != nil {
 		return nil, fmt.Errorf("complete rollouts: %w", err)

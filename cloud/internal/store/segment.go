@@ -137,21 +137,13 @@ func (s *Store) AddSegment(ctx context.Context, t fleet.TenantID, g fleet.Segmen
 // says how many it deleted.
 func (s *Store) DropArchived(ctx context.Context, id fleet.DeviceID, limit int) (n int64, err error) {
 	err = s.tx(ctx, func(ctx context.Context, w *writer) error {
-		if err := w.exec(ctx, `INSERT INTO audit_gate (why) VALUES ('segment')`); err != nil {
-			return err
-		}
 		var last uint64 // of the rows that go
 		if err := w.row(ctx, `SELECT COALESCE(MAX(seq), 0) FROM (SELECT seq FROM audit WHERE device = ? AND seq <= (SELECT base FROM trail WHERE device = ?)
 			AND n < (SELECT MAX(n) FROM audit) ORDER BY seq LIMIT ?) AS old`, id, id, limit).Scan(&last); err != nil {
 			return err
 		}
-		if n, err = w.changed(ctx, `DELETE FROM audit WHERE device = ? AND seq <= ? AND n < (SELECT MAX(n) FROM audit)`, id, last); err != nil {
-			return err
-		}
-		if err := w.exec(ctx, `DELETE FROM countersign WHERE device = ? AND seq <= ?`, id, last); err != nil {
-			return err
-		}
-		return w.exec(ctx, `DELETE FROM audit_gate`)
+		n, err = w.dropTrail(ctx, id, last)
+		return err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("delete what is archived of %s: %w", id, err)

@@ -2,6 +2,12 @@
 // and the transactions, one for each use case. Domain types go in and come
 // out.
 //
+// The database is a file of SQLite in a folder, or one of PostgreSQL, which a
+// URL names. Queries and migrations are written once, for SQLite; dialect.go
+// says what PostgreSQL takes instead. On either, one connection writes, and no
+// other service does meanwhile. On PostgreSQL it works as a role that may add to
+// the audit trails and not change them.
+//
 // It promises that what a method acknowledged survives a power cut, that each
 // sample, event and audit entry of a device is held exactly once, that an
 // audit entry is never changed, and that nobody reads or moves what belongs to
@@ -57,15 +63,31 @@ type Store struct {
 	enlisted map[fleet.RolloutID]enlisted
 	history  history
 	observe  func(rows int64, took time.Duration, err error)
+
+	pg *server // nil on SQLite
+}
+
+func newStore(log *slog.Logger) *Store {
+	return &Store{log: log, w: make(chan *writer, 1), touched: map[fleet.DeviceID]int64{}, enlisted: map[fleet.RolloutID]enlisted{}}
 }
 
 // Observe has f told of each transaction that writes: how many rows it changed
 // and how long it took. Call it before anything else; f must not wait.
 func (s *Store) Observe(f func(rows int64, took time.Duration, err error)) { s.observe = f }
 
-// Open opens or creates the database in dir and brings its schema up to date.
-// It refuses a schema that is newer than the code.
-func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
+// Open opens the database at where. A folder holds one in SQLite, which is
+// made when it is not there and whose schema is brought up to date. A URL
+// (postgres://) names one in PostgreSQL, which Setup has made. Open refuses a
+// schema that is newer than the code, and a database that another service
+// writes to.
+func Open(ctx context.Context, where string, log *slog.Logger) (*Store, error) {
+	if IsURL(where) {
+		return openPostgres(ctx, where, log)
+	}
+	return openSQLite(ctx, where, log)
+}
+
+func openSQLite(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -78,7 +100,7 @@ func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{log: log, w: make(chan *writer, 1), touched: map[fleet.DeviceID]int64{}, enlisted: map[fleet.RolloutID]enlisted{}}
+	s := newStore(log)
 	if s.write, err = sql.Open("sqlite3", dsn(path, "&_synchronous=FULL")); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -95,7 +117,9 @@ func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 	w := &writer{conn: conn, stmts: map[string]*sql.Stmt{}}
 	w.forget()
 	s.w <- w
-	if err := s.migrate(ctx); err != nil {
+	if err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+		return s.migrate(ctx, w, func(migration string) string { return migration })
+	}); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), s.Close())
 	}
 	if err := s.prepare(ctx); err != nil {
@@ -116,10 +140,15 @@ func (s *Store) Close() error {
 		return nil
 	}
 	errs := []error{last, s.stmts.close()}
-	for _, stmt := range w.stmts {
-		errs = append(errs, stmt.Close())
+	if s.pg != nil {
+		w.drop()
+	} else {
+		for _, stmt := range w.stmts {
+			errs = append(errs, stmt.Close())
+		}
+		errs = append(errs, w.conn.Close())
 	}
-	errs = append(errs, w.conn.Close(), s.read.Close(), s.write.Close())
+	errs = append(errs, s.read.Close(), s.write.Close())
 	close(s.w)
 	return errors.Join(errs...)
 }
@@ -137,6 +166,7 @@ func (s *Store) Ping(ctx context.Context) error {
 // the ids that the up stream needs again and again.
 type writer struct {
 	conn    *sql.Conn
+	pg      bool // on PostgreSQL
 	stmts   map[string]*sql.Stmt
 	now     time.Time // of the present transaction
 	slot    int64     // of the newest trouble
@@ -175,7 +205,13 @@ func (s *Store) with(ctx context.Context, w *writer, f func(context.Context, *wr
 	if s.observe != nil {
 		defer func() { s.observe(w.changes, time.Since(w.now), err) }()
 	}
-	if err := w.exec(ctx, `BEGIN IMMEDIATE`); err != nil {
+	err = w.exec(ctx, `BEGIN IMMEDIATE`)
+	if err != nil && s.pg != nil {
+		if err = s.pg.reconnect(ctx, s, w); err == nil {
+			err = w.exec(ctx, `BEGIN IMMEDIATE`)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer func() {
@@ -185,6 +221,9 @@ func (s *Store) with(ctx context.Context, w *writer, f func(context.Context, *wr
 		w.forget()
 		if _, back := w.conn.ExecContext(ctx, `ROLLBACK`); back != nil && !strings.Contains(back.Error(), "no transaction is active") {
 			err = errors.Join(err, fmt.Errorf("roll back: %w", back))
+			if s.pg != nil {
+				w.drop()
+			}
 		}
 	}()
 	if err := f(ctx, w); err != nil {
@@ -205,6 +244,9 @@ func (w *writer) forget() {
 func (w *writer) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 	if stmt := w.stmts[query]; stmt != nil {
 		return stmt, nil
+	}
+	if w.conn == nil {
+		return nil, errors.New("no connection to the database")
 	}
 	stmt, err := w.conn.PrepareContext(ctx, query)
 	if err != nil {
@@ -341,41 +383,49 @@ func toJSON(v any) string {
 // newID returns a random id with a prefix that says what it names.
 func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()[:20]) }
 
-// migrate applies the migrations that the database has not seen.
-func (s *Store) migrate(ctx context.Context) error {
-	names, err := fs.Glob(migrations, "migrations/*.sql")
+// migrate applies the migrations that the database has not seen, as its kind
+// of database takes them.
+func (s *Store) migrate(ctx context.Context, w *writer, as func(string) string) error {
+	names, err := migrationNames()
 	if err != nil {
 		return err
 	}
+	if _, err := w.conn.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY, applied_at BIGINT NOT NULL)`); err != nil {
+		return err
+	}
+	var have int
+	if err := w.conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(version), 0) FROM schema_version`).Scan(&have); err != nil {
+		return err
+	}
+	if have > len(names) {
+		return newerSchema(have, len(names))
+	}
+	for i, name := range names[have:] {
+		version := have + i + 1
+		if !strings.HasPrefix(filepath.Base(name), fmt.Sprintf("%04d_", version)) {
+			return fmt.Errorf("migration %s does not have number %04d", name, version)
+		}
+		text, err := migrations.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		if _, err := w.conn.ExecContext(ctx, as(string(text))); err != nil {
+			return fmt.Errorf("migration %s: %w", name, err)
+		}
+		if _, err := w.conn.ExecContext(ctx, `INSERT INTO schema_version (version, applied_at) VALUES (?, ?)`, version, ms(w.now)); err != nil {
+			return err
+		}
+		s.log.Info("schema migrated", "version", version)
+	}
+	return nil
+}
+
+func migrationNames() ([]string, error) {
+	names, err := fs.Glob(migrations, "migrations/*.sql")
 	slices.Sort(names)
-	return s.tx(ctx, func(ctx context.Context, w *writer) error {
-		if _, err := w.conn.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY, applied_at BIGINT NOT NULL)`); err != nil {
-			return err
-		}
-		var have int
-		if err := w.conn.QueryRowContext(ctx, `SELECT COALESCE(MAX(version), 0) FROM schema_version`).Scan(&have); err != nil {
-			return err
-		}
-		if have > len(names) {
-			return fmt.Errorf("its schema has version %d and this program knows up to %d: start the program that wrote it, or a newer one", have, len(names))
-		}
-		for i, name := range names[have:] {
-			version := have + i + 1
-			if !strings.HasPrefix(filepath.Base(name), fmt.Sprintf("%04d_", version)) {
-				return fmt.Errorf("migration %s does not have number %04d", name, version)
-			}
-			text, err := migrations.ReadFile(name)
-			if err != nil {
-				return err
-			}
-			if _, err := w.conn.ExecContext(ctx, string(text)); err != nil {
-				return fmt.Errorf("migration %s: %w", name, err)
-			}
-			if _, err := w.conn.ExecContext(ctx, `INSERT INTO schema_version (version, applied_at) VALUES (?, ?)`, version, ms(w.now)); err != nil {
-				return err
-			}
-			s.log.Info("schema migrated", "version", version)
-		}
-		return nil
-	})
+	return names, err
+}
+
+func newerSchema(have, know int) error {
+	return fmt.Errorf("its schema has version %d and this program knows up to %d: start the program that wrote it, or a newer one", have, know)
 }

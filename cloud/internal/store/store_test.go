@@ -3,7 +3,6 @@ package store_test
 import (
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 var (
@@ -52,7 +52,7 @@ func device(tenant fleet.TenantID, n int) fleet.Device {
 // enrolled opens a store with n devices of tenant main and one of tenant other.
 func enrolled(t *testing.T, n int) (*store.Store, []fleet.Device) {
 	t.Helper()
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	var ds []fleet.Device
 	for i := range n {
 		ds = append(ds, device("main", i+1))
@@ -105,7 +105,7 @@ func event(kind string) fleet.AuditEvent { return fleet.AuditEvent{Kind: kind, A
 // sql1 changes the database behind the store's back.
 func sql1(t testing.TB, dir, query string, args ...any) {
 	t.Helper()
-	db, err := sql.Open("sqlite3", filepath.Join(dir, "tillward.db")+"?_busy_timeout=5000")
+	db, err := store.Behind(dir)
 	must(t, err)
 	defer db.Close()
 	_, err = db.ExecContext(context.Background(), query, args...)
@@ -115,6 +115,10 @@ func sql1(t testing.TB, dir, query string, args ...any) {
 // tamper is sql1 for whoever has the database file and takes its guards away first.
 func tamper(t testing.TB, dir, query string, args ...any) {
 	t.Helper()
+	if postgres.On() { // where it is the role that may not
+		sql1(t, dir, query, args...)
+		return
+	}
 	sql1(t, dir, `DROP TRIGGER IF EXISTS audit_unchanged; DROP TRIGGER IF EXISTS audit_named; DROP TRIGGER IF EXISTS audit_kept;
 		DROP TRIGGER IF EXISTS countersign_unchanged; DROP TRIGGER IF EXISTS countersign_kept`)
 	sql1(t, dir, query, args...)
@@ -351,7 +355,7 @@ func TestTenants(t *testing.T) {
 
 // TestRefusesNewerSchema opens what a newer program wrote.
 func TestRefusesNewerSchema(t *testing.T) {
-	dir := t.TempDir()
+	dir := postgres.Place(t)
 	s := open(t, dir)
 	must(t, s.Close())
 	sql1(t, dir, `INSERT INTO schema_version (version, applied_at) VALUES (9999, 0)`)
@@ -359,6 +363,26 @@ func TestRefusesNewerSchema(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "9999") {
 		t.Fatalf("got %v, want a refusal that names the version", err)
 	}
+}
+
+// administrator is the address of a database for who may do everything.
+func administrator(where string) string {
+	return strings.Replace(where, "tillward_service@", "postgres@", 1)
+}
+
+// firstOnPostgres is the first version of the schema that was ever on PostgreSQL.
+const firstOnPostgres = 12
+
+// renumber has the database go on counting behind the numbers that the data gave itself.
+func renumber(t testing.TB, dir string) {
+	sql1(t, dir, `DO $$
+		DECLARE c record;
+		BEGIN
+			FOR c IN SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'tillward' AND is_identity = 'YES' LOOP
+				EXECUTE format('SELECT setval(pg_get_serial_sequence(%L, %L), (SELECT COALESCE(MAX(%I), 0) + 1 FROM tillward.%I), false)',
+					'tillward.' || quote_ident(c.table_name), c.column_name, c.column_name, c.table_name);
+			END LOOP;
+		END $$`)
 }
 
 // TestMigrates opens a database of each earlier version with data in it: the migrations up to that version,
@@ -373,12 +397,26 @@ func TestMigrates(t *testing.T) {
 	for i := range files {
 		version := i + 1
 		t.Run(fmt.Sprintf("v%d", version), func(t *testing.T) {
-			dir := t.TempDir()
-			sql1(t, dir, `CREATE TABLE schema_version (version BIGINT PRIMARY KEY, applied_at BIGINT NOT NULL)`)
+			if postgres.On() && version < firstOnPostgres {
+				t.Skip("none was on PostgreSQL then")
+			}
+			dir := postgres.Place(t)
+			if postgres.On() {
+				sql1(t, dir, `DROP SCHEMA tillward CASCADE; CREATE SCHEMA tillward AUTHORIZATION tillward_owner;
+					GRANT USAGE ON SCHEMA tillward TO tillward_service`)
+			}
+			become := ""
+			if postgres.On() {
+				become = `SET ROLE tillward_owner; `
+			}
+			sql1(t, dir, become+`CREATE TABLE schema_version (version BIGINT PRIMARY KEY, applied_at BIGINT NOT NULL)`)
 			for n, f := range files[:version] {
 				text, err := os.ReadFile(f)
 				must(t, err)
-				sql1(t, dir, string(text))
+				if postgres.On() {
+					text = []byte(store.SchemaOf(string(text)))
+				}
+				sql1(t, dir, become+string(text))
 				sql1(t, dir, `INSERT INTO schema_version (version, applied_at) VALUES (?, 1)`, n+1)
 			}
 			data, err := os.ReadFile(fmt.Sprintf("testdata/v%d.sql", version))
@@ -387,6 +425,10 @@ func TestMigrates(t *testing.T) {
 			}
 			sql1(t, dir, string(data))
 			tamper(t, dir, `UPDATE audit SET severity = 'alarm'`)
+			if postgres.On() {
+				renumber(t, dir)
+				must(t, store.Setup(t.Context(), administrator(dir), "", quiet))
+			}
 
 			s := open(t, dir)
 			ctx := t.Context()
@@ -472,7 +514,7 @@ func TestMigrates(t *testing.T) {
 }
 
 func TestClosed(t *testing.T) {
-	s := open(t, t.TempDir())
+	s := open(t, postgres.Place(t))
 	must(t, s.Ping(t.Context()))
 	must(t, s.Close())
 	if err := s.Audit(t.Context(), event("late")); err == nil {
@@ -483,7 +525,7 @@ func TestClosed(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	wantErr(t, "canceled", open(t, t.TempDir()).Audit(ctx, event("late")), context.Canceled)
+	wantErr(t, "canceled", open(t, postgres.Place(t)).Audit(ctx, event("late")), context.Canceled)
 }
 
 func TestMode(t *testing.T) {

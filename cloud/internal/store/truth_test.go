@@ -7,6 +7,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 func kinds(t testing.TB, s *store.Store) map[string]int {
@@ -162,7 +163,7 @@ func TestHealth(t *testing.T) { synctest.Test(t, testHealth) }
 
 func testHealth(t *testing.T) {
 	time.Sleep(5 * time.Minute) // of the bubble: into the middle of a slot
-	s, now := open(t, t.TempDir()), time.Now()
+	s, now := open(t, postgres.Place(t)), time.Now()
 	var ds []fleet.Device
 	for n := range 4 {
 		d := device("main", n+1)

@@ -11,11 +11,13 @@ ALTER TABLE rollout ADD COLUMN auto INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE rollout ADD COLUMN approved_at BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE rollout ADD COLUMN approved_by TEXT NOT NULL DEFAULT '';
 ALTER TABLE rollout ADD COLUMN started_at BIGINT NOT NULL DEFAULT 0;
+-- sqlite only
 -- What was begun before knew one limit: how many devices may end badly. It keeps that one and gets no other.
 UPDATE rollout SET started_at = created_at, spec = json_object(
   'filter', json_object('group', "group"),
   'gate', json_object('success', -1, 'bad', -1, 'bad_cap', CASE WHEN max_failed < 1 THEN 1 ELSE max_failed END, 'site_bad', -1, 'health', -1),
   'in_flight', 50, 'deadline', deadline * 1000000, 'attempts', 1, 'repair', json(CASE WHEN repair <> 0 THEN 'true' ELSE 'false' END));
+-- end
 ALTER TABLE rollout DROP COLUMN "group";
 ALTER TABLE rollout DROP COLUMN deadline;
 ALTER TABLE rollout DROP COLUMN max_failed;
