@@ -169,6 +169,7 @@ func TestOtherTenant(t *testing.T) {
 		{"GET", "/v1/devices/x1/events", nil},
 		{"GET", "/v1/devices/x1/audit", nil},
 		{"GET", "/v1/devices/x1/audit/verify", nil},
+		{"GET", "/v1/devices/x1/audit/export", nil},
 		{"POST", "/v1/commands", object{"device": "x1", "verb": "reboot"}},
 		{"GET", "/v1/commands/" + fmt.Sprint(cmds[0]["id"]), nil},
 		{"GET", "/v1/rollouts/" + ro.ID, nil},

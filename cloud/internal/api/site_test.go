@@ -20,6 +20,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/account"
 	"github.com/tillward/tillward/cloud/internal/api"
+	"github.com/tillward/tillward/cloud/internal/archive/shelf"
 	"github.com/tillward/tillward/cloud/internal/catalog"
 	"github.com/tillward/tillward/cloud/internal/dispatch"
 	"github.com/tillward/tillward/cloud/internal/export"
@@ -141,6 +142,7 @@ func siteWith(t *testing.T, change func(*api.Deps)) *site {
 	must(t, err)
 	deps := api.Deps{
 		Exports: exports,
+		Trails:  shelf.New(shelf.Options{Store: st, Signer: trust.NewOrderSigner(key), Dir: filepath.Join(dir, "archive"), Tenant: "main", Log: quiet}),
 		Preview: rollout.New(rollout.Options{Store: st, Link: unplugged{}, Log: quiet}).Preview,
 		Check:   rollout.Check,
 		Hours: func(text string) error {

@@ -105,7 +105,7 @@ func (h *history) add(r wire.AuditRecord) {
 	if r.Seq == 0 {
 		r.Seq = head.Seq + 1
 	}
-	if r.Prev == [32]byte{} {
+	if r.Prev == [32]byte{} && r.Break == nil {
 		r.Prev = head.Hash
 	}
 	r.At, r.Boot, r.Severity = noon.Add(time.Duration(r.Seq)*time.Second).UnixMilli(), wire.Boot{1}, cmp.Or(r.Severity, "info")
@@ -320,6 +320,22 @@ func TestAttacks(t *testing.T) {
 			h.anchor()
 			return h.file()
 		}, given(), archive.Gap, 13, "its TPM signed"},
+		{"lost and explained by who knows nothing any more", func(h *history) []byte {
+			broken(h, fleet.AuditEvent{})
+			h.anchor()
+			return h.file()
+		}, given(), archive.Gap, 13, "its TPM signed"},
+		{"broken without a number left out", func(h *history) []byte {
+			known := h.entries[7]
+			h.add(wire.AuditRecord{Seq: 13, Kind: "audit.break", Severity: "alarm", Break: &wire.Break{Seq: known.Seq, Hash: known.Hash}})
+			h.anchor()
+			return h.file()
+		}, given(), archive.Whole, 0, "nothing is missing"},
+		{"broken behind what is not there", func(h *history) []byte {
+			h.add(wire.AuditRecord{Seq: 13, Kind: "audit.break", Severity: "alarm", Break: &wire.Break{Seq: 8, Hash: [32]byte{1}}})
+			h.anchor()
+			return h.file()
+		}, given(), archive.Edited, 13, "does not follow"},
 		{"lost and told without an anchor", func(h *history) []byte {
 			broken(h, h.entries[7])
 			h.event(1)
@@ -394,7 +410,7 @@ func relink(h *history, seq uint64) {
 
 // broken adds a break record behind an entry, seven numbers on.
 func broken(h *history, known fleet.AuditEvent) {
-	h.add(wire.AuditRecord{Seq: h.head().Seq + 8, Kind: "audit.break", Severity: "alarm", Prev: known.Hash, Break: &wire.Break{Seq: known.Seq, Hash: known.Hash}})
+	h.add(wire.AuditRecord{Seq: h.head().Seq + 8, Kind: "audit.break", Severity: "alarm", Break: &wire.Break{Seq: known.Seq, Hash: known.Hash}})
 }
 
 func lines(file []byte, change func([]string) []string) []byte {

@@ -10,14 +10,18 @@ import (
 )
 
 // breaks reports whether an entry is a break record that goes on behind an
-// entry of this trail.
+// entry of this trail, or behind nothing that the device knows of any more. Where
+// numbers were left out it has no hash before.
 func (v *reader) breaks(rec wire.AuditRecord, e Entry) bool {
 	b := rec.Break
 	if b == nil || rec.Kind != "audit.break" || b.Seq > v.last.Seq {
 		return false
 	}
+	if b.Seq == 0 && b.Hash == (Hash{}) {
+		return e.Prev == v.last.Hash || e.Prev == Hash{}
+	}
 	h, known := v.recall[b.Seq]
-	return known && h == b.Hash && (e.Prev == v.last.Hash || e.Prev == h)
+	return known && h == b.Hash && (e.Prev == v.last.Hash || e.Prev == h || e.Prev == Hash{})
 }
 
 // judge looks at what an entry of a device proves: a break record, which an

@@ -252,7 +252,7 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 		case gap:
 			broken(want, fmt.Sprintf("entries %d to %d are missing", want, ev.Seq-1))
 		}
-		if ev.Prev != prev && (!gap || ev.Kind != "audit.break") {
+		if ev.Prev != prev && (ev.Kind != "audit.break" || !gap && ev.Prev != [32]byte{}) {
 			broken(ev.Seq, fmt.Sprintf("entry %d does not follow the one before", ev.Seq))
 		}
 		if text := intact(t, ev); text != "" {

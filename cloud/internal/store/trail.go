@@ -69,6 +69,16 @@ func (s *Store) TrailHeadBefore(ctx context.Context, id fleet.DeviceID, seq uint
 	return h, nil
 }
 
+// TrailShared reports whether the service's own trail holds, or has held,
+// entries of other tenants than t.
+func (s *Store) TrailShared(ctx context.Context, t fleet.TenantID) (bool, error) {
+	var n int
+	if err := s.read.QueryRowContext(ctx, `SELECT COUNT(*) FROM facet WHERE own <> 0 AND tenant NOT IN (?, '')`, t).Scan(&n); err != nil {
+		return false, fmt.Errorf("whose the service's trail is: %w", err)
+	}
+	return n > 0, nil
+}
+
 // Countersignatures lists what the service told a device about its entries
 // behind number seq and up to last.
 func (s *Store) Countersignatures(ctx context.Context, id fleet.DeviceID, seq, last uint64) ([]fleet.Countersigned, error) {

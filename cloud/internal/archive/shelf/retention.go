@@ -192,7 +192,7 @@ func (x *Shelf) write(ctx context.Context, to string, t fleet.RipeTrail) (seal a
 		}
 	}()
 	z := gzip.NewWriter(f)
-	seal, err = x.seal(ctx, z, t.Tenant, stretch{device: t.Device, formerOf: t.FormerOf, after: t.From, last: t.Last, by: "service"})
+	seal, err = x.seal(ctx, z, t.Tenant, stretch{device: t.Device, formerOf: t.FormerOf, after: t.From, last: t.Last, by: "service", all: t.Device == ""})
 	if err := errors.Join(err, z.Close(), f.Sync(), f.Close()); err != nil {
 		return seal, err
 	}

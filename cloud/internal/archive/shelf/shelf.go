@@ -57,6 +57,7 @@ type Store interface {
 	Countersignatures(ctx context.Context, id fleet.DeviceID, seq, last uint64) ([]fleet.Countersigned, error)
 	AttestationKeys(ctx context.Context, id fleet.DeviceID) ([]fleet.AttestationKey, error)
 	DeviceByID(ctx context.Context, id fleet.DeviceID) (fleet.Device, error)
+	TrailShared(ctx context.Context, t fleet.TenantID) (bool, error)
 	Segment(ctx context.Context, t fleet.TenantID, n int64) (fleet.Segment, error)
 }
 
@@ -66,6 +67,7 @@ type stretch struct {
 	after            fleet.Head
 	last             uint64
 	by               string
+	all              bool // entries of every tenant
 }
 
 // Key returns the key that trails are sealed with.
@@ -92,6 +94,14 @@ func (x *Shelf) Export(ctx context.Context, t fleet.TenantID, id fleet.DeviceID,
 	}
 	if from > st.Base+1 {
 		if p.after, err = x.o.Store.TrailHeadBefore(ctx, id, from); err != nil {
+			return 0, nil, err
+		}
+	}
+	if id == "" {
+		if shared, err := x.o.Store.TrailShared(ctx, t); err != nil || shared {
+			if err == nil {
+				err = fmt.Errorf("the service's own trail holds entries of other tenants, and without them it is no chain: %w", fleet.ErrForbidden)
+			}
 			return 0, nil, err
 		}
 	}
@@ -146,7 +156,7 @@ func (x *Shelf) seal(ctx context.Context, w io.Writer, t fleet.TenantID, p stret
 			return archive.Seal{}, err
 		}
 		for _, ev := range entries {
-			if ev.Tenant != t && ev.Tenant != "" {
+			if ev.Tenant != t && ev.Tenant != "" && !p.all {
 				return archive.Seal{}, fmt.Errorf("entry %d is another tenant's: %w", ev.Seq, fleet.ErrForbidden)
 			}
 			err := out.Entry(ev)
