@@ -393,7 +393,7 @@ func TestPowerCutAtEveryCall(t *testing.T) {
 	for _, c := range []struct {
 		what, word  string
 		step, often int // of the short form
-	}{{"queue", "", 23, 1}, {"queue", "word", 23, 1}, {"shed", "", 23, 1}, {"shed", "word", 23, 1}, {"lock", "word", 61, 1}} {
+	}{{"queue", "", 17, 1}, {"queue", "word", 17, 1}, {"shed", "", 17, 1}, {"shed", "word", 17, 1}, {"lock", "word", 53, 1}} {
 		t.Run(c.what+c.word, func(t *testing.T) {
 			if *everyCut > 0 {
 				c.step, c.often = 1, *everyCut

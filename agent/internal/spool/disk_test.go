@@ -141,13 +141,12 @@ func parseCall(t *testing.T, dir, line string) (c call, ok bool) {
 		}
 		c.path = file(args[4])
 	default:
-		c.path = strings.Join(args, ", ")
-		if !strings.Contains(c.path, hexOf(dir)) {
-			return c, false
+		if at := strings.Index(rest, hexOf(dir)); at >= 0 {
+			c.path = text(strings.FieldsFunc(rest[at:], func(r rune) bool { return r == '>' || r == '"' })[0])
 		}
 	}
-	if c.path != dir && !strings.HasPrefix(c.path, dir+"/") || strings.HasSuffix(c.path, "-shm") {
-		return c, false // elsewhere, or memory that is shared
+	if c.path != dir && !strings.HasPrefix(c.path, dir+"/") || strings.HasSuffix(c.path, "-shm") || strings.HasSuffix(c.path, ".reserve") {
+		return c, false // elsewhere, or memory that is shared, or nothing to be read again
 	}
 	switch c.name {
 	case "openat", "pwrite64", "truncate", "sync", "unlink", "rename":

@@ -3,6 +3,7 @@ package spool
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"time"
 )
@@ -62,7 +63,7 @@ func (f *flash) wrote(s *Spool, synced bool) {
 	}
 	f.follow(s.path)
 	if f.frames >= logFrames {
-		s.checkpoint("PASSIVE")
+		_ = s.checkpoint() // or the next time
 	}
 }
 
@@ -107,18 +108,22 @@ func (f *flash) touch(page uint32) {
 }
 
 // checkpoint writes the log back.
-func (s *Spool) checkpoint(how string) {
+func (s *Spool) checkpoint() error {
 	var busy, log, done int64
-	err := s.conn.QueryRowContext(context.Background(), "PRAGMA wal_checkpoint("+how+")").Scan(&busy, &log, &done)
-	if err != nil || busy != 0 || log != done {
-		s.log.Warn("spool log could not be written back", "error", err)
-		return
+	err := s.conn.QueryRowContext(context.Background(), "PRAGMA wal_checkpoint(RESTART)").Scan(&busy, &log, &done)
+	if err == nil && (busy != 0 || log != done) {
+		err = fmt.Errorf("%d of %d pages written back: %w", done, log, ErrDisk)
+	}
+	if err != nil {
+		s.log.Warn("spool log not written back", "error", err)
+		return typed(err)
 	}
 	f := &s.flash
 	f.written += f.pages * f.page
 	f.frames, f.pages, f.dirty = 0, 0, false
 	clear(f.touched)
 	f.salt = [8]byte{} // the next transaction begins the log anew, under another
+	return nil
 }
 
 // sync makes what was written survive a power cut.

@@ -162,7 +162,7 @@ func (s *Spool) Done(ctx context.Context, ids ...uint64) error {
 	if err != nil || !now {
 		return err
 	}
-	return s.write(ctx, loose, func(*tx) error { return nil }) // each takes along what is gone
+	return s.write(ctx, forgets, func(*tx) error { return nil }) // each takes along what is gone
 }
 
 // Wake is signalled when messages have been put. It holds at most one signal,
@@ -186,7 +186,7 @@ func (s *Spool) Waiting(ctx context.Context, channels ...string) (n int, err err
 	gone := len(s.gone) > 0
 	<-s.lock
 	if gone {
-		if err := s.write(ctx, loose, func(*tx) error { return nil }); err != nil {
+		if err := s.write(ctx, forgets, func(*tx) error { return nil }); err != nil {
 			return 0, err
 		}
 	}
@@ -237,9 +237,10 @@ type tx struct {
 type care int
 
 const (
-	loose care = iota // survives the end of the agent, and a power cut once the window has passed
-	firm              // survives a power cut when it returns
-	audit             // and may use the reserve
+	loose   care = iota // survives the end of the agent, and a power cut once the window has passed
+	forgets             // the same, and makes room
+	firm                // survives a power cut when it returns
+	audit               // and may use the reserve
 )
 
 func careOf(class string) care {
@@ -268,10 +269,13 @@ func (s *Spool) write(ctx context.Context, c care, do func(*tx) error) error {
 		return ErrClosed
 	}
 	sync := "NORMAL"
-	if c != loose {
+	if c >= firm {
 		sync = "FULL"
 	}
-	err := typed(s.attempt(sync, do))
+	err := s.ready(c)
+	if err == nil {
+		err = typed(s.attempt(sync, do))
+	}
 	if errors.Is(err, ErrDisk) {
 		err = s.insist(sync, c, do, err)
 	}
@@ -283,17 +287,14 @@ func (s *Spool) write(ctx context.Context, c care, do func(*tx) error) error {
 
 // insist tries again where the file cannot grow.
 func (s *Spool) insist(sync string, c care, do func(*tx) error, err error) error {
-	help := []func(*tx) error{nil, (*tx).squeeze}
-	if c == audit {
-		help = append(help, (*tx).draw, (*tx).draw)
-	}
-	for _, h := range help {
-		s.checkpoint("RESTART")
-		if h != nil {
-			if s.attempt("NORMAL", h) != nil {
-				continue
-			}
-			s.checkpoint("RESTART")
+	squeeze := func() error { return s.attempt("NORMAL", (*tx).squeeze) }
+	draw := func() error { return s.draw(c) }
+	for _, help := range []func() error{s.checkpoint, draw, squeeze, draw, draw} {
+		if help() != nil {
+			continue
+		}
+		if e := s.checkpoint(); e != nil && c != forgets {
+			continue
 		}
 		if err = typed(s.attempt(sync, do)); !errors.Is(err, ErrDisk) {
 			break

@@ -14,8 +14,7 @@
 // When space runs out, telemetry loses points, then messages, then events go,
 // oldest first; a ledger in the file holds what went until an entry of the trail
 // tells it. Audit, results and values are never given up. Audit has a part of
-// the quota to itself, and rows of nothing in the file that only it may take the
-// place of, for when others have filled the medium.
+// the quota to itself, and a reserve on the medium for when others have filled it.
 //
 // It knows bytes, not meaning: channels and keys are names to it, and what a
 // sample is its options say.
@@ -153,7 +152,6 @@ CREATE TABLE IF NOT EXISTS loss (
 	since    INTEGER NOT NULL,
 	until    INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS reserve (id INTEGER PRIMARY KEY, room BLOB NOT NULL);
 `
 
 // Open opens the spool at path and makes it when it is not there. A file that
@@ -225,8 +223,8 @@ func (s *Spool) prepare() error {
 	if err := s.reclass(); err != nil {
 		return err
 	}
-	if err := s.fillReserve(); err != nil && !errors.Is(err, ErrDisk) {
-		return err
+	if err := s.fillReserve(); err != nil {
+		s.log.Error("nothing can be set aside for when the medium is full", "error", err)
 	}
 	return s.tally()
 }
@@ -239,11 +237,12 @@ func (s *Spool) Rebuilt() string { return s.rebuilt }
 func (s *Spool) Close() error {
 	s.lock <- struct{}{}
 	defer func() { <-s.lock }()
-	var err error
 	if s.conn != nil && len(s.gone)+len(s.owed) > 0 {
-		err = s.attempt("NORMAL", func(*tx) error { return nil })
+		if err := s.attempt("NORMAL", func(*tx) error { return nil }); err != nil {
+			s.log.Warn("messages that the service has will be sent again", "error", err)
+		}
 	}
-	return errors.Join(err, s.shut())
+	return s.shut()
 }
 
 func (s *Spool) shut() error {
@@ -264,8 +263,8 @@ func (s *Spool) shut() error {
 }
 
 func (s *Spool) open() error {
-	s.shut() //nolint:errcheck // what is closed here was damaged or never opened
-	db, conn, err := connect(s.path, "rwc")
+	s.shut()                                                        //nolint:errcheck // what is closed here was damaged or never opened
+	db, conn, err := connect(s.path, "rwc&_locking_mode=EXCLUSIVE") // one agent, and no shared-memory file
 	if err != nil {
 		return err
 	}
@@ -334,11 +333,6 @@ func (s *Spool) tally() error {
 		return err
 	}
 	s.next = max(s.next, uint64(newest.Int64)+1) // #nosec G115 -- counts from 1
-	var drawn int64
-	if err := s.conn.QueryRowContext(context.Background(), "SELECT count(*) FROM reserve").Scan(&drawn); err != nil {
-		return err
-	}
-	s.drawn = drawn < s.wantedBallast() && !s.safe.blind
 	err = s.conn.QueryRowContext(context.Background(), "SELECT n FROM counter WHERE name = ?", shedCounter).Scan(&s.used.shed)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
