@@ -71,6 +71,7 @@ func Bench(ctx context.Context, o BenchOptions) error {
 		{"size", "size of the binaries", benchSize},
 		{"devices", "enrolment and connections", benchDevices},
 		{"storm", fmt.Sprintf("a reconnect storm of %d devices", o.Storm), benchStorm},
+		{"backlog", "a backlog on its way into the database", benchBacklog},
 		{"planner", "a step of the rollout planner over 150,000 devices", benchPlanner},
 		{"delta", "an application release of which one per cent is new", benchDelta},
 		{"counter", "the agent with 32 printers, one of them mute at last (takes two minutes)", benchCounter},

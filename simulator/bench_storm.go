@@ -38,6 +38,7 @@ type storm struct {
 	api     string // http URL of operators
 	conf    *tls.Config
 	say     io.Writer
+	first   uint64 // sequence before the first of the working tills, which are in every run
 }
 
 // benchStorm enrols o.Storm devices with software keys and lets all of them
@@ -66,7 +67,7 @@ func benchStorm(ctx context.Context, o BenchOptions) (figures []Figure, err erro
 	for i := range o.Storm {
 		s.devices = append(s.devices, swarm.New("storm", uint64(i), maker, nil)) // #nosec G115 -- counts up from 0
 	}
-	s.members = make([]enrol.Result, o.Storm)
+	s.grow()
 	for _, part := range []struct {
 		name string
 		do   func(ctx context.Context, i int) error
@@ -93,6 +94,9 @@ func benchStorm(ctx context.Context, o BenchOptions) (figures []Figure, err erro
 	bytes, err := s.capture(ctx)
 	return append(figures, bytes...), err
 }
+
+// grow makes room for what the devices become.
+func (s *storm) grow() { s.members = make([]enrol.Result, len(s.devices)) }
 
 // capture counts what one steady reconnect puts on the wire, from the first
 // byte of TLS to the verdict: payload of TCP, without its headers.

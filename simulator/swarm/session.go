@@ -204,6 +204,40 @@ func (s *Session) Publish(ctx context.Context, c wire.Channel, payload []byte) e
 	}
 }
 
+// Send is Publish without the wait: it returns the packet id that Acked will
+// return. A device has no more than its window on the way.
+func (s *Session) Send(ctx context.Context, c wire.Channel, payload []byte) (uint16, error) {
+	defer s.until(ctx)()
+	topic := wire.Topic{Tenant: s.tenant, Device: s.device, Channel: c}
+	if s.next() == 0 { // not a packet id [MQTT 3.1.1, 2.3.1]
+		s.next()
+	}
+	p := &packets.PublishPacket{
+		FixedHeader: packets.FixedHeader{MessageType: packets.Publish, Qos: 1}, TopicName: topic.String(), MessageID: s.id, Payload: payload,
+	}
+	if err := p.Write(s.conn); err != nil {
+		return 0, fmt.Errorf("publish: %w", errors.Join(err, ctx.Err()))
+	}
+	return s.id, nil
+}
+
+// Acked waits for the next acknowledgement and returns its packet id.
+func (s *Session) Acked(ctx context.Context) (uint16, error) {
+	defer s.until(ctx)()
+	for {
+		got, err := s.read()
+		if err != nil {
+			return 0, fmt.Errorf("wait for an acknowledgement: %w", errors.Join(err, ctx.Err()))
+		}
+		switch a := got.(type) {
+		case *packets.PubackPacket:
+			return a.MessageID, nil
+		case *packets.PublishPacket:
+			s.early = append(s.early, a)
+		}
+	}
+}
+
 // Next waits for the next message that the service sends.
 func (s *Session) Next(ctx context.Context) (wire.Channel, []byte, error) {
 	defer s.until(ctx)()

@@ -21,6 +21,7 @@ const (
 	lateAfter  = 2 * time.Minute // what was recorded longer ago is backlog
 	burst      = 64              // messages that a device may have in the live lane at once
 	refill     = 2               // and a second; who sends more waits with the backlog
+	oldOnes    = 8               // old messages that are no backlog yet
 	roomBytes  = 256 << 20       // of payload that waits; above it readers of backlog pause
 	hardBytes  = 2 * roomBytes   // above it nothing more is taken
 	roomWait   = 5 * time.Second // that a reader pauses: a device is not left without an answer to its ping
@@ -148,7 +149,7 @@ func (w *waiting) place(m Message, old bool) int {
 	}
 	need := 1.0
 	if old {
-		need = burst / 2
+		need = burst - oldOnes + 1
 	}
 	if w.tokens < need {
 		return backlog
