@@ -192,6 +192,7 @@ func (a *Agent) live(ctx context.Context) (err error) {
 	g.Go(func() error { return a.share(inner) })
 	g.Go(func() error { return a.part(inner) })
 	g.Go(func() error { return a.tellShed(inner) })
+	g.Go(func() error { return a.journal.Run(inner) })
 	g.Go(func() error {
 		why := "stop"
 		var end error
@@ -206,6 +207,7 @@ func (a *Agent) live(ctx context.Context) (err error) {
 		endWatch()
 		<-watched // its last batch is queued
 		a.record(inner, "agent."+why, "info", a.o.Version, nil)
+		a.stopTrail(inner)
 		a.drain(inner)
 		if why == "reboot" && end == nil {
 			end = outlived(ctx)
@@ -233,7 +235,7 @@ func (a *Agent) open(ctx context.Context) (err error) {
 	if err = a.openBooks(ctx); err != nil {
 		return err
 	}
-	if a.journal, err = audit.Open(ctx, a.books(), a.heads.Next, a.log); err != nil {
+	if err = a.openJournal(ctx); err != nil {
 		return errors.Join(err, a.spool.Close())
 	}
 	if a.settings, err = openSettings(ctx, a.spool); err != nil {
@@ -331,7 +333,7 @@ func (a *Agent) note(ctx context.Context, kind, severity, subject string, detail
 	if a.quiet.Load() {
 		return nil
 	}
-	return a.journal.Record(ctx, kind, severity, a.o.Guard.text(subject), a.o.Guard.detail(detail))
+	return a.journal.Record(ctx, kind, severity, subject, detail)
 }
 
 // drain waits a little until what is queued has been handed over.

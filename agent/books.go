@@ -21,7 +21,6 @@ import (
 	"github.com/tillward/tillward/agent/internal/member"
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/vault"
-	"github.com/tillward/tillward/cloud/wire"
 )
 
 // The books are the spool: queue, audit trail and identity. With a release key
@@ -231,10 +230,10 @@ func (a *Agent) tellBooks(ctx context.Context) {
 	switch {
 	case a.lost != nil:
 		a.log.Error("the books cannot be opened any more; beginning new ones", slog.Any("err", a.lost))
-		a.record(ctx, "vault.lost", "alarm", "", map[string]string{"reason": cut(a.lost.Error(), wire.MaxText)})
+		a.record(ctx, "vault.lost", "alarm", "", map[string]string{"reason": reason(a.lost)})
 	case a.closed != nil:
 		a.log.Error("the books stay locked; going on in plain ones", slog.Any("err", a.closed))
-		a.record(ctx, "vault.closed", "alarm", "", map[string]string{"reason": cut(a.closed.Error(), wire.MaxText)})
+		a.record(ctx, "vault.closed", "alarm", "", map[string]string{"reason": reason(a.closed)})
 	case a.reopened:
 		a.record(ctx, "vault.opened", "info", "", nil)
 	}

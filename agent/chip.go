@@ -25,6 +25,8 @@ type TPM interface {
 	Floor(ctx context.Context) (uint64, error)
 	// RaiseFloor brings the rollback floor to the given number; there is no way back.
 	RaiseFloor(ctx context.Context, to uint64) error
+	// Anchor counts on and certifies the count, bound to what is given.
+	Anchor(ctx context.Context, binding [32]byte) (attest, signature []byte, counter uint64, err error)
 	Health(ctx context.Context) (TPMHealth, error)
 	// Shutdown comes last before the power may go.
 	Shutdown(ctx context.Context) error

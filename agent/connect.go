@@ -165,7 +165,7 @@ func (a *Agent) stay(ctx context.Context, dev TPM, m *membership, renew func(), 
 		Certificate: m.certificate, Tenant: m.Tenant, Device: m.Device, Spool: a.spool,
 		ExporterLabel: enrol.ConnExporterLabel, Evidence: ev.Evidence, Judged: ev.Judged, Renew: renew,
 		Down: map[wire.Channel]func([]byte) bool{
-			wire.DownCommand: runner.Submit, wire.DownConfig: runner.Submit,
+			wire.DownCommand: runner.Submit, wire.DownConfig: a.configured(ctx, m, runner),
 			wire.DownOffer: func(b []byte) bool { return a.offered(ctx, m, b) },
 		},
 		BacklogRate: cmp.Or(a.cfg.Link.BacklogKiB, -1), BacklogMessages: a.cfg.Link.BacklogMessages,
@@ -255,12 +255,14 @@ func (w *watch) changed(ctx context.Context, is link.Status) {
 		poke(a.looks) // what runs counts, and is told on every connect
 		poke(a.opened)
 	case was.Online && !is.Online:
-		a.record(ctx, "link.down", "info", is.Broker, map[string]string{"reason": cut(fmt.Sprint(is.Err), wire.MaxText)})
+		a.log.Warn("the connection to the fleet service is down", slog.String("broker", is.Broker), slog.Any("err", is.Err))
+		a.record(ctx, "link.down", "info", is.Broker, map[string]string{"reason": reason(is.Err)})
 	case is.Online && is.Verdict != was.Verdict && !is.Open() && is.Verdict != "":
 		d := map[string]string{"verdict": is.Verdict}
-		if len(is.Reasons) > 0 {
-			d["reason"] = cut(is.Reasons[0], wire.MaxText)
+		if len(is.Findings) > 0 {
+			d["reason"] = is.Findings[0].Check
 		}
+		a.log.Warn("the fleet service restricts this box", slog.String("verdict", is.Verdict), slog.Any("reasons", is.Reasons))
 		a.record(ctx, "link.restricted", "alarm", is.Broker, d)
 	case !is.Online && is.Err != nil && fmt.Sprint(is.Err) != fmt.Sprint(was.Err):
 		a.log.Warn("no connection to the fleet service", slog.Any("err", is.Err))
@@ -290,8 +292,8 @@ type appraisal struct {
 	findings []wire.Finding
 }
 
-// tellVerdict puts the service's appraisal into the trail in its own words:
-// which check spoke, about which event, measured against which release.
+// tellVerdict puts the service's appraisal into the trail: which check spoke,
+// about which event, measured against which release.
 func (a *Agent) tellVerdict(ctx context.Context, is link.Status) {
 	if !is.Online || is.Verdict == "" || is.Verdict == a.told.verdict && slices.Equal(is.Findings, a.told.findings) {
 		return
@@ -304,7 +306,7 @@ func (a *Agent) tellVerdict(ctx context.Context, is link.Status) {
 	detail := map[string]string{}
 	put := func(k, v string) {
 		if v != "" {
-			detail[k] = cut(v, wire.MaxText)
+			detail[k] = v
 		}
 	}
 	put("release", is.Release)
@@ -317,11 +319,13 @@ func (a *Agent) tellVerdict(ctx context.Context, is link.Status) {
 			put("check", f.Check)
 			put("pcr", f.PCR)
 			put("event", f.Event)
-			put("text", f.Text)
 			put("release", f.Release)
 			continue
 		}
 		put("also", strings.TrimSpace(detail["also"]+" "+f.Check))
+	}
+	if len(is.Findings) > 0 {
+		a.log.Warn("the service appraised this box", slog.String("verdict", is.Verdict), slog.Any("findings", is.Findings))
 	}
 	a.record(ctx, "attest."+is.Verdict, severity, is.Broker, detail)
 }

@@ -11,6 +11,11 @@ import (
 	"github.com/tillward/tillward/hal"
 )
 
+func init() { strictTrail = true }
+
+// Reason is the code of an error in the audit trail.
+func Reason(err error) string { return reason(err) }
+
 // Fetch gets a metadata file over what dial returns.
 func Fetch(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error)) error {
 	m := &membership{http: serviceClient(&http.Transport{DialContext: dial})}

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -307,18 +308,25 @@ func (f *fleet) chained() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var prev [32]byte
-	for seq := uint64(1); seq <= uint64(len(f.audit)); seq++ {
-		r, ok := f.audit[seq]
-		if !ok {
-			f.t.Errorf("entry %d of %d is missing", seq, len(f.audit))
+	last := uint64(0)
+	for _, seq := range slices.Sorted(maps.Keys(f.audit)) {
+		r := f.audit[seq]
+		if r.Break != nil && r.Break.Seq+1 < seq { // what it says is lost, and nothing else
+			last, prev = seq-1, r.Prev
+		}
+		if seq != last+1 {
+			f.t.Errorf("entries %d to %d are missing", last+1, seq-1)
 			return
 		}
 		if r.Prev != prev {
-			f.t.Errorf("entry %d does not follow entry %d", seq, seq-1)
+			f.t.Errorf("entry %d does not follow entry %d", seq, last)
+		}
+		if err := r.CheckKind(); err != nil {
+			f.t.Errorf("entry %d: %v", seq, err)
 		}
 		e, err := wire.SealAudit(r)
 		must(f.t, err)
-		prev = e.Hash
+		last, prev = seq, e.Hash
 	}
 }
 

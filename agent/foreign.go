@@ -37,7 +37,8 @@ func (a *Agent) whose(ctx context.Context, dev TPM, device string) error {
 	if identity.DeviceID(public) != device {
 		return &foreign{device}
 	}
-	a.record(ctx, "identity.lost", "warn", device, map[string]string{"reason": "the TPM was cleared; its keys are new"})
+	a.log.Warn("the TPM was cleared, its keys are new: enrolling again", slog.String("device", device))
+	a.record(ctx, "identity.lost", "warn", device, map[string]string{"reason": "tpm-cleared"})
 	return nil
 }
 
@@ -55,6 +56,9 @@ func (a *Agent) setAside(f *foreign) error {
 		if err := a.vault.Forget(); err != nil {
 			return fmt.Errorf("forget the key of device %s: %w", f.device, err)
 		}
+	}
+	if err := os.Rename(a.file(trailMark), a.file(trailMark)+aside+f.device); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set the mark of the trail of device %s aside: %w", f.device, err)
 	}
 	when := time.Now().Unix()
 	for _, name := range []string{plainBooks, lockedBooks} {
@@ -82,7 +86,7 @@ func (a *Agent) tellForeign(ctx context.Context) {
 		_, rest, _ := strings.Cut(filepath.Base(n), aside)
 		device, _, _ := strings.Cut(rest, "-")
 		a.record(ctx, "identity.foreign", "alarm", device, map[string]string{
-			"reason": "the disk belongs to another device, whose TPM is not in this box", "kept": filepath.Base(n),
+			"reason": "other-device", "kept": filepath.Base(n),
 		})
 	}
 }

@@ -65,7 +65,8 @@ func (a *Agent) busy() string {
 	a.stale = stale
 	a.mu.Unlock()
 	if stale != "" && !told {
-		a.record(context.Background(), "update.stale-lock", "warn", a.cfg.Update.IdleLock, map[string]string{"reason": stale})
+		a.log.Warn("the lock of the POS application is stale", slog.String("why", stale))
+		a.record(context.Background(), "update.stale-lock", "warn", a.cfg.Update.IdleLock, map[string]string{"reason": "process-gone"})
 	}
 	return by
 }

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"maps"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/hal"
 )
 
@@ -20,7 +20,7 @@ type Guard struct{ dropped atomic.Uint64 }
 
 const (
 	droppedLine = "a log line was dropped: it could hold a card number"
-	droppedText = "[dropped: it could hold a card number]"
+	droppedText = wire.AuditWithheld
 )
 
 // Dropped is how many texts have been dropped.
@@ -59,32 +59,6 @@ func (g *Guard) text(s string) string {
 		return droppedText
 	}
 	return s
-}
-
-// detail guards the values of an audit record.
-func (g *Guard) detail(d map[string]string) map[string]string {
-	var out map[string]string
-	for k, v := range d {
-		if !g.holds(k + "=" + v) {
-			continue
-		}
-		if out == nil {
-			out = maps.Clone(d)
-		}
-		delete(out, k)
-		out[g.key(k)] = droppedText
-	}
-	if out != nil {
-		return out
-	}
-	return d
-}
-
-func (g *Guard) key(k string) string {
-	if hal.MayHoldPAN(k) {
-		return "dropped"
-	}
-	return k
 }
 
 // output guards what a command says, line by line: what is harmless stays.

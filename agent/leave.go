@@ -235,7 +235,7 @@ func (a *Agent) wipe(keys func()) error {
 			return a.vault.Forget()
 		}},
 		member.Step{Name: "books", Run: func() error {
-			return cmp.Or(member.Remove(a.cfg.StateDir, plainBooks), member.Remove(a.cfg.StateDir, lockedBooks))
+			return cmp.Or(member.Remove(a.cfg.StateDir, trailMark), member.Remove(a.cfg.StateDir, plainBooks), member.Remove(a.cfg.StateDir, lockedBooks))
 		}},
 	)
 	if err := a.left.Wipe(steps); err != nil {

@@ -72,7 +72,7 @@ func (a *Agent) plugged(ctx context.Context, m *membership, dir string, written 
 	o, err := readMedium(m, filepath.Join(dir, mediumOrder), a.clock.Now())
 	if err != nil {
 		a.log.Error("update medium refused", slog.String("folder", dir), slog.Any("err", err))
-		a.record(ctx, "update.medium-refused", "alarm", dir, map[string]string{"reason": cut(err.Error(), wire.MaxText)})
+		a.record(ctx, "update.medium-refused", "alarm", dir, map[string]string{"reason": reason(err)})
 		return true
 	}
 	offers := a.offersOf(o, dir)
@@ -110,7 +110,7 @@ func readMedium(m *membership, file string, now time.Time) (wire.MediumOrder, er
 		return none, fmt.Errorf("the order of the medium: %w", err)
 	}
 	if o.Kind != wire.OrderMedium {
-		return none, fmt.Errorf("the order of the medium is of kind %q", o.Kind)
+		return none, fmt.Errorf("the order of the medium is of kind %q: %w", o.Kind, errKind)
 	}
 	if err := m.keys.VerifyOrder(o.Kind, o.Payload, o.KeyID, o.Signature); err != nil {
 		return none, err
@@ -120,9 +120,9 @@ func readMedium(m *membership, file string, now time.Time) (wire.MediumOrder, er
 	case err != nil:
 		return none, fmt.Errorf("the order of the medium: %w", err)
 	case order.Tenant != m.Tenant:
-		return none, fmt.Errorf("the medium is for devices of %s, this one belongs to %s", order.Tenant, m.Tenant)
+		return none, fmt.Errorf("the medium is for devices of %s, this one belongs to %s: %w", order.Tenant, m.Tenant, errOtherDevice)
 	case now.After(time.UnixMilli(order.NotAfter)):
-		return none, fmt.Errorf("the medium was good until %s: write another one (tillward release export-medium)", time.UnixMilli(order.NotAfter).UTC().Format(time.RFC3339))
+		return none, fmt.Errorf("the medium was good until %s: write another one (tillward release export-medium): %w", time.UnixMilli(order.NotAfter).UTC().Format(time.RFC3339), errOver)
 	}
 	return order, nil
 }

@@ -118,7 +118,7 @@ func (a *Agent) tellJoin(ctx context.Context, err error, told string) string {
 	if text == told || errors.Is(err, errReidentify) {
 		return told
 	}
-	detail["reason"] = cut(text, wire.MaxText)
+	detail["reason"] = reason(err)
 	if check := enrol.Check(err); check != "" {
 		detail["check"] = check
 	}
@@ -295,10 +295,11 @@ func (a *Agent) join(ctx context.Context, dev TPM) (*member.Identity, error) {
 	if _, err := c.Resume(ctx, res); err != nil {
 		return nil, fmt.Errorf("the service's answer: %w", err)
 	}
-	detail := map[string]string{"tenant": res.Tenant, "tier": res.Tier, "source": at.Source}
+	detail := map[string]string{"tenant": res.Tenant, "tier": res.Tier, "source": word(at.Source)}
 	if owner != "" {
-		detail["owner"] = owner
+		detail["owner"] = "vouched"
 	}
+	a.log.Info("enrolled", slog.String("device", res.Device), slog.String("tenant", res.Tenant), slog.String("owner", owner), slog.String("source", at.Source))
 	a.record(ctx, "enrol.done", "info", res.Device, detail)
 	return &id, nil
 }
@@ -363,7 +364,7 @@ func (a *Agent) rescue(ctx context.Context, dev TPM, id member.Identity, why err
 		return errors.Join(why, err)
 	}
 	a.log.Error("the certificate cannot be used and enrolment fails; going on with the recovery certificate", slog.Any("err", why))
-	a.record(ctx, "identity.recovery", "alarm", id.Device, map[string]string{"reason": cut(why.Error(), wire.MaxText), "check": enrol.Check(why)})
+	a.record(ctx, "identity.recovery", "alarm", id.Device, map[string]string{"reason": reason(why), "check": enrol.Check(why)})
 	m, err := a.memberOf(dev, id, tls.Certificate{Certificate: id.Recovery, PrivateKey: key, Leaf: id.Rescue()})
 	if err != nil {
 		return err
@@ -416,7 +417,7 @@ func (a *Agent) renewByRecovery(ctx context.Context, dev TPM, id member.Identity
 	if _, err := c.Renew(ctx, id.Result); err != nil {
 		return err
 	}
-	a.record(ctx, "identity.renewed", "warn", id.Device, map[string]string{"by": "the recovery certificate"})
+	a.record(ctx, "identity.renewed", "warn", id.Device, map[string]string{"by": "recovery"})
 	return errRecovered
 }
 

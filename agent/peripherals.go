@@ -176,7 +176,8 @@ func (a *Agent) openDevice(ctx context.Context, c DeviceConfig) {
 		if err.Error() != said {
 			said = err.Error()
 			a.log.Error("open device", slog.String("device", c.ID), slog.Any("err", err))
-			a.record(ctx, "peripheral.unusable", "warn", c.ID, map[string]string{"reason": said})
+			s, _ := absent{c, err}.Status(ctx)
+			a.record(ctx, "peripheral.unusable", "warn", c.ID, map[string]string{"reason": s.Reason})
 		}
 		e := &hal.Error{}
 		if errors.As(err, &e) && (e.Code == "E_ILLEGAL" || e.Code == "E_NOSERVICE") || errors.Is(err, errPanicked) && failures+1 >= openPanics {

@@ -31,7 +31,7 @@ func (a *Agent) findService(ctx context.Context) (discover.Service, error) {
 	if s != a.found {
 		a.found = s
 		a.log.Info("fleet service found", slog.Any("service", s))
-		a.record(ctx, "service.found", "info", s.Enrol, map[string]string{"source": s.Source, "server_name": s.ServerName})
+		a.record(ctx, "service.found", "info", s.Enrol, map[string]string{"source": word(s.Source), "server_name": s.ServerName})
 	}
 	return s, nil
 }

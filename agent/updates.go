@@ -164,7 +164,7 @@ func targetOf(o update.Offer) string {
 func (a *Agent) offered(ctx context.Context, m *membership, payload []byte) bool {
 	o, err := wire.Decode[wire.Order](payload)
 	if err == nil && o.Kind != wire.OrderOffer {
-		err = fmt.Errorf("order of kind %q on the offer topic", o.Kind)
+		err = fmt.Errorf("order of kind %q on the offer topic: %w", o.Kind, errKind)
 	}
 	if err == nil {
 		err = m.keys.VerifyOrder(o.Kind, o.Payload, o.KeyID, o.Signature)
@@ -174,11 +174,11 @@ func (a *Agent) offered(ctx context.Context, m *membership, payload []byte) bool
 		offer, err = wire.Decode[wire.OfferOrder](o.Payload)
 	}
 	if err == nil && (offer.Device != m.Device || offer.Tenant != m.Tenant) {
-		err = errors.New("offer is for another device")
+		err = fmt.Errorf("offer for device %s of tenant %s: %w", offer.Device, offer.Tenant, errOtherDevice)
 	}
 	if err != nil {
 		a.log.Error("offer refused", slog.Any("err", err))
-		a.record(ctx, "update.offer-refused", "alarm", "", map[string]string{"reason": cut(err.Error(), wire.MaxText)})
+		a.record(ctx, "update.offer-refused", "alarm", "", map[string]string{"reason": reason(err)})
 		return true
 	}
 	if err := a.noteRepair(ctx, offer.Execution); err != nil {

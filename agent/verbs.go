@@ -174,6 +174,14 @@ type Status struct {
 	SpoolShed       uint64 `json:"spool_shed"`
 }
 
+// unchanged is a spool that is only looked at.
+type unchanged struct{ *spool.Spool }
+
+// Append implements audit.Chain.
+func (unchanged) Append(context.Context, string, string, func([]byte) (payload, newHead []byte, err error)) error {
+	return errors.New("the books are only looked at")
+}
+
 // ReadStatus reads the state folder of an agent that does not run.
 func ReadStatus(ctx context.Context, cfg Config, o Options) (Status, error) {
 	name := lockedBooks
@@ -191,7 +199,7 @@ func ReadStatus(ctx context.Context, cfg Config, o Options) (Status, error) {
 	if s.SamplesRecorded, err = sp.Counter(ctx, "telemetry.samples"); err != nil {
 		return s, err
 	}
-	j, err := audit.Open(ctx, sp, newNumbering(time.Now).Next, o.Log)
+	j, err := audit.Open(ctx, audit.Options{Chain: unchanged{sp}, Next: newNumbering(time.Now).Next, Log: o.Log})
 	if err != nil {
 		return s, err
 	}

@@ -258,7 +258,7 @@ func (r *Runner) refuse(ctx context.Context, c wire.CommandOrder, reason string,
 		r.suppressed++
 		return nil
 	}
-	detail := map[string]string{"reason": reason, "error": cause.Error()}
+	detail := map[string]string{"reason": reason}
 	if c.Verb != "" {
 		maps.Copy(detail, r.detail(c))
 		detail["reason"] = reason
@@ -279,7 +279,7 @@ func (r *Runner) refuse(ctx context.Context, c wire.CommandOrder, reason string,
 
 func (r *Runner) detail(c wire.CommandOrder) map[string]string {
 	return map[string]string{
-		"verb": c.Verb, "counter": fmt.Sprint(c.Counter), "by": c.By, "why": c.Reason,
+		"verb": c.Verb, "counter": fmt.Sprint(c.Counter), "by": c.By,
 		"args": strings.Join(slices.Sorted(maps.Keys(c.Args)), " "), // names: a value may be a secret
 	}
 }

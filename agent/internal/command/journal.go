@@ -123,8 +123,11 @@ func (r *Runner) audit(ctx context.Context, rec record, out outcome) {
 		kind, severity = "command."+lower(out.state), "warn"
 	}
 	detail := r.detail(rec.Order)
+	if out.text != "" {
+		r.o.Log.Warn("command ended", "command", rec.Order.ID, "state", out.state, "reason", out.reason, "text", r.o.Text(out.text))
+	}
 	if out.reason != "" {
-		detail["reason"], detail["text"] = out.reason, out.text
+		detail["reason"] = out.reason
 	}
 	if err := r.o.Record(ctx, kind, severity, rec.Order.ID, detail); err != nil {
 		r.o.Log.Error("command not audited", "command", rec.Order.ID, "error", err)

@@ -181,7 +181,7 @@ func (k *Keeper) do(ctx context.Context, t *task, kind string, act func(context.
 	k.Log.Warn("identity could not be renewed; trying again", slog.String("what", kind), slog.Time("at", t.at), slog.Any("err", err))
 	if errors.Is(err, enrol.ErrRefused) && err.Error() != t.told {
 		t.told = err.Error()
-		k.Record(ctx, "identity.refused", "warn", was.Device, map[string]string{"what": kind, "check": enrol.Check(err), "reason": err.Error()})
+		k.Record(ctx, "identity.refused", "warn", was.Device, map[string]string{"what": kind, "check": enrol.Check(err), "reason": "refused-by-service"})
 	}
 	return nil
 }

@@ -224,7 +224,7 @@ func (m *Monitor) collapse(ctx context.Context) {
 	}
 	for _, r := range m.faults.over(m.o.Flaps) {
 		e := r.last
-		m.record(ctx, e.Code, "warn", e.Peripheral, map[string]string{"category": e.Category, "flapping": strconv.Itoa(int(r.n)) + " times a minute"})
+		m.record(ctx, e.Code, "warn", e.Peripheral, map[string]string{"category": e.Category, "flapping": strconv.Itoa(int(r.n))})
 	}
 	clear(m.flaps)
 	clear(m.faults)

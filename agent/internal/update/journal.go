@@ -153,7 +153,7 @@ func (m *Machine) end(ctx context.Context, j *journal, p Progress) error {
 		return err
 	}
 	m.look(ctx)
-	m.o.Log.Info("update ended", slog.String("component", o.component()), slog.String("state", p.State), slog.String("reason", p.Reason), slog.String("to", p.To))
+	m.o.Log.Info("update ended", slog.String("component", o.component()), slog.String("state", p.State), slog.String("reason", p.Reason), slog.String("text", p.Text), slog.String("to", p.To))
 	if err := m.tellEnd(ctx, j); err != nil {
 		m.o.Log.Warn("an end is told later", slog.Any("err", err))
 	}
@@ -182,10 +182,8 @@ func (m *Machine) record(ctx context.Context, p Progress) error {
 		severity = "alarm"
 	}
 	detail := map[string]string{"state": p.State, "from": p.From, "to": p.To}
-	for k, v := range map[string]string{"reason": p.Reason, "text": p.Text} {
-		if v != "" {
-			detail[k] = v
-		}
+	if p.Reason != "" {
+		detail["reason"] = p.Reason
 	}
 	kind := "update." + strings.ToLower(strings.ReplaceAll(p.State, "_", "-"))
 	if err := m.o.Record(ctx, kind, severity, p.Execution, detail); err != nil {

@@ -160,7 +160,7 @@ func (m *Machine) prove(ctx context.Context, j *journal) error {
 		if err := m.keep(j); err != nil {
 			return err
 		}
-		m.alarm(ctx, "update.reboot", "warn", j.Offer.Execution, map[string]string{"version": j.Offer.Version, "reason": why.Error(), "reboot": fmt.Sprint(j.Reboots)})
+		m.alarm(ctx, "update.reboot", "warn", j.Offer.Execution, why.Error(), map[string]string{"version": j.Offer.Version, "reason": reason, "reboot": fmt.Sprint(j.Reboots)})
 		return ErrReboot
 	}
 	return m.giveUp(ctx, j, Progress{State: rolledBack, Reason: reason, Text: why.Error()})
@@ -270,7 +270,7 @@ func (m *Machine) giveUp(ctx context.Context, j *journal, p Progress) error {
 		return m.end(ctx, j, p) // nothing was touched
 	}
 	m.o.Step("give up")
-	m.alarm(ctx, "update.fallback", "alarm", j.Offer.Execution, map[string]string{"component": j.Offer.component(), "version": j.Offer.Version, "reason": p.Text})
+	m.alarm(ctx, "update.fallback", "alarm", j.Offer.Execution, p.Text, map[string]string{"component": j.Offer.component(), "version": j.Offer.Version, "reason": p.Reason})
 	j.Why, j.Part, j.Backs = &p, partBack, 0
 	if err := m.keep(j); err != nil {
 		return err
@@ -281,7 +281,8 @@ func (m *Machine) giveUp(ctx context.Context, j *journal, p Progress) error {
 // alarm records what leads back to what ran before. A trail without room, which
 // a broken system may be the reason of, must not keep the box on it; the end is
 // recorded in any case.
-func (m *Machine) alarm(ctx context.Context, kind, severity, execution string, detail map[string]string) {
+func (m *Machine) alarm(ctx context.Context, kind, severity, execution, text string, detail map[string]string) {
+	m.o.Log.Warn("an update did not prove itself", slog.String("kind", kind), slog.String("execution", execution), slog.String("text", text))
 	if err := m.o.Record(ctx, kind, severity, execution, detail); err != nil {
 		m.o.Log.Error("a fallback is not on record", slog.String("kind", kind), slog.String("execution", execution), slog.Any("err", err))
 	}
@@ -363,7 +364,7 @@ func (m *Machine) settle(ctx context.Context, j *journal) error {
 		// a system on trial nobody does, and the boot loader takes it for well.
 		if j.Starts++; o.class() == trust.ClassOS && j.Starts > maxStarts+j.Reboots {
 			p := Progress{State: rolledBack, Reason: "crashed", Text: fmt.Sprintf("the agent was started %d times on it and never came to judge it", j.Starts-1)}
-			m.alarm(ctx, "update.fallback", "alarm", o.Execution, map[string]string{"component": o.component(), "version": o.Version, "reason": p.Text})
+			m.alarm(ctx, "update.fallback", "alarm", o.Execution, p.Text, map[string]string{"component": o.component(), "version": o.Version, "reason": p.Reason})
 			return m.over(j, p)
 		}
 		return m.keep(j)
@@ -385,7 +386,7 @@ func (m *Machine) settle(ctx context.Context, j *journal) error {
 // tidy puts in order what an earlier trial left, which ended without us and
 // after the journal had closed it: a boot loader that falls back weeks later.
 func (m *Machine) tidy(ctx context.Context, o Offer, t Truth) error {
-	m.alarm(ctx, "update.fallback", "alarm", t.Execution, map[string]string{"component": o.component(), "reason": t.Failed, "version": t.Version})
+	m.alarm(ctx, "update.fallback", "alarm", t.Execution, t.Failed, map[string]string{"component": o.component(), "reason": m.lost(&journal{Offer: &o}, "").Reason, "version": t.Version})
 	effect, err := m.o.Handlers[o.class()].Move(ctx, Job{Execution: t.Execution, Component: o.component()}, Back)
 	if err != nil {
 		m.o.Log.Error("what an earlier trial left", slog.String("component", o.component()), slog.Any("err", err))

@@ -1,0 +1,4 @@
+package clock
+
+// Rests is how a clock is judged.
+var Rests = rests
