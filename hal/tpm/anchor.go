@@ -36,6 +36,9 @@ func anchorPublic(written bool) tpm2.TPMSNVPublic {
 // signature with SHA-256, 32 bytes each, and the count. The first call on a TPM
 // makes the counter, which takes as long as Floor.
 func (t *TPM) Anchor(ctx context.Context, binding [32]byte) (attest, signature []byte, counter uint64, err error) {
+	if err := t.floorFirst(ctx); err != nil {
+		return nil, nil, 0, err
+	}
 	err = t.locked(ctx, func() error {
 		if err := t.ensure(); err != nil {
 			return err
@@ -70,7 +73,7 @@ func (t *TPM) Anchor(ctx context.Context, binding [32]byte) (attest, signature [
 
 // countAnchor counts on, and returns the counter's name.
 func (t *TPM) countAnchor(ctx context.Context) (tpm2.TPM2BName, error) {
-	name, written, err := t.anchorName(ctx)
+	name, written, err := t.anchorName()
 	if err != nil {
 		return name, err
 	}
@@ -85,18 +88,15 @@ func (t *TPM) countAnchor(ctx context.Context) (tpm2.TPM2BName, error) {
 		return name, fmt.Errorf("raise the counter of anchors: %w", err)
 	}
 	if !written { // the first step changes the name
-		name, _, err = t.anchorName(ctx)
+		name, _, err = t.anchorName()
 	}
 	return name, err
 }
 
 // anchorName finds the counter or defines it, and says whether it was written.
-func (t *TPM) anchorName(ctx context.Context) (tpm2.TPM2BName, bool, error) {
+func (t *TPM) anchorName() (tpm2.TPM2BName, bool, error) {
 	rsp, err := tpm2.NVReadPublic{NVIndex: anchorIndex}.Execute(t.dev)
 	if errors.Is(err, tpm2.TPMRCHandle) {
-		if err := t.floorFirst(ctx); err != nil {
-			return tpm2.TPM2BName{}, false, err
-		}
 		_, err = tpm2.NVDefineSpace{
 			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}, PublicInfo: tpm2.New2B(anchorPublic(false)),
 		}.Execute(t.dev)
@@ -122,14 +122,51 @@ func (t *TPM) anchorName(ctx context.Context) (tpm2.TPM2BName, bool, error) {
 }
 
 // floorFirst makes the floor counter before that of anchors is there: made
-// later, it would begin above all anchors and could be none. A TPM that cannot
-// have a floor has anchors all the same.
+// later, it would begin above all anchors and could be none. It takes a few steps
+// at a time, so that signatures do not wait for all. A TPM that cannot have a
+// floor has anchors all the same.
 func (t *TPM) floorFirst(ctx context.Context) error {
-	_, _, err := t.floor(ctx)
-	if t.noFloor != nil || errors.Is(err, errOthers) {
-		return nil
+	for done := false; !done; {
+		err := t.locked(ctx, func() (err error) {
+			if !t.anchors {
+				_, err = tpm2.NVReadPublic{NVIndex: anchorIndex}.Execute(t.dev)
+				t.anchors = err == nil || t.noFloor != nil
+			}
+			if !t.anchors && errors.Is(err, tpm2.TPMRCHandle) {
+				t.anchors, err = t.floorSteps(ctx)
+				if t.noFloor != nil || errors.Is(err, errOthers) {
+					t.anchors = true
+				}
+			}
+			if done = t.anchors; done {
+				return nil
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
+}
+
+// floorSteps brings the floor counter a little nearer to its start, and says
+// whether it is there.
+func (t *TPM) floorSteps(ctx context.Context) (done bool, err error) {
+	const atOnce = 8
+	name, written, err := t.floorName()
+	if err != nil || !written {
+		if err == nil { // whatever the first step finds out, floor does
+			err = t.firstStep(ctx, name)
+		}
+		return false, err
+	}
+	at, err := t.readFloor(name)
+	for n := 0; err == nil && n < atOnce && at < floorBase; n++ {
+		err = t.increment(ctx, name)
+		at++
+	}
+	return at >= floorBase, err
 }
 
 // certified returns the count of a TPMS_ATTEST.

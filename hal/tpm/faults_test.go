@@ -42,7 +42,7 @@ var operations = []operation{
 	{name: "seal", run: sealOnce, most: 40},
 	{name: "floor", run: raiseFloor, most: 300, gone: "the floor counter was removed", cuts: sparse},
 	{name: "root floor", run: raiseRootFloor, most: 60},
-	{name: "anchor", run: anchorTwice, most: 300, cuts: func(n int) bool { return sparse(n) || n > 256 }},
+	{name: "anchor", run: anchorTwice, most: 400, cuts: func(n int) bool { return sparse(n) || n > 352 }},
 }
 
 // sparse cuts an operation that is the same command two hundred times over.

@@ -77,7 +77,7 @@ func (t *TPM) floor(ctx context.Context) (tpm2.TPM2BName, uint64, error) {
 		return name, 0, err
 	}
 	if !written {
-		if err := t.increment(ctx, name); err != nil {
+		if err := t.firstStep(ctx, name); err != nil {
 			return name, 0, err
 		}
 		if name, _, err = t.floorName(); err != nil {
@@ -88,15 +88,28 @@ func (t *TPM) floor(ctx context.Context) (tpm2.TPM2BName, uint64, error) {
 	if err != nil {
 		return name, 0, err
 	}
-	if at > floorBase && !written {
-		return name, 0, t.dropFloor(name, at)
-	}
 	for ; at < floorBase; at++ {
 		if err := t.increment(ctx, name); err != nil {
 			return name, 0, err
 		}
 	}
 	return name, at - floorBase, nil
+}
+
+// firstStep writes a counter that was only defined: it finds out where it begins.
+func (t *TPM) firstStep(ctx context.Context, name tpm2.TPM2BName) error {
+	if err := t.increment(ctx, name); err != nil {
+		return err
+	}
+	name, _, err := t.floorName()
+	if err != nil {
+		return err
+	}
+	at, err := t.readFloor(name)
+	if err == nil && at > floorBase {
+		err = t.dropFloor(name, at)
+	}
+	return err
 }
 
 // floorName finds the counter or defines it, and says whether it was written.

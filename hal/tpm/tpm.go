@@ -60,6 +60,7 @@ type TPM struct {
 	ak, ldevid pair
 	held       map[tpm2.TPMHandle][]byte // name of the key last seen at a handle
 	noFloor    error                     // this TPM cannot have a rollback floor
+	anchors    bool                      // the counter of anchors may be made
 }
 
 // Open opens the TPM at path: a device node such as /dev/tpmrm0, or unix:PATH
