@@ -31,7 +31,12 @@ export interface Device {
   samples: number; cert_serial: string; cert_not_after: string | null; ek_sha256: string; peripherals: Peripheral[];
   state: { started_at: string | null; spool_depth: number; spool_shed: number; audit_recorded: number; samples_recorded: number };
   findings: Finding[]; boot_release: string; boot_digest: string; reset_count: number; waiver: Waiver | null; certificate: Certificate;
-  revoked_at: string | null; revoked_why: string; former_of: string; left_at: string | null; ownership?: Ownership;
+  revoked_at: string | null; revoked_why: string; former_of: string; left_at: string | null; ownership?: Ownership; audit?: AuditProof;
+}
+
+/** How far a trail is proven: entries up to these numbers; 0 is none. */
+export interface AuditProof {
+  head: number; broken: boolean; missing: number; lost: number; anchored_to: number; anchored_at: string | null; countersigned_to: number; archived_to: number;
 }
 
 export interface Finding { check: string; pcr?: string; event?: string; release?: string; text: string }

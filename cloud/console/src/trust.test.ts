@@ -22,6 +22,7 @@ test('an alarm is known by its check, then by its kind, and never without advice
   expect(alarm(event(1, 'identity.revoked', 'd', { check: 'identity.revoked' })).title).toBe('Revoked, still trying');
   expect(alarm(event(1, 'identity.expiring', 'd', { check: 'identity.expiring' })).title).toBe('Certificate about to expire');
   expect(alarm(event(1, 'audit.chain_broken', 'd')).title).toBe('Broken audit trail');
+  expect(alarm(event(1, 'audit.anchor_bad', 'd')).title).toBe('TPM does not vouch for the trail');
   expect(alarm(event(1, 'something.new', 'd'))).toEqual({ title: 'something.new', todo: 'Read the entry below and look at the device it names.' });
 });
 

@@ -92,6 +92,8 @@ interface Alarm { title: string; todo: string }
 /** Alarms of the service's own trail that name no check, by kind. */
 const kinds: [RegExp, Alarm][] = [
   [/chain.broken/, { title: 'Broken audit trail', todo: 'The device\'s trail has a gap or was changed. Verify it on the device\'s page, take the till out of use and keep its disk as it is.' }],
+  [/^audit\.anchor_bad/, { title: 'TPM does not vouch for the trail', todo: 'An anchor was not signed by the device\'s TPM, is a copy, or belongs to an older history. Take the till out of use, keep its disk as it is, and export its trail.' }],
+  [/^audit\.archive_failed/, { title: 'Trail not put away', todo: 'Entries are older than they stay in the database and their trail does not hold, or the archive folder cannot be written. Read the entry below; nothing was deleted.' }],
   [/clone/, { title: 'Two of one identity', todo: advice['identity.clone']! }],
   [/expir/, { title: 'Certificate about to expire', todo: 'The device renews by itself while it is connected. Switch it on and see that it reaches the service; after the end it has to enrol again, which needs no visit either.' }],
   [/^device\.revoked/, { title: 'Revoked by an operator', todo: 'Nothing is left to do; if the device goes on trying, another alarm says so.' }],

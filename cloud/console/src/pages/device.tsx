@@ -34,7 +34,7 @@ export function DevicePage({ device }: { device: string }) {
       <Appraisals rows={appraisals} />
       {!d.former_of && <Ownership d={d} />}
       <div class="pair">
-        <Trail title="Audit trail" path={`/v1/devices/${id(device)}/audit`} own={d.id} concerns={(c) => c.kind === 'audit' && c.id === device} />
+        <Trail title="Audit trail" path={`/v1/devices/${id(device)}/audit`} own={d.id} proof={d.audit} concerns={(c) => c.kind === 'audit' && c.id === device} />
         <Events device={device} />
       </div>
     </Page>

@@ -1,11 +1,13 @@
 import { useState } from 'preact/hooks';
-import { type AuditEvent, type Chain, get, id } from '../api';
+import { type AuditEvent, type AuditProof, type Chain, get, id } from '../api';
 import { clock } from '../format';
 import { type Change, now, useRows } from '../live';
+import { admin } from '../session';
+import { proven } from '../trail';
 import { Badge, Card, Empty, Fault, Loading, More, Table, When } from './ui';
 
 /** An audit trail, newest first, and the proof that it is whole. Of a device's own trail, the device is not named in every row. */
-export function Trail({ title, path, own, concerns }: { title: string; path: string; own?: string; concerns: (c: Change) => boolean }) {
+export function Trail({ title, path, own, proof, concerns }: { title: string; path: string; own?: string; proof?: AuditProof | undefined; concerns: (c: Change) => boolean }) {
   const rows = useRows<AuditEvent>(path, concerns);
   const [chain, setChain] = useState<Chain & { at: string }>();
   const [busy, setBusy] = useState(false);
@@ -16,7 +18,13 @@ export function Trail({ title, path, own, concerns }: { title: string; path: str
     setBusy(false);
   };
   return (
-    <Card title={title} note="Each entry holds the hash of the one before." aside={<button type="button" data-testid="audit-verify" disabled={busy} onClick={() => void verify()}>{busy ? 'Verifying…' : 'Verify chain'}</button>}>
+    <Card title={title} note="Each entry holds the hash of the one before." aside={<>
+      {admin.value && own && <a href={`${path}/export`} download={`${own}.trail`} title="A sealed file; prove a copy of it anywhere with tillward audit verify">Export</a>}
+      <button type="button" data-testid="audit-verify" disabled={busy} onClick={() => void verify()}>{busy ? 'Verifying…' : 'Verify chain'}</button>
+    </>}>
+      {proof && <dl class="facts" data-testid="audit-proof">
+        {proven(proof).map((f) => <div key={f.name}><dt>{f.name}</dt><dd class={f.bad ? 'fault' : ''}>{f.text}{f.at && <>, <When at={f.at} /></>}</dd></div>)}
+      </dl>}
       <div aria-live="polite">
         {chain && <p data-testid="audit-verify-result" data-ok={chain.ok} class={chain.ok ? 'ok' : 'fault'}>
           {chain.ok
