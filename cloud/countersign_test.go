@@ -112,15 +112,16 @@ func TestAnchoredAndCountersigned(t *testing.T) {
 	must(t, ring.VerifyOrder(wire.OrderHead, order.Payload, order.KeyID, order.Signature))
 
 	sh := shelf.New(shelf.Options{Store: x.s.store, Signer: x.s.signer, Tenant: "main", Log: x.s.log})
-	read := func() archive.Report {
+	readOf := func(id fleet.DeviceID) archive.Report {
 		var buf bytes.Buffer
-		_, write, err := sh.Export(t.Context(), "main", "d1", 0, 0, "ada")
+		_, write, err := sh.Export(t.Context(), "main", id, 0, 0, "ada")
 		must(t, err)
 		must(t, write(t.Context(), &buf))
 		r, err := archive.Verify(&buf, archive.Trust{Keys: ring, Anchor: enrol.VerifyAnchor})
 		must(t, err)
 		return r
 	}
+	read := func() archive.Report { return readOf("d1") }
 	if r := read(); r.Verdict != archive.Whole || r.Anchors != 3 || r.AnchoredTo != 5 || r.CountersignedTo != 6 {
 		t.Errorf("got %+v", r)
 	}
@@ -145,6 +146,24 @@ func TestAnchoredAndCountersigned(t *testing.T) {
 	}
 	if r := read(); r.Verdict != archive.Edited || r.FirstBad != 7 || r.AnchoredTo != 5 {
 		t.Errorf("got %+v", r)
+	}
+}
+
+// TestPastIsProven: what a device left with the owner it had is signed in the name of the device.
+func TestPastIsProven(t *testing.T) {
+	x := newTill(t)
+	x.records(wire.AuditRecord{Kind: "link.up"})
+	x.anchors("d1", x.head)
+	must(t, x.s.countersign(t.Context(), "d1"))
+	must(t, x.s.store.PutOwnership(t.Context(), fleet.Ownership{Device: "d1", Voucher: []byte("v"), Entries: 1, Owner: "main", State: fleet.Released}, fleet.AuditEvent{Kind: "ownership.set"}))
+	must(t, x.s.store.Reset(t.Context(), "d1", fleet.AuditEvent{Kind: "device.reset"}))
+	var buf bytes.Buffer
+	_, write, err := shelf.New(shelf.Options{Store: x.s.store, Signer: x.s.signer, Tenant: "main", Log: x.s.log}).Export(t.Context(), "main", "d1.1", 0, 0, "ada")
+	must(t, err)
+	must(t, write(t.Context(), &buf))
+	r, err := archive.Verify(&buf, archive.Trust{Anchor: enrol.VerifyAnchor})
+	if err != nil || r.Verdict != archive.Whole || r.Device != "d1" || r.Anchors != 1 || r.AnchoredTo != 1 || r.CountersignedTo != 2 {
+		t.Errorf("got %+v, %v", r, err)
 	}
 }
 

@@ -61,6 +61,13 @@ type device struct {
 		Serial   string     `json:"serial"`
 		NotAfter *time.Time `json:"not_after"`
 	} `json:"certificate"`
+	Audit *struct {
+		Missing         uint64 `json:"missing"`
+		Lost            uint64 `json:"lost"`
+		AnchoredTo      uint64 `json:"anchored_to"`
+		CountersignedTo uint64 `json:"countersigned_to"`
+		ArchivedTo      uint64 `json:"archived_to"`
+	} `json:"audit"`
 	Waiver *struct {
 		Until  *time.Time `json:"until"`
 		By     string     `json:"by"`
@@ -134,6 +141,18 @@ func (c *deviceShow) Run(ctx context.Context, o *out, api *client) error {
 	tw := tabwriter.NewWriter(o.w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(tw, "device\t%s\nlabel\t%s\nserial\t%s\nsite, group\t%s, %s\ntrust\t%s, tier %s %s\nseen\t%s\nagent\t%s, slot %s\nsamples\t%d\naudit\t%d entries, chain ok: %v\n",
 		d.ID, d.Label, d.Serial, d.Site, d.Group, d.Trust, d.Tier, strings.Join(d.TrustReasons, "; "), d.seen(), d.AgentVersion, d.Slot, d.Samples, d.AuditHead, d.AuditOK)
+	if a := d.Audit; a != nil {
+		fmt.Fprintf(tw, "\tsigned by the TPM up to %d, countersigned up to %d", a.AnchoredTo, a.CountersignedTo)
+		for _, n := range []struct {
+			n    uint64
+			text string
+		}{{a.Missing, ", %d missing"}, {a.Lost, ", %d lost with a damaged file"}, {a.ArchivedTo, ", put away up to %d"}} {
+			if n.n > 0 {
+				fmt.Fprintf(tw, n.text, n.n)
+			}
+		}
+		fmt.Fprintln(tw)
+	}
 	d.trusted(tw)
 	for _, p := range d.Peripherals {
 		sim := ""
