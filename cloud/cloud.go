@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -73,6 +74,11 @@ type Service struct {
 	export   *export.Exporter
 	figures  *figures.Book
 	access   *figures.Log
+	health   *figures.Watch
+
+	began                       time.Time
+	commits, appraisals, rounds pulse
+	droppedLines                atomic.Uint64 // of the access log, as of the last look
 
 	shelf *shelf.Shelf
 
@@ -91,7 +97,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Service, err err
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, log: log, tenant: fleet.TenantID(cfg.Tenant), hub: &live.Hub{}, rotated: make(chan struct{}, 1)}
+	s := &Service{cfg: cfg, log: log, tenant: fleet.TenantID(cfg.Tenant), hub: &live.Hub{}, began: time.Now(), rotated: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -220,7 +226,7 @@ func (s *Service) wire() (err error) {
 	device, command, roll := changed(fleet.ChangedDevice), changed(fleet.ChangedCommand), changed(fleet.ChangedRollout)
 	s.verifier = verifier.New(verifier.Options{
 		Devices: s.store, Firmware: s.store, Link: s.broker, Every: s.cfg.Attest.Every.Duration, Unjudged: fleet.Trust(s.cfg.Attest.Unjudged),
-		Changed: func(d fleet.Device) { device(d.Tenant, string(d.ID)) }, Log: s.log, Appraised: s.timed("verifier", "appraise"),
+		Changed: func(d fleet.Device) { device(d.Tenant, string(d.ID)) }, Log: s.log, Appraised: s.timed("verifier", "appraise", &s.appraisals),
 	})
 	s.dispatch = dispatch.New(dispatch.Options{
 		Store: s.store, Signer: s.signer, Sender: s.broker, Changed: func(c fleet.Command) { command(c.Tenant, string(c.ID)) }, Log: s.log,
@@ -228,13 +234,14 @@ func (s *Service) wire() (err error) {
 	})
 	s.rollout = rollout.New(rollout.Options{
 		Store: s.store, Link: s.broker, Open: s.broker.SendOpen, Changed: func(t fleet.TenantID, id fleet.RolloutID) { roll(t, string(id)) }, Log: s.log,
-		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) }, Round: s.timed("rollout", "round"),
+		Sign: func(kind string, m wire.Message) ([]byte, error) { return dispatch.Order(s.signer, kind, m) }, Round: s.timed("rollout", "round", &s.rounds),
 	})
 	s.wirePeripherals()
 	if err := s.wireExport(); err != nil {
 		return err
 	}
 	s.wireArchive()
+	s.wireHealth()
 	return s.wireOwners()
 }
 
@@ -263,7 +270,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.close()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.export.Run, s.shelf.Run, s.owners.Run, s.figures.Run, s.access.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
+		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.export.Run, s.shelf.Run, s.owners.Run, s.figures.Run, s.access.Run, s.health.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
 	} {
 		g.Go(func() error { return run(ctx) })
 	}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tillward/tillward/cloud/internal/export"
+	"github.com/tillward/tillward/cloud/internal/figures"
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
 
@@ -27,12 +29,19 @@ type ExportConfig struct {
 	Keep       int    `toml:"keep,omitempty" comment:"file: how many older ones are kept; 0: 10"`
 	URL        string `toml:"url,omitempty" comment:"webhook: https address"`
 	SecretFile string `toml:"secret_file,omitempty" comment:"webhook: file with the secret that posts are signed with"`
+
+	Tenant     string   `toml:"tenant,omitempty" comment:"only entries of this tenant; empty: of all"`
+	Severity   string   `toml:"severity,omitempty" comment:"only what is at least as severe: info, warn or alarm; empty: everything"`
+	Include    []string `toml:"include,omitempty" comment:"only these: kinds (device.revoked), their first words (device) or ids of classes (1205); empty: all"`
+	Exclude    []string `toml:"exclude,omitempty" comment:"never these"`
+	StallAfter Duration `toml:"stall_after" comment:"something waits for so long: the alarm export.stalled; 0s: 15m"`
 }
 
 func (c ExportConfig) sink() export.Sink {
 	s := export.Sink{
 		Name: c.Name, Kind: c.Kind, Format: c.Format, Since: c.Since, Address: c.Address, ServerName: c.ServerName, CA: c.CA, Cert: c.Cert, Key: c.Key,
 		Path: c.Path, MaxMB: c.MaxMB, Keep: c.Keep, URL: c.URL, Secret: c.SecretFile,
+		Filter: export.Filter{Tenant: c.Tenant, Severity: c.Severity, Include: c.Include, Exclude: c.Exclude}, StallAfter: c.StallAfter.Duration,
 	}
 	if s.Format == "" {
 		s.Format = export.FormatSyslog
@@ -58,7 +67,13 @@ func checkExports(all []ExportConfig) error {
 }
 
 func (s *Service) wireExport() (err error) {
-	o := export.Options{Store: s.store, Tenant: s.tenant, Version: Version, Log: s.log}
+	o := export.Options{Store: s.store, Tenant: s.tenant, Version: Version, Log: s.log,
+		Confirmed: func(sink string, n int, took time.Duration) {
+			s.figures.Op("export", sink).Done(figures.OK, took, 0)
+			s.figures.Op("export-entries", sink).Count(figures.OK, int64(n))
+		},
+		Failed: func(sink string) { s.figures.Op("export", sink).Count(figures.Failed, 1) },
+	}
 	for _, c := range s.cfg.Export {
 		o.Sinks = append(o.Sinks, c.sink())
 	}
@@ -76,12 +91,14 @@ var (
 	exportLag     = prometheus.NewDesc("tillward_export_lag", "Entries of the audit trails that the receiver of a sink does not have yet.", []string{"sink"}, nil)
 	exportSent    = prometheus.NewDesc("tillward_export_sent_total", "Entries of the audit trails that the receiver of a sink has.", []string{"sink"}, nil)
 	exportLost    = prometheus.NewDesc("tillward_export_lost_total", "Entries of the audit trails that were deleted before they were sent.", []string{"sink"}, nil)
+	exportStalled = prometheus.NewDesc("tillward_export_stalled", "Whether something waits for a sink for so long that the alarm was raised.", []string{"sink"}, nil)
+	exportSkipped = prometheus.NewDesc("tillward_export_skipped_total", "Entries of the audit trails that the filter of a sink kept back.", []string{"sink"}, nil)
 	exportFailing = prometheus.NewDesc("tillward_export_failing", "Whether a sink waits to try again.", []string{"sink"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (m exportMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{exportLag, exportSent, exportLost, exportFailing} {
+	for _, d := range []*prometheus.Desc{exportLag, exportSent, exportLost, exportSkipped, exportFailing, exportStalled} {
 		ch <- d
 	}
 }
@@ -94,13 +111,18 @@ func (m exportMetrics) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	for _, s := range all {
-		failing := 0.0
+		failing, stalled := 0.0, 0.0
 		if s.State == fleet.SinkFailing {
 			failing = 1
+		}
+		if s.Stalled {
+			stalled = 1
 		}
 		ch <- prometheus.MustNewConstMetric(exportLag, prometheus.GaugeValue, float64(s.Lag), s.Name)
 		ch <- prometheus.MustNewConstMetric(exportSent, prometheus.CounterValue, float64(s.Sent), s.Name)
 		ch <- prometheus.MustNewConstMetric(exportLost, prometheus.CounterValue, float64(s.Lost), s.Name)
 		ch <- prometheus.MustNewConstMetric(exportFailing, prometheus.GaugeValue, failing, s.Name)
+		ch <- prometheus.MustNewConstMetric(exportStalled, prometheus.GaugeValue, stalled, s.Name)
+		ch <- prometheus.MustNewConstMetric(exportSkipped, prometheus.CounterValue, float64(s.Skipped), s.Name)
 	}
 }

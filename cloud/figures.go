@@ -21,6 +21,11 @@ func (s *Service) wireFigures() (err error) {
 	commits, rows := s.figures.Op("store", "commit"), s.figures.Op("store-rows", "changed")
 	s.store.Observe(func(n int64, took time.Duration, err error) {
 		commits.Done(how(err), took, 0)
+		if how(err) == figures.Failed {
+			s.commits.beat(err)
+		} else {
+			s.commits.beat(nil)
+		}
 		if err == nil {
 			rows.Count(figures.OK, n)
 		}
@@ -36,10 +41,13 @@ func (s *Service) wireFigures() (err error) {
 	return err
 }
 
-// timed counts what one thing that a part does took.
-func (s *Service) timed(part, name string) func(took time.Duration, err error) {
+// timed counts what one thing that a part does took, and when it went well.
+func (s *Service) timed(part, name string, p *pulse) func(took time.Duration, err error) {
 	op := s.figures.Op(part, name)
-	return func(took time.Duration, err error) { op.Done(figures.How(err), took, 0) }
+	return func(took time.Duration, err error) {
+		op.Done(figures.How(err), took, 0)
+		p.beat(err)
+	}
 }
 
 // meter counts what devices send and are sent by MQTT.

@@ -128,7 +128,7 @@ func (s *Service) serveOperators(ctx context.Context) error {
 			return err
 		},
 		Owners: s.owners, Exports: s.export, Trails: s.shelf, Challenge: s.verifier.Challenge, Disconnect: s.broker.Disconnect, Authorities: s.authorities, Reappraise: func(model string) { s.verifier.Reappraise(model) }, Rotate: s.rotate, Retire: s.retire,
-		Known: figures.Asks, Figures: s.figures,
+		Known: figures.Asks, Figures: s.figures, Health: s.health.Parts,
 	})))
 	app := console.Handler()
 	mux.Handle("/", s.figures.Handler("console", nil, func(string) string { return "files" }, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -164,17 +164,11 @@ func (s *Service) serveMetrics(ctx context.Context) error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "tillward_devices_connected", Help: "Devices with an open MQTT connection.",
 		}, func() float64 { return float64(len(s.broker.Connected())) }),
-		exportMetrics{s.export.States, s.log}, ingestMetrics{s.ingest.Stats}, s.figures,
+		exportMetrics{s.export.States, s.log}, ingestMetrics{s.ingest.Stats}, s.figures, s.health,
 	)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.store.Ping(r.Context()); err != nil {
-			http.Error(w, "the database does not answer", http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = w.Write([]byte("ok\n"))
-	})
+	mux.HandleFunc("GET /healthz", s.healthz)
 	return s.serve(ctx, s.metrics, nil, mux)
 }
 

@@ -25,17 +25,24 @@ type exportState struct {
 	MovedAt   *time.Time `json:"moved_at"`
 	LastError string     `json:"last_error"`
 	FailedAt  *time.Time `json:"failed_at"`
+
+	FailingSince *time.Time `json:"failing_since"`
+	Stalled      bool       `json:"stalled"`
+	Skipped      uint64     `json:"skipped"`
 }
 
 func exportRow(s exportState) string {
-	said := s.LastError
+	said, state := s.LastError, s.State
+	if s.Stalled {
+		state = "stands still since " + ago(s.FailingSince)
+	}
 	if said != "" {
 		said = ago(s.FailedAt) + ": " + said
 	}
-	return tab(s.Name, s.Kind, s.Format, s.To, s.State, strconv.FormatInt(s.Lag, 10), strconv.FormatUint(s.Sent, 10), strconv.FormatUint(s.Lost, 10), ago(s.MovedAt), said)
+	return tab(s.Name, s.Kind, s.Format, s.To, state, strconv.FormatInt(s.Lag, 10), strconv.FormatUint(s.Sent, 10), strconv.FormatUint(s.Skipped, 10), strconv.FormatUint(s.Lost, 10), ago(s.MovedAt), said)
 }
 
-const exportHead = "SINK\tKIND\tFORMAT\tTO\tSTATE\tLAG\tSENT\tLOST\tMOVED\tLAST ERROR"
+const exportHead = "SINK\tKIND\tFORMAT\tTO\tSTATE\tLAG\tSENT\tKEPT BACK\tLOST\tMOVED\tLAST ERROR"
 
 type exportList struct{}
 

@@ -44,6 +44,8 @@ type cli struct {
 	Audit      auditCmd      `cmd:"" help:"Audit trails: search, list, verify, export, keys, segments."`
 	Export     exportCmd     `cmd:"" help:"Where the audit trails are sent to: list, test."`
 	Store      storeCmd      `cmd:"" help:"The service's database on PostgreSQL: setup, grants."`
+	Figures    figuresCmd    `cmd:"" help:"What the service answers and how fast, part by part."`
+	Health     healthCmd     `cmd:"" help:"How every part of the service is, and what to do."`
 	Token      tokenCmd      `cmd:"" help:"Operator tokens: create, list, revoke."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 }

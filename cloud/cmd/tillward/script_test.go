@@ -25,6 +25,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/catalog"
 	"github.com/tillward/tillward/cloud/internal/dispatch"
 	"github.com/tillward/tillward/cloud/internal/export"
+	"github.com/tillward/tillward/cloud/internal/figures"
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/live"
 	"github.com/tillward/tillward/cloud/internal/owner"
@@ -133,7 +134,13 @@ func setup(env *testscript.Env) error {
 			_, err := fleetrollout.ParseHours(text)
 			return err
 		},
-		FourEyes: fourEyes == nil,
+		FourEyes: fourEyes == nil, Figures: counted(st), Health: func(context.Context) ([]fleet.PartHealth, error) {
+			state := fleet.PartDegraded
+			if _, err := os.Stat(filepath.Join(env.WorkDir, "store-fails")); err == nil {
+				state = fleet.PartFailing
+			}
+			return []fleet.PartHealth{{Part: "broker", State: fleet.PartOK, Since: time.Now(), What: "3 devices"}, {Part: "store", State: state, Since: time.Now(), What: "the disk is slow", Todo: "make room"}}, nil
+		},
 		Why: func(context.Context, fleet.TenantID, fleet.DeviceID) ([]fleet.Delay, error) {
 			return []fleet.Delay{{Rollout: "ro_x", Reason: "window", Text: "it waits for the hours in which it may fetch", Since: time.Now()}}, nil
 		},
@@ -155,6 +162,17 @@ func setup(env *testscript.Env) error {
 	env.Setenv("TILLWARD_TOKEN_FILE", filepath.Join(env.WorkDir, "admin.token"))
 	env.Setenv("TILLWARD_CA", filepath.Join(env.WorkDir, "roots.pem"))
 	return nil
+}
+
+// counted holds the figures of a service that answered a little.
+func counted(st *store.Store) *figures.Book {
+	b := figures.New(figures.Options{Store: st})
+	for i := range 40 {
+		b.Op("api", "GET /v1/devices").Done(figures.OK, time.Duration(i)*time.Millisecond, 1000)
+		b.Op("mqtt-up", "telemetry").Done(figures.OK, 5*time.Millisecond, 200)
+	}
+	b.Op("api", "POST /v1/commands").Done(figures.Failed, 2*time.Second, 0)
+	return b
 }
 
 // grab VAR REGEXP sets a variable to the first group in the last output.

@@ -137,8 +137,10 @@ export interface Site { name: string; zone: string; download: string; install: s
 /** Where the trails are sent to, and how that goes. */
 export interface Export {
   name: string; kind: string; format: string; to: string; state: string; lag: number; cursor: number; sent: number; lost: number;
-  moved_at: string | null; last_error: string; failed_at: string | null;
+  moved_at: string | null; last_error: string; failed_at: string | null; failing_since: string | null; stalled: boolean; skipped: number;
 }
+/** How a part of the service is, and what to do. */
+export interface PartHealth { part: string; state: string; since: string | null; what: string; todo: string }
 /** What was answered in a span of time, and the milliseconds that half, 95 and 99 of a hundred answers took at most. */
 export interface Figure {
   at: string; span_s: number; ok: number; redirected: number; refused: number; failed: number; bytes: number; p50_ms: number; p95_ms: number; p99_ms: number;

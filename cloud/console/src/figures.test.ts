@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { Figure } from './api';
-import { answers, columns, faulty, perSecond, rate, share, slowest, timed, took } from './figures';
+import { answers, columns, faulty, healthName, perSecond, rate, share, slowest, timed, took } from './figures';
 
 const figure = (at: string, f: Partial<Figure> = {}): Figure => ({ at, span_s: 10, ok: 0, redirected: 0, refused: 0, failed: 0, bytes: 0, p50_ms: 0, p95_ms: 0, p99_ms: 0, ...f });
 
@@ -20,6 +20,10 @@ test('small numbers are not rounded away', () => {
   expect([0, 0.00001, 0.0123, 1].map(share)).toEqual(['0 %', '< 0.01 %', '1.2 %', '100 %']);
   expect(faulty(figure('', { ok: 3, failed: 1 }))).toBe(0.25);
   expect(faulty(figure(''))).toBe(0);
+});
+
+test('what comes in several is told apart', () => {
+  expect(['store', 'export/siem', 'disk /var/log', 'gateway'].map(healthName)).toEqual(['Database', 'Export to the SIEM: siem', 'Disk: /var/log', 'gateway']);
 });
 
 test('the slowest come first, and what has no time not at all', () => {

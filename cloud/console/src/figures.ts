@@ -38,9 +38,19 @@ export function share(part: number): string {
 export function partName(part: string): string {
   const known: Record<string, string> = {
     api: 'Operator API', console: 'Console files', device: 'Device HTTPS', 'mqtt-connect': 'MQTT connections', 'mqtt-up': 'MQTT from tills', 'mqtt-down': 'MQTT to tills',
-    store: 'Database', 'store-rows': 'Database, rows changed', export: 'Export to the SIEM', verifier: 'Appraisals', dispatch: 'Commands', rollout: 'Rollouts', gateway: 'Gateway',
+    'export-entries': 'Exported entries', store: 'Database', 'store-rows': 'Database, rows changed', export: 'Export to the SIEM', verifier: 'Appraisals', dispatch: 'Commands', rollout: 'Rollouts', gateway: 'Gateway',
   };
   return known[part] ?? part;
+}
+
+/** What the parts are called whose health is told; one that comes in several has its name behind a slash or a space. */
+export function healthName(part: string): string {
+  const known: Record<string, string> = {
+    store: 'Database', broker: 'MQTT broker', ingest: 'Messages from tills', verifier: 'Appraisals', rollout: 'Rollouts', export: 'Export to the SIEM',
+    certificates: 'Certificates', disk: 'Disk', clock: 'Clock', 'access-log': 'Access log',
+  };
+  const [first = '', rest] = part.split(/[/ ](.*)/s);
+  return rest ? `${known[first] ?? first}: ${rest}` : known[part] ?? part;
 }
 
 /**

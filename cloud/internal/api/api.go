@@ -42,7 +42,8 @@ type Deps struct {
 	Owners   Owners
 	Exports  Exports
 	Figures  Figures
-	Known    func(ctx context.Context, name string) // tells the access log who asks
+	Health   func(ctx context.Context) ([]fleet.PartHealth, error) // of every part of the service
+	Known    func(ctx context.Context, name string)                // tells the access log who asks
 	Trails   Trails
 	Send     func(ctx context.Context, r fleet.CommandRequest) (fleet.Command, error)
 	Releases publisher

@@ -29,10 +29,14 @@ type exportState struct {
 	MovedAt   *time.Time `json:"moved_at"`
 	LastError string     `json:"last_error"`
 	FailedAt  *time.Time `json:"failed_at"`
+
+	FailingSince *time.Time `json:"failing_since"`
+	Stalled      bool       `json:"stalled" doc:"something waits for so long that the alarm export.stalled was raised"`
+	Skipped      uint64     `json:"skipped" doc:"entries that its filter kept back"`
 }
 
 func viewExport(s fleet.ExportState) exportState {
-	return exportState{s.Name, s.Kind, s.Format, s.To, s.State, s.Lag, s.N, s.Sent, s.Lost, when(s.At), s.LastError, when(s.FailedAt)}
+	return exportState{s.Name, s.Kind, s.Format, s.To, s.State, s.Lag, s.N, s.Sent, s.Lost, when(s.At), s.LastError, when(s.FailedAt), when(s.FailingSince), s.Stalled, s.Skipped}
 }
 
 func (s *server) exports() {

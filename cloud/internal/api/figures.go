@@ -50,7 +50,33 @@ func viewFigure(f fleet.Figure) figure {
 	return figure{f.At.UTC(), f.Span.Seconds(), f.OK, f.Redirected, f.Refused, f.Failed, f.Bytes, ms(f.P50), ms(f.P95), ms(f.P99)}
 }
 
+type partHealth struct {
+	Part  string     `json:"part"`
+	State string     `json:"state" enum:"ok,degraded,failing"`
+	Since *time.Time `json:"since" doc:"it is in this state since then, as far as this process knows"`
+	What  string     `json:"what"`
+	Todo  string     `json:"todo" doc:"what to do; empty: nothing"`
+}
+
+type healthAnswer struct {
+	State string       `json:"state" enum:"ok,degraded,failing" doc:"the worst of all parts"`
+	Parts []partHealth `json:"parts"`
+}
+
 func (s *server) figures() {
+	huma.Register(s.api, huma.Operation{
+		OperationID: "show-health", Method: http.MethodGet, Path: "/v1/health", Summary: "Show how every part of the service is, and what to do", Metadata: needs(fleet.Viewer),
+	}, func(ctx context.Context, _ *struct{}) (*body[healthAnswer], error) {
+		all, err := s.Health(ctx)
+		if err != nil {
+			return nil, s.fault(ctx, err)
+		}
+		out := healthAnswer{State: fleet.WorstPart(all), Parts: make([]partHealth, 0, len(all))}
+		for _, p := range all {
+			out.Parts = append(out.Parts, partHealth{p.Part, p.State, when(p.Since), p.What, p.Todo})
+		}
+		return &body[healthAnswer]{out}, nil
+	})
 	huma.Register(s.api, huma.Operation{
 		OperationID: "show-figures", Method: http.MethodGet, Path: "/v1/figures", Summary: "Show what the service answered, and how fast", Metadata: needs(fleet.Viewer),
 	}, func(ctx context.Context, in *struct {

@@ -407,6 +407,9 @@ func (b *Broker) Connected() map[fleet.DeviceID]fleet.Trust {
 	return out
 }
 
+// Accepting reports whether devices are let in: it runs, and was not stopped.
+func (b *Broker) Accepting() bool { return b.listener.accepting.Load() }
+
 // Issuer is the hex identifier of the key that signed the certificate a member
 // is connected by; empty when it is not, or came with a certificate that opens
 // quarantine alone.

@@ -26,7 +26,8 @@ type listener struct {
 	wg   sync.WaitGroup
 	once sync.Once
 
-	meter *Meter
+	meter     *Meter
+	accepting atomic.Bool
 
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{}
@@ -52,6 +53,8 @@ func (l *listener) Protocol() string { return "mqtts" }
 // Serve implements listeners.Listener.
 func (l *listener) Serve(establish listeners.EstablishFn) {
 	pause := 5 * time.Millisecond
+	l.accepting.Store(true)
+	defer l.accepting.Store(false)
 	for {
 		conn, err := l.ln.Accept()
 		if errors.Is(err, net.ErrClosed) {

@@ -226,4 +226,6 @@ var classes = []class{
 	{6101, "export.test", "Test event", plain, other},
 	{6102, "export.tested", "Test event requested", managed, other},
 	{6103, "export.lost", "Entries deleted before they were exported", plain, other},
+	{6104, "export.stalled", "Export stands still", plain, other},
+	{6105, "export.resumed", "Export goes on", plain, other},
 }

@@ -18,6 +18,7 @@ const siem = "../../../docs/siem.md"
 // fields is the dictionary: where each thing is in each format.
 var fields = [][5]string{
 	{"n", "`n`", "`externalId`", "`metadata.sequence`", "number of the entry among all trails, in the order they were stored; grows by one. 0: a test event"},
+	{"prev", "`prev`", "`cn2` (prev)", "`unmapped.prev`", "`n` of the entry that this sink got before: without a filter one less"},
 	{"trail", "`trail`", "`cs1` (trail)", "`unmapped.trail`", "`service`, or the id of the device whose trail it is"},
 	{"seq", "`seq`", "`cn1` (seq)", "`unmapped.seq`", "number of the entry in its trail"},
 	{"class", "`class`", "Signature ID", "`unmapped.class`", "stable id of the kind of event; 0: a kind that this version does not know"},
@@ -29,6 +30,8 @@ var fields = [][5]string{
 	{"tenant", "`tenant`", "`cs3` (tenant)", "`metadata.tenant_uid`", "whose it is"},
 	{"actor", "`actor`", "`suser`", "`actor.user.name`, `user.name`", "who acted: an operator's token, a room of the service, a device, or an address nobody knows"},
 	{"subject", "`subject`", "`cs2` (subject)", "`unmapped.subject`, `entity.uid`", "what it was done to"},
+	{"outcome", "`outcome`", "`outcome`", "`unmapped.outcome`", "what came of it: success, failure or refused, where that is known"},
+	{"site", "`site`", "`cs6` (site)", "`unmapped.site`", "the site that it happened at, as that was called then"},
 	{"device", "HOSTNAME", "`deviceExternalId`", "`device.uid`", "the device, in its own trail"},
 	{"hash", "`hash`", "`cs5` (hash)", "`unmapped.hash`", "SHA-256 of the entry in its trail; `tillward audit verify` goes by it"},
 	{"detail", "`detail@32473`", "`ad.NAME`", "`unmapped.detail.NAME`", "what else is known, by name"},
@@ -95,7 +98,7 @@ func TestDocs(t *testing.T) {
 // TestDocsNameEveryField finds each field of the dictionary in a line.
 func TestDocsNameEveryField(t *testing.T) {
 	e := sample(7, "device.revoked", "alarm", fleet.DeviceID("till1"))
-	e.Subject = "x"
+	e.Subject, e.Outcome, e.Site = "x", "success", "berlin"
 	syslog, cef := string(export.Render(export.KindSyslog, export.FormatSyslog, e)), string(export.Render(export.KindFile, export.FormatCEF, e))
 	for _, f := range fields {
 		key, _, _ := strings.Cut(strings.Trim(strings.Split(f[1], ",")[0], "`"), "=")

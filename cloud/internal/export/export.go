@@ -41,7 +41,12 @@ type Options struct {
 	Tenant  fleet.TenantID // whose trail tells of the export
 	Sinks   []Sink
 	Version string // of the service
-	Log     *slog.Logger
+	// Confirmed is told of entries that a receiver has, and how long that took
+	// from when the first of them was sent; Failed of each try that came to
+	// nothing. nil: nobody listens.
+	Confirmed func(sink string, entries int, took time.Duration)
+	Failed    func(sink string)
+	Log       *slog.Logger
 }
 
 // Exporter sends to all sinks.
@@ -100,6 +105,9 @@ func (x *Exporter) States(ctx context.Context) ([]fleet.ExportState, error) {
 		if s.ExportCursor, err = x.o.Store.Cursor(ctx, r.Name); err != nil && !errors.Is(err, fleet.ErrNotFound) {
 			return nil, err
 		}
+		if s.Stalled = !s.StalledAt.IsZero(); s.Stalled && s.FailingSince.IsZero() {
+			s.FailingSince = s.StalledAt
+		}
 		switch s.Lag = max(end-s.N, 0); {
 		case s.State == fleet.SinkFailing:
 		case s.Lag == 0:
@@ -146,7 +154,7 @@ func (r *road) test(ctx context.Context, by string) error {
 		Tenant: r.o.Tenant, At: now, StoredAt: now, Kind: "export.test", Severity: "info", Actor: by, Subject: r.Name,
 		Detail: map[string]string{"what": "somebody asked for this event to see whether it arrives; nothing happened"},
 	}}
-	if err := out.send(ctx, []line{{n: 0, b: r.to.render(e)}}); err != nil {
+	if err := out.send(ctx, []line{{n: 0, b: r.to.render(e, 0)}}); err != nil {
 		out.close()
 		return err
 	}

@@ -22,7 +22,7 @@ func Classes() (out []Class) {
 
 // Render makes a line of e as a sink of that kind gets it.
 func Render(kind, format string, e fleet.TrailEntry) []byte {
-	return renderer{format: format, host: "fleet.example", version: "1.2.3", frame: kind == KindSyslog || format == FormatSyslog}.render(e)
+	return renderer{format: format, host: "fleet.example", version: "1.2.3", frame: kind == KindSyslog || format == FormatSyslog}.render(e, e.N-1)
 }
 
 // Patience has the syslog sinks of x wait only so long for the other end.

@@ -39,8 +39,11 @@ func (r renderer) ocsf(b *bytes.Buffer, v event) {
 	put(unmapped, "trail", v.trail)
 	unmapped["class"] = v.id
 	unmapped["seq"] = v.Seq
+	unmapped["prev"] = v.prev
 	put(unmapped, "hash", hash(v))
 	put(unmapped, "subject", v.Subject)
+	put(unmapped, "outcome", v.Outcome)
+	put(unmapped, "site", v.Site)
 
 	meta := object{
 		"version": ocsfVersion, "product": object{"name": "Tillward", "vendor_name": "Tillward", "version": r.version},

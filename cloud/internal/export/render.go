@@ -36,6 +36,7 @@ type pair struct{ key, value string }
 type event struct {
 	fleet.TrailEntry
 	class
+	prev    int64  // number of the entry that its receiver got before
 	trail   string // "service", or the device
 	details []pair // by key
 	cut     bool   // something is missing
@@ -43,9 +44,10 @@ type event struct {
 
 // render makes the line of e: at most maxLine bytes. Where it would be longer,
 // first the values of its detail are shortened and then the last of them left
-// out, and the line says so.
-func (r renderer) render(e fleet.TrailEntry) []byte {
-	v := event{TrailEntry: e, class: of(e.Kind), trail: string(e.Device)}
+// out, and the line says so. prev is the number of the entry that the receiver
+// got before.
+func (r renderer) render(e fleet.TrailEntry, prev int64) []byte {
+	v := event{TrailEntry: e, prev: prev, class: of(e.Kind), trail: string(e.Device)}
 	for _, s := range v.fields() {
 		whole := clean(*s, "\t\r\n")
 		*s = cut(whole, maxValue)
@@ -79,7 +81,7 @@ func (r renderer) render(e fleet.TrailEntry) []byte {
 
 // fields are the texts of an event that anybody may have chosen.
 func (v *event) fields() []*string {
-	return []*string{&v.Kind, &v.Actor, &v.Subject, &v.trail, (*string)(&v.Tenant), &v.Severity}
+	return []*string{&v.Kind, &v.Actor, &v.Subject, &v.trail, (*string)(&v.Tenant), &v.Severity, &v.Outcome, &v.Site}
 }
 
 // message is what a person reads.
@@ -124,6 +126,7 @@ func (r renderer) header(b *bytes.Buffer, v event) {
 		}
 	}
 	param("n", strconv.FormatInt(v.N, 10))
+	param("prev", strconv.FormatInt(v.prev, 10))
 	param("trail", v.trail)
 	param("seq", strconv.FormatUint(v.Seq, 10))
 	if v.cut {
@@ -136,6 +139,8 @@ func (r renderer) header(b *bytes.Buffer, v event) {
 		param("tenant", string(v.Tenant))
 		param("actor", v.Actor)
 		param("subject", v.Subject)
+		param("outcome", v.Outcome)
+		param("site", v.Site)
 		param("stored", stamp(v.StoredAt))
 		param("hash", hash(v))
 		if len(v.details) > 0 {
@@ -198,12 +203,15 @@ func (r renderer) cef(b *bytes.Buffer, v event) {
 	put("cat", v.Kind)
 	put("msg", v.message())
 	put("suser", v.Actor)
+	put("outcome", v.Outcome)
 	if v.Device != "" {
 		put("deviceExternalId", v.trail)
 	}
 	put("cn1Label", "seq")
 	put("cn1", strconv.FormatUint(v.Seq, 10))
-	for i, f := range []pair{{"trail", v.trail}, {"subject", v.Subject}, {"tenant", string(v.Tenant)}, {"severity", v.Severity}, {"hash", hash(v)}} {
+	put("cn2Label", "prev")
+	put("cn2", strconv.FormatInt(v.prev, 10))
+	for i, f := range []pair{{"trail", v.trail}, {"subject", v.Subject}, {"tenant", string(v.Tenant)}, {"severity", v.Severity}, {"hash", hash(v)}, {"site", v.Site}} {
 		if f.value != "" {
 			put("cs"+strconv.Itoa(i+1)+"Label", f.key)
 			put("cs"+strconv.Itoa(i+1), f.value)

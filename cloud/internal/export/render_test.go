@@ -36,22 +36,22 @@ func TestLines(t *testing.T) {
 	}{
 		{
 			export.KindSyslog, export.FormatSyslog,
-			`<105>1 2026-11-26T18:30:00.250Z fleet.example tillward - device.revoked [tillward@32473 n="7" trail="service" seq="42" class="1205" kind="device.revoked" severity="alarm" tenant="main" actor="anna" subject="d1" stored="2026-11-26T18:30:01.25Z" hash="` + hash + `"][detail@32473 reason="a \"quoted\" [reason\] = x|y\\z"] Device revoked: d1`,
+			`<105>1 2026-11-26T18:30:00.250Z fleet.example tillward - device.revoked [tillward@32473 n="7" prev="6" trail="service" seq="42" class="1205" kind="device.revoked" severity="alarm" tenant="main" actor="anna" subject="d1" stored="2026-11-26T18:30:01.25Z" hash="` + hash + `"][detail@32473 reason="a \"quoted\" [reason\] = x|y\\z"] Device revoked: d1`,
 			sample(7, "device.revoked", "alarm", ""),
 		},
 		{
 			export.KindSyslog, export.FormatCEF,
-			`<110>1 2026-11-26T18:30:00.250Z till1 tillward - agent.start [tillward@32473 n="8" trail="till1" seq="42"] CEF:0|Tillward|Tillward|1.2.3|5001|Agent started|3|end=1795717800250 rt=1795717801250 externalId=8 cat=agent.start msg=Agent started suser=till1 deviceExternalId=till1 cn1Label=seq cn1=42 cs1Label=trail cs1=till1 cs3Label=tenant cs3=main cs4Label=severity cs4=info cs5Label=hash cs5=` + hash + ` ad.reason=a "quoted" [reason] \= x|y\\z`,
+			`<110>1 2026-11-26T18:30:00.250Z till1 tillward - agent.start [tillward@32473 n="8" prev="7" trail="till1" seq="42"] CEF:0|Tillward|Tillward|1.2.3|5001|Agent started|3|end=1795717800250 rt=1795717801250 externalId=8 cat=agent.start msg=Agent started suser=till1 deviceExternalId=till1 cn1Label=seq cn1=42 cn2Label=prev cn2=7 cs1Label=trail cs1=till1 cs3Label=tenant cs3=main cs4Label=severity cs4=info cs5Label=hash cs5=` + hash + ` ad.reason=a "quoted" [reason] \= x|y\\z`,
 			sample(8, "agent.start", "info", "till1"),
 		},
 		{
 			export.KindFile, export.FormatCEF,
-			`CEF:0|Tillward|Tillward|1.2.3|0|Event of an unknown kind|6|end=1795717800250 rt=1795717801250 externalId=9 cat=quantum.flux msg=Event of an unknown kind suser=till1 deviceExternalId=till1 cn1Label=seq cn1=42 cs1Label=trail cs1=till1 cs3Label=tenant cs3=main cs4Label=severity cs4=warn cs5Label=hash cs5=` + hash + ` ad.reason=a "quoted" [reason] \= x|y\\z`,
+			`CEF:0|Tillward|Tillward|1.2.3|0|Event of an unknown kind|6|end=1795717800250 rt=1795717801250 externalId=9 cat=quantum.flux msg=Event of an unknown kind suser=till1 deviceExternalId=till1 cn1Label=seq cn1=42 cn2Label=prev cn2=8 cs1Label=trail cs1=till1 cs3Label=tenant cs3=main cs4Label=severity cs4=warn cs5Label=hash cs5=` + hash + ` ad.reason=a "quoted" [reason] \= x|y\\z`,
 			sample(9, "quantum.flux", "warn", "till1"),
 		},
 		{
 			export.KindFile, export.FormatOCSF,
-			`{"activity_id":9,"actor":{"user":{"name":"anna"}},"category_uid":3,"class_uid":3004,"entity":{"type":"device","uid":"d1"},"message":"Device revoked: d1","metadata":{"event_code":"device.revoked","log_name":"audit","log_provider":"tillward","logged_time":1795717801250,"product":{"name":"Tillward","vendor_name":"Tillward","version":"1.2.3"},"sequence":7,"tenant_uid":"main","uid":"service/42","version":"1.8.0"},"severity":"High","severity_id":4,"status_code":"device.revoked","time":1795717800250,"type_uid":300409,"unmapped":{"class":1205,"detail.reason":"a \"quoted\" [reason] = x|y\\z","hash":"` + hash + `","seq":42,"subject":"d1","trail":"service"}}`,
+			`{"activity_id":9,"actor":{"user":{"name":"anna"}},"category_uid":3,"class_uid":3004,"entity":{"type":"device","uid":"d1"},"message":"Device revoked: d1","metadata":{"event_code":"device.revoked","log_name":"audit","log_provider":"tillward","logged_time":1795717801250,"product":{"name":"Tillward","vendor_name":"Tillward","version":"1.2.3"},"sequence":7,"tenant_uid":"main","uid":"service/42","version":"1.8.0"},"severity":"High","severity_id":4,"status_code":"device.revoked","time":1795717800250,"type_uid":300409,"unmapped":{"class":1205,"detail.reason":"a \"quoted\" [reason] = x|y\\z","hash":"` + hash + `","prev":6,"seq":42,"subject":"d1","trail":"service"}}`,
 			sample(7, "device.revoked", "alarm", ""),
 		},
 	} {

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"regexp"
 	"strconv"
+	"time"
 )
 
 // Kinds of sinks and formats of what they get.
@@ -35,6 +36,9 @@ type Sink struct {
 
 	URL    string // of a web hook
 	Secret string // file with what it signs with
+
+	Filter
+	StallAfter time.Duration // that something waits until it is an alarm; 0: DefaultStall
 }
 
 var sinkName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
@@ -51,11 +55,16 @@ func (s Sink) Check() error {
 		return wrong("format %q: use rfc5424, cef or ocsf", s.Format)
 	case s.Since != "start" && s.Since != "now":
 		return wrong("since %q: use start, or now to leave out what is stored already", s.Since)
+	case s.StallAfter < 0:
+		return wrong("stall_after %s: give a time, such as 15m", s.StallAfter)
 	case (s.Cert == "") != (s.Key == ""):
 		return wrong("cert and key: give both or neither")
 	case s.Kind != KindSyslog && (s.Address != "" || s.ServerName != ""), s.Kind == KindFile && s.CA+s.Cert != "",
 		s.Kind != KindFile && (s.Path != "" || s.MaxMB != 0 || s.Keep != 0), s.Kind != KindWebhook && s.URL+s.Secret != "":
 		return wrong("address, server_name, ca, cert and key belong to kind syslog; path, max_mb and keep to file; url, secret, ca, cert and key to webhook")
+	}
+	if err := s.Filter.check(); err != nil {
+		return wrong("%w", err)
 	}
 	switch s.Kind {
 	case KindSyslog:

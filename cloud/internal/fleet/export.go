@@ -14,6 +14,10 @@ type ExportCursor struct {
 	Sent uint64    // entries that it has
 	Lost uint64    // entries that were deleted before they were sent
 	At   time.Time // of the last step; zero: there was none
+
+	Last      int64     // number of the last entry that its filter let pass, or behind which nobody knows
+	Skipped   uint64    // entries that its filter kept back
+	StalledAt time.Time // what waits waits since then, and the alarm was raised; zero: it was not
 }
 
 // ExportState is how a sink of the export does.
@@ -25,6 +29,9 @@ type ExportState struct {
 	State     string
 	LastError string    // of the newest failure
 	FailedAt  time.Time // zero: it has not failed since the start
+
+	FailingSince time.Time // zero: it does not fail
+	Stalled      bool      // for so long that it is an alarm
 }
 
 // The states of a sink.

@@ -50,6 +50,17 @@ const (
 	PartFailing  = "failing"  // it does not do what it is there for
 )
 
+// WorstPart is the worst state of all parts.
+func WorstPart(all []PartHealth) string {
+	worst := PartOK
+	for _, p := range all {
+		if p.State == PartFailing || p.State == PartDegraded && worst == PartOK {
+			worst = p.State
+		}
+	}
+	return worst
+}
+
 // PartHealth is how a part of the service is, since when, and what to do.
 type PartHealth struct {
 	Part  string

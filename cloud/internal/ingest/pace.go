@@ -99,3 +99,18 @@ func (i *Ingest) measure(group []Message, out []fleet.Outcome, took time.Duratio
 	t.s.Busy += took
 	t.s.Last, t.s.Share = took, i.pace.bytes
 }
+
+// Oldest is how long what has waited longest waits by now; 0: nothing waits.
+func (i *Ingest) Oldest(now time.Time) (waits time.Duration) {
+	q := i.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for lane, turn := range q.turn {
+		for _, w := range turn {
+			if len(w.lane[lane]) > 0 {
+				waits = max(waits, now.Sub(w.lane[lane][0].came))
+			}
+		}
+	}
+	return waits
+}

@@ -42,12 +42,12 @@ func (s *Store) TrailsEnd(ctx context.Context) (n int64, err error) {
 
 // Cursor returns how far a sink has come; fleet.ErrNotFound when it is new.
 func (s *Store) Cursor(ctx context.Context, sink string) (c fleet.ExportCursor, err error) {
-	var when int64
-	err = s.read.QueryRowContext(ctx, `SELECT n, sent, lost, at FROM export WHERE sink = ?`, sink).Scan(&c.N, &c.Sent, &c.Lost, &when)
+	var when, stalled int64
+	err = s.read.QueryRowContext(ctx, `SELECT n, sent, lost, at, last, skipped, stalled_at FROM export WHERE sink = ?`, sink).Scan(&c.N, &c.Sent, &c.Lost, &when, &c.Last, &c.Skipped, &stalled)
 	if err != nil {
 		return c, fmt.Errorf("cursor of sink %s: %w", sink, found(err))
 	}
-	c.At = at(when)
+	c.At, c.StalledAt = at(when), at(stalled)
 	return c, nil
 }
 
@@ -55,9 +55,10 @@ func (s *Store) Cursor(ctx context.Context, sink string) (c fleet.ExportCursor, 
 // with the events that tell of it.
 func (s *Store) SetCursor(ctx context.Context, sink string, c fleet.ExportCursor, events ...fleet.AuditEvent) error {
 	err := s.shared(ctx, func(ctx context.Context, w *writer) error {
-		n, err := w.changed(ctx, `INSERT INTO export (sink, n, sent, lost, at) VALUES (?, ?, ?, ?, ?)
-			ON CONFLICT (sink) DO UPDATE SET n = excluded.n, sent = excluded.sent, lost = excluded.lost, at = excluded.at WHERE excluded.n >= export.n`,
-			sink, c.N, c.Sent, c.Lost, ms(c.At))
+		n, err := w.changed(ctx, `INSERT INTO export (sink, n, sent, lost, at, last, skipped, stalled_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT (sink) DO UPDATE SET n = excluded.n, sent = excluded.sent, lost = excluded.lost, at = excluded.at, last = excluded.last,
+			skipped = excluded.skipped, stalled_at = excluded.stalled_at WHERE excluded.n >= export.n`,
+			sink, c.N, c.Sent, c.Lost, ms(c.At), c.Last, c.Skipped, ms(c.StalledAt))
 		if err == nil && n == 0 {
 			err = errBack
 		}

@@ -49,7 +49,7 @@ func TestExportCursor(t *testing.T) {
 	}
 	at := time.UnixMilli(1790000000000).UTC()
 	must(t, s.SetCursor(ctx, "siem", fleet.ExportCursor{}))
-	must(t, s.SetCursor(ctx, "siem", fleet.ExportCursor{N: 7, Sent: 5, Lost: 2, At: at}, fleet.AuditEvent{Tenant: "main", Kind: "export.lost", Severity: "alarm"}))
+	must(t, s.SetCursor(ctx, "siem", fleet.ExportCursor{N: 7, Sent: 5, Lost: 2, At: at, Last: 6, Skipped: 3, StalledAt: at}, fleet.AuditEvent{Tenant: "main", Kind: "export.lost", Severity: "alarm"}))
 	if err := s.SetCursor(ctx, "siem", fleet.ExportCursor{N: 6, Sent: 9}, fleet.AuditEvent{Tenant: "main", Kind: "export.lost"}); err == nil {
 		t.Error("it went back")
 	}
@@ -58,7 +58,7 @@ func TestExportCursor(t *testing.T) {
 	}
 	must(t, s.Close())
 	s = open(t, dir)
-	if c, err := s.Cursor(ctx, "siem"); err != nil || c != (fleet.ExportCursor{N: 7, Sent: 5, Lost: 2, At: at}) {
+	if c, err := s.Cursor(ctx, "siem"); err != nil || c != (fleet.ExportCursor{N: 7, Sent: 5, Lost: 2, At: at, Last: 6, Skipped: 3, StalledAt: at}) {
 		t.Errorf("got %+v, %v", c, err)
 	}
 	if got, err := s.Trails(ctx, 0, 10); err != nil || len(got) != 1 || got[0].Kind != "export.lost" {

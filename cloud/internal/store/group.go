@@ -98,3 +98,10 @@ func (s *Store) lead(ctx context.Context, w *writer) {
 		close(j.done)
 	}
 }
+
+// Queued is how many small transactions wait for the next shared commit.
+func (s *Store) Queued() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.jobs)
+}

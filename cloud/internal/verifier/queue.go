@@ -159,3 +159,13 @@ func (q *queue) close() {
 		w.done(errStop)
 	}
 }
+
+// Waiting is how much evidence waits to be appraised.
+func (v *Verifier) Waiting() (n int) {
+	v.queue.mu.Lock()
+	defer v.queue.mu.Unlock()
+	for _, l := range v.queue.devices {
+		n += len(l.waiting)
+	}
+	return n
+}

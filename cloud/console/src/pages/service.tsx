@@ -1,11 +1,11 @@
 // The service itself: how its parts are, what they answer, and how fast.
 import { useMemo, useState } from 'preact/hooks';
-import { type Figure, type Figures, get, type PartFigures } from '../api';
-import { answers, columns, faulty, partName, perSecond, rate, share, slowest, tick, timed, took } from '../figures';
-import { bytes, count } from '../format';
+import { type Figure, type Figures, get, type PartFigures, type PartHealth } from '../api';
+import { answers, columns, faulty, healthName, partName, perSecond, rate, share, slowest, tick, timed, took } from '../figures';
+import { bytes, count, many, sentence } from '../format';
 import { useEvery } from '../live';
 import { type Line, Lines } from '../parts/lines';
-import { Card, Empty, Fault, Loading, Page, Table } from '../parts/ui';
+import { Badge, Card, Empty, Fault, Loading, Page, Table, When } from '../parts/ui';
 
 const minute = 60e3;
 const ranges = { '15 min': 15 * minute, '1 h': 60 * minute, '6 h': 360 * minute, '24 h': 1440 * minute, '7 d': 7 * 1440 * minute, '30 d': 30 * 1440 * minute, '13 mo': 396 * 1440 * minute };
@@ -14,8 +14,34 @@ type Range = keyof typeof ranges;
 export function Service() {
   return (
     <Page title="Service" lead="How the fleet service itself is: what its parts answer, and how fast.">
+      <Health />
       <Charts />
     </Page>
+  );
+}
+
+const rank: Record<string, number> = { failing: 0, degraded: 1, ok: 2 };
+
+/** Every part, what needs a look first. */
+function Health() {
+  const { data, error, reload } = useEvery<{ state: string; parts: PartHealth[] }>('health', () => get('/v1/health'), 5000);
+  const parts = (data?.parts ?? []).map((p, i) => ({ p, i })).sort((a, b) => rank[a.p.state]! - rank[b.p.state]! || a.i - b.i).map(({ p }) => p);
+  const sick = parts.filter((p) => p.state !== 'ok').length;
+  return (
+    <Card title="Health" note={data && (sick === 0 ? 'Every part is well.' : `${many(sick, 'part')} of ${parts.length} need${sick === 1 ? 's' : ''} a look.`)}>
+      <Fault text={error} retry={reload} />
+      {!data && !error && <Loading />}
+      <ul class="health" aria-label="Parts of the service">
+        {parts.map((p) => (
+          <li key={p.part} data-testid="health" data-part={p.part} data-state={p.state}>
+            <div class="head"><h3>{healthName(p.part)}</h3><Badge state={p.state} as={p.state === 'failing' ? 'bad' : p.state === 'degraded' ? 'warn' : 'good'} text={p.state === 'ok' ? 'well' : p.state} /></div>
+            <p>{sentence(p.what)}</p>
+            {p.todo && <p class="todo">{sentence(p.todo)}</p>}
+            {p.state !== 'ok' && <small>since <When at={p.since} /></small>}
+          </li>
+        ))}
+      </ul>
+    </Card>
   );
 }
 

@@ -32,9 +32,9 @@ function Exports() {
             <tr key={e.name} data-testid="export-row" data-state={e.state}>
               <td class="name"><strong>{e.name}</strong><small>{e.kind}, {e.format}</small></td>
               <td data-label="To">{e.to}</td>
-              <td data-label="State"><Badge state={e.state} as={e.state === 'failing' ? 'bad' : e.state === 'sending' ? 'busy' : 'good'} />{e.state === 'failing' && e.last_error && <small>{e.last_error}</small>}</td>
+              <td data-label="State"><Badge state={e.stalled ? 'stands still' : e.state} as={e.stalled || e.state === 'failing' ? 'bad' : e.state === 'sending' ? 'busy' : 'good'} />{e.failing_since && <small>since <When at={e.failing_since} /></small>}{e.state === 'failing' && e.last_error && <small>{e.last_error}</small>}</td>
               <td data-label="Waiting" class="num">{count(e.lag)}{e.lost > 0 && <small>{count(e.lost)} lost before they were sent</small>}</td>
-              <td data-label="Sent" class="num">{count(e.sent)}<small><When at={e.moved_at} /></small></td>
+              <td data-label="Sent" class="num">{count(e.sent)}{e.skipped > 0 && <small>{count(e.skipped)} kept back by its filter</small>}<small><When at={e.moved_at} /></small></td>
               <td><Admins what="a test event"><button type="button" data-testid="export-test" disabled={busy} onClick={() => void test(e.name)}>Send a test event<span class="hidden"> to {e.name}</span></button></Admins></td>
             </tr>
           ))}
