@@ -227,3 +227,13 @@ func (c *Cluster) end(with syscall.Signal) {
 	<-c.ended
 	c.cmd = nil
 }
+
+// Demand has the server ask a role for a proof of who it is, by a method of
+// pg_hba.conf; the others are believed.
+func (c *Cluster) Demand(role, method string) error {
+	rules := "local all " + role + " " + method + "\nlocal all all trust\n"
+	if err := os.WriteFile(filepath.Join(c.data(), "pg_hba.conf"), []byte(rules), 0o600); err != nil {
+		return fmt.Errorf("demand a proof: %w", err)
+	}
+	return c.cmd.Process.Signal(syscall.SIGHUP)
+}

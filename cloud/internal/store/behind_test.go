@@ -22,3 +22,12 @@ func Behind(where string) (*sql.DB, error) {
 
 // SchemaOf is a migration as PostgreSQL takes it.
 var SchemaOf = schemaOf
+
+// BehindAsService is Behind as the role that the service has.
+func BehindAsService(where string) (*sql.DB, error) {
+	cfg, err := parseURL(where)
+	if err != nil {
+		return nil, err
+	}
+	return sql.OpenDB(&connector{Connector: stdlib.GetConnector(*cfg), queries: &queries{}}), nil
+}

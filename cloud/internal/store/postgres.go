@@ -29,7 +29,7 @@ const (
 	ownerRole    = "tillward_owner"
 	writerLock   = 0x74696c6c77617264 // "tillward"
 	readers      = 8                  // connections; one more writes
-	lockPatience = 5 * time.Second    // for the connection of a service that just died to be noticed
+	lockPatience = 2 * time.Second    // for the connection of a service that just died to be noticed
 )
 
 // IsURL reports whether where names a PostgreSQL database and not a folder.
