@@ -32,7 +32,7 @@ var ErrNoTrail = errors.New("not a sealed audit trail")
 const (
 	maxLine   = 256 << 10
 	maxGaps   = 256
-	maxRecall = 64 << 10 // hashes kept for break records, which refer back
+	maxRecall = 8 << 10 // hashes kept for break records, which refer back
 )
 
 // Trust is what the reader believes before he opens the file.

@@ -474,3 +474,24 @@ func (p *place) inOnePlace(want map[fleet.DeviceID]uint64) {
 		}
 	}
 }
+
+// BenchmarkPutAway tells how fast entries go from the database into a sealed file that was read back.
+func BenchmarkPutAway(b *testing.B) {
+	const entries = 20_000
+	for b.Loop() {
+		b.StopTimer()
+		p := newPlace(b)
+		for range entries / 1000 {
+			p.records(1000)
+		}
+		p.acts(1)
+		b.StartTimer()
+		must(b, p.shelf.run(b.Context(), months(14)))
+		b.StopTimer()
+		if n := p.rows(device); n != 0 {
+			b.Fatalf("%d rows are left", n)
+		}
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(b.N)*entries/b.Elapsed().Seconds(), "entries/s")
+}
