@@ -52,6 +52,7 @@ import (
 //	mark N KEY...                      remember fields of the device, for changed
 //	until WHAT, [!] expect WHAT        wait for it, or look once
 //	within DURATION WHAT               wait no longer than that
+//	prove N KEY=VALUE...               a copy of its trail, checked where no service is: fields of the report
 //	whole N...                         stop the tills: all they recorded is stored, once, in order
 //
 // and WHAT is one of
@@ -90,7 +91,7 @@ func TestScenarios(t *testing.T) {
 		"release": (*scenario).release, "rollout": (*scenario).rollout, "command": (*scenario).command, "whole": (*scenario).whole,
 		"until": (*scenario).until, "within": (*scenario).within, "measure": (*scenario).measure, "image": (*scenario).image, "stick": (*scenario).stick,
 		"ship": (*scenario).ship, "waive": (*scenario).waive, "mark": (*scenario).mark,
-		"issuer": (*scenario).issuer,
+		"issuer": (*scenario).issuer, "prove": (*scenario).prove,
 	}
 	tools := map[string]func(w *simulator.World, ctx context.Context, args ...string) error{
 		"operator": (*simulator.World).CLI, "provision": (*simulator.World).Provision,

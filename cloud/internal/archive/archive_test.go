@@ -325,6 +325,11 @@ func TestAttacks(t *testing.T) {
 			h.anchor()
 			return h.file()
 		}, given(), archive.Gap, 13, "its TPM signed"},
+		{"lost and explained, with what was never sent", func(h *history) []byte {
+			broken(h, fleet.AuditEvent{Seq: 15, Hash: [32]byte{1}})
+			h.anchor()
+			return h.file()
+		}, given(), archive.Gap, 13, "its TPM signed"},
 		{"broken without a number left out", func(h *history) []byte {
 			known := h.entries[7]
 			h.add(wire.AuditRecord{Seq: 13, Kind: "audit.break", Severity: "alarm", Break: &wire.Break{Seq: known.Seq, Hash: known.Hash}})

@@ -10,12 +10,16 @@ import (
 )
 
 // breaks reports whether an entry is a break record that goes on behind an
-// entry of this trail, or behind nothing that the device knows of any more. Where
-// numbers were left out it has no hash before.
+// entry of this trail, behind one that was lost with what came before it, or
+// behind nothing that the device knows of any more. Where numbers were left out
+// it has no hash before.
 func (v *reader) breaks(rec wire.AuditRecord, e Entry) bool {
 	b := rec.Break
-	if b == nil || rec.Kind != "audit.break" || b.Seq > v.last.Seq {
+	if b == nil || rec.Kind != "audit.break" {
 		return false
+	}
+	if b.Seq > v.last.Seq {
+		return true
 	}
 	if b.Seq == 0 && b.Hash == (Hash{}) {
 		return e.Prev == v.last.Hash || e.Prev == Hash{}

@@ -82,12 +82,16 @@ func (x *Shelf) run(ctx context.Context, now time.Time) error {
 			if t.Last == 0 {
 				continue
 			}
-			if err := x.put(ctx, t); err != nil {
-				if ctx.Err() != nil {
-					return err
-				}
-				x.o.Log.Error("put a trail away", slog.String("trail", cmp.Or(string(t.Device), "service")), slog.Any("err", err))
-				x.tell(ctx, "audit.archive_failed", "alarm", cmp.Or(string(t.Device), "service"), fmt.Sprintf("its entries stay in the database: %.300v", err))
+			who := cmp.Or(string(t.Device), "service")
+			switch err := x.put(ctx, t); {
+			case errors.Is(err, errUnsound):
+				x.o.Log.Error("put a trail away", slog.String("trail", who), slog.Any("err", err))
+				x.tell(ctx, "audit.archive_failed", "alarm", who, fmt.Sprintf("its entries stay in the database: %.300v", err))
+			case err != nil && ctx.Err() == nil: // the disk, say: the others would not fare better
+				x.tell(ctx, "audit.archive_failed", "alarm", "service", fmt.Sprintf("entries stay in the database: %.300v", err))
+				return err
+			case err != nil:
+				return err
 			}
 		}
 		if next == "" {
@@ -122,13 +126,16 @@ func (x *Shelf) tell(ctx context.Context, kind, severity, subject, what string) 
 	x.told[kind+subject] = true
 }
 
+var errUnsound = errors.New("the trail does not hold")
+
 // put writes a segment, notes it and deletes its rows.
 func (x *Shelf) put(ctx context.Context, t fleet.RipeTrail) error {
 	if t.Tenant == "" {
 		t.Tenant = x.o.Tenant
 	}
 	name := segmentName(t)
-	seal, err := x.write(ctx, filepath.Join(x.o.Dir, filepath.FromSlash(name)), t)
+	to := filepath.Join(x.o.Dir, filepath.FromSlash(name))
+	seal, err := x.write(ctx, to, t)
 	if err != nil {
 		return fmt.Errorf("write segment %s: %w", name, err)
 	}
@@ -139,7 +146,7 @@ func (x *Shelf) put(ctx context.Context, t fleet.RipeTrail) error {
 	}
 	// A gap was there before, and the alarm of it. What was changed in the database stays there to be looked at.
 	if rep.Verdict != archive.Whole && rep.Verdict != archive.Gap {
-		return fmt.Errorf("segment %s is %s at entry %d: %s", name, rep.Verdict, rep.FirstBad, rep.Text)
+		return fmt.Errorf("%w: it is %s at entry %d: %s", errUnsound, rep.Verdict, rep.FirstBad, errors.Join(errors.New(rep.Text), os.Remove(to)))
 	}
 	ev := fleet.AuditEvent{
 		Kind: "audit.archived", Severity: "info", Actor: "service", Subject: cmp.Or(string(t.Device), "service"), Outcome: "success",

@@ -266,8 +266,31 @@ func TestWhatDoesNotHoldStays(t *testing.T) {
 	if n := p.rows(device); n != 10 {
 		t.Errorf("%d rows, want all 10", n)
 	}
+	if left, err := filepath.Glob(filepath.Join(p.dir, "archive", "de", "*")); err != nil || len(left) != 0 {
+		t.Errorf("a file that is no segment is left: %v, %v", left, err)
+	}
 	if n, ev := p.kinds("audit.archive_failed"); n != 1 || ev.Severity != "alarm" || !strings.Contains(ev.Detail["what"], "edited at entry 7") {
 		t.Errorf("told %d times: %+v", n, ev)
+	}
+}
+
+// TestNoRoomForSegments: a folder that cannot be written is told of once, and nothing is deleted.
+func TestNoRoomForSegments(t *testing.T) {
+	p := newPlace(t)
+	p.records(10)
+	must(t, os.WriteFile(filepath.Join(p.dir, "archive"), nil, 0o600))
+	for range 2 {
+		if err := p.shelf.run(t.Context(), months(14)); err == nil {
+			t.Error("got no error")
+		}
+	}
+	if n, ev := p.kinds("audit.archive_failed"); n != 1 || ev.Subject != "service" || p.rows(device) != 10 {
+		t.Errorf("told %d times: %+v, %d rows", n, ev, p.rows(device))
+	}
+	must(t, os.Remove(filepath.Join(p.dir, "archive")))
+	must(t, p.shelf.run(t.Context(), months(14)))
+	if len(p.segments()) == 0 {
+		t.Error("nothing was put away afterwards")
 	}
 }
 
