@@ -59,12 +59,23 @@ type Options struct {
 	// Now is the box's wall clock: what records are stamped with and certificates,
 	// commands and hours are held against; nil: the system's.
 	Now func() time.Time
-	// Kept is told each message before it is put into the books, and once more,
-	// with done, when it lies there. It must not block or call the agent.
-	Kept func(channel wire.Channel, payload []byte, done bool)
+	// Kept is told each message before it is put into the books, and once more
+	// when it lies there or when they had no room for it. It must not block or
+	// call the agent.
+	Kept func(channel wire.Channel, payload []byte, how Keeping)
 	// Inside wraps each connection to the broker, inside TLS.
 	Inside func(net.Conn) net.Conn
 }
+
+// Keeping is how far a message has come on its way into the books.
+type Keeping string
+
+// What Options.Kept is told.
+const (
+	KeptBegun   Keeping = "begun"
+	KeptDone    Keeping = "done"
+	KeptRefused Keeping = "refused"
+)
 
 // Slots are the boot slots of the box; hal/slot fits.
 type Slots = image.Slots

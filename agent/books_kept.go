@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/cloud/wire"
@@ -10,7 +11,7 @@ import (
 // watched is the spool, of which somebody outside is told what is put into it.
 type watched struct {
 	*spool.Spool
-	kept func(channel wire.Channel, payload []byte, done bool) // nil: nobody is
+	kept func(channel wire.Channel, payload []byte, how Keeping) // nil: nobody is
 }
 
 // books are what rooms put messages into.
@@ -26,12 +27,20 @@ func (w watched) tell(channel string, compose func() ([]byte, error), put func(f
 		payload, err := compose()
 		if err == nil {
 			last = payload
-			w.kept(wire.Channel(channel), payload, false)
+			w.kept(wire.Channel(channel), payload, KeptBegun)
 		}
 		return payload, err
 	})
-	if err == nil {
-		w.kept(wire.Channel(channel), last, true)
+	return w.end(channel, last, err)
+}
+
+// end tells how it ended.
+func (w watched) end(channel string, payload []byte, err error) error {
+	switch {
+	case err == nil:
+		w.kept(wire.Channel(channel), payload, KeptDone)
+	case payload != nil && (errors.Is(err, spool.ErrDisk) || errors.Is(err, spool.ErrFull)):
+		w.kept(wire.Channel(channel), payload, KeptRefused)
 	}
 	return err
 }
@@ -60,12 +69,9 @@ func (w watched) Append(ctx context.Context, key, channel string, link func(head
 		payload, newHead, err = link(head)
 		if err == nil {
 			last = payload
-			w.kept(wire.Channel(channel), payload, false)
+			w.kept(wire.Channel(channel), payload, KeptBegun)
 		}
 		return payload, newHead, err
 	})
-	if err == nil {
-		w.kept(wire.Channel(channel), last, true)
-	}
-	return err
+	return w.end(channel, last, err)
 }

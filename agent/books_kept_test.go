@@ -22,8 +22,8 @@ func TestKept(t *testing.T) {
 	}
 	defer s.Close()
 	var told []string
-	b := agent.Watched(s, func(channel wire.Channel, payload []byte, done bool) {
-		told = append(told, fmt.Sprintf("%s %s %v", channel, payload, done))
+	b := agent.Watched(s, func(channel wire.Channel, payload []byte, how agent.Keeping) {
+		told = append(told, fmt.Sprintf("%s %s %s", channel, payload, how))
 	})
 	of := func(text string, err error) func() ([]byte, error) {
 		return func() ([]byte, error) { return []byte(text), err }
@@ -36,12 +36,12 @@ func TestKept(t *testing.T) {
 	}{
 		"compose": {
 			func() error { return b.Compose(t.Context(), spool.Telemetry, "telemetry", of("a", nil), nil) },
-			[]string{"telemetry a false", "telemetry a true"},
+			[]string{"telemetry a begun", "telemetry a done"},
 			nil,
 		},
 		"save": {
 			func() error { return b.Save(t.Context(), "key", nil, "result", of("b", nil)) },
-			[]string{"result b false", "result b true"},
+			[]string{"result b begun", "result b done"},
 			nil,
 		},
 		"a value alone": {func() error { return b.Save(t.Context(), "key", nil, "", nil) }, nil, nil},
@@ -49,7 +49,7 @@ func TestKept(t *testing.T) {
 			func() error {
 				return b.Append(t.Context(), "head", "audit", func([]byte) (p, h []byte, err error) { return []byte("c"), []byte("1"), nil })
 			},
-			[]string{"audit c false", "audit c true"},
+			[]string{"audit c begun", "audit c done"},
 			nil,
 		},
 		"not made": {func() error { return b.Compose(t.Context(), spool.Audit, "audit", of("d", bad), nil) }, nil, bad},
@@ -65,7 +65,7 @@ func TestKept(t *testing.T) {
 		told = nil
 		err = b.Compose(t.Context(), spool.Audit, "audit", of(strings.Repeat("x", 4<<10), nil), nil)
 	}
-	if !errors.Is(err, spool.ErrFull) || len(told) == 0 || strings.HasSuffix(told[len(told)-1], "true") {
-		t.Errorf("full: told of %d, %v; want the beginning alone", len(told), err)
+	if !errors.Is(err, spool.ErrFull) || len(told) == 0 || !strings.HasSuffix(told[len(told)-1], "refused") {
+		t.Errorf("full: told of %d, %v; want that it was refused", len(told), err)
 	}
 }

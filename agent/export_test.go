@@ -39,6 +39,6 @@ func LookPause(failures int) time.Duration { return lookPause(failures) }
 func Aged(now, signed, expires time.Time) int { return aged(now, signed, expires) }
 
 // Watched are books on a spool, of which kept is told.
-func Watched(s *spool.Spool, kept func(channel wire.Channel, payload []byte, done bool)) watched {
+func Watched(s *spool.Spool, kept func(channel wire.Channel, payload []byte, how Keeping)) watched {
 	return watched{s, kept}
 }

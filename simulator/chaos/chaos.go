@@ -238,6 +238,8 @@ func (x *till) listen(c net.Conn) {
 	x.starts++
 	x.mu.Unlock()
 	x.order(func(*orders) {})
+	s := &sitting{l: x.book}
+	defer s.end()
 	in := bufio.NewScanner(c)
 	in.Buffer(nil, 1<<20)
 	for in.Scan() {
@@ -248,6 +250,11 @@ func (x *till) listen(c net.Conn) {
 		switch l.Kind {
 		case saidPut, saidKept:
 			x.book.tell(l.record, l.Kind == saidKept, time.Now())
+			if l.Kind == saidKept {
+				s.kept()
+			}
+		case saidRefused:
+			s.refuse(l.record)
 		case saidTwice:
 			x.h.count(duplicates, 0, l.Name, 1)
 		case saidCut:

@@ -71,7 +71,7 @@ func (f *finder) found(n *int, what, format string, args ...any) {
 
 // judge compares what a till recorded, by the harness's own book, with what the
 // service stores of it.
-// A till that gave messages of samples and events up for want of space has
+// A till that gave up messages of samples and events for want of space has
 // counted them: shed.
 func judge(till string, l *ledger, s *stored, shed int) verdict {
 	l.mu.Lock()
@@ -92,7 +92,7 @@ func judge(till string, l *ledger, s *stored, shed int) verdict {
 		f.counts[k.Class].Stored += len(list)
 	}
 	f.records(l, rows)
-	f.shed(shed)
+	f.shed(l, shed)
 	f.results(l, rows)
 	f.state(l, rows)
 	f.order(l, s)
@@ -150,10 +150,12 @@ func (f *finder) records(l *ledger, rows map[key][]row) {
 	}
 }
 
-// shed judges what is not there at all: it is shed when the till counts as many.
-func (f *finder) shed(counted int) {
+// shed judges what is not there at all: it is shed when the till counts it, with
+// what it had no room for from the beginning.
+func (f *finder) shed(l *ledger, counted int) {
 	slices.SortFunc(f.gone, func(a, b *entry) int { return cmp.Compare(a.order, b.order) })
-	if counted == len(f.gone) {
+	least := len(f.gone) + l.refused
+	if counted >= least && counted <= least+l.perhaps {
 		for _, e := range f.gone {
 			f.counts[e.Class].Shed += e.Rows
 		}
@@ -164,10 +166,8 @@ func (f *finder) shed(counted int) {
 		f.found(&c.Lost, e.Class+" lost", "%s is lost (%d rows)", e.key, e.Rows)
 		c.Lost += e.Rows - 1
 	}
-	if counted > 0 {
-		n := 0
-		f.found(&n, "shed", "%d messages are not stored, and the till counts %d as shed", len(f.gone), counted)
-	}
+	n := 0
+	f.found(&n, "shed", "%d messages are not stored, and %d to %d had no room from the beginning; the till counts %d as shed", len(f.gone), l.refused, l.refused+l.perhaps, counted)
 }
 
 func named(s string) string {

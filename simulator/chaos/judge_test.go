@@ -103,18 +103,24 @@ func TestJudgeAgrees(t *testing.T) {
 // TestShed: what a till gave up is no loss when it counts as many, and is one
 // when it does not.
 func TestShed(t *testing.T) {
-	for counted, lost := range []int{2, 0, 2, 0} {
+	for _, tt := range []struct{ gone, refused, perhaps, counted, lost int }{
+		{gone: 0, counted: 0, lost: 0},
+		{gone: 1, counted: 1, lost: 0},
+		{gone: 1, counted: 0, lost: 2},
+		{gone: 1, counted: 2, lost: 2},
+		{gone: 1, refused: 3, counted: 4, lost: 0},
+		{gone: 1, refused: 3, counted: 3, lost: 2},
+		{gone: 1, refused: 3, perhaps: 1, counted: 5, lost: 0},
+		{gone: 1, refused: 3, perhaps: 1, counted: 6, lost: 2},
+		{gone: 0, counted: 1, lost: 0},
+	} {
 		l, s := world(t)
-		if counted < 3 {
-			s.rows = s.rows[2:] // one of two samples
-		}
-		if counted == 3 {
-			counted = 0
-		}
-		v := judge("till-1", l, s, counted)
-		c := v.counts[1]
-		if c.Lost != lost || (lost > 0) != (len(v.problems) > 0) || counted == 1 && c.Shed != 2 {
-			t.Errorf("%d counted as shed: got %+v, %q; want %d lost", counted, c, v.problems, lost)
+		l.refused, l.perhaps = tt.refused, tt.perhaps
+		s.rows = s.rows[2*tt.gone:] // both samples of a message
+		v := judge("till-1", l, s, tt.counted)
+		c, fits := v.counts[1], tt.lost == 0 && tt.counted == tt.gone+tt.refused || tt.perhaps > 0 && tt.lost == 0
+		if c.Lost != tt.lost || fits != (len(v.problems) == 0) || fits && c.Shed != 2*tt.gone {
+			t.Errorf("%+v: got %+v, %q", tt, c, v.problems)
 		}
 	}
 }

@@ -132,6 +132,34 @@ type ledger struct {
 	mu      sync.Mutex
 	entries map[key][]*entry // several where one was begun in vain
 	n       int
+
+	// Messages of samples and events that the books had no room for: in the till's
+	// count for sure, and perhaps, where it was killed before it kept anything else.
+	refused, perhaps int
+}
+
+// sitting is one run of a till's agent.
+type sitting struct {
+	l    *ledger
+	owed int // refused, and not in the till's count yet
+}
+
+func (s *sitting) kept() {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	s.l.refused, s.owed = s.l.refused+s.owed, 0
+}
+
+func (s *sitting) refuse(r record) {
+	if r.Class == telemetry || r.Class == event {
+		s.owed++
+	}
+}
+
+func (s *sitting) end() {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	s.l.perhaps += s.owed
 }
 
 func newLedger() *ledger { return &ledger{entries: make(map[key][]*entry)} }

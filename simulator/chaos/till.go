@@ -31,6 +31,7 @@ const asTill = "chaos-till"
 const (
 	saidPut       = "put"       // a record goes into the books
 	saidKept      = "kept"      // it lies there
+	saidRefused   = "refused"   // the books had no room for it
 	saidCut       = "cut"       // the connection was cut in the middle of a PUBLISH
 	saidTwice     = "twice"     // a packet was duplicated
 	saidDelivered = "delivered" // the service has acknowledged something
@@ -93,15 +94,12 @@ func (w *witness) say(l line) {
 }
 
 // kept tells the records of a message.
-func (w *witness) kept(channel wire.Channel, payload []byte, done bool) {
+func (w *witness) kept(channel wire.Channel, payload []byte, how agent.Keeping) {
 	records, err := recordsOf(channel, payload)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "chaos: %s: %v\n", channel, err)
 	}
-	kind := saidPut
-	if done {
-		kind = saidKept
-	}
+	kind := map[agent.Keeping]string{agent.KeptBegun: saidPut, agent.KeptDone: saidKept, agent.KeptRefused: saidRefused}[how]
 	for _, r := range records {
 		w.say(line{Kind: kind, record: r})
 	}
