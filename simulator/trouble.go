@@ -35,6 +35,11 @@ func (w *World) Console() (url, tokenFile string) { return w.service.url(), w.se
 // CLI runs the operator's command line.
 func (w *World) CLI(ctx context.Context, args ...string) error { return w.cli(ctx, nil, args...) }
 
+// Ask runs the operator's command line with --json and decodes what it prints.
+func (w *World) Ask(ctx context.Context, out any, args ...string) error {
+	return w.cli(ctx, out, args...)
+}
+
 // Provision runs tillward-provision, as somebody would who has the files.
 func (w *World) Provision(ctx context.Context, args ...string) error {
 	return w.provision(ctx, args...)

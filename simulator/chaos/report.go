@@ -51,9 +51,10 @@ type tillResult struct {
 	Device   string   `json:"device"`
 	Starts   int      `json:"starts"` // of its agent
 	Counts   []count  `json:"records"`
-	Chain    string   `json:"chain"`     // computed anew from the rows
-	Verified string   `json:"chain_api"` // as the service says
-	Shed     uint64   `json:"shed"`      // messages that the till gave up for want of space, by its own count
+	Chain    string   `json:"chain"`        // computed anew from the rows
+	Verified string   `json:"chain_api"`    // as the service says
+	Sealed   string   `json:"chain_sealed"` // of the trail as a sealed file, verified without the service
+	Shed     uint64   `json:"shed"`         // messages that the till gave up for want of space, by its own count
 	Slowest  recovery `json:"slowest_recovery"`
 }
 
@@ -85,6 +86,7 @@ func (h *harness) judge(ctx context.Context) error {
 	for _, x := range h.tills {
 		said[x.device] = verify("/v1/devices/" + x.device + "/audit/verify")
 	}
+	sealed := h.seal(ctx)
 	h.report.Trail = verify("/v1/audit/verify")
 	if h.report.Trail != "ok" {
 		h.problem("the service's own trail: %s", h.report.Trail)
@@ -110,12 +112,15 @@ func (h *harness) judge(ctx context.Context) error {
 		if said[x.device] != "ok" {
 			h.problem("%s: the service says of its trail: %s", x.Name, said[x.device])
 		}
+		if is := sealed[x.device]; is != "ok" {
+			h.problem("%s: its trail as a sealed file: %s", x.Name, is)
+		}
 		for i := range sums {
 			sums[i].add(v.counts[i])
 		}
 		h.commands(x, s)
 		x.mu.Lock()
-		r := tillResult{Till: x.Name, Device: x.device, Starts: x.starts, Counts: v.counts, Chain: v.chain, Verified: said[x.device], Shed: x.shed, Slowest: x.slowest}
+		r := tillResult{Till: x.Name, Device: x.device, Starts: x.starts, Counts: v.counts, Chain: v.chain, Verified: said[x.device], Sealed: sealed[x.device], Shed: x.shed, Slowest: x.slowest}
 		x.mu.Unlock()
 		if r.Slowest.Seconds > h.report.Slowest.Seconds {
 			h.report.Slowest = r.Slowest
@@ -132,6 +137,35 @@ func (h *harness) judge(ctx context.Context) error {
 	}
 	h.report.OK = len(h.report.Problems) == 0
 	return broken
+}
+
+// seal takes each trail away as a sealed file and has it proven without the
+// service; by device, ok or what is wrong.
+func (h *harness) seal(ctx context.Context) map[string]string {
+	out := make(map[string]string)
+	var key struct {
+		Key string `json:"key"`
+	}
+	file := filepath.Join(h.socks, "key.pem")
+	err := h.w.Ask(ctx, &key, "audit", "keys")
+	if err == nil {
+		err = os.WriteFile(file, []byte(key.Key), 0o600)
+	}
+	for _, x := range h.tills {
+		to := filepath.Join(h.socks, x.Name+".trail")
+		is := err
+		if is == nil {
+			is = h.w.Ask(ctx, nil, "audit", "export", "--out", to, x.device)
+		}
+		if is == nil {
+			is = h.w.Ask(ctx, nil, "audit", "verify", "--key", file, to)
+		}
+		out[x.device] = "ok"
+		if is != nil {
+			out[x.device] = is.Error()
+		}
+	}
+	return out
 }
 
 // commands judges that each command that the service took has ended, and that
@@ -191,9 +225,9 @@ func (r *Report) print(out io.Writer) {
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", c.Class, c.Recorded, c.Stored, c.Begun, c.Shed, c.Lost, c.Duplicated, c.Changed, c.Unknown, c.Disorder)
 	}
 	fmt.Fprintf(w, "\t\t\t\t\t\t\t\t\t\t\n")
-	fmt.Fprintf(w, "till\tstarts\taudit\tchain\tby the API\tshed\tslowest recovery\t\t\t\t\n")
+	fmt.Fprintf(w, "till\tstarts\taudit\tchain\tby the API\tsealed\tshed\tslowest recovery\t\t\t\n")
 	for _, t := range r.Tills {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%d\t%.1f s\t\t\t\t\n", t.Till, t.Starts, t.Counts[0].Stored, t.Chain, t.Verified, t.Shed, t.Slowest.Seconds)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%d\t%.1f s\t\t\t\n", t.Till, t.Starts, t.Counts[0].Stored, t.Chain, t.Verified, t.Sealed, t.Shed, t.Slowest.Seconds)
 	}
 	_ = w.Flush()
 	fmt.Fprintf(out, "\n%d commands sent, %d ended, %d ran twice; the service's own trail: %s\n", r.Commands.Sent, r.Commands.Ended, r.Commands.Twice, r.Trail)
