@@ -48,6 +48,7 @@ type Options struct {
 	Day      time.Duration // how long the scripted day lasts
 	Receipts string        // folder for a picture of each receipt; empty: none
 	Apart    bool          // the service runs in a process of its own
+	Store    string        // URL of the service's database, for its role; empty: SQLite
 	Pace     Pace
 	Out      io.Writer // what a person reads
 	Log      *slog.Logger
@@ -135,6 +136,7 @@ func (w *World) openService(ctx context.Context) error {
 		return "127.0.0.1:" + strconv.Itoa(w.opt.PortBase+i)
 	}
 	cfg.Operator.Listen, cfg.Device.HTTPS, cfg.Device.MQTT, cfg.Metrics.Listen = port(0), port(1), port(2), port(3)
+	cfg.Store.URL = w.opt.Store
 	w.service = &service{cfg: cfg, log: w.opt.Log}
 	if w.opt.Apart {
 		log, err := logFile(filepath.Join(w.opt.Dir, "service.log"))

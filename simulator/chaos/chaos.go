@@ -29,14 +29,16 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/simulator"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // Options say how long and how bad the day is.
 type Options struct {
 	simulator.Options
-	For    time.Duration // the faults; what begins and ends the run comes beside it
-	Faults int           // of tills; 0: as many as a till takes, 45 in ten minutes
-	Report string        // file for the Report; "-" prints it, empty: none
+	For      time.Duration // the faults; what begins and ends the run comes beside it
+	Faults   int           // of tills; 0: as many as a till takes, 45 in ten minutes
+	Postgres bool          // the service keeps what it knows in PostgreSQL, which is killed too
+	Report   string        // file for the Report; "-" prints it, empty: none
 }
 
 const (
@@ -51,13 +53,14 @@ type harness struct {
 	version string
 	tills   []*till
 	socks   string // folder of the tills' sockets
+	store   string // address of the service's database
+	cluster *postgres.Cluster
 	began   time.Time
 	report  *Report
 
 	mu     sync.Mutex
 	counts map[string]int            // of faults, by kind
 	detail map[string]map[string]int // by kind
-	down   bool                      // the service is, or is about to be
 }
 
 // till is one till as the harness sees it.
@@ -144,8 +147,16 @@ func (h *harness) open(ctx context.Context) error {
 	h.version = strings.TrimSpace(string(out))
 	o := h.opt.Options
 	o.Apart, o.UpdateTo, o.PortBase = true, "", 0
+	if h.opt.Postgres {
+		if o.Store, err = h.openPostgres(ctx); err != nil {
+			return err
+		}
+	}
 	if h.w, err = simulator.Open(ctx, o); err != nil {
 		return err
+	}
+	if !h.opt.Postgres {
+		h.store = sqlite(filepath.Join(h.w.Data(), "tillward.db"))
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -172,6 +183,25 @@ func (h *harness) open(ctx context.Context) error {
 		}
 		return ready == len(h.tills), err
 	})
+}
+
+// openPostgres starts a server with a database for the service, and returns its
+// address.
+func (h *harness) openPostgres(ctx context.Context) (string, error) {
+	dir := filepath.Join(h.socks, "pg")
+	if err := os.Chmod(h.socks, 0o711); err != nil { // #nosec G302 -- the server is another user
+		return "", err
+	}
+	var err error
+	if h.cluster, err = postgres.Start(ctx, dir, false); err != nil {
+		return "", err
+	}
+	h.store = h.cluster.URL("postgres", "postgres") + "&search_path=tillward"
+	out, err := exec.CommandContext(ctx, filepath.Join(h.opt.Bin, "tillward"), "store", "setup", "--url", h.store).CombinedOutput() // #nosec G204 -- our own binary
+	if err != nil {
+		return "", fmt.Errorf("set the database up: %w: %s", err, out)
+	}
+	return h.cluster.URL("tillward_service", "postgres"), nil
 }
 
 // device is what the harness needs of the API's.
@@ -329,6 +359,9 @@ func (h *harness) close() {
 	if h.w != nil {
 		h.w.Close()
 	}
+	if h.cluster != nil {
+		h.cluster.Kill()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for _, x := range h.tills {
@@ -408,7 +441,7 @@ func (h *harness) missing(ctx context.Context, before time.Time, of ...*till) (o
 	if len(of) == 0 {
 		of = h.tills
 	}
-	all, err := readStore(ctx, filepath.Join(h.w.Data(), "tillward.db"))
+	all, err := readStore(ctx, h.store)
 	if err != nil {
 		return nil, err
 	}

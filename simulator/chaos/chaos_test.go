@@ -92,14 +92,14 @@ func TestShort(t *testing.T) {
 
 // TestPlan: one seed draws one plan, with every kind in it.
 func TestPlan(t *testing.T) {
-	a, b, c := plan(1, 20, 900, 10*time.Minute), plan(1, 20, 900, 10*time.Minute), plan(2, 20, 900, 10*time.Minute)
+	a, b, c := plan(1, 20, 900, ofService, 10*time.Minute), plan(1, 20, 900, ofService, 10*time.Minute), plan(2, 20, 900, ofService, 10*time.Minute)
 	if !slices.Equal(a, b) {
 		t.Error("the same seed drew two plans")
 	}
 	if slices.Equal(a, c) {
 		t.Error("two seeds drew one plan")
 	}
-	for _, p := range [][]fault{a, plan(1, 3, len(kinds), 20*time.Second)} {
+	for _, p := range [][]fault{a, plan(1, 3, len(kinds), ofService, 20*time.Second)} {
 		seen := make(map[string]bool)
 		for _, f := range p {
 			seen[f.name] = true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -16,7 +17,7 @@ var errNoAgent = errors.New("no agent runs")
 // play lets the plan happen, with a shop's day and an operator's commands
 // beside it.
 func (h *harness) play(ctx context.Context) error {
-	faults := plan(h.opt.Seed, len(h.tills), h.opt.Faults, h.opt.For)
+	faults := plan(h.opt.Seed, len(h.tills), h.opt.Faults, h.ofService(), h.opt.For)
 	h.say("%d tills are attested; %d faults in %s, seed %d", len(h.tills), len(faults), h.opt.For, h.opt.Seed)
 	h.report.NotRun = packetsOnWire(ctx)
 	began := time.Now()
@@ -85,9 +86,21 @@ func (h *harness) do(ctx context.Context, f fault) error {
 	return err
 }
 
+// ofService are the faults of this run's service.
+func (h *harness) ofService() []kind {
+	if h.cluster == nil {
+		return ofService
+	}
+	return append(slices.Clone(ofService), ofStore)
+}
+
 func (h *harness) doService(ctx context.Context, f fault) error {
-	h.setDown(true)
-	defer h.setDown(false)
+	if f.name == storeKilled {
+		h.cluster.Kill()
+		h.count(f.name, 1, "", 0)
+		_ = wait(ctx, f.long)
+		return h.cluster.Start(context.WithoutCancel(ctx))
+	}
 	end := h.w.KillService
 	if f.name == serviceEnded {
 		end = h.w.EndService
@@ -102,12 +115,6 @@ func (h *harness) doService(ctx context.Context, f fault) error {
 		x.healed(f.name)
 	}
 	return err
-}
-
-func (h *harness) setDown(down bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.down = down
 }
 
 func (x *till) carry(w simulator.Weather) {

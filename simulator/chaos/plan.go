@@ -13,6 +13,7 @@ const (
 	agentEnded    = "agent restarted in order"
 	serviceKilled = "service killed (kill -9)"
 	serviceEnded  = "service restarted in order"
+	storeKilled   = "database killed"
 	networkCut    = "network cut"
 	publishCut    = "connection cut in the middle of a PUBLISH"
 	halfService   = "half-open: the service's end lost"
@@ -75,6 +76,9 @@ var ofService = []kind{
 	{serviceEnded, "service", 1, second / 5, 2 * second},
 }
 
+// ofStore is for a service with a database of its own.
+var ofStore = kind{storeKilled, "service", 2, second / 5, 3 * second}
+
 // fault is one of the plan.
 type fault struct {
 	kind
@@ -86,7 +90,7 @@ type fault struct {
 
 // plan draws n faults of tills, and the service's beside them, over a time. The
 // same seed draws the same. Each kind comes, if n allows.
-func plan(seed uint64, tills, n int, whole time.Duration) []fault {
+func plan(seed uint64, tills, n int, ofService []kind, whole time.Duration) []fault {
 	rng := rand.New(rand.NewPCG(seed, 6)) // #nosec G404 -- to be drawn again
 	var all []fault
 	deal := func(of []kind, n, tills int) {

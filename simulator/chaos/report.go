@@ -94,7 +94,7 @@ func (h *harness) judge(ctx context.Context) error {
 	if err := h.w.EndService(); err != nil {
 		h.problem("end of the service: %v", err)
 	}
-	all, err := readStore(ctx, filepath.Join(h.w.Data(), "tillward.db"))
+	all, err := readStore(ctx, h.store)
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (h *harness) judge(ctx context.Context) error {
 		h.report.Tills = append(h.report.Tills, r)
 	}
 	h.report.Classes = sums
-	for _, k := range slices.Concat(kinds, ofService) {
+	for _, k := range slices.Concat(kinds, h.ofService()) {
 		h.report.Faults = append(h.report.Faults, faultCount{k.name, h.counts[k.name], h.detail[k.name]})
 		h.report.Total += h.counts[k.name]
 		if h.counts[k.name] == 0 {
@@ -180,7 +180,7 @@ func (h *harness) commands(x *till, s *stored) {
 	ends := make(map[string]int) // in the till's trail
 	for _, list := range x.book.entries {
 		for _, e := range list {
-			if kind, id, ok := strings.Cut(e.Name, " "); ok && e.kept && kind != "command.start" {
+			if kind, id, ok := strings.Cut(e.Name, " "); ok && e.kept && id != "" && kind != "command.start" && kind != "command.refused" {
 				ends[id]++
 			}
 		}

@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/url"
+	"strings"
 
-	_ "github.com/mattn/go-sqlite3" // the service's store
+	_ "github.com/jackc/pgx/v5/stdlib" // the service's store may be either
+	_ "github.com/mattn/go-sqlite3"
 )
 
 // row is one that the service holds of a till.
@@ -31,16 +33,28 @@ type stored struct {
 	trail []link
 }
 
+// sqlite is the address of a database in a file.
+func sqlite(file string) string {
+	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: "mode=ro&_busy_timeout=20000"}).String()
+}
+
 // readStore reads what the service's database holds of each device. It reads
 // beside a service that runs.
-func readStore(ctx context.Context, file string) (map[string]*stored, error) {
-	u := url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: "mode=ro&_busy_timeout=20000"}
-	db, err := sql.Open("sqlite3", u.String())
+func readStore(ctx context.Context, address string) (map[string]*stored, error) {
+	driver := "pgx"
+	if strings.HasPrefix(address, "file:") {
+		driver = "sqlite3"
+	}
+	db, err := sql.Open(driver, address)
 	if err != nil {
 		return nil, err
 	}
 	defer db.Close()
-	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true}) // one state of it
+	o := &sql.TxOptions{ReadOnly: true} // one state of it
+	if driver == "pgx" {
+		o.Isolation = sql.LevelRepeatableRead
+	}
+	tx, err := db.BeginTx(ctx, o)
 	if err != nil {
 		return nil, err
 	}

@@ -53,6 +53,7 @@ type runCmd struct {
 	Cuts      int           `help:"Of the scenario powercut: how often the power goes." default:"200"`
 	For       time.Duration `help:"Of the scenario chaos: how long things go wrong." default:"10m"`
 	Faults    int           `help:"Of the same: how often, beside the service; 0: 45 times a till in ten minutes." default:"0"`
+	Postgres  bool          `help:"Of the same: the service keeps what it knows in PostgreSQL, which is killed too."`
 	Only      []string      `help:"Of a scenario, these parts alone." placeholder:"NAME"`
 }
 
@@ -113,7 +114,7 @@ func (c *runCmd) Run(ctx context.Context) error {
 	}
 	if c.Scenario == "chaos" {
 		o.Day, o.Pace = time.Minute, simulator.Pace{Poll: "1s", Stats: "2s", Batch: "2s", Heartbeat: "5s"}
-		return chaos.Run(ctx, chaos.Options{Options: o, For: c.For, Faults: c.Faults, Report: c.Report})
+		return chaos.Run(ctx, chaos.Options{Options: o, For: c.For, Faults: c.Faults, Postgres: c.Postgres, Report: c.Report})
 	}
 	if c.Scenario == "powercut" {
 		o.PortBase, o.Pace = 0, simulator.Pace{Poll: "1s", Stats: "30s", Batch: "5s", Heartbeat: "5s"}
