@@ -158,6 +158,33 @@ func (a *Agent) unseal(ctx context.Context) ([]byte, error) {
 	return a.vault.Open(ctx, dev)
 }
 
+// opensNow reports whether the books can be opened that stayed locked at the
+// start.
+func (a *Agent) opensNow(ctx context.Context, dev TPM) bool {
+	if a.closed == nil || a.vault == nil || errors.Is(a.closed, errAbsorb) {
+		return false
+	}
+	_, err := a.vault.Open(ctx, dev)
+	return err == nil
+}
+
+// reopenAfter is how long the agent runs at least before it is started again to
+// open the books: a TPM that fails whenever it is asked first is no reason to
+// spin.
+const reopenAfter = 5 * time.Second
+
+// reopen has the agent started again, where the TPM did not answer at the start
+// and does now. What waits in the locked books is older than what the plain ones
+// have: it must go to the service first.
+func (a *Agent) reopen(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Until(a.started.Add(reopenAfter))):
+		return ErrRestart
+	}
+}
+
 // openBeside goes on in plain books.
 func (a *Agent) openBeside(ctx context.Context, o spool.Options) error {
 	blind := o

@@ -114,6 +114,30 @@ func TestApprovalComesLater(t *testing.T) {
 	f.chained()
 }
 
+// TestDeafChip has a TPM that does not answer while the agent starts, and does a
+// moment later: nothing of the plain books goes to the service before what waits
+// in the locked ones.
+func TestDeafChip(t *testing.T) {
+	f := newFleet(t)
+	fw := tpmfarm.Default(release)
+	f.reference(release, fw, 0)
+	b := f.sealed(fw)
+	b.stop()
+	b.deaf.Store(1)
+	b.cfg.Service.Artifacts = "https://127.0.0.1:1" // nobody tells it that the boot is approved: that is on file
+	b.boot(fw)
+	f.until("the books did not open", func() bool { return f.audited("vault.opened") && f.has("link.up", 3) })
+	f.chained()
+	kinds := f.kinds()
+	of := func(kind string) int {
+		return slices.IndexFunc(kinds, func(k string) bool { return strings.Fields(k)[1] == kind })
+	}
+	if from, to := of("vault.closed"), of("vault.opened"); from < 0 || from > to ||
+		slices.ContainsFunc(kinds[from:to], func(k string) bool { return strings.Fields(k)[1] == "link.up" }) {
+		t.Errorf("the trail says %q: want no connection while the books were locked", kinds[max(0, from):])
+	}
+}
+
 // TestRenewedWhileClosed changes both keys while the books are closed. When they
 // open again they speak of keys that are gone; the device goes on as who it is,
 // though nobody would enrol it.

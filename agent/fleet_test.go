@@ -537,7 +537,8 @@ type box struct {
 	f    *fleet
 	cfg  agent.Config
 	chip *tpmfarm.TPM
-	cut  atomic.Bool // the power goes when a new key is to be the only one
+	deaf atomic.Int32 // so often the TPM does not answer
+	cut  atomic.Bool  // the power goes when a new key is to be the only one
 	log  *lines
 
 	slots   agent.Slots // nil: it has none
@@ -599,6 +600,9 @@ func (b *box) start() {
 	o := agent.Options{
 		Version: "1.0.0", Slot: "golden", Drivers: hal.NewRegistry(b.drivers...), Log: slog.New(slog.NewTextHandler(b.log, nil)),
 		OpenTPM: func(path string) (agent.TPM, error) {
+			if b.deaf.Add(-1) >= 0 {
+				return nil, errors.New("the TPM does not answer")
+			}
 			dev, err := tpm.Open(path)
 			if err != nil {
 				return nil, err

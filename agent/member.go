@@ -135,6 +135,9 @@ func (a *Agent) once(ctx context.Context) error {
 		return err
 	}
 	defer done()
+	if a.opensNow(ctx, dev) {
+		return a.reopen(ctx)
+	}
 	id, err := a.identity(ctx, dev)
 	if err != nil {
 		return err

@@ -202,8 +202,8 @@ func (a *Agent) lock(ctx context.Context, dev TPM) error {
 	case errors.Is(a.closed, errAbsorb): // at the next start
 		return nil
 	case a.closed != nil:
-		if _, err := a.vault.Open(ctx, dev); err != nil {
-			return nil //nolint:nilerr // still not approved; that is on record
+		if !a.opensNow(ctx, dev) {
+			return nil // still not approved; that is on record
 		}
 	default:
 		return nil
