@@ -38,6 +38,7 @@ type storm struct {
 	api     string // http URL of operators
 	conf    *tls.Config
 	say     io.Writer
+	store   string // URL of its database; empty: SQLite
 	first   uint64 // sequence before the first of the working tills, which are in every run
 }
 
@@ -162,6 +163,7 @@ func (s *storm) serve(ctx context.Context, o BenchOptions, maker *swarm.Authorit
 	cfg.Operator.Plain, cfg.Metrics.Listen = true, ""
 	cfg.Enrol.VirtualEKRoots, cfg.Enrol.AutoClaim = []string{roots}, true
 	cfg.Attest.Unjudged = "attested"
+	cfg.Store.URL = s.store
 	file := filepath.Join(dir, "tillward.toml")
 	if err := os.WriteFile(file, []byte(cfg.String()), 0o600); err != nil {
 		return nil, fmt.Errorf("storm: %w", err)

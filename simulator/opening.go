@@ -49,7 +49,7 @@ const flightOfOne = 32 // a window
 func Opening(ctx context.Context, o OpeningOptions) (r OpeningReport, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s, done, err := chain(ctx, BenchOptions{Bin: o.Bin, Dir: o.Dir, Say: o.Say}, o.Late+o.Working)
+	s, done, err := chain(ctx, BenchOptions{Bin: o.Bin, Dir: o.Dir, Say: o.Say}, "", o.Late+o.Working)
 	if err != nil {
 		return r, err
 	}
@@ -60,9 +60,10 @@ func Opening(ctx context.Context, o OpeningOptions) (r OpeningReport, err error)
 	return s.opening(ctx, o)
 }
 
-// chain starts a service and enrols devices in it.
-func chain(ctx context.Context, o BenchOptions, devices int) (*storm, <-chan error, error) {
-	s := &storm{say: o.Say}
+// chain starts a service, on SQLite or on the database of a URL, and enrols
+// devices in it.
+func chain(ctx context.Context, o BenchOptions, store string, devices int) (*storm, <-chan error, error) {
+	s := &storm{say: o.Say, store: store}
 	maker, err := swarm.NewAuthority(nil)
 	if err != nil {
 		return nil, nil, err

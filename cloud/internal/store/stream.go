@@ -43,6 +43,7 @@ type group struct {
 	devices map[fleet.DeviceID]*tally
 	series  map[int64]*recent
 	fronts  []front // of boots, in the order in which they came
+	pending []pending
 }
 
 // front is how far the telemetry of a boot is whole.
@@ -167,26 +168,12 @@ func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome)
 		if err != nil {
 			return err
 		}
-		n, err := g.w.changed(ctx, `INSERT INTO sample (boot, seq, idx, series, at, value, epoch, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			boot, s.Seq, s.Index, series, deviceMS(s.At), s.Value, s.Epoch, s.Kept)
-		if err != nil {
-			return fmt.Errorf("sample: %w", err)
-		}
-		if n == 0 {
-			out.Duplicates++
-			continue
-		}
-		out.NewSamples++
-		t.samples++
-		r := g.series[series]
-		if r == nil {
-			r = &recent{at: math.MinInt64}
-			g.series[series] = r
-		}
-		r.count++
-		if when := deviceMS(s.At); when >= r.at {
-			r.at, r.value = when, s.Value
-		}
+		g.pending = append(g.pending, pending{
+			[8]any{boot, int64(s.Seq), int64(s.Index), series, deviceMS(s.At), s.Value, s.Epoch, s.Kept}, out, t, // #nosec G115 -- number has looked
+		})
+	}
+	if len(g.pending) >= sizes[0] {
+		return g.write(ctx)
 	}
 	return nil
 }
@@ -390,6 +377,9 @@ func (v version) plausible() bool {
 }
 
 func (g *group) flush(ctx context.Context) error {
+	if err := g.write(ctx); err != nil {
+		return err
+	}
 	for id, t := range g.devices {
 		if err := g.w.exec(ctx, `UPDATE device SET samples = samples + ?, last_seen = CASE WHEN ? > last_seen THEN ? ELSE last_seen END WHERE id = ?`,
 			t.samples, t.seen, t.seen, id); err != nil {
@@ -417,13 +407,7 @@ func (g *group) flush(ctx context.Context) error {
 			return fmt.Errorf("boot: %w", err)
 		}
 	}
-	for id, r := range g.series {
-		if err := g.w.exec(ctx, `UPDATE series SET count = count + ?, last = CASE WHEN ? >= last_at THEN ? ELSE last END,
-			last_at = CASE WHEN ? >= last_at THEN ? ELSE last_at END WHERE id = ?`, r.count, r.at, r.value, r.at, r.at, id); err != nil {
-			return err
-		}
-	}
-	return nil
+	return g.recents(ctx)
 }
 
 // number checks that a number from a device can be kept.
