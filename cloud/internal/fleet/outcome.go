@@ -18,7 +18,7 @@ var remarks = map[string]bool{
 
 // others are kinds whose outcome their name does not tell.
 var others = map[string]string{
-	"attest.degraded": Failure, "attest.quarantined": Failure, "broker.violation": Refused, "command.expired": Failure, "export.lost": Failure,
+	"attest.degraded": Failure, "audit.break": Failure, "attest.quarantined": Failure, "broker.violation": Refused, "command.expired": Failure, "export.lost": Failure,
 	"identity.replaced": Refused, "identity.revoked": Refused, "identity.unknown": Refused, "ownership.not-released": Failure, "release.stale": Failure,
 }
 

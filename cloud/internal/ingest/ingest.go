@@ -412,6 +412,19 @@ func (i *Ingest) result(in *fleet.Intake, m Message) (time.Time, error) {
 	return sent, nil
 }
 
+const kindBreak = "audit.break"
+
+// broke is the alarm of a break that a device itself has recorded: its file was
+// damaged, and what was behind the last entry that it knows is lost. It is no
+// chain that was tampered with, as far as the anchor that follows signs it.
+func broke(r wire.AuditRecord, have uint64) *fleet.AuditEvent {
+	d := map[string]string{"entry": fmt.Sprint(r.Seq), "known": fmt.Sprint(r.Break.Seq)}
+	if r.Seq > have+1 {
+		d["lost"] = fmt.Sprintf("%d to %d", have+1, r.Seq-1)
+	}
+	return &fleet.AuditEvent{Kind: kindBreak, Severity: "alarm", Detail: d}
+}
+
 // audit checks the entries against the stored head of the device's chain.
 func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.Time, error) {
 	b, err := wire.Decode[wire.AuditBatch](m.Payload)
@@ -425,6 +438,7 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 		}
 	}
 	var fault, gap string
+	var lost *fleet.AuditEvent
 	for n, e := range b.Entries {
 		r, err := e.Open()
 		if err != nil { // not what the device chained: the rest of the batch is as good as it is
@@ -433,11 +447,15 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 		}
 		if r.Seq > h.seq {
 			switch {
+			case r.Kind == kindBreak && r.Break != nil && r.Seq != h.seq+1:
 			case r.Seq != h.seq+1:
 				gap = cmp.Or(gap, fmt.Sprintf("entries %d to %d are missing", h.seq+1, r.Seq-1))
 			case r.Prev != h.hash:
 				fault = cmp.Or(fault, fmt.Sprintf("entry %d does not follow entry %d", r.Seq, h.seq))
 				i.forks[m.Device] = fault
+			}
+			if r.Kind == kindBreak && r.Break != nil {
+				lost = broke(r, h.seq)
 			}
 			h = head{seq: r.Seq, hash: e.Hash}
 		} else if r.Seq == h.seq && e.Hash != h.hash {
@@ -457,7 +475,9 @@ func (i *Ingest) audit(ctx context.Context, in *fleet.Intake, m Message) (time.T
 	}
 	i.heads[m.Device] = h
 	in.AuditBroken = fault != ""
-	if fault = cmp.Or(fault, gap); fault != "" { // what is missing may come yet; the store counts
+	if lost != nil && fault == "" {
+		in.Service = i.note(m, noteEvery, *lost)
+	} else if fault = cmp.Or(fault, gap); fault != "" { // what is missing may come yet; the store counts
 		in.Service = i.note(m, noteEvery, fleet.AuditEvent{Kind: "audit.chain_broken", Severity: "alarm", Detail: map[string]string{"fault": fault}})
 	}
 	return time.UnixMilli(b.Head.Sent), nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -543,6 +544,50 @@ func TestGroups(t *testing.T) {
 	defer x.mu.Unlock()
 	if len(x.groups) > n/10 || slices.Max(x.groups) > 512 {
 		t.Errorf("got %d groups, the largest %d", len(x.groups), slices.Max(x.groups))
+	}
+}
+
+// TestBreak: what a till itself says it lost with a damaged file is an alarm of its own kind; what is missing without
+// that is a gap, and a break that does not fit is a fork all the same.
+func TestBreak(t *testing.T) {
+	entries, last := chain(t, 1, [32]byte{}, 5)
+	seal := func(r wire.AuditRecord) []wire.AuditEntry {
+		r.At, r.Boot, r.Severity = noon.UnixMilli(), wire.Boot{1}, "alarm"
+		e, err := wire.SealAudit(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []wire.AuditEntry{e}
+	}
+	for name, tt := range map[string]struct {
+		then   []wire.AuditEntry
+		want   []string
+		detail map[string]string
+	}{
+		"skips": {seal(wire.AuditRecord{Seq: 20, Kind: "audit.break", Break: &wire.Break{Seq: 4}}), []string{"audit.break a"}, map[string]string{"entry": "20", "known": "4", "lost": "6 to 19"}},
+		"goes on": {
+			seal(wire.AuditRecord{Seq: 6, Kind: "audit.break", Prev: last, Break: &wire.Break{Seq: 5, Hash: last}}),
+			[]string{"audit.break a"}, map[string]string{"entry": "6", "known": "5"},
+		},
+		"nobody says why": {seal(wire.AuditRecord{Seq: 20, Kind: "link.up"}), []string{"audit.chain_broken a"}, map[string]string{"fault": "entries 6 to 19 are missing"}},
+		"says no break":   {seal(wire.AuditRecord{Seq: 20, Kind: "audit.break"}), []string{"audit.chain_broken a"}, map[string]string{"fault": "entries 6 to 19 are missing"}},
+		"does not fit": {
+			seal(wire.AuditRecord{Seq: 6, Kind: "audit.break", Prev: [32]byte{9}, Break: &wire.Break{Seq: 5}}),
+			[]string{"audit.chain_broken a"}, map[string]string{"fault": "entry 6 does not follow entry 5"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := start(t)
+			x.ok(wire.Audit, &wire.AuditBatch{Head: head(1), Entries: entries})
+			x.ok(wire.Audit, &wire.AuditBatch{Head: head(2), Entries: tt.then})
+			if got := x.kinds(); !slices.Equal(got, tt.want) {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+			evs, _, err := x.s.AuditTrail(t.Context(), "main", "", false, fleet.Page{Limit: 10})
+			if err != nil || len(evs) != 1 || evs[0].Severity != "alarm" || !maps.Equal(evs[0].Detail, tt.detail) {
+				t.Errorf("got %+v (%v), want an alarm with %v", evs, err, tt.detail)
+			}
+		})
 	}
 }
 
