@@ -74,6 +74,7 @@ func Bench(ctx context.Context, o BenchOptions) error {
 		{"backlog", "a backlog on its way into the database", benchBacklog},
 		{"planner", "a step of the rollout planner over 150,000 devices", benchPlanner},
 		{"delta", "an application release of which one per cent is new", benchDelta},
+		{"journal", "the agent's trail, with durable sync", benchJournal},
 		{"counter", "the agent with 32 printers, one of them mute at last (takes two minutes)", benchCounter},
 		{"agent", "the agent, idle at its default pace (takes a minute)", benchAgent},
 	} {

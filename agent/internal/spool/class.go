@@ -82,7 +82,7 @@ func renamed(class, channel string) string {
 // and where they are: it needs no room, and a power cut costs nothing.
 func (s *Spool) reclass() error {
 	for n := 1; n > 0; {
-		err := s.attempt("NORMAL", func(t *tx) error {
+		err := s.attempt(loose, func(t *tx) error {
 			old, err := t.fetch(`SELECT id, class, channel, size, payload FROM message
 				WHERE class IN (?, ?) OR class = ? AND channel = ? ORDER BY id LIMIT ?`, oldKeep, oldLatest, Telemetry, eventChannel, reclassed)
 			for _, m := range old {

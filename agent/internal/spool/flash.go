@@ -3,9 +3,12 @@ package spool
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A till's medium is flash, and lives as long as little is written to it. Pages
@@ -56,15 +59,24 @@ func (f *flash) arm() {
 	f.timer.Reset(f.window)
 }
 
-// wrote takes note of a transaction.
-func (f *flash) wrote(s *Spool, synced bool) {
-	if f.dirty = !synced; f.dirty {
-		f.arm()
-	}
+// wrote takes note of a transaction, and makes it survive a power cut when it is
+// to do so at once. SQLite would sync more than the bytes that count: its size
+// and times are the same as before, and to write them costs flash.
+func (s *Spool) wrote(now bool) error {
+	f := &s.flash
 	f.follow(s.path)
+	f.dirty = true
+	var err error
+	if now {
+		err = f.sync()
+	}
 	if f.frames >= logFrames {
 		_ = s.checkpoint() // or the next time
 	}
+	if f.dirty {
+		f.arm()
+	}
+	return err
 }
 
 // follow reads what has been added to the log: of each frame the number of its
@@ -128,32 +140,43 @@ func (s *Spool) checkpoint() error {
 
 // sync makes what was written survive a power cut.
 func (f *flash) sync() error {
-	if !f.dirty || f.wal == nil {
+	if !f.dirty {
 		return nil
 	}
-	if err := f.wal.Sync(); err != nil {
+	if f.wal == nil {
+		return errors.New("there is no log")
+	}
+	if err := unix.Fdatasync(int(f.wal.Fd())); err != nil { // #nosec G115 -- a descriptor
 		return err
 	}
 	f.dirty = false
 	return nil
 }
 
+// Sync makes all that was acknowledged survive a power cut, as happens by itself
+// when the window has passed.
+func (s *Spool) Sync() error {
+	s.lock <- struct{}{}
+	defer func() { <-s.lock }()
+	if s.conn == nil {
+		return ErrClosed
+	}
+	return errors.Join(s.flash.sync(), s.syncHeads())
+}
+
 // pass is what happens when the window has passed.
 func (s *Spool) pass() {
 	s.lock <- struct{}{}
-	defer func() { <-s.lock }()
-	if s.flash.armed = false; s.conn == nil {
+	s.flash.armed = false
+	<-s.lock
+	err := s.Sync()
+	if err == nil || errors.Is(err, ErrClosed) {
 		return
 	}
-	var err error
-	if len(s.gone) > 0 {
-		err = s.attempt("NORMAL", func(*tx) error { return nil })
-	}
-	if err == nil {
-		err = s.flash.sync()
-	}
-	if err != nil {
-		s.log.Warn("spool not synced; a power cut may cost the last telemetry", "error", err)
+	s.log.Warn("spool not synced; a power cut may cost the last telemetry", "error", err)
+	s.lock <- struct{}{}
+	defer func() { <-s.lock }()
+	if s.conn != nil {
 		s.flash.arm()
 	}
 }

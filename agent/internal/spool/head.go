@@ -5,12 +5,15 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // Values that Options.Copied names have a copy beside the file: when the file is
 // damaged, the chain whose head one is goes on. A copy has two places, which are
-// written in turn, so that a power cut costs one of them at most. It is not
-// synced: after a power cut it may be behind, never ahead of what was stored.
+// written in turn, so that a power cut costs one of them at most. It is synced when
+// the window has passed: after a power cut it may be behind by that, never ahead
+// of what was stored.
 const (
 	copyEnd    = ".heads"
 	copyPlace  = 512 // bytes: a sector
@@ -44,6 +47,20 @@ func (s *Spool) keepHead(key string, value []byte) {
 		return
 	}
 	s.flash.written += copyPlace
+	s.late = true
+	s.flash.arm()
+}
+
+// syncHeads makes the copies survive a power cut.
+func (s *Spool) syncHeads() error {
+	if !s.late || s.heads == nil {
+		return nil
+	}
+	if err := unix.Fdatasync(int(s.heads.Fd())); err != nil { // #nosec G115 -- a descriptor
+		return err
+	}
+	s.late = false
+	return nil
 }
 
 func (s *Spool) copied(key string) int {
@@ -63,7 +80,7 @@ func (s *Spool) recall() error {
 	if err != nil {
 		return nil //nolint:nilerr // there is none
 	}
-	return s.attempt("FULL", func(t *tx) error {
+	return s.attempt(firm, func(t *tx) error {
 		for i, key := range s.o.Copied {
 			var best []byte
 			for place := 2 * i; place < 2*i+2 && len(b) >= (place+1)*copyPlace; place++ {

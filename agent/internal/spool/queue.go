@@ -133,9 +133,9 @@ func (s *Spool) Next(ctx context.Context, after uint64, limit int, channels []st
 }
 
 // Done forgets messages that the service has stored. What is not kept for its
-// own sake goes with the next that is written, or when the window has passed.
-// The end of the agent, or of the power, in between may bring messages back; they
-// are then sent again and dropped as duplicates.
+// own sake goes with the next that is written. The end of the agent in between,
+// or a power cut a while after, may bring messages back; they are then sent again
+// and dropped as duplicates.
 func (s *Spool) Done(ctx context.Context, ids ...uint64) error {
 	if len(ids) == 0 {
 		return nil
@@ -154,9 +154,7 @@ func (s *Spool) Done(ctx context.Context, ids ...uint64) error {
 			s.gone[id] = struct{}{}
 			now = now || kept(class)
 		}
-		if now = now || len(s.gone) >= doneAtOnce; !now {
-			s.flash.arm()
-		}
+		now = now || len(s.gone) >= doneAtOnce
 		return nil
 	})
 	if err != nil || !now {
@@ -268,16 +266,15 @@ func (s *Spool) write(ctx context.Context, c care, do func(*tx) error) error {
 	if s.conn == nil {
 		return ErrClosed
 	}
-	sync := "NORMAL"
-	if c >= firm {
-		sync = "FULL"
-	}
 	err := s.ready(c)
 	if err == nil {
-		err = typed(s.attempt(sync, do))
+		err = typed(s.attempt(c, do))
 	}
 	if errors.Is(err, ErrDisk) {
-		err = s.insist(sync, c, do, err)
+		err = s.insist(c, do, err)
+	}
+	if u, ok := errors.AsType[unsynced](err); ok {
+		return fmt.Errorf("%w: %w", ErrDisk, u)
 	}
 	if err == nil && s.drawn {
 		s.replenish()
@@ -286,8 +283,8 @@ func (s *Spool) write(ctx context.Context, c care, do func(*tx) error) error {
 }
 
 // insist tries again where the file cannot grow.
-func (s *Spool) insist(sync string, c care, do func(*tx) error, err error) error {
-	squeeze := func() error { return s.attempt("NORMAL", (*tx).squeeze) }
+func (s *Spool) insist(c care, do func(*tx) error, err error) error {
+	squeeze := func() error { return s.attempt(loose, (*tx).squeeze) }
 	draw := func() error { return s.draw(c) }
 	for _, help := range []func() error{s.checkpoint, draw, squeeze, draw, draw} {
 		if help() != nil {
@@ -296,20 +293,14 @@ func (s *Spool) insist(sync string, c care, do func(*tx) error, err error) error
 		if e := s.checkpoint(); e != nil && c != forgets {
 			continue
 		}
-		if err = typed(s.attempt(sync, do)); !errors.Is(err, ErrDisk) {
+		if err = typed(s.attempt(c, do)); !errors.Is(err, ErrDisk) {
 			break
 		}
 	}
 	return err
 }
 
-func (s *Spool) attempt(sync string, do func(*tx) error) error {
-	if s.sync != sync {
-		if err := s.exec("PRAGMA synchronous=" + sync); err != nil {
-			return err
-		}
-		s.sync = sync
-	}
+func (s *Spool) attempt(c care, do func(*tx) error) error {
 	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
@@ -336,7 +327,6 @@ func (s *Spool) attempt(sync string, do func(*tx) error) error {
 	clear(s.gone)
 	clear(s.owed)
 	s.used, s.next = t.used, t.next
-	s.flash.wrote(s, sync == "FULL")
 	s.flash.stored += t.added
 	for key, head := range t.heads {
 		s.keepHead(key, head)
@@ -344,8 +334,17 @@ func (s *Spool) attempt(sync string, do func(*tx) error) error {
 	if t.added > 0 {
 		s.notify()
 	}
+	if err := s.wrote(c >= firm); err != nil {
+		return unsynced{err}
+	}
 	return nil
 }
+
+// unsynced is the error of a transaction that is committed and could not be synced:
+// it is not made again, and whoever wanted to be sure is told.
+type unsynced struct{ err error }
+
+func (u unsynced) Error() string { return "not synced: " + u.err.Error() }
 
 // forget removes what Done has named.
 func (t *tx) forget() error {

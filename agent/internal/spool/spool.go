@@ -94,7 +94,6 @@ type Spool struct {
 	lock   chan struct{} // held by whoever uses what follows
 	db     *sql.DB
 	conn   *sql.Conn
-	sync   string // the present PRAGMA synchronous
 	used   totals
 	next   uint64              // id of the next message
 	gone   map[uint64]struct{} // messages that Done has named and that are still in the file
@@ -102,6 +101,7 @@ type Spool struct {
 	flash  flash
 	heads  *os.File
 	turn   int
+	late   bool // the copies of heads are not synced
 	drawn  bool // of the reserve in the file
 	refill time.Time
 }
@@ -211,7 +211,9 @@ func Open(path string, o Options) (*Spool, error) {
 	if s.used.total().rows > 0 {
 		s.notify()
 	}
-	s.flash.settle = s.pass
+	if s.flash.settle = s.pass; s.flash.dirty {
+		s.flash.arm()
+	}
 	return s, nil
 }
 
@@ -238,7 +240,7 @@ func (s *Spool) Close() error {
 	s.lock <- struct{}{}
 	defer func() { <-s.lock }()
 	if s.conn != nil && len(s.gone)+len(s.owed) > 0 {
-		if err := s.attempt("NORMAL", func(*tx) error { return nil }); err != nil {
+		if err := s.attempt(loose, func(*tx) error { return nil }); err != nil {
 			s.log.Warn("messages that the service has will be sent again", "error", err)
 		}
 	}
@@ -252,7 +254,8 @@ func (s *Spool) shut() error {
 	var err error
 	s.flash.close()
 	if s.heads != nil {
-		err, s.heads = s.heads.Close(), nil
+		err = errors.Join(s.syncHeads(), s.heads.Close())
+		s.heads, s.late = nil, false
 	}
 	if s.conn != nil {
 		err = errors.Join(err, s.conn.Close())
@@ -268,13 +271,13 @@ func (s *Spool) open() error {
 	if err != nil {
 		return err
 	}
-	s.db, s.conn, s.sync = db, conn, "FULL"
+	s.db, s.conn = db, conn
 	for _, p := range []string{
 		fmt.Sprintf("PRAGMA page_size=%d", pageSize), // of a new file
 		"PRAGMA locking_mode=EXCLUSIVE",              // one agent, and no shared-memory file
 		"PRAGMA journal_mode=WAL",
-		"PRAGMA synchronous=FULL",
-		"PRAGMA cache_size=-512", // KiB: the whole agent has 20 MiB
+		"PRAGMA synchronous=NORMAL", // what is to be safe at once, flash syncs
+		"PRAGMA cache_size=-512",    // KiB: the whole agent has 20 MiB
 		"PRAGMA temp_store=MEMORY",
 		"PRAGMA wal_autocheckpoint=0", // flash does
 		// A fence behind the quota: indexes, journal of commands and free pages included.

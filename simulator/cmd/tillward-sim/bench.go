@@ -10,7 +10,7 @@ import (
 type benchCmd struct {
 	Bin   string `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
 	Storm int    `help:"Devices of the reconnect storm; 100000 takes about half an hour on two cores." default:"500"`
-	Only  string `help:"One step alone: ${enum}." enum:"size,devices,storm,backlog,planner,delta,counter,agent," default:""`
+	Only  string `help:"One step alone: ${enum}." enum:"size,devices,storm,backlog,planner,delta,journal,counter,agent," default:""`
 }
 
 // Run implements the command.
