@@ -22,7 +22,7 @@ const (
 	shedPeriod = time.Hour   // between two entries while it goes on
 )
 
-// tellShed records what was given up.
+// tellShed records what was given up. It also looks after the books.
 func (a *Agent) tellShed(ctx context.Context) error {
 	look := time.NewTicker(shedLook)
 	defer look.Stop()
@@ -33,6 +33,10 @@ func (a *Agent) tellShed(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-look.C:
+		}
+		if a.spool.Damaged() { // a start sets the file aside, and takes over what can be read
+			a.log.Error("the books are damaged: starting anew")
+			return ErrRestart
 		}
 		was := online
 		if online = a.isOnline(); !told.IsZero() && time.Since(told) < shedPeriod && (was || !online) {

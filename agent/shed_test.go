@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"fmt"
+	"log/slog"
 	"slices"
 	"testing"
 
+	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/cloud/wire"
 )
 
@@ -80,5 +83,69 @@ func TestThin(t *testing.T) {
 	}
 	if got := thin([][]byte{[]byte("no batch"), nil}); string(got[0]) != "no batch" || got[1] != nil {
 		t.Errorf("what cannot be read became %q", got)
+	}
+}
+
+// TestShedIsTold sheds telemetry in real books, and tells it once.
+func TestShedIsTold(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.StateDir, cfg.Spool.MaxMiB = t.TempDir(), 1
+	b, err := OpenBooks(t.Context(), cfg, Options{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(n int) {
+		for i := range n {
+			if err := b.put(t.Context(), spool.Telemetry, wire.Telemetry, telemetryOf(60, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put(2000)
+	if b.a.spool.Shed() == 0 {
+		t.Fatal("nothing was shed")
+	}
+	losses, err := b.a.spool.Losses(t.Context())
+	if err != nil || len(losses) != 1 {
+		t.Fatalf("losses %v (%v)", losses, err)
+	}
+	// A power cut before it is told, or the end of the agent, changes nothing.
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = OpenBooks(t.Context(), cfg, Options{Log: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	for i, want := range []int{1, 0} {
+		if n, err := b.a.recordShed(t.Context()); n != want || err != nil {
+			t.Errorf("told %d losses the %d. time (%v), want %d", n, i+1, err, want)
+		}
+	}
+	put(200)
+	if n, err := b.a.recordShed(t.Context()); n != 1 || err != nil {
+		t.Errorf("told %d losses of what came after (%v)", n, err)
+	}
+	var entries []wire.AuditRecord
+	err = b.a.spool.Next(t.Context(), 0, 10, []string{string(wire.Audit)}, func(_ uint64, _ string, payload []byte) {
+		m, err := wire.Decode[wire.AuditBatch](payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range m.Entries {
+			r, err := e.Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			entries = append(entries, r)
+		}
+	})
+	if err != nil || len(entries) != 2 {
+		t.Fatalf("%d entries (%v)", len(entries), err)
+	}
+	first := entries[0]
+	if first.Kind != "spool.shed" || first.Detail["class"] != "telemetry" || first.Detail["messages"] != fmt.Sprint(losses[0].Messages) ||
+		first.Detail["samples"] != fmt.Sprint(losses[0].Samples) || first.Detail["from"] == "" || first.Detail["to"] < first.Detail["from"] {
+		t.Errorf("the trail says %v of %+v", first, losses[0])
 	}
 }

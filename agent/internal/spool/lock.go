@@ -246,7 +246,7 @@ func has(conn *sql.Conn, t table) (there bool, err error) {
 // remove removes a database file and what belongs to it, or what it names of it.
 func remove(path string, ends ...string) error {
 	if len(ends) == 0 {
-		ends = []string{"", "-wal", "-shm", "-journal", copyEnd, reserveEnd}
+		ends = []string{"", "-wal", "-shm", "-journal", copyEnd, reserveEnd, damageEnd}
 	}
 	for _, end := range ends {
 		if err := os.Remove(path + end); err != nil && !errors.Is(err, os.ErrNotExist) {

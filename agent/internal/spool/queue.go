@@ -279,7 +279,7 @@ func (s *Spool) write(ctx context.Context, c care, do func(*tx) error) error {
 	if err == nil && s.drawn {
 		s.replenish()
 	}
-	return err
+	return s.condemn(err)
 }
 
 // insist tries again where the file cannot grow.
@@ -366,7 +366,7 @@ func (s *Spool) read(ctx context.Context, do func(*sql.Conn) error) error {
 	if s.conn == nil {
 		return ErrClosed
 	}
-	return do(s.conn)
+	return s.condemn(do(s.conn))
 }
 
 func (s *Spool) exec(statement string) error {

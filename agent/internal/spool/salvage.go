@@ -28,6 +28,39 @@ func broken(err error) bool {
 	return errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB)
 }
 
+const damageEnd = ".damaged" // a file beside the spool: it is to be set aside
+
+// condemn notes damage that is found while the spool is used: the next Open sets
+// the file aside, even if it finds nothing.
+func (s *Spool) condemn(err error) error {
+	if !broken(err) || s.condemned {
+		return err
+	}
+	s.condemned = true
+	s.log.Error("spool is damaged; it is set aside at the next start", "error", err)
+	f, e := os.Create(s.path + damageEnd) // #nosec G304 -- beside the spool
+	if e == nil {
+		e = f.Close()
+	}
+	return errors.Join(err, e)
+}
+
+// Damaged reports whether damage was found since the spool was opened. It is to be
+// opened anew, which puts right what can be.
+func (s *Spool) Damaged() bool {
+	s.lock <- struct{}{}
+	defer func() { <-s.lock }()
+	return s.condemned
+}
+
+// found reports whether damage was found when the spool was used last.
+func found(path string) error {
+	if _, err := os.Stat(path + damageEnd); err != nil {
+		return nil //nolint:nilerr // it was not
+	}
+	return damaged("found while it was used")
+}
+
 // setAside renames the files of a damaged spool, keeps the newest such set only
 // and returns the new name.
 func setAside(path string, now time.Time) (string, error) {
@@ -42,7 +75,7 @@ func setAside(path string, now time.Time) (string, error) {
 	if err := os.Rename(path+"-wal", aside+"-wal"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err
 	}
-	for _, f := range append(old, path+"-shm") {
+	for _, f := range append(old, path+"-shm", path+damageEnd) {
 		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", err
 		}

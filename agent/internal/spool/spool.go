@@ -102,6 +102,8 @@ type Spool struct {
 	heads  *os.File
 	turn   int
 	late   bool // the copies of heads are not synced
+
+	condemned bool // damage was found
 	drawn  bool // of the reserve in the file
 	refill time.Time
 }
@@ -187,6 +189,9 @@ func Open(path string, o Options) (*Spool, error) {
 	err = s.open()
 	if errors.Is(err, errPlain) {
 		err = s.takeOver()
+	}
+	if err == nil && !s.safe.blind {
+		err = found(path)
 	}
 	if broken(err) {
 		damage := err

@@ -361,6 +361,54 @@ func TestDamagedFileIsSetAside(t *testing.T) {
 	}
 }
 
+// TestDamageInUse overwrites a file that is open: what cannot be read is said, and
+// the next start sets it aside, whether it finds the damage or not.
+func TestDamageInUse(t *testing.T) {
+	path, o := file(t), spool.Options{Copied: []string{"chain"}}
+	s := open(t, path, o)
+	for range 1500 { // more than the cache and the log hold
+		if err := s.Append(t.Context(), "chain", "audit", grow); err != nil {
+			t.Fatal(err)
+		}
+		put(t, s, spool.Telemetry, "telemetry", strings.Repeat("x", 3000))
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := make([]byte, 1<<20)
+	if _, err := f.ReadAt(kept, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(bytes.Repeat([]byte{0xff}, len(kept)), 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	after, failed := uint64(0), false
+	for n := 1; n > 0 && !failed; {
+		n = 0
+		failed = s.Next(t.Context(), after, 50, nil, func(id uint64, _ string, _ []byte) { n, after = n+1, id }) != nil
+	}
+	if !failed || !s.Damaged() {
+		t.Fatalf("failed %v, damaged %v: nobody is told", failed, s.Damaged())
+	}
+	s.Close()
+	if _, err := f.WriteAt(kept, 1<<20); err != nil { // and it is sound again
+		t.Fatal(err)
+	}
+	f.Close()
+	s = open(t, path, o)
+	if s.Rebuilt() == "" || s.Damaged() {
+		t.Errorf("rebuilt %q, damaged %v", s.Rebuilt(), s.Damaged())
+	}
+	if got := len(all(t, s, "audit")); got != 1500 {
+		t.Errorf("%d of 1500 entries, of a file that can be read", got)
+	}
+	s.Close()
+	if s = open(t, path, o); s.Rebuilt() != "" {
+		t.Error("rebuilt twice")
+	}
+}
+
 func TestOneAgentAtATime(t *testing.T) {
 	path := file(t)
 	open(t, path, spool.Options{})
