@@ -9,6 +9,7 @@ LINT    := .cache/bin/golangci-lint-2.15.0
 PEERS   := simulator/peers/node_modules/.package-lock.json
 STEP_CA := .cache/bin/step-ca-0.30.2
 NG      := .cache/syslog-ng
+PROM    := .cache/prometheus
 
 # One folder per machine type: bin/ for this one, bin/arm64/ and the like for the others.
 HOST    := $(or $(shell go env GOHOSTARCH),$(error Tillward is built with Go 1.26 or newer: https://go.dev/dl))
@@ -41,7 +42,7 @@ run: ## five tills, their fleet service and the console, on this machine
 
 test: ## every test, with whatever they need installed first (RACE=-race for the race detector)
 	@.ci/deps $(NEED_TEST)
-	@$(MAKE) --no-print-directory build $(PEERS) $(NG)
+	@$(MAKE) --no-print-directory build $(PEERS) $(NG) $(PROM)
 	go test $(RACE) -tags "$(TAGS)" -timeout 12m ./...
 	bin/tillward-sim run --scenario counter-day --report bin/counter-day.json
 
@@ -67,6 +68,10 @@ test-siem: $(NG) ## 20,000 events to rsyslog and syslog-ng across two restarts o
 # Debian lets nobody install syslog-ng beside rsyslog.
 $(NG):
 	@.ci/unpack $@ syslog-ng-core
+
+# Installed it would be started.
+$(PROM):
+	@.ci/unpack $@ prometheus
 
 check: lint ## what CI runs: lint, then the same tests under the race detector
 	@$(MAKE) --no-print-directory test RACE=-race

@@ -18,7 +18,7 @@ import (
 // wireFigures makes what counts, before anything that is counted.
 func (s *Service) wireFigures() (err error) {
 	s.figures = figures.New(figures.Options{Store: s.store, Log: s.log})
-	commits, rows := s.figures.Op("store", "commit"), s.figures.Op("store-rows", "changed")
+	commits, rows, reads := s.figures.Op("store", "commit"), s.figures.Op("store-rows", "changed"), s.figures.Op("store-reads", "query")
 	s.store.Observe(func(n int64, took time.Duration, err error) {
 		commits.Done(how(err), took, 0)
 		if how(err) == figures.Failed {
@@ -29,7 +29,7 @@ func (s *Service) wireFigures() (err error) {
 		if err == nil {
 			rows.Count(figures.OK, n)
 		}
-	})
+	}, func() { reads.Count(figures.OK, 1) })
 	c := s.cfg.AccessLog
 	if c.File == "" {
 		return nil
@@ -111,7 +111,7 @@ func deviceRoute(pattern string) string {
 	if pattern == "/tuf/" {
 		return "artifacts"
 	}
-	return strings.TrimPrefix(pattern, "/")
+	return strings.TrimPrefix(strings.TrimPrefix(pattern, "/v1/"), "/.well-known/")
 }
 
 // known tells the access log which device asks.

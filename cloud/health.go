@@ -70,12 +70,14 @@ func (s *Service) wireHealth() {
 			return []fleet.PartHealth{{Part: part, State: state, What: what, Todo: todo}}
 		}}
 	}
-	clock := newClockWatch()
+	clock := &clockWatch{synched: clockSynched}
 	s.health = figures.NewWatch(s.log,
 		one("store", s.storeHealth), one("broker", s.brokerHealth), one("ingest", s.ingestHealth), one("verifier", s.verifierHealth), one("rollout", s.rolloutHealth),
 		figures.Check{Part: "export", Look: s.exportHealth}, one("certificates", s.certificateHealth),
 		figures.Check{Part: "disk", Look: func(context.Context) []fleet.PartHealth { return s.diskHealth() }},
-		one("clock", func(context.Context) (string, string, string) { return clock.look(time.Now()) }), one("access-log", s.accessHealth),
+		one("clock", func(context.Context) (string, string, string) {
+			return clock.look(time.Now().Round(0), time.Since(s.began))
+		}), one("access-log", s.accessHealth),
 	)
 }
 
@@ -248,6 +250,9 @@ func fileEnds(path string) (time.Time, error) {
 // diskHealth looks at the disks that the service writes to.
 func (s *Service) diskHealth() []fleet.PartHealth {
 	dirs := []string{s.cfg.DataDir}
+	if s.cfg.Audit.ArchiveDir != "" {
+		dirs = append(dirs, s.cfg.Audit.ArchiveDir)
+	}
 	if f := s.cfg.AccessLog.File; filepath.IsAbs(f) {
 		dirs = append(dirs, filepath.Dir(f))
 	}
@@ -309,30 +314,29 @@ func (s *Service) accessHealth(context.Context) (state, what, todo string) {
 // clockWatch tells whether the clock of the machine jumped, and whether
 // something keeps it right.
 type clockWatch struct {
-	mu      sync.Mutex
-	last    time.Time // with a monotonic reading
-	jumped  time.Time
-	by      time.Duration
 	synched func() (bool, error)
+
+	mu     sync.Mutex
+	shown  time.Time     // by the clock, at the last look
+	passed time.Duration // since the service began, by a clock that nobody sets
+	jumped time.Duration // the same, when it jumped; 0: it did not
+	by     time.Duration
 }
 
-func newClockWatch() *clockWatch { return &clockWatch{synched: clockSynched} }
-
-func (c *clockWatch) look(now time.Time) (state, what, todo string) {
+func (c *clockWatch) look(shown time.Time, passed time.Duration) (state, what, todo string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.last.IsZero() {
-		passed, shown := now.Sub(c.last), now.Round(0).Sub(c.last.Round(0))
-		if by := shown - passed; by.Abs() > clockJump {
-			c.jumped, c.by = now, by
+	if !c.shown.IsZero() {
+		if by := shown.Sub(c.shown) - (passed - c.passed); by.Abs() > clockJump {
+			c.jumped, c.by = passed, by
 		}
 	}
-	c.last = now
+	c.shown, c.passed = shown, passed
 	const keep = "run chrony or systemd-timesyncd: entries of trails and the ends of certificates go by this clock"
 	ok, err := c.synched()
 	switch {
-	case !c.jumped.IsZero() && now.Sub(c.jumped) < clockAfter:
-		return fleet.PartDegraded, fmt.Sprintf("it jumped by %s, %s", c.by.Round(time.Second), ago(c.jumped)), keep
+	case c.jumped > 0 && passed-c.jumped < clockAfter:
+		return fleet.PartDegraded, fmt.Sprintf("it jumped by %s, %s ago", c.by.Round(time.Second), (passed - c.jumped).Round(time.Second)), keep
 	case err != nil:
 		return fleet.PartOK, "whether it is kept right cannot be told here", ""
 	case !ok:

@@ -161,9 +161,7 @@ func (s *Service) serveMetrics(ctx context.Context) error {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "tillward_devices_connected", Help: "Devices with an open MQTT connection.",
-		}, func() float64 { return float64(len(s.broker.Connected())) }),
+		&fleetMetrics{service: s},
 		exportMetrics{s.export.States, s.log}, ingestMetrics{s.ingest.Stats}, s.figures, s.health,
 	)
 	mux := http.NewServeMux()

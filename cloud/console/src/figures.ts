@@ -38,7 +38,7 @@ export function share(part: number): string {
 export function partName(part: string): string {
   const known: Record<string, string> = {
     api: 'Operator API', console: 'Console files', device: 'Device HTTPS', 'mqtt-connect': 'MQTT connections', 'mqtt-up': 'MQTT from tills', 'mqtt-down': 'MQTT to tills',
-    'export-entries': 'Exported entries', store: 'Database', 'store-rows': 'Database, rows changed', export: 'Export to the SIEM', verifier: 'Appraisals', dispatch: 'Commands', rollout: 'Rollouts', gateway: 'Gateway',
+    'export-entries': 'Exported entries', store: 'Database', 'store-rows': 'Database, rows changed', 'store-reads': 'Database, queries', export: 'Export to the SIEM', verifier: 'Appraisals', dispatch: 'Commands', rollout: 'Rollouts', gateway: 'Gateway',
   };
   return known[part] ?? part;
 }

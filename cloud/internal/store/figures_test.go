@@ -14,10 +14,11 @@ func TestFigures(t *testing.T) {
 	s, _ := enrolled(t, 1)
 	ctx, five := t.Context(), 5*time.Minute
 	var changed int64
+	read := 0
 	row := func(part string, step time.Duration, at time.Time, body string) fleet.FigureRow {
 		return fleet.FigureRow{Part: part, Step: step, At: at, Body: []byte(body)}
 	}
-	s.Observe(func(rows int64, _ time.Duration, err error) { changed += rows; must(t, err) })
+	s.Observe(func(rows int64, _ time.Duration, err error) { changed += rows; must(t, err) }, func() { read++ })
 	must(t, s.PutFigures(ctx, []fleet.FigureRow{row("api", five, noon, "a"), row("store", five, noon, "b"), row("api", five, noon.Add(five), "c")}))
 	must(t, s.PutFigures(ctx, []fleet.FigureRow{row("api", five, noon, "d")}))
 	if changed != 4 {
@@ -56,6 +57,9 @@ func TestFigures(t *testing.T) {
 	if got := bodies("", time.Hour, time.Time{}, noon.Add(time.Hour)); got != "H" {
 		t.Errorf("of hours there are %q, want H", got)
 	}
+	if read < 7 {
+		t.Errorf("told of %d queries, want each", read)
+	}
 	must(t, s.RollFigures(ctx, nil, five, noon, noon.Add(time.Hour)))
 	if got := bodies("", time.Hour, time.Time{}, noon.Add(time.Hour)); got != "" {
 		t.Errorf("old hours are left: %q", got)
@@ -66,7 +70,7 @@ func TestFigures(t *testing.T) {
 func TestObserveFailure(t *testing.T) {
 	s, ds := enrolled(t, 1)
 	var failed error
-	s.Observe(func(_ int64, _ time.Duration, err error) { failed = err })
+	s.Observe(func(_ int64, _ time.Duration, err error) { failed = err }, nil)
 	if err := s.Enrol(t.Context(), ds[0]); err == nil || failed == nil {
 		_, err := s.Commit(t.Context(), []fleet.Intake{{Device: "nobody", Tenant: "main", At: noon}})
 		if !errors.Is(err, fleet.ErrNotFound) || failed == nil {

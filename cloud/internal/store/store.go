@@ -50,7 +50,7 @@ var migrations embed.FS
 // Store is an open store. Its methods may be called from any goroutine.
 type Store struct {
 	log   *slog.Logger
-	read  *sql.DB
+	read  reads
 	write *sql.DB
 	stmts prepared
 	w     chan *writer // holds the one writer when nobody writes
@@ -71,9 +71,35 @@ func newStore(log *slog.Logger) *Store {
 	return &Store{log: log, w: make(chan *writer, 1), touched: map[fleet.DeviceID]int64{}, enlisted: map[fleet.RolloutID]enlisted{}}
 }
 
-// Observe has f told of each transaction that writes: how many rows it changed
-// and how long it took. Call it before anything else; f must not wait.
-func (s *Store) Observe(f func(rows int64, took time.Duration, err error)) { s.observe = f }
+// Observe has wrote told of each transaction that writes: how many rows it
+// changed and how long it took, and read of each query that only reads, but for
+// the prepared ones of what comes from devices. Call it before anything else;
+// neither may wait.
+func (s *Store) Observe(wrote func(rows int64, took time.Duration, err error), read func()) {
+	s.observe, s.read.seen = wrote, read
+}
+
+// reads are the connections that read.
+type reads struct {
+	*sql.DB
+	seen func()
+}
+
+// QueryContext is that of sql.DB.
+func (r *reads) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if r.seen != nil {
+		r.seen()
+	}
+	return r.DB.QueryContext(ctx, query, args...)
+}
+
+// QueryRowContext is that of sql.DB.
+func (r *reads) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	if r.seen != nil {
+		r.seen()
+	}
+	return r.DB.QueryRowContext(ctx, query, args...)
+}
 
 // Open opens the database at where. A folder holds one in SQLite, which is
 // made when it is not there and whose schema is brought up to date. A URL
@@ -105,7 +131,7 @@ func openSQLite(ctx context.Context, dir string, log *slog.Logger) (*Store, erro
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s.write.SetMaxOpenConns(1)
-	if s.read, err = sql.Open("sqlite3", dsn(path, "&_query_only=true")); err != nil {
+	if s.read.DB, err = sql.Open("sqlite3", dsn(path, "&_query_only=true")); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store: %w", err), s.write.Close())
 	}
 	s.read.SetMaxOpenConns(4)
