@@ -30,6 +30,9 @@ type BenchOptions struct {
 
 	Storm int    // devices of the reconnect storm; 0: none
 	Only  string // name of the one step to run; empty: all
+
+	Rows int64  // of the audit trails that are searched; 0: few
+	Data string // where they are, or are made and stay; empty: in Dir
 }
 
 // Figure is one line of a benchmark.
@@ -45,6 +48,9 @@ type Figure struct {
 	Devices int     `json:"devices,omitempty"`
 	Wall    float64 `json:"wall_s,omitempty"`
 	Retries int     `json:"retries,omitempty"` // connections that broke and were made again
+	Rows    int64   `json:"rows,omitempty"`
+	Short   int     `json:"short,omitempty"` // pages that ended early
+	Worst   float64 `json:"worst,omitempty"`
 }
 
 // figure sums up runs.
@@ -52,7 +58,7 @@ func figure(name, unit string, runs []float64) Figure {
 	s := slices.Sorted(slices.Values(runs))
 	f := Figure{Name: name, Unit: unit, Runs: runs}
 	if n := len(s); n > 0 {
-		f.Median = (s[(n-1)/2] + s[n/2]) / 2
+		f.Median, f.Worst = (s[(n-1)/2]+s[n/2])/2, s[n-1]
 	}
 	return f
 }
@@ -76,6 +82,7 @@ func Bench(ctx context.Context, o BenchOptions) error {
 		{"delta", "an application release of which one per cent is new", benchDelta},
 		{"journal", "the agent's trail, with durable sync", benchJournal},
 		{"counter", "the agent with 32 printers, one of them mute at last (takes two minutes)", benchCounter},
+		{"audit-search", "searches of the audit trails", benchAudit},
 		{"agent", "the agent, idle at its default pace (takes a minute)", benchAgent},
 	} {
 		if o.Only != "" && o.Only != step.name {

@@ -229,7 +229,7 @@ func (r *search) facets(own int) (where string, args []any) {
 		and(`f.own = ?`, own)
 	}
 	if class, ok := strings.CutSuffix(q.What, "."); ok {
-		and(`(SUBSTR(f.kind, 1, CAST(? AS INTEGER)) = ? OR f.kind = ?)`, len([]rune(class))+1, class+".", anyKind)
+		and(`(f.kind >= ? AND f.kind < ? OR f.kind = ?)`, class+".", class+"/", anyKind) // the letter behind a dot
 	} else if q.What != "" {
 		and(`f.kind IN (?, ?)`, q.What, anyKind)
 	}
