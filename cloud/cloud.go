@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,7 +159,11 @@ func (s *Service) keys() (err error) {
 		return err
 	}
 	s.signer = trust.NewOrderSigner(key)
-	s.server = &serverCert{root: s.root, names: s.cfg.Device.Names}
+	s.server = &serverCert{root: s.root, names: s.cfg.Device.Names, issued: func(c *x509.Certificate) {
+		s.audit(context.Background(), "authority.issued", "info", c.SerialNumber.Text(16), map[string]string{
+			"names": strings.Join(s.cfg.Device.Names, " "), "ends": c.NotAfter.UTC().Format(time.RFC3339),
+		})
+	}}
 	return nil
 }
 
@@ -266,8 +272,10 @@ func (s *Service) Addrs() Addrs {
 }
 
 // Run serves until ctx ends, then lets what is under way finish and closes.
-func (s *Service) Run(ctx context.Context) error {
+func (s *Service) Run(ctx context.Context) (err error) {
 	defer s.close()
+	s.begun(ctx)
+	defer func() { s.ended(err) }()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
 		s.broker.Run, s.ingest.Run, s.verifier.Run, s.dispatch.Run, s.rollout.Run, s.derived.Run, s.export.Run, s.shelf.Run, s.owners.Run, s.figures.Run, s.access.Run, s.health.Run, s.keepFresh, s.watchCertificates, s.rollCertificates, s.serveDevices, s.serveOperators, s.serveMetrics,
@@ -422,8 +430,9 @@ func (s *Service) audit(ctx context.Context, kind, severity, subject string, det
 
 // serverCert issues the service's certificate and renews it in time.
 type serverCert struct {
-	root  *ca.Authority
-	names []string
+	root   *ca.Authority
+	names  []string
+	issued func(*x509.Certificate)
 
 	mu   sync.Mutex
 	cert *tls.Certificate
@@ -431,14 +440,25 @@ type serverCert struct {
 }
 
 func (c *serverCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	cert, fresh, err := c.current()
+	if fresh {
+		c.issued(cert.Leaf)
+	}
+	return cert, err
+}
+
+func (c *serverCert) current() (_ *tls.Certificate, fresh bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cert == nil || time.Since(c.made) > serverCertLife/3 {
 		cert, err := c.root.IssueServer(c.names, serverCertLife)
-		if err != nil {
-			return nil, err
+		if err == nil && cert.Leaf == nil {
+			cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0])
 		}
-		c.cert, c.made = &cert, time.Now()
+		if err != nil {
+			return nil, false, err
+		}
+		c.cert, c.made, fresh = &cert, time.Now(), true
 	}
-	return c.cert, nil
+	return c.cert, fresh, nil
 }

@@ -34,7 +34,7 @@ func TestExports(t *testing.T) {
 		text, err := os.ReadFile(cfg.Export[0].Path)
 		page := metricsOf(t, s)
 		if err == nil && strings.Contains(string(text), "|2304|Two devices with one identity|9|") && strings.Contains(page, "tillward_export_lag{sink=\"disk\"} 0\n") &&
-			strings.Contains(page, "tillward_export_sent_total{sink=\"disk\"} 2\n") && strings.Contains(page, "tillward_export_failing{sink=\"disk\"} 0\n") && strings.Contains(page, "tillward_export_lost_total{sink=\"disk\"} 0\n") {
+			strings.Contains(page, "tillward_export_sent_total{sink=\"disk\"} 3\n") && strings.Contains(page, "tillward_export_failing{sink=\"disk\"} 0\n") && strings.Contains(page, "tillward_export_lost_total{sink=\"disk\"} 0\n") {
 			return
 		}
 		if time.Now().After(end) {

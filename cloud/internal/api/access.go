@@ -76,9 +76,13 @@ func (s *server) access() {
 		if !safe(in.r) {
 			return nil, s.fault(ctx, errForged)
 		}
+		p, known := s.Accounts.Authenticate(in.r)
 		c, err := s.Accounts.SignOut(in.r)
 		if err != nil {
 			return nil, s.fault(ctx, err)
+		}
+		if known == nil {
+			s.note(context.WithValue(ctx, ctxKey{}, p), fleet.AuditEvent{Kind: "access.signed-out", Severity: "info", Actor: p.Name, Subject: "console"})
 		}
 		return &signedOut{*c}, nil
 	})

@@ -73,6 +73,7 @@ type server struct {
 	progress costly[fleet.Progress]
 	tallies  costly[tally]
 	health   costly[map[string]fleet.Health]
+	looks    looks
 }
 
 type ctxKey struct{}
@@ -161,29 +162,28 @@ func (s *server) guard(ctx huma.Context, next func(huma.Context)) {
 	if err == nil && s.Known != nil {
 		s.Known(ctx.Context(), p.Name)
 	}
+	refused := func(by string, detail map[string]string) {
+		detail["operation"] = ctx.Operation().OperationID
+		s.note(context.WithValue(ctx.Context(), ctxKey{}, p), fleet.AuditEvent{Kind: "access.refused", Severity: "warn", Actor: by, Subject: aim(ctx), Detail: detail})
+	}
 	switch {
 	case err != nil:
 		// Who shows nothing is not worth an entry; who has been shut out has had his.
 		if r.Header.Get("Authorization") != "" && errors.Is(err, fleet.ErrUnauthenticated) {
-			s.note(ctx.Context(), fleet.AuditEvent{Kind: "access.refused", Severity: "warn", Actor: r.RemoteAddr, Subject: ctx.Operation().OperationID, Detail: map[string]string{"reason": "unknown, expired or revoked token"}})
+			refused(r.RemoteAddr, map[string]string{"reason": "unknown, expired or revoked token"})
 		}
 		s.refuse(ctx, err)
 		return
 	case p.Cookie && !safe(r):
-		s.note(context.WithValue(ctx.Context(), ctxKey{}, p), fleet.AuditEvent{
-			Kind: "access.refused", Severity: "warn", Actor: p.Name, Subject: ctx.Operation().OperationID, Detail: map[string]string{"reason": "no X-Tillward header"},
-		})
+		refused(p.Name, map[string]string{"reason": "no X-Tillward header"})
 		s.refuse(ctx, errForged)
 		return
 	case !p.Role.Covers(need):
-		s.note(context.WithValue(ctx.Context(), ctxKey{}, p), fleet.AuditEvent{
-			Kind: "access.refused", Severity: "warn", Actor: p.Name, Subject: ctx.Operation().OperationID,
-			Detail: map[string]string{"role": string(p.Role), "needs": string(need)},
-		})
+		refused(p.Name, map[string]string{"role": string(p.Role), "needs": string(need)})
 		_ = huma.WriteErr(s.api, ctx, http.StatusForbidden, "this needs the role "+string(need)+"; your token has "+string(p.Role))
 		return
 	}
-	next(huma.WithValue(ctx, ctxKey{}, p))
+	s.witness(huma.WithValue(ctx, ctxKey{}, p), p, next)
 }
 
 // errForged answers a browser that another site may have sent here.
@@ -214,6 +214,9 @@ func (s *server) refuse(ctx huma.Context, err error) {
 // logged, the refusal stands all the same.
 func (s *server) note(ctx context.Context, ev fleet.AuditEvent) {
 	ev.At = time.Now()
+	if ev.Outcome = fleet.OutcomeOf(ev.Kind); ev.Outcome == fleet.Refused {
+		said(ctx)
+	}
 	if ev.Tenant = who(ctx).Tenant; ev.Tenant == "" {
 		ev.Tenant = s.Tenant
 	}

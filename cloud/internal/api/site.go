@@ -83,7 +83,7 @@ func (s *server) setSite(ctx context.Context, in *struct {
 		}
 	}
 	ev := fleet.AuditEvent{
-		At: time.Now(), Kind: "site.changed", Severity: "info", Actor: p.Name, Subject: in.Name,
+		At: time.Now(), Kind: "site.changed", Severity: "info", Actor: p.Name, Subject: in.Name, Site: in.Name,
 		Detail: map[string]string{"zone": b.Zone, "download": cut(b.Download, 200), "install": cut(b.Install, 200)},
 	}
 	err := s.Store.PutSite(ctx, fleet.Site{Tenant: p.Tenant, Name: in.Name, Zone: b.Zone, Download: b.Download, Install: b.Install}, ev)

@@ -14,6 +14,7 @@ const (
 // activities of the OCSF classes authn and managed.
 const (
 	logon    = 1
+	logoff   = 2
 	create   = 1
 	read     = 2
 	update   = 3
@@ -73,6 +74,8 @@ var classes = []class{
 	{1001, "access.signed-in", "Operator signed in", authn, logon},
 	{1002, "access.sign-in-refused", "Sign-in refused", authn, logon},
 	{1003, "access.refused", "Request of an operator refused", plain, other},
+	{1004, "access.signed-out", "Operator signed out", authn, logoff},
+	{1005, "access.failed", "Request of an operator failed", plain, other},
 	{1101, "token.issued", "Operator token issued", managed, create},
 	{1102, "token.revoked", "Operator token revoked", managed, remove},
 	{1201, "site.changed", "Site changed", managed, update},
@@ -85,6 +88,10 @@ var classes = []class{
 	{1208, "firmware.decided", "Firmware event decided", managed, update},
 	{1209, "authority.rotated", "Device authority signs with a new key", managed, update},
 	{1210, "authority.retired", "Device authority retired", managed, disable},
+	{1211, "authority.issued", "Certificate of the service issued", managed, create},
+	{1301, "service.started", "Fleet service started", plain, other},
+	{1302, "service.stopped", "Fleet service stopped", plain, other},
+	{1303, "service.configured", "Configuration of the fleet service changed", managed, update},
 
 	{2001, "device.claimed", "Device claimed", managed, enroll},
 	{2002, "device.left", "Device left the tenant", managed, unenroll},
@@ -161,6 +168,8 @@ var classes = []class{
 	{3125, "rollout.wave", "Wave of a rollout moved", managed, update},
 	{3126, "rollout.held", "Model or site held", plain, other},
 	{3127, "rollout.released", "Hold of a model or site released", managed, resume},
+	{3128, "rollout.ended", "Part of a device in a rollout ended by the service", plain, other},
+	{3129, "rollout.retried", "Device of a rollout tried again by the service", plain, other},
 	{3201, "update.offered", "Update offered to a till", plain, other},
 	{3202, "update.offer-refused", "Till refused an offer", plain, other},
 	{3203, "update.staged", "Update staged", plain, other},
@@ -223,6 +232,7 @@ var classes = []class{
 	{6010, "audit.archive_held", "Entries not put away: a sink has not sent them", plain, other},
 	{6011, "audit.archive_failed", "Entries not put away: their trail does not hold", plain, other},
 	{6012, "audit.exported", "Audit trail taken away", managed, read},
+	{6013, "audit.read", "Audit trail looked into", managed, read},
 	{6101, "export.test", "Test event", plain, other},
 	{6102, "export.tested", "Test event requested", managed, other},
 	{6103, "export.lost", "Entries deleted before they were exported", plain, other},

@@ -173,6 +173,18 @@ func (g *game) check(p rollout.Plan) {
 			held["m"+h.Model], held["s"+h.Site] = h.Model != "", h.Site != ""
 		}
 	}
+	// What is decided is said, for the trail: where the rollout stands, who is held, and each wave that moves.
+	decided := p.To != g.ro.State || len(p.Holds) != len(g.ro.Holds)
+	for i, w := range p.Waves {
+		was := fleet.WavePending
+		if i < len(g.ro.Waves) {
+			was = g.ro.Waves[i].State
+		}
+		decided = decided || w.State != was
+	}
+	if decided && len(p.Decisions) == 0 {
+		g.t.Fatalf("nobody says that it goes from %s, %+v and %+v to %s, %+v and %+v", g.ro.State, g.ro.Waves, g.ro.Holds, p.To, p.Waves, p.Holds)
+	}
 	running := 0
 	for i, w := range p.Waves {
 		if i < len(g.ro.Waves) && order[w.State] < order[g.ro.Waves[i].State] && g.ro.Waves[i].State != fleet.WaveFailed {

@@ -299,3 +299,42 @@ func FuzzSearchCursor(f *testing.F) {
 		}
 	})
 }
+
+// TestPlannersEndsAreTold: what the planner ends or tries again by itself is in
+// the trail under the device, and in one entry where it is many.
+func TestPlannersEndsAreTold(t *testing.T) {
+	s, _ := enrolled(t, 25)
+	ctx := t.Context()
+	staged(t, s, "r1", "1.0.0", fleet.Spec{})
+	units, _, err := s.Units(ctx, "r1", 0)
+	must(t, err)
+	end := func(state fleet.ExecutionState, units ...fleet.Unit) {
+		var steps []store.ExecutionStep
+		for _, u := range units {
+			steps = append(steps, store.ExecutionStep{ID: u.ID, State: state, Reason: "timeout"})
+		}
+		_, err := s.MoveExecutions(ctx, steps, noon)
+		must(t, err)
+	}
+	end(fleet.ExecTimedOut, units[0])
+	end(fleet.ExecCanceled, units[1:]...)
+	end(fleet.ExecCanceled, units[1:]...) // moves nothing
+	told := func(q fleet.TrailQuery) []fleet.TrailEntry {
+		f, err := s.SearchTrails(ctx, "main", q, fleet.Page{})
+		must(t, err)
+		return f.Items
+	}
+	if got := told(fleet.TrailQuery{What: "rollout.ended", Device: units[0].Device}); len(got) != 1 || got[0].Outcome != fleet.Failure || got[0].Site != "site-1" || got[0].Detail["rollout"] != "r1" || got[0].Detail["reason"] != "timeout" {
+		t.Errorf("one: got %+v", got)
+	}
+	if got := told(fleet.TrailQuery{What: "rollout.ended", Subject: "r1"}); len(got) != 1 || got[0].Detail["devices"] != "24" || got[0].Outcome != fleet.Success {
+		t.Errorf("many: got %+v", got)
+	}
+	units, _, err = s.Units(ctx, "r1", 0)
+	must(t, err)
+	i := slices.IndexFunc(units, func(u fleet.Unit) bool { return u.State == fleet.ExecTimedOut })
+	must(t, s.RetryExecution(ctx, units[i].ID, units[i].Version, noon))
+	if got := told(fleet.TrailQuery{What: "rollout.retried"}); len(got) != 1 || got[0].Subject != string(units[i].Device) || got[0].Detail["was"] != "TIMED_OUT" {
+		t.Errorf("again: got %+v", got)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -202,21 +203,26 @@ func (s *Store) MoveExecution(ctx context.Context, step ExecutionStep, when time
 }
 
 // MoveExecutions is MoveExecution for many at once, some hundred in a
-// transaction, and says how many moved.
+// transaction, and says how many moved. The service's trail tells of each that
+// ended so, in one entry where they are many.
 func (s *Store) MoveExecutions(ctx context.Context, steps []ExecutionStep, when time.Time) (moved int, err error) {
 	for part := range slices.Chunk(steps, 500) { // devices have their say in between
 		n := 0
 		err := s.tx(ctx, func(ctx context.Context, w *writer) error {
+			var ended []fleet.Execution
 			for _, step := range part {
 				e, err := w.moveExecution(ctx, "", step, when)
 				if err != nil {
 					return err
 				}
-				if e != nil {
-					n++
+				if e == nil {
+					continue
+				}
+				if n++; e.State.Ended() {
+					ended = append(ended, *e)
 				}
 			}
-			return nil
+			return w.told(ctx, ended, when)
 		})
 		if err != nil {
 			return moved, fmt.Errorf("move %d executions: %w", len(part), err)
@@ -294,8 +300,55 @@ func stepped(e fleet.Execution, step ExecutionStep, when time.Time) fleet.Execut
 	return e
 }
 
-// RetryExecution queues an execution again that ended in a way that may pass.
-// The attempt is counted when it is offered. fleet.ErrConflict: it ended
+// told writes down what the planner ended by itself.
+func (w *writer) told(ctx context.Context, ended []fleet.Execution, when time.Time) error {
+	type end struct {
+		rollout fleet.RolloutID
+		state   fleet.ExecutionState
+		reason  string
+	}
+	count := map[end]int{}
+	for _, e := range ended {
+		count[end{e.Rollout, e.State, e.Reason}]++
+	}
+	for _, e := range ended {
+		k := end{e.Rollout, e.State, e.Reason}
+		n := count[k]
+		if n == 0 {
+			continue
+		}
+		ev := fleet.AuditEvent{
+			At: when, Kind: "rollout.ended", Severity: "info", Actor: "rollout", Subject: string(e.Device),
+			Detail: map[string]string{"rollout": string(e.Rollout), "execution": string(e.ID), "state": string(e.State), "reason": e.Reason},
+		}
+		if n > maxTold {
+			ev.Subject, ev.Detail = string(e.Rollout), map[string]string{"state": string(e.State), "reason": e.Reason, "devices": strconv.Itoa(n)}
+			count[k] = 0
+		}
+		if e.State == fleet.ExecTimedOut {
+			ev.Severity, ev.Outcome = "warn", fleet.Failure
+		}
+		if err := w.auditOf(ctx, e.Rollout, ev); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxTold is up to how many devices are told of one by one.
+const maxTold = 20
+
+// auditOf is audit for an event of whoever owns the rollout.
+func (w *writer) auditOf(ctx context.Context, id fleet.RolloutID, ev fleet.AuditEvent) error {
+	var t fleet.TenantID
+	if err := w.row(ctx, `SELECT tenant FROM rollout WHERE id = ?`, id).Scan(&t); err != nil {
+		return fmt.Errorf("rollout %s: %w", id, found(err))
+	}
+	return w.audit(ctx, t, ev)
+}
+
+// RetryExecution queues an execution again that ended in a way that may pass,
+// with an entry in the service's trail. The attempt is counted when it is offered. fleet.ErrConflict: it ended
 // otherwise, has changed since version was read, or its rollout was stopped.
 func (s *Store) RetryExecution(ctx context.Context, id fleet.ExecutionID, version int64, when time.Time) error {
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
@@ -314,7 +367,13 @@ func (s *Store) RetryExecution(ctx context.Context, id fleet.ExecutionID, versio
 		case e.v.Version != version:
 			return fmt.Errorf("it has changed: %w", fleet.ErrConflict)
 		}
-		return w.requeue(ctx, e.v, when)
+		if err := w.requeue(ctx, e.v, when); err != nil {
+			return err
+		}
+		return w.audit(ctx, r.v.Tenant, fleet.AuditEvent{
+			At: when, Kind: "rollout.retried", Severity: "info", Actor: "rollout", Subject: string(e.v.Device),
+			Detail: map[string]string{"rollout": string(r.v.ID), "execution": string(id), "attempt": strconv.Itoa(e.v.Attempt), "was": string(e.v.State), "reason": e.v.Reason},
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("retry execution %s: %w", id, err)
