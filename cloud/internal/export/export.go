@@ -134,7 +134,7 @@ func (x *Exporter) Test(ctx context.Context, sink, by string) error {
 		err := r.test(ctx, by)
 		ev := fleet.AuditEvent{Tenant: x.o.Tenant, Kind: "export.tested", Severity: "info", Actor: by, Subject: sink, Detail: map[string]string{"outcome": "confirmed"}}
 		if err != nil {
-			ev.Severity, ev.Detail = "warn", map[string]string{"outcome": "failed", "reason": short(err)}
+			ev.Severity, ev.Outcome, ev.Detail = "warn", fleet.Failure, map[string]string{"outcome": "failed", "reason": short(err)}
 			err = fmt.Errorf("%w: sink %s: %w", fleet.ErrConflict, sink, err)
 		}
 		return errors.Join(err, x.o.Store.Audit(context.WithoutCancel(ctx), ev))
