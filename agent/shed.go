@@ -91,8 +91,7 @@ func thin(run [][]byte) [][]byte {
 			continue
 		}
 		left := make([]wire.Sample, 0, len(m.Samples))
-		for k := len(m.Samples) - 1; k >= 0; k-- {
-			s := m.Samples[k]
+		for _, s := range slices.Backward(m.Samples) {
 			of := series{s.Peripheral, s.Name, s.Epoch}
 			if odd[of] = !odd[of]; odd[of] {
 				left = append(left, s)

@@ -10,7 +10,9 @@ import (
 type Boot [16]byte
 
 // Head begins every up message. (Boot, Seq) identifies it: the same pair
-// always carries the same bytes, so the service may drop what it has seen.
+// always carries the same bytes, so the service may drop what it has seen; but
+// for telemetry, of which a device that runs out of room may send fewer samples
+// the second time.
 type Head struct {
 	V    uint16 `cbor:"1,keyasint"`
 	Boot Boot   `cbor:"2,keyasint"`

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -40,7 +41,7 @@ func work(path, what string, o spool.Options) error {
 	if what == "shed" {
 		err = shedding(s)
 	} else {
-		err = queueing(s, map[string]int{"queue": 60, "lock": 12}[what])
+		err = queueing(s, map[string]int{"queue": 60, "old": 12}[what])
 	}
 	written()
 	return errors.Join(err, s.Close())
@@ -157,17 +158,15 @@ type memory struct {
 
 func (m *memory) hear(said string) {
 	f := strings.Fields(said)
-	switch {
-	case f[0] == "open", f[0] == "written":
-	case f[0] == "forget":
+	switch f[0] {
+	case "open", "written":
+	case "forget":
 		m.gone[f[1]+" "+f[2]] = true
 	default:
 		n, _ := strconv.ParseUint(f[1], 10, 64)
 		m.acked[f[0]] = n
 		if f[0] == "entry" || f[0] == "result" {
-			for k, n := range m.acked {
-				m.firm[k] = n
-			}
+			maps.Copy(m.firm, m.acked)
 		}
 	}
 }
@@ -219,7 +218,7 @@ func (m *memory) judge(ctx context.Context, path, what string, o spool.Options) 
 	} else {
 		m.judgeQueue(ctx, s, items, samples, head, fault)
 	}
-	if what == "lock" {
+	if what == "old" {
 		if v, err := s.Load(ctx, "identity"); string(v) != marker {
 			fault("the identity is %q (%v)", v, err)
 		}
@@ -320,7 +319,7 @@ func (m *memory) judgeLedger(ctx context.Context, s *spool.Spool, items []item, 
 func cutAll(t *testing.T, what, word string, step, often int, lies bool) (cuts int, faults []string) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "spool.db")
-	if what == "lock" {
+	if what == "old" {
 		oldSpool(t, path, nil)
 	}
 	d := newDisk(t, dir)
@@ -393,7 +392,7 @@ func TestPowerCutAtEveryCall(t *testing.T) {
 	for _, c := range []struct {
 		what, word  string
 		step, often int // of the short form
-	}{{"queue", "", 17, 1}, {"queue", "word", 17, 1}, {"shed", "", 17, 1}, {"shed", "word", 17, 1}, {"lock", "word", 53, 1}} {
+	}{{"queue", "", 17, 1}, {"queue", "word", 17, 1}, {"shed", "", 17, 1}, {"shed", "word", 17, 1}, {"old", "word", 53, 1}, {"old", "", 53, 1}} {
 		t.Run(c.what+c.word, func(t *testing.T) {
 			if *everyCut > 0 {
 				c.step, c.often = 1, *everyCut

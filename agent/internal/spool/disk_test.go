@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -280,10 +281,7 @@ func apply(b []byte, c call, torn func() bool) []byte {
 // of the rest a part that r draws.
 func (d *disk) cut(t *testing.T, from, to string, r *rand.Rand) {
 	t.Helper()
-	names := map[string]*inode{}
-	for n, f := range d.safe {
-		names[n] = f
-	}
+	names := maps.Clone(d.safe)
 	for _, c := range d.names[:r.IntN(len(d.names)+1)] {
 		c.to(names)
 	}

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // lockKey is the value that tells a locked file, and the right key from
@@ -169,9 +171,19 @@ func (s *Spool) checkValues() error {
 	return rows.Err()
 }
 
-// takeOver makes a locked file of a plain one, beside it, and puts it in its
-// place in one step. A power cut leaves the one or the other.
+// takeOver makes a locked file of a plain one.
 func (s *Spool) takeOver() error {
+	if err := s.rewrite(); err != nil {
+		return fmt.Errorf("lock the spool: %w", err)
+	}
+	s.log.Info("spool is locked from now on")
+	return s.open()
+}
+
+// rewrite makes another file of the one that is there, beside it, and puts it in
+// its place in one step. A power cut leaves the one or the other. It leaves the
+// spool closed.
+func (s *Spool) rewrite() error {
 	if err := s.shut(); err != nil { // writes the log back: the file is complete
 		return err
 	}
@@ -184,23 +196,40 @@ func (s *Spool) takeOver() error {
 		err = n.fillFrom(s.path)
 	}
 	if err := errors.Join(err, n.shut()); err != nil {
-		return fmt.Errorf("lock the spool: %w", err)
+		return errors.Join(err, remove(n.path))
 	}
-	// The log of the plain file must not be found beside the locked one.
+	// The log of the old file must not be found beside the new one.
 	if err := errors.Join(remove(n.path, "-wal"), remove(s.path, "-wal"), syncDir(s.path)); err != nil {
-		return fmt.Errorf("lock the spool: %w", err)
+		return err
 	}
 	if err := os.Rename(n.path, s.path); err != nil {
-		return fmt.Errorf("lock the spool: %w", err)
+		return err
 	}
-	if err := syncDir(s.path); err != nil {
-		return fmt.Errorf("lock the spool: %w", err)
+	return syncDir(s.path)
+}
+
+const smallFile = 32 << 20 // bytes of messages; a larger file is made anew when it has emptied
+
+// renew gives a file of before the pages of today, which cost less flash: when
+// there is not much in it, and room for another.
+func (s *Spool) renew() error {
+	var page int64
+	if err := s.conn.QueryRowContext(context.Background(), "PRAGMA page_size").Scan(&page); err != nil {
+		return err
 	}
-	s.log.Info("spool is locked from now on")
+	held := s.used.total().bytes
+	var fs unix.Statfs_t
+	if page == pageSize || held > smallFile || unix.Statfs(s.path, &fs) != nil || int64(fs.Bavail)*fs.Bsize < 4*held+8<<20 { // #nosec G115 -- sizes
+		return nil
+	}
+	if err := s.rewrite(); err != nil {
+		s.log.Warn("spool keeps its large pages", "error", err)
+	}
 	return s.open()
 }
 
-// fillFrom copies everything of a plain file, or nothing.
+// fillFrom copies everything of a file that is plain, or locked with the same key,
+// or nothing.
 func (s *Spool) fillFrom(path string) error {
 	db, conn, err := connect(path, "rw")
 	if err != nil {
@@ -208,6 +237,10 @@ func (s *Spool) fillFrom(path string) error {
 	}
 	defer db.Close()
 	defer conn.Close()
+	var locked bool
+	if err := conn.QueryRowContext(context.Background(), "SELECT EXISTS (SELECT 1 FROM value WHERE key = ?)", lockKey).Scan(&locked); err != nil {
+		return err
+	}
 	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
@@ -220,6 +253,9 @@ func (s *Spool) fillFrom(path string) error {
 			continue // the file is of before
 		}
 		err := s.copy(conn, t, true, func(bound string, payload []byte) ([]byte, bool) {
+			if locked {
+				return payload, true
+			}
 			out, err := s.safe.pack(bound, payload)
 			return out, err == nil
 		})
@@ -240,7 +276,8 @@ func has(conn *sql.Conn, t table) (there bool, err error) {
 		}
 		return false, err
 	}
-	return true, errors.Join(rows.Err(), rows.Close())
+	defer rows.Close()
+	return true, rows.Err()
 }
 
 // remove removes a database file and what belongs to it, or what it names of it.

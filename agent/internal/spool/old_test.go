@@ -132,10 +132,15 @@ func TestOldFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			var page int
+			if err := db.QueryRowContext(t.Context(), "PRAGMA page_size").Scan(&page); err != nil || page != 1024 {
+				t.Errorf("pages of %d bytes (%v), want small ones", page, err)
+			}
 			rows, err := db.QueryContext(t.Context(), "SELECT class, channel, count(*) FROM message GROUP BY 1, 2")
 			if err != nil {
 				t.Fatal(err)
 			}
+			defer rows.Close()
 			for rows.Next() {
 				var class, channel string
 				var n int
@@ -144,7 +149,7 @@ func TestOldFiles(t *testing.T) {
 				}
 				classes[class+" "+channel] = n
 			}
-			if err := errors.Join(rows.Err(), rows.Close(), db.Close()); err != nil {
+			if err := errors.Join(rows.Err(), db.Close()); err != nil {
 				t.Fatal(err)
 			}
 			for k, n := range map[string]int{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -180,9 +181,9 @@ func (s *Spool) copy(from *sql.Conn, t table, all bool, change func(bound string
 			continue
 		}
 		if bound, secret := t.row(cells); secret != nil {
-			payload, ok := (*secret).([]byte)
-			if ok {
-				payload, ok = change(bound, payload)
+			payload, ok := change(bound, []byte(text(*secret)))
+			if !ok && all {
+				return fmt.Errorf("%s cannot be taken over: %w", strings.ReplaceAll(bound, "\x00", " "), ErrKey)
 			}
 			if !ok {
 				continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -25,8 +26,7 @@ func halve(run [][]byte) [][]byte {
 
 // dots tells a sample a dot, measured at the number of the message.
 func dots(_ string, m []byte) (n uint64, from, to int64) {
-	var at int64
-	fmt.Sscanf(string(m), "%d", &at)
+	at, _ := strconv.ParseInt(string(m[:4]), 10, 64)
 	return uint64(len(m) - 4), at, at
 }
 

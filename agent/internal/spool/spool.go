@@ -102,10 +102,10 @@ type Spool struct {
 	heads  *os.File
 	turn   int
 	late   bool // the copies of heads are not synced
+	drawn  bool // of the reserve
+	refill time.Time
 
 	condemned bool // damage was found
-	drawn  bool // of the reserve in the file
-	refill time.Time
 }
 
 // totals is what waits in the queue, by class.
@@ -228,6 +228,9 @@ func (s *Spool) prepare() error {
 		return nil
 	}
 	if err := s.reclass(); err != nil {
+		return err
+	}
+	if err := s.renew(); err != nil {
 		return err
 	}
 	if err := s.fillReserve(); err != nil {
