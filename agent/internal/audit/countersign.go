@@ -25,12 +25,11 @@ func (j *Journal) Countersigned(ctx context.Context, c wire.Countersign, key str
 	detail := map[string]string{"seq": strconv.FormatUint(c.Seq, 10), "key": key, "hash": hex.EncodeToString(c.Hash[:])}
 	switch {
 	case c.Seq > last:
-		return j.dispute(ctx, "ahead", detail)
+		return j.dispute(ctx, "ahead", "", detail)
 	case known && have != c.Hash:
-		detail["have"] = hex.EncodeToString(have[:])
-		return j.dispute(ctx, "differs", detail)
+		return j.dispute(ctx, "differs", hex.EncodeToString(have[:]), detail)
 	case c.Seq < signed && c.At > at:
-		return j.dispute(ctx, "behind", detail)
+		return j.dispute(ctx, "behind", "", detail)
 	case c.Seq <= signed:
 		return nil
 	}
@@ -48,8 +47,8 @@ func (j *Journal) Countersigned(ctx context.Context, c wire.Countersign, key str
 	return nil
 }
 
-// dispute records it once.
-func (j *Journal) dispute(ctx context.Context, reason string, detail map[string]string) error {
+// dispute records it once, and with it the hash that the journal has instead.
+func (j *Journal) dispute(ctx context.Context, reason, have string, detail map[string]string) error {
 	what := sha256.Sum256([]byte(reason + " " + detail["seq"] + " " + detail["hash"]))
 	j.mu.Lock()
 	again := j.denied == what
@@ -58,7 +57,7 @@ func (j *Journal) dispute(ctx context.Context, reason string, detail map[string]
 	if again {
 		return nil
 	}
-	detail["reason"] = reason
+	detail["reason"], detail["have"] = reason, have
 	return j.Record(ctx, kindDisputed, Alarm, detail["seq"], detail)
 }
 
