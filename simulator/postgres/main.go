@@ -96,8 +96,12 @@ func admin(ctx context.Context, dir, database, query string) error {
 // back to that: emptying tables costs a tenth of another database. What other
 // tables a test made would stay, so a database whose tables are not the first
 // ones any more says no.
+//
+// Two functions are SQLite's, for tests that fill tables.
 const seeds = `
 CREATE SCHEMA seed;
+CREATE FUNCTION seed.zeroblob(n int8) RETURNS bytea LANGUAGE sql AS $$ SELECT decode(repeat('00', n::int), 'hex') $$;
+CREATE FUNCTION seed.randomblob(n int8) RETURNS bytea LANGUAGE sql AS $$ SELECT decode(string_agg(md5(random()::text), ''), 'hex') FROM generate_series(1, n / 16 + 1) $$;
 CREATE TABLE seed.first AS SELECT 'tillward.device'::regclass::oid AS device;
 DO $$
 DECLARE t record;

@@ -85,7 +85,7 @@ func (w *writer) audit(ctx context.Context, t fleet.TenantID, ev fleet.AuditEven
 		return fmt.Errorf("encode audit entry: %w", err)
 	}
 	ev.Body, ev.Hash = body, sha256.Sum256(body)
-	if _, err := w.insertAudit(ctx, ev); err != nil {
+	if _, err := w.insertAudit(ctx, ev, true); err != nil {
 		return err
 	}
 	return w.exec(ctx, `UPDATE trail SET head = ?, hash = ?, entries = entries + 1 WHERE device = ''`, ev.Seq, ev.Hash[:])
@@ -100,8 +100,10 @@ func text(s string) string {
 	return strings.ReplaceAll(s, "\x00", "\uFFFD")
 }
 
-// insertAudit reports whether the entry is new.
-func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent) (bool, error) {
+// insertAudit reports whether the entry is new. It is surely when it comes
+// behind all that its trail holds: then it may be stored with others, later in
+// the transaction.
+func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent, sure bool) (bool, error) {
 	detail := ev.Detail
 	if detail == nil {
 		detail = map[string]string{}
@@ -118,12 +120,33 @@ func (w *writer) insertAudit(ctx context.Context, ev fleet.AuditEvent) (bool, er
 		return false, err
 	}
 	// The number is the next of all, and not one of a sequence, which would leave some out.
-	n, err := w.changed(ctx, `INSERT INTO audit (n, device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev, facet)
-		VALUES ((SELECT COALESCE(MAX(n), 0) + 1 FROM audit), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, seq) DO NOTHING`,
-		ev.Device, ev.Seq, ev.Tenant, when, ms(ev.StoredAt), text(ev.Kind), text(ev.Severity), text(actor), text(ev.Subject), text(ev.Outcome), text(ev.Site), toJSON(detail),
-		blob(ev.Body), ev.Hash[:], ev.Prev[:], facet)
+	if w.newest < 0 {
+		if err := w.row(ctx, `SELECT COALESCE(MAX(n), 0) FROM audit`).Scan(&w.newest); err != nil {
+			return false, err
+		}
+	}
+	row := []any{
+		w.newest + 1, ev.Device, ev.Seq, ev.Tenant, when, ms(ev.StoredAt), text(ev.Kind), text(ev.Severity), text(actor), text(ev.Subject), text(ev.Outcome), text(ev.Site), toJSON(detail),
+		blob(ev.Body), ev.Hash[:], ev.Prev[:], facet,
+	}
+	if w.bulk && sure && !w.careful {
+		if row, err = converted(row); err != nil {
+			return false, err
+		}
+		w.trail, w.newest = append(w.trail, row), w.newest+1
+		return true, nil
+	}
+	n, err := w.changed(ctx, insertAuditRow+` ON CONFLICT (device, seq) DO NOTHING`, row...)
+	if n == 1 {
+		w.newest++
+	}
 	return n == 1, err
 }
+
+const (
+	auditRowColumns = `n, device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev, facet`
+	insertAuditRow  = `INSERT INTO audit (` + auditRowColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+)
 
 const auditColumns = `device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev`
 

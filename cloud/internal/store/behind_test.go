@@ -17,6 +17,7 @@ func Behind(where string) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.RuntimeParams["search_path"] = schemaName + ", seed"
 	return sql.OpenDB(&connector{Connector: stdlib.GetConnector(*cfg), queries: &queries{}}), nil
 }
 

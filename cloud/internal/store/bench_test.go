@@ -217,3 +217,39 @@ func BenchmarkPresence(b *testing.B) {
 		return s.SetPresence(b.Context(), id, true, at.Add(10*time.Minute))
 	})
 }
+
+// BenchmarkCommit is what ingest costs, a message of each of 256 devices in a commit: telemetry that is new, telemetry
+// of which one message came before, and entries of the audit trail.
+func BenchmarkCommit(b *testing.B) {
+	const group, each = 256, 12
+	for _, kind := range []string{"new", "one again", "audit"} {
+		b.Run(kind, func(b *testing.B) {
+			s, ids := bigFleet(b)
+			seq, hashes := uint64(0), make([][32]byte, group)
+			round := func() {
+				in := make([]store.Intake, group)
+				seq++
+				for i := range in {
+					in[i] = store.Intake{Device: ids[i], Tenant: "main", At: noon}
+					if kind == "audit" {
+						in[i].Audit = chain(b, (seq-1)*each+1, hashes[i], each, "link.up")
+						hashes[i] = in[i].Audit[each-1].Hash
+						continue
+					}
+					in[i].Samples = samples(seq, each)
+				}
+				if kind == "one again" && seq > 1 {
+					in[7].Samples = samples(seq-1, each)
+				}
+				_, err := s.Commit(b.Context(), in)
+				must(b, err)
+			}
+			round()
+			b.ResetTimer()
+			for range b.N {
+				round()
+			}
+			b.ReportMetric(float64(b.N*group*each)/b.Elapsed().Seconds(), "rows/s")
+		})
+	}
+}

@@ -168,22 +168,23 @@ type dialect struct {
 // CheckNamedValue makes booleans the numbers they are kept as, and leaves out
 // of texts what PostgreSQL keeps in none: a device shall not stop the road by
 // a letter.
-func (d *dialect) CheckNamedValue(v *driver.NamedValue) error {
-	value, err := driver.DefaultParameterConverter.ConvertValue(v.Value)
-	if err != nil {
-		return err
-	}
+func (d *dialect) CheckNamedValue(v *driver.NamedValue) (err error) {
+	v.Value, err = convert(v.Value)
+	return err
+}
+
+func convert(v any) (driver.Value, error) {
+	value, err := driver.DefaultParameterConverter.ConvertValue(v)
 	switch x := value.(type) {
 	case bool:
-		value = int64(0)
 		if x {
-			value = int64(1)
+			return int64(1), err
 		}
+		return int64(0), err
 	case string:
-		value = text(x)
+		return text(x), err
 	}
-	v.Value = value
-	return nil
+	return value, err
 }
 
 func (d *dialect) Prepare(query string) (driver.Stmt, error) {

@@ -14,7 +14,10 @@ type job struct {
 	done chan struct{}
 }
 
-const maxJobs = 512 // in one commit
+const (
+	maxJobs = 512 // in one commit
+	saveJob = `SAVEPOINT job`
+)
 
 // shared is tx for small transactions that many devices cause at one moment.
 // Those that wait for the writer together are done in one commit: whoever gets
@@ -76,12 +79,24 @@ func (s *Store) lead(ctx context.Context, w *writer) {
 	}
 	err := s.with(ctx, w, func(ctx context.Context, w *writer) error {
 		for _, j := range jobs {
-			if err := w.exec(ctx, `SAVEPOINT job`); err != nil {
+			if err := w.sync(ctx); err != nil { // of the job before
+				return err
+			}
+			if err := w.exec(ctx, saveJob); err != nil {
 				return fmt.Errorf("begin: %w", err)
 			}
-			if j.err = j.f(ctx, w); j.err != nil {
+			if j.err = j.f(ctx, w); j.err == nil {
+				j.err = w.sync(ctx)
+			}
+			if j.err != nil {
 				w.forget() // ids that it gave
-				if err := w.exec(ctx, `ROLLBACK TO job`); err != nil {
+				w.newest = -1
+				if len(w.queue) > 0 && w.queue[0].query == saveJob { // nothing of it was sent
+					w.queue = nil
+					continue
+				}
+				w.queue = nil
+				if _, err := w.changed(ctx, `ROLLBACK TO job`); err != nil {
 					return errors.Join(j.err, fmt.Errorf("roll back: %w", err))
 				}
 			}

@@ -47,6 +47,9 @@ func texts(of func(rows int) string) (out [len(sizes)]string) {
 
 // write writes the samples that are pending, as many statements as it takes.
 func (g *group) write(ctx context.Context) error {
+	if g.w.bulk {
+		return g.copySamples(ctx)
+	}
 	args := make([]any, 0, sizes[0]*8)
 	for i, size := range sizes {
 		for len(g.pending) >= size {

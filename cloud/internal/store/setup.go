@@ -61,7 +61,7 @@ func (s *Store) setup(ctx context.Context, w *writer, password string) error {
 	if err := run("before.sql"); err != nil {
 		return err
 	}
-	if err := w.exec(ctx, `SET LOCAL ROLE `+ownerRole); err != nil {
+	if _, err := w.changed(ctx, `SET LOCAL ROLE `+ownerRole); err != nil {
 		return err
 	}
 	if err := s.migrate(ctx, w, schemaOf); err != nil {
@@ -70,7 +70,7 @@ func (s *Store) setup(ctx context.Context, w *writer, password string) error {
 	if err := run("after.sql"); err != nil {
 		return err
 	}
-	if err := w.exec(ctx, `RESET ROLE`); err != nil {
+	if _, err := w.changed(ctx, `RESET ROLE`); err != nil {
 		return err
 	}
 	if err := run("keeper.sql"); err != nil || password == "" {

@@ -197,12 +197,21 @@ type writer struct {
 	now     time.Time // of the present transaction
 	slot    int64     // of the newest trouble
 	changes int64     // rows, in the present transaction
+	newest  int64     // number of the newest row of audit, once it was read in the present transaction; else -1
+	open    bool      // in a transaction
+	careful bool      // nothing is taken for new without looking
+	queue   []unsent  // statements to be sent, on PostgreSQL
+	bulk    bool      // rows for audit may wait, too
+	trail   [][]any   // those that do
 	boots   map[bootKey]int64
 	series  map[seriesKey]int64
 	facets  map[facetKey]int64
 }
 
-var errClosed = errors.New("store is closed")
+var (
+	errClosed       = errors.New("store is closed")
+	errNoConnection = errors.New("no connection to the database")
+)
 
 // tx runs f in one transaction. What f did is there when tx returns nil and
 // nowhere when it returns an error.
@@ -227,7 +236,7 @@ func (s *Store) tx(ctx context.Context, f func(context.Context, *writer) error) 
 func (s *Store) with(ctx context.Context, w *writer, f func(context.Context, *writer) error) (err error) {
 	// A statement under a context that can end costs a goroutine, and a transaction half-way is best finished.
 	ctx = context.WithoutCancel(ctx)
-	w.now, w.changes = time.Now(), 0
+	w.now, w.changes, w.newest = time.Now(), 0, -1
 	if s.observe != nil {
 		defer func() { s.observe(w.changes, time.Since(w.now), err) }()
 	}
@@ -240,7 +249,9 @@ func (s *Store) with(ctx context.Context, w *writer, f func(context.Context, *wr
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
+	w.open = w.pg
 	defer func() {
+		w.open, w.bulk, w.careful, w.queue, w.trail = false, false, false, nil, nil
 		if err == nil {
 			return
 		}
@@ -255,7 +266,10 @@ func (s *Store) with(ctx context.Context, w *writer, f func(context.Context, *wr
 	if err := f(ctx, w); err != nil {
 		return err
 	}
-	if err := w.exec(ctx, `COMMIT`); err != nil {
+	if err := w.sync(ctx); err != nil {
+		return err
+	}
+	if _, err := w.changed(ctx, `COMMIT`); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
@@ -272,7 +286,7 @@ func (w *writer) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 		return stmt, nil
 	}
 	if w.conn == nil {
-		return nil, errors.New("no connection to the database")
+		return nil, errNoConnection
 	}
 	stmt, err := w.conn.PrepareContext(ctx, query)
 	if err != nil {
@@ -283,12 +297,18 @@ func (w *writer) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 }
 
 func (w *writer) exec(ctx context.Context, query string, args ...any) error {
+	if w.open {
+		return w.later(query, args)
+	}
 	_, err := w.changed(ctx, query, args...)
 	return err
 }
 
 // changed executes query and says how many rows it changed.
 func (w *writer) changed(ctx context.Context, query string, args ...any) (int64, error) {
+	if err := w.sync(ctx); err != nil {
+		return 0, err
+	}
 	stmt, err := w.stmt(ctx, query) //nolint:sqlclosecheck // kept for the next time; Close closes it
 	if err != nil {
 		return 0, err
@@ -306,6 +326,9 @@ func (w *writer) changed(ctx context.Context, query string, args ...any) (int64,
 
 // row queries one row.
 func (w *writer) row(ctx context.Context, query string, args ...any) scanner {
+	if err := w.sync(ctx); err != nil {
+		return failed{err}
+	}
 	stmt, err := w.stmt(ctx, query) //nolint:sqlclosecheck // kept for the next time; Close closes it
 	if err != nil {
 		return failed{err}
@@ -314,6 +337,9 @@ func (w *writer) row(ctx context.Context, query string, args ...any) scanner {
 }
 
 func (w *writer) rows(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if err := w.sync(ctx); err != nil {
+		return nil, err
+	}
 	stmt, err := w.stmt(ctx, query) //nolint:sqlclosecheck // kept for the next time; Close closes it
 	if err != nil {
 		return nil, err

@@ -20,9 +20,29 @@ import (
 // stored: its numbers lie outside what can be kept, or its device is not of
 // its tenant. Every other error is one of the database.
 func (s *Store) Commit(ctx context.Context, in []Intake) ([]Outcome, error) {
+	out, err := s.commit(ctx, in, false)
+	if isThere(err) { // what comes twice is rare, and looked for only then
+		out, err = s.commit(ctx, in, true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store what came from devices: %w", err)
+	}
+	return out, nil
+}
+
+func (s *Store) commit(ctx context.Context, in []Intake, careful bool) ([]Outcome, error) {
 	out := make([]Outcome, len(in))
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
 		g := &group{w: w, devices: map[fleet.DeviceID]*tally{}, series: map[int64]*recent{}}
+		if err := g.load(ctx, in); err != nil {
+			return err
+		}
+		if w.pg {
+			w.bulk, w.careful = true, careful
+			if err := g.ahead(ctx, in); err != nil {
+				return err
+			}
+		}
 		for i := range in {
 			if err := g.take(ctx, &in[i], &out[i]); err != nil {
 				return fmt.Errorf("device %s: %w", in[i].Device, err)
@@ -30,10 +50,7 @@ func (s *Store) Commit(ctx context.Context, in []Intake) ([]Outcome, error) {
 		}
 		return g.flush(ctx)
 	})
-	if err != nil {
-		return nil, fmt.Errorf("store what came from devices: %w", err)
-	}
-	return out, nil
+	return out, err
 }
 
 // group is one group commit: what is summed up over its intakes and written
@@ -44,6 +61,7 @@ type group struct {
 	series  map[int64]*recent
 	fronts  []front // of boots, in the order in which they came
 	pending []pending
+	early   *added // that were stored ahead, on PostgreSQL
 }
 
 // front is how far the telemetry of a boot is whole.
@@ -80,29 +98,22 @@ type recent struct {
 	value float64
 }
 
-type bootKey struct {
-	device fleet.DeviceID
-	boot   [16]byte
+// tally returns that of the device of an intake.
+func (g *group) tally(in *Intake) (*tally, error) {
+	t := g.devices[in.Device]
+	switch {
+	case t == nil:
+		return nil, fleet.ErrNotFound
+	case t.tenant != in.Tenant:
+		return nil, fmt.Errorf("not of tenant %s: %w", in.Tenant, fleet.ErrNotFound)
+	}
+	return t, nil
 }
-
-type seriesKey struct {
-	device           fleet.DeviceID
-	peripheral, name string
-}
-
-const maxRemembered = 100_000 // ids of boots and series kept in memory
 
 func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
-	t := g.devices[in.Device]
-	if t == nil {
-		t = &tally{}
-		if err := g.w.row(ctx, `SELECT tenant, site FROM device WHERE id = ?`, in.Device).Scan(&t.tenant, &t.site); err != nil {
-			return found(err)
-		}
-		g.devices[in.Device] = t
-	}
-	if t.tenant != in.Tenant {
-		return fmt.Errorf("not of tenant %s: %w", in.Tenant, fleet.ErrNotFound)
+	t, err := g.tally(in)
+	if err != nil {
+		return err
 	}
 	t.seen = max(t.seen, ms(in.At))
 	if err := g.samples(ctx, t, in, out); err != nil {
@@ -154,11 +165,8 @@ func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
 
 func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome) error {
 	for _, s := range in.Samples {
-		if err := number("sequence", s.Seq); err != nil {
+		if err := kept(s); err != nil {
 			return err
-		}
-		if math.IsNaN(s.Value) || math.IsInf(s.Value, 0) {
-			return fmt.Errorf("sample %s is not a number: %w", s.Name, fleet.ErrInvalid)
 		}
 		boot, err := g.w.boot(ctx, in.Device, s.Boot)
 		if err != nil {
@@ -172,7 +180,7 @@ func (g *group) samples(ctx context.Context, t *tally, in *Intake, out *Outcome)
 			[8]any{boot, int64(s.Seq), int64(s.Index), series, deviceMS(s.At), s.Value, s.Epoch, s.Kept}, out, t, // #nosec G115 -- number has looked
 		})
 	}
-	if len(g.pending) >= sizes[0] {
+	if len(g.pending) >= sizes[0] && !g.w.bulk {
 		return g.write(ctx)
 	}
 	return nil
@@ -207,16 +215,20 @@ func (g *group) events(ctx context.Context, in *Intake, out *Outcome) error {
 		if err != nil {
 			return err
 		}
-		n, err := g.w.changed(ctx, `INSERT INTO event (device, boot, seq, idx, at, peripheral, category, code, from_value, to_value, mono, count)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			in.Device, boot, e.Seq, e.Index, deviceMS(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To, e.Mono, e.Count)
-		if err != nil {
-			return fmt.Errorf("event: %w", err)
+		isNew := g.early.isNew(boot, e.Seq, e.Index)
+		if g.early == nil {
+			n, err := g.w.changed(ctx, `INSERT INTO event (device, boot, seq, idx, at, peripheral, category, code, from_value, to_value, mono, count)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+				in.Device, boot, e.Seq, e.Index, deviceMS(e.At), e.Peripheral, e.Category, e.Code, e.From, e.To, e.Mono, e.Count)
+			if err != nil {
+				return fmt.Errorf("event: %w", err)
+			}
+			isNew = n == 1
 		}
-		if n == 0 {
-			out.Duplicates++
-		} else {
+		if isNew {
 			out.NewEvents++
+		} else {
+			out.Duplicates++
 		}
 	}
 	return nil
@@ -227,16 +239,7 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 		return nil
 	}
 	if !t.audit {
-		var hash []byte
-		if err := g.w.row(ctx, `SELECT head, hash, entries, broken FROM trail WHERE device = ?`, in.Device).Scan(&t.head, &hash, &t.entries, &t.broken); err != nil {
-			return fmt.Errorf("audit trail: %w", found(err))
-		}
-		copy(t.hash[:], hash)
-		var err error
-		if t.proof, err = g.w.proof(ctx, in.Device); err != nil {
-			return fmt.Errorf("audit trail: %w", err)
-		}
-		t.audit = true
+		return fmt.Errorf("audit trail: %w", fleet.ErrNotFound)
 	}
 	t.broken = t.broken || in.AuditBroken
 	gap, late := t.gap(), 0
@@ -249,7 +252,7 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 			continue
 		}
 		ev.Device, ev.Tenant, ev.Actor, ev.Site, ev.StoredAt = in.Device, in.Tenant, cmp.Or(ev.Actor, string(in.Device)), t.site, in.At
-		added, err := g.w.insertAudit(ctx, ev)
+		added, err := g.w.insertAudit(ctx, ev, ev.Seq > t.head)
 		if err != nil {
 			return fmt.Errorf("audit entry: %w", err)
 		}
@@ -416,46 +419,4 @@ func number(what string, n uint64) error {
 		return fmt.Errorf("%s %d: %w", what, n, fleet.ErrInvalid)
 	}
 	return nil
-}
-
-// boot returns the id of one run of a device's agent.
-func (w *writer) boot(ctx context.Context, device fleet.DeviceID, name [16]byte) (int64, error) {
-	k := bootKey{device, name}
-	if id, ok := w.boots[k]; ok {
-		return id, nil
-	}
-	var id int64
-	err := found(w.row(ctx, `SELECT id FROM boot WHERE device = ? AND name = ?`, device, name[:]).Scan(&id))
-	if errors.Is(err, fleet.ErrNotFound) {
-		err = w.row(ctx, `INSERT INTO boot (device, name) VALUES (?, ?) RETURNING id`, device, name[:]).Scan(&id)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("boot: %w", err)
-	}
-	if len(w.boots) >= maxRemembered {
-		w.forget()
-	}
-	w.boots[k] = id
-	return id, nil
-}
-
-// seriesID returns the id of one measured quantity of a device.
-func (w *writer) seriesID(ctx context.Context, device fleet.DeviceID, peripheral, name string) (int64, error) {
-	k := seriesKey{device, peripheral, name}
-	if id, ok := w.series[k]; ok {
-		return id, nil
-	}
-	var id int64
-	err := found(w.row(ctx, `SELECT id FROM series WHERE device = ? AND peripheral = ? AND name = ?`, device, peripheral, name).Scan(&id))
-	if errors.Is(err, fleet.ErrNotFound) {
-		err = w.row(ctx, `INSERT INTO series (device, peripheral, name) VALUES (?, ?, ?) RETURNING id`, device, peripheral, name).Scan(&id)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("series: %w", err)
-	}
-	if len(w.series) >= maxRemembered {
-		w.forget()
-	}
-	w.series[k] = id
-	return id, nil
 }

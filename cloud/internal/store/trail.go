@@ -150,10 +150,10 @@ type proof struct {
 	lost, breakSeq, breakLosing uint64
 }
 
-func (w *writer) proof(ctx context.Context, id fleet.DeviceID) (p proof, err error) {
-	err = w.row(ctx, `SELECT base, anchored, anchor_counter, anchor_at, anchor_stored, told, lost, break_seq, break_lost FROM trail WHERE device = ?`, id).
-		Scan(&p.base, &p.anchored, &p.counter, &p.anchorAt, &p.anchorStored, &p.told, &p.lost, &p.breakSeq, &p.breakLosing)
-	return p, found(err)
+const proofColumns = `base, anchored, anchor_counter, anchor_at, anchor_stored, told, lost, break_seq, break_lost`
+
+func (p *proof) columns() []any {
+	return []any{&p.base, &p.anchored, &p.counter, &p.anchorAt, &p.anchorStored, &p.told, &p.lost, &p.breakSeq, &p.breakLosing}
 }
 
 func (w *writer) setProof(ctx context.Context, id fleet.DeviceID, p proof) error {
