@@ -269,13 +269,13 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 		want := rep.Last + 1
 		gap := ev.Seq != want
 		switch {
-		case gap && ev.Kind == "audit.break":
+		case gap && breaks(ev):
 			toldAt = cmp.Or(toldAt, want)
 			told += ev.Seq - want
 		case gap:
 			broken(want, fmt.Sprintf("entries %d to %d are missing", want, ev.Seq-1))
 		}
-		if ev.Prev != prev && (ev.Kind != "audit.break" || !gap && ev.Prev != [32]byte{}) {
+		if ev.Prev != prev && (!breaks(ev) || !gap && ev.Prev != [32]byte{}) {
 			broken(ev.Seq, fmt.Sprintf("entry %d does not follow the one before", ev.Seq))
 		}
 		if text := intact(t, ev); text != "" {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/cloud/wire"
 )
 
 // unanchoredAfter is how long a device may record without an anchor, by its
@@ -161,6 +162,16 @@ func (w *writer) setProof(ctx context.Context, id fleet.DeviceID, p proof) error
 		p.anchored, p.counter, p.anchorAt, p.anchorStored, p.told, p.lost, p.breakSeq, p.breakLosing, id)
 }
 
+// breaks reports whether an entry is a device's record of what it lost with a
+// damaged file, and not only called one.
+func breaks(ev fleet.AuditEvent) bool {
+	if ev.Kind != "audit.break" {
+		return false
+	}
+	r, err := wire.AuditEntry{Body: ev.Body, Hash: ev.Hash}.Open()
+	return err == nil && r.Break != nil
+}
+
 // proves looks at what an entry that is new says about how far the trail is
 // proven. before is the head that it came behind.
 func (g *group) proves(ctx context.Context, t *tally, in *Intake, ev fleet.AuditEvent, before uint64) error {
@@ -170,7 +181,7 @@ func (g *group) proves(ctx context.Context, t *tally, in *Intake, ev fleet.Audit
 		if p.lost > 0 {
 			p.lost--
 		}
-	case ev.Kind == "audit.break" && ev.Seq > before+1:
+	case ev.Seq > before+1 && breaks(ev):
 		p.breakSeq, p.breakLosing = ev.Seq, ev.Seq-before-1
 	case ev.Seq > before+1:
 		p.breakSeq, p.breakLosing = 0, 0

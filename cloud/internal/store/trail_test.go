@@ -9,6 +9,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/store"
+	"github.com/tillward/tillward/cloud/wire"
 )
 
 // trailOf is a device whose trail grows entry by entry.
@@ -20,6 +21,8 @@ type trailOf struct {
 	hash [32]byte
 	at   time.Time // by its clock
 	now  time.Time // by ours
+
+	known *wire.Break // what the next break record says
 }
 
 // sends lets it record one entry of a kind after skipping so many numbers, and send it; a judges it as an anchor.
@@ -27,6 +30,14 @@ func (d *trailOf) sends(kind string, skip uint64, a *fleet.AnchorSeen) store.Out
 	d.t.Helper()
 	ev := chain(d.t, d.seq+1+skip, d.hash, 1, kind)[0]
 	ev = sealed(d.t, ev, d.at.UnixMilli())
+	if kind == "audit.break" && d.known != nil {
+		r, err := wire.AuditEntry{Body: ev.Body, Hash: ev.Hash}.Open()
+		must(d.t, err)
+		r.Break, r.Prev = d.known, [32]byte{}
+		e, err := wire.SealAudit(r)
+		must(d.t, err)
+		ev.Body, ev.Hash, ev.Prev = e.Body, e.Hash, r.Prev
+	}
 	d.seq, d.hash = ev.Seq, ev.Hash
 	in := store.Intake{Device: d.id, Tenant: "main", At: d.now, Audit: []fleet.AuditEvent{ev}}
 	if a != nil {
@@ -132,6 +143,7 @@ func TestBreakIsExplainedByAnAnchor(t *testing.T) {
 	d := newTrail(t)
 	d.sends("link.up", 0, nil)
 	d.anchors(1)
+	d.known = &wire.Break{Seq: d.seq, Hash: d.hash}
 	out := d.sends("audit.break", 6, nil)
 	if st := d.state(); !out.Gap || !st.Broken || st.Missing != 6 || st.Lost != 0 {
 		t.Errorf("behind the break: %+v", st)
@@ -155,7 +167,8 @@ func TestBreakIsExplainedByAnAnchor(t *testing.T) {
 		t.Errorf("verify: %+v, %v", rep, err)
 	}
 	// A plain gap behind it is not explained by the next anchor.
-	d.sends("link.up", 3, nil)
+	d.known = nil // and no record that only has the name
+	d.sends("audit.break", 3, nil)
 	d.anchors(3)
 	if st := d.state(); !st.Broken || st.Missing != 3 || st.Lost != 6 {
 		t.Errorf("a gap: %+v", st)
