@@ -18,10 +18,10 @@ export function Trail({ title, path, own, proof, concerns }: { title: string; pa
     setBusy(false);
   };
   return (
-    <Card title={title} note="Each entry holds the hash of the one before." aside={<>
+    <Card title={title} note="Each entry holds the hash of the one before." aside={<span class="badges">
       {admin.value && own && <a href={`${path}/export`} download={`${own}.trail`} title="A sealed file; prove a copy of it anywhere with tillward audit verify">Export</a>}
       <button type="button" data-testid="audit-verify" disabled={busy} onClick={() => void verify()}>{busy ? 'Verifying…' : 'Verify chain'}</button>
-    </>}>
+    </span>}>
       {proof && <dl class="facts" data-testid="audit-proof">
         {proven(proof).map((f) => <div key={f.name}><dt>{f.name}</dt><dd class={f.bad ? 'fault' : ''}>{f.text}{f.at && <>, <When at={f.at} /></>}</dd></div>)}
       </dl>}
