@@ -146,6 +146,12 @@ func HeadOf(b []byte) (Head, error) {
 	var m struct {
 		Head Head `cbor:"1,keyasint"`
 	}
+	if len(b) > 2 && b[0] > 0xa0 && b[0] < 0xb8 && b[1] == 1 { // a map, and the head comes first, as Encode writes it
+		if _, err := decMode.UnmarshalFirst(b[2:], &m.Head); err != nil {
+			return Head{}, fmt.Errorf("head: %w: %w", ErrMalformed, err)
+		}
+		return m.Head, m.Head.check()
+	}
 	if err := decMode.Unmarshal(b, &m); err != nil {
 		return Head{}, fmt.Errorf("head: %w: %w", ErrMalformed, err)
 	}

@@ -2,6 +2,7 @@ package link_test
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -106,8 +107,10 @@ func once(t *testing.T, stored []arrival) (again int) {
 			continue
 		}
 		seen[a.topic+a.payload] = true
-		n := 0
-		fmt.Sscan(number, &n)
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if at, ok := last[a.topic]; ok && n < at {
 			t.Fatalf("%s came behind %d on %s", a.payload, at, a.topic)
 		}

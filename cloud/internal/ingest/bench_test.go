@@ -31,7 +31,12 @@ func BenchmarkBacklog(b *testing.B) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- i.Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	}()
 	payloads := make([][]byte, b.N)
 	for n := range payloads {
 		m := &wire.TelemetryBatch{Head: wire.Head{V: 1, Boot: wire.Boot{1, byte(n % devices)}, Seq: uint64(n/devices + 1), Sent: 1}}

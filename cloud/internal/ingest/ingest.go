@@ -61,7 +61,10 @@ type Message struct {
 
 func (m Message) dead() bool { return m.Dead != nil && m.Dead() }
 
-var errDead = errors.New("the connection acknowledges nothing any more")
+var (
+	errDead    = errors.New("the connection acknowledges nothing any more")
+	errStopped = errors.New("the service stops")
+)
 
 // Store keeps what came; cloud/internal/store fits.
 type Store interface {
@@ -141,18 +144,45 @@ func (i *Ingest) drop() {
 // hold up who brings backlog for a few seconds.
 func (i *Ingest) Submit(m Message) bool { return i.queue.put(m) }
 
-// Run commits until ctx ends. What is then queued is not acknowledged: the
-// devices send it again.
+// Run commits until ctx ends, and then one group more: devices wait for it.
+// What else is queued is not acknowledged: they send it again.
 func (i *Ingest) Run(ctx context.Context) error {
 	for {
 		batch, ok := i.gather(ctx)
 		if !ok {
-			return nil
+			return i.last(context.WithoutCancel(ctx))
 		}
 		if err := i.commit(ctx, batch); err != nil {
 			i.o.Log.Error("commit what devices sent; they will send it again", slog.Int("messages", len(batch)), slog.Any("err", err))
 		}
 	}
+}
+
+// last commits what fits into one group and ends the wait for all else.
+func (i *Ingest) last(ctx context.Context) error {
+	group, _ := i.queue.take(groupLen, leastBytes)
+	if kept := alive(group); len(kept) > 0 {
+		if err := i.commit(ctx, kept); err != nil {
+			i.o.Log.Error("commit what devices sent last; they will send it again", slog.Int("messages", len(kept)), slog.Any("err", err))
+		}
+	}
+	for _, m := range i.queue.end() {
+		m.Ack(errStopped)
+	}
+	return nil
+}
+
+// alive leaves out what must not be stored: it would leave a hole.
+func alive(group []Message) []Message {
+	kept := group[:0]
+	for _, m := range group {
+		if m.dead() {
+			m.Ack(errDead)
+			continue
+		}
+		kept = append(kept, m)
+	}
+	return kept
 }
 
 // gather waits for a first message, lingers a little for company unless there is
@@ -169,15 +199,7 @@ func (i *Ingest) gather(ctx context.Context) ([]Message, bool) {
 		}
 		group, withheld := i.queue.take(groupLen, i.pace.bytes)
 		i.stats.held(withheld)
-		kept := group[:0]
-		for _, m := range group {
-			if m.dead() { // stored now it would leave a hole
-				m.Ack(errDead)
-				continue
-			}
-			kept = append(kept, m)
-		}
-		if len(kept) > 0 {
+		if kept := alive(group); len(kept) > 0 {
 			return kept, true
 		}
 	}

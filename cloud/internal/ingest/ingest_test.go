@@ -567,13 +567,15 @@ func TestBreak(t *testing.T) {
 		"skips": {seal(wire.AuditRecord{Seq: 20, Kind: "audit.break", Break: &wire.Break{Seq: 4}}), []string{"audit.break a"}, map[string]string{"entry": "20", "known": "4", "lost": "6 to 19"}},
 		"goes on": {
 			seal(wire.AuditRecord{Seq: 6, Kind: "audit.break", Prev: last, Break: &wire.Break{Seq: 5, Hash: last}}),
-			[]string{"audit.break a"}, map[string]string{"entry": "6", "known": "5"},
+			[]string{"audit.break a"},
+			map[string]string{"entry": "6", "known": "5"},
 		},
 		"nobody says why": {seal(wire.AuditRecord{Seq: 20, Kind: "link.up"}), []string{"audit.chain_broken a"}, map[string]string{"fault": "entries 6 to 19 are missing"}},
 		"says no break":   {seal(wire.AuditRecord{Seq: 20, Kind: "audit.break"}), []string{"audit.chain_broken a"}, map[string]string{"fault": "entries 6 to 19 are missing"}},
 		"does not fit": {
 			seal(wire.AuditRecord{Seq: 6, Kind: "audit.break", Prev: [32]byte{9}, Break: &wire.Break{Seq: 5}}),
-			[]string{"audit.chain_broken a"}, map[string]string{"fault": "entry 6 does not follow entry 5"},
+			[]string{"audit.chain_broken a"},
+			map[string]string{"fault": "entry 6 does not follow entry 5"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -58,6 +58,7 @@ type queue struct {
 	n       [lanes]int        // messages
 	size    int               // bytes
 	room    chan struct{}     // closed and renewed when something was taken
+	ended   bool
 }
 
 func newQueue() *queue {
@@ -87,7 +88,7 @@ func (q *queue) put(m Message) bool {
 	if len(w.lane[lane]) >= manyOfOne {
 		q.sweep(w, lane)
 	}
-	if q.size > hardBytes || len(w.lane[lane]) >= mostOfOne {
+	if q.ended || q.size > hardBytes || len(w.lane[lane]) >= mostOfOne {
 		return false
 	}
 	m.lane, m.came = lane, time.Now()
@@ -118,6 +119,9 @@ func (q *queue) pause() {
 		select {
 		case <-room:
 			q.mu.Lock()
+			if q.ended {
+				return
+			}
 		case <-end.C:
 			q.mu.Lock()
 			return
@@ -263,6 +267,19 @@ func (q *queue) prune(now time.Time) {
 			delete(q.devices, id)
 		}
 	}
+}
+
+// end takes all that waits; nothing more is taken in.
+func (q *queue) end() (all []Message) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ended = true
+	for lane := range q.turn {
+		all = q.draw(lane, all, 1<<30, 1<<40, 1<<30)
+	}
+	close(q.room)
+	q.room = make(chan struct{})
+	return all
 }
 
 // waits is how many messages wait in each lane.
