@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // What a scenario does that looks at tills from outside.
@@ -37,6 +38,21 @@ func (t *Till) OnDisk(dir string) error {
 
 // Lines are the till's network: to the broker, and to all else of the service.
 func (t *Till) Lines() []*Line { return []*Line{t.mqtt, t.https} }
+
+// Signal sends a signal to the agent; an error when none runs.
+func (t *Till) Signal(sig syscall.Signal) error { return t.proc.signal(sig) }
+
+// Unplug takes the power from the box and gives it back: what runs there is
+// killed, and the TPM starts as it does after that.
+func (t *Till) Unplug(ctx context.Context) error {
+	t.proc.cut()
+	t.proc.end()
+	if err := t.powerCycle(ctx); err != nil {
+		return err
+	}
+	t.Boot(ctx)
+	return nil
+}
 
 // Live lets a shop's day of such a length pass at the till, again and again
 // until ctx ends.

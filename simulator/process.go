@@ -100,13 +100,16 @@ func (p *process) once(ctx context.Context) int {
 
 // kill is kill -9: the agent has no chance to tidy up. The supervisor starts
 // it again.
-func (p *process) kill() error {
+func (p *process) kill() error { return p.signal(syscall.SIGKILL) }
+
+// signal sends one to the agent, if one runs.
+func (p *process) signal(sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cmd == nil {
 		return errors.New("agent has not been started")
 	}
-	return p.cmd.Process.Kill()
+	return p.cmd.Process.Signal(sig)
 }
 
 // cut is kill -9 at all that runs of the till, and nothing is started any

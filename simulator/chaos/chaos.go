@@ -76,6 +76,8 @@ type till struct {
 	shed   uint64 // messages, by the till's own count
 	wg     sync.WaitGroup
 
+	box sync.Mutex // held while the power goes and comes
+
 	mu       sync.Mutex
 	conn     net.Conn // of the agent that runs
 	orders   orders
@@ -285,6 +287,7 @@ func (x *till) listen(c net.Conn) {
 			}
 		case saidRefused:
 			s.refuse(l.record)
+			x.h.count(diskFull, 0, "messages had no room", 1)
 		case saidTwice:
 			x.h.count(duplicates, 0, l.Name, 1)
 		case saidCut:

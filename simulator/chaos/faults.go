@@ -117,6 +117,20 @@ func (h *harness) doService(ctx context.Context, f fault) error {
 	return err
 }
 
+// pid is the agent that runs, 0 when none does.
+func (x *till) pid() int {
+	x.box.Lock()
+	defer x.box.Unlock()
+	return x.PID()
+}
+
+// signal sends one to the agent, if one runs.
+func (x *till) signal(sig syscall.Signal) bool {
+	x.box.Lock()
+	defer x.box.Unlock()
+	return x.Signal(sig) == nil
+}
+
 func (x *till) carry(w simulator.Weather) {
 	for _, l := range x.Lines() {
 		l.Carry(w)
@@ -125,12 +139,15 @@ func (x *till) carry(w simulator.Weather) {
 
 // do is a fault of one till.
 func (x *till) do(ctx context.Context, f fault) (happened bool, err error) {
-	pid := x.PID()
 	switch f.name {
-	case agentKilled:
-		return pid != 0 && x.Kill() == nil, nil // its supervisor may not have started the next one yet
+	case agentKilled: // its supervisor may not have started the next one yet
+		return x.signal(syscall.SIGKILL), nil
 	case agentEnded:
-		return pid != 0 && syscall.Kill(pid, syscall.SIGTERM) == nil, nil
+		return x.signal(syscall.SIGTERM), nil
+	case powerCut:
+		x.box.Lock()
+		defer x.box.Unlock()
+		return true, x.Unplug(context.WithoutCancel(ctx))
 	case networkCut:
 		x.CutNetwork()
 		_ = wait(ctx, f.long)
@@ -151,7 +168,7 @@ func (x *till) do(ctx context.Context, f fault) (happened bool, err error) {
 	case duplicates:
 		x.order(func(o *orders) { o.Twice = 0.3 })
 	case diskFull, diskFullMid:
-		return x.fill(ctx, f, pid)
+		return x.fill(ctx, f)
 	case clockDead, clockFar, clockBack, clockAhead, clockFast, clockSlow:
 		x.order(func(o *orders) { o.Clock = wrong(f.name, o.Clock) })
 	case tpmBusy:
@@ -218,7 +235,8 @@ func (x *till) cutPublish(ctx context.Context, most time.Duration) bool {
 }
 
 // fill takes the till's disk space for a while.
-func (x *till) fill(ctx context.Context, f fault, pid int) (bool, error) {
+func (x *till) fill(ctx context.Context, f fault) (bool, error) {
+	pid := x.pid()
 	spare := 0
 	if f.name == diskFullMid {
 		spare = 1 + int(f.draw%6) // #nosec G115 -- below 6

@@ -11,6 +11,7 @@ import (
 const (
 	agentKilled   = "agent killed (kill -9)"
 	agentEnded    = "agent restarted in order"
+	powerCut      = "power cut: agent and TPM"
 	serviceKilled = "service killed (kill -9)"
 	serviceEnded  = "service restarted in order"
 	storeKilled   = "database killed"
@@ -49,6 +50,7 @@ const second = time.Second
 var kinds = []kind{
 	{agentKilled, "agent", 8, 0, 0},
 	{agentEnded, "agent", 2, 0, 0},
+	{powerCut, "agent", 2, 0, 0},
 	{networkCut, "network", 5, second / 2, 6 * second},
 	{publishCut, "network", 4, 4 * second, 4 * second}, // at most: it waits for one
 	{halfService, "network", 2, second, 5 * second},
@@ -57,8 +59,8 @@ var kinds = []kind{
 	{latency, "network", 2, 3 * second, 8 * second},
 	{bandwidth, "network", 2, 3 * second, 8 * second},
 	{duplicates, "packets", 4, 4 * second, 10 * second},
-	{diskFull, "disk", 3, second, 5 * second},
-	{diskFullMid, "disk", 3, second, 4 * second},
+	{diskFull, "disk", 3, second, 15 * second},
+	{diskFullMid, "disk", 3, second, 8 * second},
 	{clockDead, "clock", 1, 2 * second, 8 * second},
 	{clockFar, "clock", 1, 2 * second, 8 * second},
 	{clockBack, "clock", 1, 4 * second, 15 * second},
@@ -66,7 +68,7 @@ var kinds = []kind{
 	{clockFast, "clock", 1, 4 * second, 15 * second},
 	{clockSlow, "clock", 1, 4 * second, 15 * second},
 	{tpmBusy, "TPM", 2, second, 4 * second},
-	{tpmFailing, "TPM", 2, second, 4 * second},
+	{tpmFailing, "TPM", 2, second, 8 * second},
 	{tpmGone, "TPM", 1, second, 4 * second},
 }
 
