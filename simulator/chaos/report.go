@@ -98,6 +98,13 @@ func (h *harness) judge(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	raised, err := alarms(ctx, h.store)
+	if err != nil {
+		return err
+	}
+	for _, of := range slices.Sorted(maps.Keys(raised)) {
+		h.problem("the service raised a false alarm: %s, %d times", of, raised[of])
+	}
 	sums := make([]count, len(classes))
 	for i, c := range classes {
 		sums[i].Class = c

@@ -38,35 +38,55 @@ func sqlite(file string) string {
 	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: "mode=ro&_busy_timeout=20000"}).String()
 }
 
+// alarms are those that the service raised by itself, with whom each is about.
+func alarms(ctx context.Context, address string) (out map[string]int, err error) {
+	out = make(map[string]int)
+	err = query(ctx, address, func(each reader) error {
+		return each(`SELECT kind, subject FROM audit WHERE device = '' AND severity = 'alarm' ORDER BY n`, func(scan func(...any) error) error {
+			var kind, subject string
+			err := scan(&kind, &subject)
+			out[kind+" "+subject]++
+			return err
+		})
+	})
+	return out, err
+}
+
+// reader hands each row that a query finds to take.
+type reader func(query string, take func(scan func(...any) error) error) error
+
 // readStore reads what the service's database holds of each device. It reads
 // beside a service that runs.
 func readStore(ctx context.Context, address string) (map[string]*stored, error) {
+	var out map[string]*stored
+	err := query(ctx, address, func(each reader) (err error) {
+		out, err = readAll(each)
+		return err
+	})
+	return out, err
+}
+
+// query reads one state of a database.
+func query(ctx context.Context, address string, read func(reader) error) error {
 	driver := "pgx"
 	if strings.HasPrefix(address, "file:") {
 		driver = "sqlite3"
 	}
 	db, err := sql.Open(driver, address)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer db.Close()
-	o := &sql.TxOptions{ReadOnly: true} // one state of it
+	o := &sql.TxOptions{ReadOnly: true}
 	if driver == "pgx" {
 		o.Isolation = sql.LevelRepeatableRead
 	}
 	tx, err := db.BeginTx(ctx, o)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer tx.Rollback() //nolint:errcheck // nothing was written
-	out := make(map[string]*stored)
-	of := func(device string) *stored {
-		if out[device] == nil {
-			out[device] = new(stored)
-		}
-		return out[device]
-	}
-	each := func(query string, take func(scan func(...any) error) error) error {
+	return read(func(query string, take func(scan func(...any) error) error) error {
 		rows, err := tx.QueryContext(ctx, query)
 		if err != nil {
 			return err
@@ -78,6 +98,16 @@ func readStore(ctx context.Context, address string) (map[string]*stored, error) 
 			}
 		}
 		return rows.Err()
+	})
+}
+
+func readAll(each reader) (map[string]*stored, error) {
+	out := make(map[string]*stored)
+	of := func(device string) *stored {
+		if out[device] == nil {
+			out[device] = new(stored)
+		}
+		return out[device]
 	}
 	type boot struct{ device, name string }
 	boots := make(map[int64]boot)
