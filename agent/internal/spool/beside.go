@@ -62,8 +62,9 @@ func (s *Spool) begin(ctx context.Context, locked *Spool, plain []string, more m
 
 // Absorb takes over what a spool of Beside has, and removes it: the messages
 // behind those that wait, the values whose keys take wants in place of the own,
-// the counters as far as they have come. A power cut in between does it once
-// more; the service knows the messages by their numbers. No file is no error.
+// the counters as far as they have come, the losses that were not told. A power
+// cut in between does it once more: the service knows the messages by their
+// numbers, of the losses it hears twice. No file is no error.
 func (s *Spool) Absorb(ctx context.Context, path string, take func(key string) bool) error {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -110,6 +111,17 @@ func (t *tx) absorb(from *sql.Conn, take func(key string) bool) error {
 			return err
 		}
 		return t.insert(class, channel, payload) // whatever the quota: it has been recorded
+	})
+	if err != nil {
+		return err
+	}
+	err = each("SELECT class, messages, thinned, samples, since, until FROM loss", func(r *sql.Rows) error {
+		var l Loss
+		if err := r.Scan(&l.Class, &l.Messages, &l.Thinned, &l.Samples, &l.From, &l.To); err != nil {
+			return err
+		}
+		t.lose(l.Class, l)
+		return nil
 	})
 	if err != nil {
 		return err

@@ -221,7 +221,7 @@ func TestRecordsAreBound(t *testing.T) {
 // when it comes back, wherever the power is cut.
 func TestBeside(t *testing.T) {
 	path, key := file(t), newKey()
-	o := spool.Options{Key: key, Plain: []string{"audit.head"}}
+	o := spool.Options{Key: key, Plain: []string{"audit.head"}, MaxBytes: 4 << 20}
 	s := open(t, path, o)
 	secrets(t, s)
 	save(t, s, "audit.head", "22")
@@ -259,6 +259,10 @@ func TestBeside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		big := make([]byte, 4<<20) // more than there is room for
+		if err := b.Put(t.Context(), spool.Telemetry, "telemetry", big); !errors.Is(err, spool.ErrFull) {
+			t.Errorf("got %v", err)
+		}
 		if err := errors.Join(b.Close(), blind.Close()); err != nil {
 			t.Fatal(err)
 		}
@@ -277,6 +281,9 @@ func TestBeside(t *testing.T) {
 		}
 		if got := payloads(all(t, s)); !slices.Equal(dedupe(got), want) {
 			t.Errorf("got %q, want %q", got, want)
+		}
+		if l, err := s.Losses(t.Context()); err != nil || len(l) != 1 || l[0].Messages != 2 && l[0].Messages != 4 {
+			t.Errorf("losses %v (%v), want the two of the plain spool", l, err)
 		}
 		if n, _ := s.Counter(t.Context(), "samples"); n != 5 || load(t, s, "audit.head") != "22++" || load(t, s, "settings") != "old" {
 			t.Errorf("counter %d, head %q, settings %q", n, load(t, s, "audit.head"), load(t, s, "settings"))
