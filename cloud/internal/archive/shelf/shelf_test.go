@@ -24,6 +24,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/trust"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 const device = fleet.DeviceID("dev")
@@ -43,6 +44,7 @@ func months(n int) time.Time { return time.Now().AddDate(0, n, 0) }
 // place is a service's folder with a store and a shelf in it.
 type place struct {
 	t     testing.TB
+	where string // of the store
 	dir   string
 	store *store.Store
 	shelf *Shelf
@@ -58,7 +60,7 @@ func options(s Store, dir string) Options {
 }
 
 func newPlace(t testing.TB) *place {
-	p := &place{t: t, dir: t.TempDir()}
+	p := &place{t: t, where: postgres.Place(t), dir: t.TempDir()}
 	p.open()
 	must(t, p.store.Enrol(t.Context(), fleet.Device{ID: device, Tenant: "main", Tier: fleet.TierC, EKHash: "ek", AKPublic: []byte{1}, EnrolledAt: time.Now()}))
 	return p
@@ -67,7 +69,7 @@ func newPlace(t testing.TB) *place {
 func (p *place) open() {
 	p.t.Helper()
 	var err error
-	p.store, err = store.Open(p.t.Context(), p.dir, slog.New(slog.DiscardHandler))
+	p.store, err = store.Open(p.t.Context(), p.where, slog.New(slog.DiscardHandler))
 	must(p.t, err)
 	p.t.Cleanup(func() { _ = p.store.Close() })
 	o := options(p.store, p.dir)
@@ -110,12 +112,23 @@ func (p *place) countersigns() {
 	must(p.t, p.store.AddCountersign(p.t.Context(), fleet.Countersigned{Device: device, Seq: p.head.Seq, Hash: p.head.Hash, At: time.UnixMilli(5), Order: order}))
 }
 
+// behind works on the database behind the store's back. On PostgreSQL that is for the tests of the store:
+// the service's role has not the right to.
+func (p *place) behind() *sql.DB {
+	p.t.Helper()
+	if postgres.On() {
+		p.t.Skip("of SQLite")
+	}
+	db, err := sql.Open("sqlite3", filepath.Join(p.where, "tillward.db")+"?_busy_timeout=5000")
+	must(p.t, err)
+	return db
+}
+
 func (p *place) raw(query string) {
 	p.t.Helper()
-	db, err := sql.Open("sqlite3", filepath.Join(p.dir, "tillward.db")+"?_busy_timeout=5000")
-	must(p.t, err)
+	db := p.behind()
 	defer db.Close()
-	_, err = db.ExecContext(p.t.Context(), query)
+	_, err := db.ExecContext(p.t.Context(), query)
 	must(p.t, err)
 }
 
@@ -309,9 +322,8 @@ func TestRowsGoOnlyIntoSegments(t *testing.T) {
 		`INSERT INTO audit_gate VALUES ('leave'); UPDATE audit SET body = X'00'`,
 		`INSERT INTO audit_gate VALUES ('segment'); DELETE FROM segment WHERE 1; DELETE FROM countersign`,
 	} {
-		db, err := sql.Open("sqlite3", filepath.Join(p.dir, "tillward.db")+"?_busy_timeout=5000")
-		must(t, err)
-		_, err = db.ExecContext(t.Context(), `BEGIN; `+query+`; COMMIT`)
+		db := p.behind()
+		_, err := db.ExecContext(t.Context(), `BEGIN; `+query+`; COMMIT`)
 		if err == nil || !strings.Contains(err.Error(), "append-only") {
 			t.Errorf("%s: got %v, want a refusal", query, err)
 		}
@@ -414,18 +426,21 @@ func (c *cutStore) DropArchived(ctx context.Context, id fleet.DeviceID, limit in
 }
 
 const (
-	cutEnv  = "TILLWARD_SHELF_CUT"
-	cutLeft = "TILLWARD_SHELF_CUT_LEFT"
+	cutEnv      = "TILLWARD_SHELF_CUT"
+	cutStoreEnv = "TILLWARD_SHELF_CUT_STORE"
+	cutLeft     = "TILLWARD_SHELF_CUT_LEFT"
 )
 
 // TestMain is the child of TestCut when told so.
 func TestMain(m *testing.M) {
 	dir := os.Getenv(cutEnv)
 	if dir == "" {
-		os.Exit(m.Run())
+		os.Exit(postgres.Main(m, func(ctx context.Context, url string) error {
+			return store.Setup(ctx, url, "", slog.New(slog.DiscardHandler))
+		}))
 	}
 	left, _ := strconv.Atoi(os.Getenv(cutLeft))
-	s, err := store.Open(context.Background(), dir, slog.New(slog.DiscardHandler))
+	s, err := store.Open(context.Background(), os.Getenv(cutStoreEnv), slog.New(slog.DiscardHandler))
 	if err == nil {
 		err = New(options(&cutStore{Store: s, left: left}, dir)).run(context.Background(), months(14))
 	}
@@ -447,7 +462,7 @@ func TestCut(t *testing.T) {
 	for n := 1; ; n++ {
 		must(t, p.store.Close())
 		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), cutEnv+"="+p.dir, cutLeft+"="+strconv.Itoa(n))
+		cmd.Env = append(os.Environ(), cutEnv+"="+p.dir, cutStoreEnv+"="+p.where, cutLeft+"="+strconv.Itoa(n))
 		cmd.Stderr = os.Stderr
 		err := cmd.Run()
 		p.open()
