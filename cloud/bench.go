@@ -37,7 +37,13 @@ func FillTrails(ctx context.Context, dir string, rows int64, told func(what stri
 	return store.FillTrails(ctx, dir, store.NewLargeTrails(rows), told)
 }
 
-// OpenTrails opens what FillTrails made.
+// FillPostgres is FillTrails in a PostgreSQL database; where is its address for
+// an administrator.
+func FillPostgres(ctx context.Context, where string, rows int64, told func(what string, done int64)) error {
+	return store.FillPostgres(ctx, where, store.NewLargeTrails(rows), told)
+}
+
+// OpenTrails opens what FillTrails made, by a folder or an address.
 func OpenTrails(ctx context.Context, dir string, rows int64) (*Trails, error) {
 	s, err := store.Open(ctx, dir, slog.New(slog.DiscardHandler))
 	return &Trails{store.NewLargeTrails(rows), s}, err

@@ -31,8 +31,9 @@ type BenchOptions struct {
 	Storm int    // devices of the reconnect storm; 0: none
 	Only  string // name of the one step to run; empty: all
 
-	Rows int64  // of the audit trails that are searched; 0: few
-	Data string // where they are, or are made and stay; empty: in Dir
+	Rows  int64  // of the audit trails that are searched; 0: few
+	Store string // sqlite or postgres; empty: both
+	Data  string // where they are, or are made and stay; empty: in Dir
 }
 
 // Figure is one line of a benchmark.

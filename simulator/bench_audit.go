@@ -2,7 +2,9 @@ package simulator
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -11,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tillward/tillward/cloud"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // auditRows is what is measured where nobody asks for more. The promise is
@@ -25,7 +28,7 @@ type shelf struct {
 	name  string
 	fill  func(ctx context.Context, rows int64, told func(string, int64)) error
 	open  func(ctx context.Context, rows int64) (*cloud.Trails, error)
-	chill func() error // nothing of it is in memory any more
+	chill func(ctx context.Context) error // nothing of it is in memory any more
 }
 
 func benchAudit(ctx context.Context, o BenchOptions) ([]Figure, error) {
@@ -37,19 +40,79 @@ func benchAudit(ctx context.Context, o BenchOptions) ([]Figure, error) {
 	if dir == "" {
 		dir = filepath.Join(o.Dir, "audit")
 	}
-	return o.measureAudit(ctx, shelf{
+	var out []Figure
+	if o.Store != "postgres" {
+		figures, err := o.measureAudit(ctx, onSQLite(dir), rows)
+		if err != nil {
+			return nil, err
+		}
+		out = figures
+	}
+	if o.Store != "sqlite" {
+		figures, err := o.auditOnPostgres(ctx, filepath.Join(dir, "pg"), rows)
+		if errors.Is(err, postgres.ErrMissing) && o.Store == "" {
+			fmt.Fprintln(o.Say, err)
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, figures...)
+	}
+	return out, nil
+}
+
+// once fills what has no file that says it is full.
+func once(dir string, fill func() error) error {
+	if _, err := os.Stat(filepath.Join(dir, "filled")); err == nil {
+		return nil
+	}
+	if err := fill(); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "filled"), nil, 0o600)
+}
+
+func onSQLite(dir string) shelf {
+	return shelf{
 		"sqlite",
 		func(ctx context.Context, rows int64, told func(string, int64)) error {
-			if _, err := os.Stat(filepath.Join(dir, "filled")); err == nil {
-				return nil
-			}
-			if err := cloud.FillTrails(ctx, dir, rows, told); err != nil {
-				return err
-			}
-			return os.WriteFile(filepath.Join(dir, "filled"), nil, 0o600)
+			return once(dir, func() error { return cloud.FillTrails(ctx, dir, rows, told) })
 		},
 		func(ctx context.Context, rows int64) (*cloud.Trails, error) { return cloud.OpenTrails(ctx, dir, rows) },
-		func() error { return chill(filepath.Join(dir, "tillward.db")) },
+		func(context.Context) error { return chill(filepath.Join(dir, "tillward.db")) },
+	}
+}
+
+// auditOnPostgres measures on a server of its own. It syncs nothing: nothing is
+// written while it is measured.
+func (o BenchOptions) auditOnPostgres(ctx context.Context, dir string, rows int64) ([]Figure, error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // the server is another user
+		return nil, err
+	}
+	c, err := postgres.Start(ctx, filepath.Join(dir, "c"), false, "shared_buffers=512MB", "wal_level=minimal", "max_wal_senders=0", "max_wal_size=4GB", "autovacuum=off")
+	if err != nil {
+		return nil, err
+	}
+	defer c.Stop()
+	return o.measureAudit(ctx, shelf{
+		"postgres",
+		func(ctx context.Context, rows int64, told func(string, int64)) error {
+			return once(dir, func() error { return cloud.FillPostgres(ctx, c.URL("postgres", "postgres"), rows, told) })
+		},
+		func(ctx context.Context, rows int64) (*cloud.Trails, error) {
+			return cloud.OpenTrails(ctx, c.URL("tillward_service", "postgres"), rows)
+		},
+		func(ctx context.Context) error {
+			c.Stop()
+			err := filepath.WalkDir(filepath.Join(dir, "c", "data", "base"), func(path string, d fs.DirEntry, err error) error {
+				if err != nil || d.IsDir() {
+					return err
+				}
+				return chill(path)
+			})
+			return errors.Join(err, c.Start(ctx))
+		},
 	}, rows)
 }
 
@@ -197,7 +260,7 @@ func (o BenchOptions) measureAudit(ctx context.Context, sh shelf, rows int64) ([
 // hundred is what the machine needs at least: a hundred rows anywhere, by
 // number, with nothing in memory and again.
 func (o BenchOptions) hundred(ctx context.Context, sh shelf, rows int64, r *rand.Rand) (ms [2]float64, err error) {
-	if err := sh.chill(); err != nil {
+	if err := sh.chill(ctx); err != nil {
 		return ms, err
 	}
 	t, err := sh.open(ctx, rows)
@@ -227,7 +290,7 @@ func since(began time.Time) float64 { return float64(time.Since(began).Microseco
 // short counts pages that ended early.
 func (a asked) measure(ctx context.Context, sh shelf, rows int64, r *rand.Rand) (cold, warm []float64, short int, err error) {
 	for range auditCold {
-		if err := sh.chill(); err != nil {
+		if err := sh.chill(ctx); err != nil {
 			return nil, nil, 0, err
 		}
 		t, err := sh.open(ctx, rows)
