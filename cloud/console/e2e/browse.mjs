@@ -197,7 +197,28 @@ try {
   await look('releases');
   await main.getByRole('link', { name: 'Audit' }).click();
   await tid('audit-row').first().waitFor();
+  await tid('found-row').first().waitFor();
+  await tid('ask-what').fill('command.');
+  await tid('ask-outcome').selectOption('success');
+  await Promise.all([
+    page.waitForResponse((r) => ['what=command.', 'outcome=success', 'from='].every((part) => r.url().includes(part))),
+    tid('ask-since').selectOption('24h'),
+  ]);
+  await page.locator('[data-testid=found-row]:not([data-kind^="command."])').first().waitFor({ state: 'detached' });
+  await page.locator('[data-testid=found-row][data-kind="command.issued"]').first().getByRole('button').click();
+  await tid('found-open').getByText('verb').waitFor();
+  const [file] = await Promise.all([page.waitForEvent('download'), tid('found-save').click()]);
+  const found = readFileSync(await file.path(), 'utf8').trim().split('\n').map((l) => JSON.parse(l));
+  if (found.length === 0 || found.some((e) => !e.kind.startsWith('command.') || e.outcome !== 'success')) faults.push(`the file of what was found holds ${found.map((e) => `${e.kind} ${e.outcome}`).join(', ')}`);
+  if (!page.url().endsWith('/audit?what=command.&outcome=success&since=24h')) faults.push(`the search is not in the address: ${page.url()}`);
   await look('audit');
+  await page.reload();
+  await tid('found-row').first().waitFor();
+  if (await tid('ask-what').inputValue() !== 'command.') faults.push('the search is not as it was when the page is loaded again');
+  await tid('ask-who').fill('nobody');
+  await page.getByText('No entry matches.').waitFor();
+  await page.getByRole('button', { name: 'Clear' }).click();
+  await tid('found-row').nth(3).waitFor();
 
   await main.getByRole('link', { name: 'Waiting' }).click();
   await loaded('waiting');

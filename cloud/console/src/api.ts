@@ -82,6 +82,12 @@ export interface AuditEvent {
   seq: number; at: string | null; kind: string; severity: string; actor: string; subject: string;
   detail: Record<string, string> | null; hash: string; prev: string; stored_at: string | null;
 }
+/** An entry that a search found, of whatever trail. */
+export interface TrailEntry {
+  n: number; device: string; seq: number; at: string | null; stored_at: string | null; kind: string; severity: string; actor: string; subject: string;
+  outcome: string; site: string; detail: Record<string, string> | null; hash: string; prev: string;
+}
+export interface TrailFound { items: TrailEntry[]; next: string; newest: string; reached: string | null }
 export interface Chain { ok: boolean; entries: number; first: number; last: number; broken_at: number; text: string }
 export interface Command {
   id: string; device: string; verb: string; args: Record<string, string> | null; by: string; reason: string;

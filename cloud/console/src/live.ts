@@ -1,7 +1,7 @@
 // What changes, as it changes: Server-Sent Events from /v1/live. Whoever shows
 // something says which changes concern it and is asked to fetch again.
 import { signal } from '@preact/signals';
-import { useEffect, useState } from 'preact/hooks';
+import { useEffect, useRef, useState } from 'preact/hooks';
 import { get, type List, type Problem, rows, type Session } from './api';
 import { pause } from './format';
 
@@ -123,6 +123,21 @@ export function useEvery<T>(key: string, fetch: () => Promise<T>, pace: number):
     return () => { gone = true; clearTimeout(timer); };
   }, [key, round]);
   return { data, error, reload: () => setRound((n) => n + 1) };
+}
+
+/** Calls `hear` when changes concern it, at most once in `pace` milliseconds. */
+export function useChanges(concerns: (c: Change | null) => boolean, hear: () => Promise<void>, pace: number) {
+  const newest = useRef({ concerns, hear });
+  newest.current = { concerns, hear };
+  useEffect(() => {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const on = (c: Change | null) => {
+      if (timer || !newest.current.concerns(c)) return;
+      timer = setTimeout(() => { timer = undefined; void newest.current.hear(); }, pace);
+    };
+    listeners.add(on);
+    return () => { listeners.delete(on); clearTimeout(timer); };
+  }, [pace]);
 }
 
 /** What somebody types, once they have paused: each letter would be a search through the fleet. */

@@ -2,15 +2,25 @@
 import { signal } from '@preact/signals';
 
 export const path = signal(location.pathname);
+/** What stands behind it. */
+export const search = signal(location.search);
+
+const moved = () => { path.value = location.pathname; search.value = location.search; };
 
 export function go(to: string) {
-  if (to === path.value) return;
+  if (to === location.pathname + location.search) return;
   history.pushState(null, '', to);
-  path.value = location.pathname;
+  moved();
   scrollTo(0, 0);
 }
 
-addEventListener('popstate', () => { path.value = location.pathname; });
+/** Says in the address bar what the page shows; it is no place to go back to. */
+export function rename(to: string) {
+  history.replaceState(null, '', to);
+  moved();
+}
+
+addEventListener('popstate', moved);
 
 // Links are plain links; those of ours do not load the page again.
 document.addEventListener('click', (e) => {
@@ -18,7 +28,7 @@ document.addEventListener('click', (e) => {
   if (!a || a.origin !== location.origin || a.hasAttribute('download') || e.defaultPrevented || e.button !== 0 || e.metaKey || e.ctrlKey || e.shiftKey || a.target) return;
   if (a.hash && a.pathname === location.pathname) return;
   e.preventDefault();
-  go(a.pathname);
+  go(a.pathname + a.search);
 });
 
 /** A part of the path as it was before it was escaped; nonsense stays as it is. */

@@ -34,6 +34,7 @@ func TestRoles(t *testing.T) {
 		{"GET", "/v1/devices/d1/audit/verify", nil, fleet.Viewer},
 		{"GET", "/v1/audit", nil, fleet.Viewer},
 		{"GET", "/v1/audit/verify", nil, fleet.Viewer},
+		{"GET", "/v1/audit/search?what=update.&outcome=failure", nil, fleet.Viewer},
 		{"GET", "/v1/audit/key", nil, fleet.Viewer},
 		{"GET", "/v1/audit/segments", nil, fleet.Viewer},
 		{"GET", "/v1/audit/segments/1/verify", nil, fleet.Operator},
