@@ -132,6 +132,7 @@ func (auditKeys) Run(ctx context.Context, o *out, api *client) error {
 type auditVerify struct {
 	What []string `arg:"" optional:"" name:"device-or-file" help:"Sealed files, or one device id; without any the service's own trail."`
 	Key  []string `help:"Public key of the service, as audit keys shows it; a file. Again for each key that it has had." placeholder:"FILE"`
+	AK   []string `name:"ak" help:"SHA-256 of the till's attestation key, as an earlier verification showed it. Again for each key that it has had." placeholder:"HEX"`
 }
 
 // Help implements kong.HelpProvider.
@@ -150,8 +151,8 @@ is all). Exit codes: 0 whole, 1 not whole, 2 it cannot be read.`
 // Run implements the command.
 func (c *auditVerify) Run(ctx context.Context, o *out, api *client) error {
 	if len(c.What) == 0 || len(c.What) == 1 && !sealedFile(c.What[0]) {
-		if len(c.Key) > 0 {
-			return usage{errors.New("--key: only a sealed file is checked against a key")}
+		if len(c.Key)+len(c.AK) > 0 {
+			return usage{errors.New("--key and --ak: only a sealed file is checked against a key")}
 		}
 		return c.online(ctx, o, api)
 	}
@@ -162,6 +163,13 @@ func (c *auditVerify) Run(ctx context.Context, o *out, api *client) error {
 			return usage{fmt.Errorf("--key %s: %w", name, err)}
 		}
 		by.Keys[trust.KeyID(key)] = key
+	}
+	for _, text := range c.AK {
+		var id archive.Hash
+		if err := id.UnmarshalText([]byte(text)); err != nil {
+			return usage{fmt.Errorf("--ak %s: %w", text, err)}
+		}
+		by.AKs = append(by.AKs, id)
 	}
 	var last *archive.Report
 	failed := 0
@@ -256,6 +264,14 @@ func told(name string, r archive.Report) string {
 	}
 	if r.What == archive.DeviceTrail {
 		fmt.Fprintf(&b, "  TPM             %d of %d anchors hold, entries up to %d are covered\n", r.Anchors, r.AnchorsSeen, r.AnchoredTo)
+		for _, id := range r.AKs {
+			text, _ := id.MarshalText()
+			how := "as you gave it"
+			if r.AK != "given" {
+				how = "as the file names it; compare it with an earlier file, or give --ak"
+			}
+			fmt.Fprintf(&b, "  attestation key %s, %s\n", text, how)
+		}
 		fmt.Fprintf(&b, "  countersigned   %d times, up to entry %d\n", r.Countersigned, r.CountersignedTo)
 	}
 	switch {

@@ -84,7 +84,7 @@ func viewProof(s fleet.TrailState) *auditProof {
 
 func (s *server) archive() {
 	huma.Register(s.api, huma.Operation{
-		OperationID: "get-audit-key", Method: http.MethodGet, Path: "/v1/audit/key", Summary: "Show the key that audit trails are sealed and countersigned with", Metadata: needs(fleet.Viewer),
+		OperationID: "get-seal-key", Method: http.MethodGet, Path: "/v1/audit/key", Summary: "Show the key that audit trails are sealed and countersigned with", Metadata: needs(fleet.Viewer),
 	}, func(ctx context.Context, _ *struct{}) (*body[auditKey], error) {
 		id, key := s.Trails.Key()
 		der, err := x509.MarshalPKIXPublicKey(key)
@@ -94,7 +94,7 @@ func (s *server) archive() {
 		return &body[auditKey]{auditKey{id, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))}}, nil
 	})
 	huma.Register(s.api, huma.Operation{
-		OperationID: "list-audit-segments", Method: http.MethodGet, Path: "/v1/audit/segments", Summary: "List the sealed files that older parts of audit trails lie in", Metadata: needs(fleet.Viewer),
+		OperationID: "list-segments", Method: http.MethodGet, Path: "/v1/audit/segments", Summary: "List the sealed files that older parts of audit trails lie in", Metadata: needs(fleet.Viewer),
 	}, func(ctx context.Context, in *struct {
 		Paged
 		Device string `query:"device" maxLength:"40" doc:"only of this device's trail"`
@@ -104,7 +104,7 @@ func (s *server) archive() {
 		return pageOf(items, next, viewSegment), s.fault(ctx, err)
 	})
 	huma.Register(s.api, huma.Operation{
-		OperationID: "verify-audit-segment", Method: http.MethodGet, Path: "/v1/audit/segments/{n}/verify", Summary: "Read a sealed file again: is it whole, and the one that was put there?",
+		OperationID: "verify-segment", Method: http.MethodGet, Path: "/v1/audit/segments/{n}/verify", Summary: "Read a sealed file again: is it whole, and the one that was put there?",
 		Metadata: needs(fleet.Operator),
 	}, func(ctx context.Context, in *struct {
 		N int64 `path:"n"`
@@ -123,12 +123,12 @@ func (s *server) archive() {
 		Schema: &huma.Schema{Type: "string", Format: "binary"},
 	}}}}
 	huma.Register(s.api, huma.Operation{
-		OperationID: "export-audit", Method: http.MethodGet, Path: "/v1/audit/export", Summary: "Get the service's own audit trail as a sealed file", Metadata: needs(fleet.Admin), Responses: sealed,
+		OperationID: "export-trail", Method: http.MethodGet, Path: "/v1/audit/export", Summary: "Get the service's own audit trail as a sealed file", Metadata: needs(fleet.Admin), Responses: sealed,
 	}, func(ctx context.Context, in *Range) (*huma.StreamResponse, error) {
 		return s.sealed(ctx, "", in.From, in.To)
 	})
 	huma.Register(s.api, huma.Operation{
-		OperationID: "export-device-audit", Method: http.MethodGet, Path: "/v1/devices/{id}/audit/export", Summary: "Get a device's audit trail as a sealed file", Metadata: needs(fleet.Admin), Responses: sealed,
+		OperationID: "export-device-trail", Method: http.MethodGet, Path: "/v1/devices/{id}/audit/export", Summary: "Get a device's audit trail as a sealed file", Metadata: needs(fleet.Admin), Responses: sealed,
 	}, func(ctx context.Context, in *struct {
 		DeviceID
 		Range

@@ -194,6 +194,13 @@ func given() archive.Trust {
 	return archive.Trust{Keys: trust.Keyring{id: pub}, Anchor: checkAnchor}
 }
 
+// knows is given, by who knows the attestation key, too.
+func knows(ak []byte) archive.Trust {
+	by := given()
+	by.AKs = []archive.Hash{sha256.Sum256(ak)}
+	return by
+}
+
 func verify(t testing.TB, file []byte, by archive.Trust) archive.Report {
 	t.Helper()
 	return must(archive.Verify(bytes.NewReader(file), by))(t)
@@ -204,7 +211,7 @@ func TestWhole(t *testing.T) {
 	for name, by := range map[string]archive.Trust{"given": given(), "file": {Anchor: checkAnchor}} {
 		r := verify(t, file, by)
 		if r.Verdict != archive.Whole || r.FirstBad != 0 || r.Entries != 12 || r.First != 1 || r.Head.Seq != 12 || r.Anchors != 3 || r.AnchoredTo != 10 ||
-			r.Countersigned != 2 || r.CountersignedTo != 9 || !r.Sealed || r.Key != name || r.Device != "dev" {
+			r.Countersigned != 2 || r.CountersignedTo != 9 || len(r.AKs) != 1 || r.AK != "file" || !r.Sealed || r.Key != name || r.Device != "dev" {
 			t.Errorf("%s: got %+v", name, r)
 		}
 	}
@@ -311,6 +318,14 @@ func TestAttacks(t *testing.T) {
 			h.tpm = real
 			return h.file()
 		}, given(), archive.Edited, 13, "anchor 13 does not hold"},
+		{"a TPM that was made up, by who has the service's key", func(h *history) []byte {
+			h.tpm, h.counter, h.entries, h.signed = newChip(h.t, 3), 0, nil, map[uint64][]byte{}
+			h.anchor()
+			h.event(3)
+			h.anchor()
+			return h.file()
+		}, knows(newChip(t, 1).public(t)), archive.Edited, 1, "no attestation key that was given"},
+		{"the TPM that is known", func(h *history) []byte { return h.file() }, knows(newChip(t, 1).public(t)), archive.Whole, 0, ""},
 		{"the countersignature of another trail", func(h *history) []byte {
 			h.signed[12] = countersigned(h.t, archive.Point{Seq: 12, Hash: [32]byte{1}})
 			return h.file()

@@ -2,8 +2,11 @@ package archive
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/tillward/tillward/cloud/wire"
@@ -52,10 +55,21 @@ func (v *reader) judge(rec wire.AuditRecord, e Entry, missed bool) {
 	if v.trust.Anchor == nil || len(v.h.AKs) == 0 {
 		return
 	}
+	v.rep.AK = "file"
+	if len(v.trust.AKs) > 0 {
+		v.rep.AK = "given"
+	}
 	binding := wire.AnchorBinding(v.h.Device, e.Seq-1, e.Prev)
-	var why error
+	why := errors.New("it is of no attestation key that was given")
 	for _, k := range v.h.AKs {
+		id := Hash(sha256.Sum256(k.Public))
+		if v.rep.AK == "given" && !slices.Contains(v.trust.AKs, id) {
+			continue
+		}
 		if why = v.trust.Anchor(k.Public, binding, a.Attest, a.Signature, a.Counter); why == nil {
+			if !slices.Contains(v.rep.AKs, id) {
+				v.rep.AKs = append(v.rep.AKs, id)
+			}
 			break
 		}
 	}

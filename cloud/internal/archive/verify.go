@@ -45,6 +45,10 @@ type Trust struct {
 	// stood at counter for what is bound; provisioning/enrol.VerifyAnchor fits.
 	// nil: anchors are counted and not checked.
 	Anchor func(ak []byte, binding [32]byte, attest, signature []byte, counter uint64) error
+	// AKs are the SHA-256 of the attestation keys that the device is known to
+	// have, as an earlier file or the device itself told them. With none, those
+	// count that the file names: whoever has the service's key can name others.
+	AKs []Hash
 }
 
 // Missing is a stretch of entries that are not there.
@@ -75,7 +79,9 @@ type Report struct {
 
 	Anchors         int    `json:"anchors"` // signed by the TPM and checked
 	AnchorsSeen     int    `json:"anchors_seen"`
-	AnchoredTo      uint64 `json:"anchored_to"` // entries up to here are covered by the TPM's word
+	AnchoredTo      uint64 `json:"anchored_to"`   // entries up to here are covered by the TPM's word
+	AKs             []Hash `json:"aks,omitempty"` // SHA-256 of the attestation keys that signed anchors
+	AK              string `json:"ak,omitempty"`  // given: only keys given by hand counted; file: those that the file names
 	Countersigned   int    `json:"countersigned"`
 	CountersignedTo uint64 `json:"countersigned_to"`
 
