@@ -28,7 +28,7 @@ const (
 func (a *Agent) openJournal(ctx context.Context) (err error) {
 	a.ownMark(ctx)
 	a.journal, err = audit.Open(ctx, audit.Options{
-		Chain: a.books(), Next: a.heads.Next, Stamp: a.clock.Stamp, Holds: a.o.Guard.holds, Mark: a.file(trailMark), Rebuilt: a.spool.Rebuilt(),
+		Chain: a.books(), Next: a.heads.Next, Stamp: a.clock.Stamp, Holds: a.o.Guard.holds, Mark: a.file(trailMark), Rebuilt: a.spool.Rebuilt(), Recalled: a.spool.Recalled(),
 		Sign: a.anchor, Waiting: func(ctx context.Context, yield func([]byte)) error {
 			return a.spool.Next(ctx, 0, mayWait, []string{string(wire.Audit)}, func(_ uint64, _ string, payload []byte) { yield(payload) })
 		},

@@ -72,7 +72,9 @@ func (rec *recorded) read(set *token.FileSet, files ...*ast.File) {
 	}
 }
 
-func isKind(text string) bool { return kindForm.MatchString(text) && !strings.HasSuffix(text, ".cbor") && !strings.HasSuffix(text, ".db") }
+func isKind(text string) bool {
+	return kindForm.MatchString(text) && !strings.HasSuffix(text, ".cbor") && !strings.HasSuffix(text, ".db")
+}
 
 func (rec *recorded) function(set *token.FileSet, f *ast.FuncDecl) {
 	records, kinds, details := f.Name.Name == "detail", map[string]bool{}, map[string]bool{}

@@ -28,7 +28,7 @@ func TestKinds(t *testing.T) {
 			t.Errorf("%s: outcome %q, actor %q", k.Name, k.Outcome, k.Actor)
 		}
 		names := map[string]bool{}
-		for _, field := range strings.Fields(k.Details) {
+		for field := range strings.FieldsSeq(k.Details) {
 			name, form, _ := strings.Cut(field, ":")
 			if !slices.Contains(forms, form) || names[name] || name == "" || name == "by" && k.Actor == "by" {
 				t.Errorf("%s: detail %q", k.Name, field)

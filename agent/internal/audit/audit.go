@@ -53,6 +53,8 @@ type Options struct {
 	Mark string
 	// Rebuilt is what the damaged spool is kept as; empty: it was not damaged.
 	Rebuilt string
+	// Recalled says that the head of a damaged spool may be behind by a little.
+	Recalled bool
 	// Sign has the TPM vouch for the head of the chain, and names the device; nil:
 	// there is no TPM. It is called by Run and Stop alone, and may take its time.
 	Sign func(ctx context.Context, seq uint64, hash [32]byte) (device string, a wire.Anchor, err error)
@@ -117,7 +119,7 @@ func Open(ctx context.Context, o Options) (*Journal, error) {
 	if boot := systemBoot(); boot == "" || boot != j.mark.Boot {
 		j.first = "boot"
 	}
-	if j.broken = damage(j.head, err, known, j.mark.head(), o.Rebuilt); j.broken != nil {
+	if j.broken = damage(j.head, err, known, j.mark.head(), o); j.broken != nil {
 		o.Log.Error("the audit chain goes on behind a break", slog.String("reason", j.broken.reason), slog.Uint64("known", j.broken.known.seq), slog.Any("err", err))
 		j.mu.Lock()
 		defer j.mu.Unlock()

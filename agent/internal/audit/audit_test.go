@@ -44,7 +44,7 @@ func openJournal(t *testing.T, s *spool.Spool, boot byte) *audit.Journal {
 
 func openWith(t *testing.T, s *spool.Spool, boot byte, o audit.Options) *audit.Journal {
 	t.Helper()
-	o.Chain, o.Next, o.Rebuilt, o.Log = s, heads(boot), s.Rebuilt(), slog.New(slog.DiscardHandler)
+	o.Chain, o.Next, o.Rebuilt, o.Recalled, o.Log = s, heads(boot), s.Rebuilt(), s.Recalled(), slog.New(slog.DiscardHandler)
 	j, err := audit.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +224,7 @@ func TestNoCardNumberIsRecorded(t *testing.T) {
 		n := 0
 		for _, k := range append(wire.AuditKinds(), wire.AuditKind{Name: "k" + pan}) {
 			detail := map[string]string{"by": pan, pan: pan}
-			for _, field := range strings.Fields(k.Details) {
+			for field := range strings.FieldsSeq(k.Details) {
 				name, _, _ := strings.Cut(field, ":")
 				detail[name] = pan
 			}

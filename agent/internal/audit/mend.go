@@ -25,14 +25,14 @@ type broken struct {
 
 // damage finds out whether the chain can go on where the spool says. The mark
 // knows as much or less, unless the spool was lost or is an older one.
-func damage(h head, bad error, marked bool, m head, rebuilt string) *broken {
+func damage(h head, bad error, marked bool, m head, o Options) *broken {
 	switch {
-	case h.seq == 0 && (bad != nil || rebuilt != "" || marked):
+	case h.seq == 0 && (bad != nil || o.Rebuilt != "" || marked):
 		return &broken{"lost", m, true}
 	case m.seq > h.seq || marked && m.seq == h.seq && m.hash != h.hash:
 		return &broken{"rolled-back", m, true}
-	case rebuilt != "":
-		return &broken{"salvaged", h, false}
+	case o.Rebuilt != "":
+		return &broken{"salvaged", h, o.Recalled}
 	}
 	return nil
 }

@@ -60,6 +60,7 @@ func TestDamage(t *testing.T) {
 	for name, tt := range map[string]struct {
 		harm   func(t *testing.T, file, older string)
 		reason string // of the break; empty: as much is lost as the spool says, if anything
+		copied string // when the spool has a copy of the head
 	}{
 		"nothing":    {harm: func(*testing.T, string, string) {}},
 		"file gone":  {harm: func(t *testing.T, file, _ string) { remove(t, file) }, reason: "lost"},
@@ -68,90 +69,103 @@ func TestDamage(t *testing.T) {
 			remove(t, file)
 			create(t, file, 40<<10)
 			garbage(t, file, 0, 40<<10)
-		}, reason: "lost"},
+		}, reason: "lost", copied: "salvaged"},
 		"begin gone":  {harm: func(t *testing.T, file, _ string) { garbage(t, file, 0, 100) }},
 		"all garbage": {harm: func(t *testing.T, file, _ string) { garbage(t, file, 0, size(t, file)) }},
 		"half gone":   {harm: func(t *testing.T, file, _ string) { truncate(t, file, size(t, file)/2/4096*4096) }},
 		"end garbage": {harm: func(t *testing.T, file, _ string) { garbage(t, file, size(t, file)-3*4096, size(t, file)) }},
 		"older copy":  {harm: func(t *testing.T, file, older string) { rename(t, older, file) }, reason: "rolled-back"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			dir := t.TempDir()
-			file, older, mark := filepath.Join(dir, "spool.db"), filepath.Join(dir, "older.db"), filepath.Join(dir, "trail.json")
-			seen := trail{}
-			c := &chip{}
-			o := audit.Options{Strict: true, Mark: mark, Sign: c.sign}
-			s := openSpool(t, file, spool.Options{})
-			j := openWith(t, s, 1, o)
-			record(t, j, 20)
-			seen.see(t, s)
-			s.Close()
-			b, err := os.ReadFile(file)
-			if err = errors.Join(err, os.WriteFile(older, b, 0o600)); err != nil {
-				t.Fatal(err)
+		for _, options := range []spool.Options{{}, {Copied: []string{"audit.head"}}} {
+			name, reason := name, tt.reason
+			if options.Copied != nil {
+				name += ", and its copy is there"
+				if tt.copied != "" {
+					reason = tt.copied
+				}
 			}
-			s = openSpool(t, file, spool.Options{})
-			j = openWith(t, s, 2, o)
-			record(t, j, 150)
-			j.Stop(t.Context()) // the mark is here
-			known, _ := j.Head()
-			record(t, j, 200) // and these are more than it knows of
-			seen.see(t, s)
-			last, _ := j.Head()
-			s.Close()
-			tt.harm(t, file, older)
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				file, older, mark := filepath.Join(dir, "spool.db"), filepath.Join(dir, "older.db"), filepath.Join(dir, "trail.json")
+				seen := trail{}
+				c := &chip{}
+				o := audit.Options{Strict: true, Mark: mark, Sign: c.sign}
+				s := openSpool(t, file, options)
+				j := openWith(t, s, 1, o)
+				record(t, j, 20)
+				seen.see(t, s)
+				s.Close()
+				b, err := os.ReadFile(file)
+				if err = errors.Join(err, os.WriteFile(older, b, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+				s = openSpool(t, file, options)
+				j = openWith(t, s, 2, o)
+				record(t, j, 150)
+				j.Stop(t.Context()) // the mark is here
+				known, _ := j.Head()
+				record(t, j, 200) // and these are more than it knows of
+				seen.see(t, s)
+				last, _ := j.Head()
+				s.Close()
+				tt.harm(t, file, older)
 
-			s = openSpool(t, file, spool.Options{})
-			before := len(seen)
-			j = openWith(t, s, 3, o)
-			record(t, j, 3)
-			j.Stop(t.Context())
-			if n := seen.see(t, s); n != 0 {
-				t.Errorf("%d numbers are used twice", n)
-			}
-			all, hashes := entries(t, s)
-			at := slices.IndexFunc(all, func(r wire.AuditRecord) bool { return r.Boot == wire.Boot{3} })
-			first, head := all[at], all[len(all)-1]
-			if head.Anchor == nil || len(seen) != before+len(all)-at {
-				t.Errorf("%d new entries, the last is %+v", len(seen)-before, head)
-			}
-			for i := at + 1; i < len(all); i++ {
-				if all[i].Seq != all[i-1].Seq+1 || all[i].Prev != hashes[i-1] {
-					t.Errorf("entry %d does not follow entry %d", all[i].Seq, all[i-1].Seq)
+				s = openSpool(t, file, options)
+				before := len(seen)
+				j = openWith(t, s, 3, o)
+				record(t, j, 3)
+				j.Stop(t.Context())
+				if n := seen.see(t, s); n != 0 {
+					t.Errorf("%d numbers are used twice", n)
 				}
-			}
-			if first.Kind != "audit.break" && tt.reason == "" {
-				if first.Seq != last+1 || s.Rebuilt() != "" {
-					t.Errorf("it goes on at %d, %d was the last, kept is %q", first.Seq, last, s.Rebuilt())
+				all, hashes := entries(t, s)
+				at := slices.IndexFunc(all, func(r wire.AuditRecord) bool { return r.Boot == wire.Boot{3} })
+				first, head := all[at], all[len(all)-1]
+				if head.Anchor == nil || len(seen) != before+len(all)-at {
+					t.Errorf("%d new entries, the last is %+v", len(seen)-before, head)
 				}
-				return
-			}
-			if first.Kind != "audit.break" || first.Break == nil || first.Severity != audit.Alarm || first.Detail["reason"] == "" ||
-				tt.reason != "" && first.Detail["reason"] != tt.reason {
-				t.Fatalf("it goes on with %+v", first)
-			}
-			if h, ok := seen[first.Break.Seq]; !ok || h != first.Break.Hash {
-				t.Errorf("entry %d, as which the break says it is known, is another", first.Break.Seq)
-			}
-			switch first.Detail["reason"] {
-			case "salvaged":
-				if first.Seq != first.Break.Seq+1 || first.Prev != first.Break.Hash || first.Break.Seq != last {
-					t.Errorf("behind %d it goes on at %d, %d was the last", first.Break.Seq, first.Seq, last)
+				for i := at + 1; i < len(all); i++ {
+					if all[i].Seq != all[i-1].Seq+1 || all[i].Prev != hashes[i-1] {
+						t.Errorf("entry %d does not follow entry %d", all[i].Seq, all[i-1].Seq)
+					}
 				}
-			default:
-				if first.Seq <= last || first.Prev != [32]byte{} || first.Break.Seq < known || first.Seq != first.Break.Seq+512 {
-					t.Errorf("behind %d it goes on at %d, %d was the last and %d the mark", first.Break.Seq, first.Seq, last, known)
+				if first.Kind != "audit.break" && reason == "" {
+					if first.Seq != last+1 || s.Rebuilt() != "" {
+						t.Errorf("it goes on at %d, %d was the last, kept is %q", first.Seq, last, s.Rebuilt())
+					}
+					return
 				}
-			}
-			s.Close()
-			s = openSpool(t, file, spool.Options{})
-			j = openWith(t, s, 4, o)
-			record(t, j, 1)
-			if all, _ := entries(t, s); all[len(all)-1].Break != nil || all[len(all)-2].Break != nil {
-				t.Error("the break is told again")
-			}
-		})
+				if first.Kind != "audit.break" || first.Break == nil || first.Severity != audit.Alarm || first.Detail["reason"] == "" ||
+					reason != "" && first.Detail["reason"] != reason {
+					t.Fatalf("it goes on with %+v", first)
+				}
+				if h, ok := seen[first.Break.Seq]; !ok || h != first.Break.Hash {
+					t.Errorf("entry %d, as which the break says it is known, is another", first.Break.Seq)
+				}
+				switch {
+				case s.Recalled():
+					if first.Detail["reason"] != "salvaged" || first.Seq != first.Break.Seq+512 || first.Break.Seq != last {
+						t.Errorf("behind %d it goes on at %d, %d was the last", first.Break.Seq, first.Seq, last)
+					}
+				case first.Detail["reason"] == "salvaged":
+					if first.Seq != first.Break.Seq+1 || first.Prev != first.Break.Hash || first.Break.Seq != last {
+						t.Errorf("behind %d it goes on at %d, %d was the last", first.Break.Seq, first.Seq, last)
+					}
+				default:
+					if first.Seq <= last || first.Prev != [32]byte{} || first.Break.Seq < known || first.Seq != first.Break.Seq+512 {
+						t.Errorf("behind %d it goes on at %d, %d was the last and %d the mark", first.Break.Seq, first.Seq, last, known)
+					}
+				}
+				s.Close()
+				s = openSpool(t, file, options)
+				j = openWith(t, s, 4, o)
+				record(t, j, 1)
+				if all, _ := entries(t, s); all[len(all)-1].Break != nil || all[len(all)-2].Break != nil {
+					t.Error("the break is told again")
+				}
+			})
+		}
 	}
 }
 

@@ -92,6 +92,7 @@ func (s *Spool) recall() error {
 			now, err := s.load(key)
 			if err == nil && bytes.Compare(best, now) > 0 {
 				s.log.Warn("the head of the chain comes from its copy", "key", key)
+				s.recalled = true
 				err = t.set(key, best)
 			}
 			if err != nil {

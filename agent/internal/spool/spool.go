@@ -91,6 +91,8 @@ type Spool struct {
 	wake    chan struct{}
 	safe    safe
 
+	recalled bool // a head comes from its copy
+
 	lock   chan struct{} // held by whoever uses what follows
 	db     *sql.DB
 	conn   *sql.Conn
@@ -242,6 +244,10 @@ func (s *Spool) prepare() error {
 // Rebuilt returns where the damaged file was put when Open had to start a new
 // one, and "" otherwise. The caller records it in the audit trail.
 func (s *Spool) Rebuilt() string { return s.rebuilt }
+
+// Recalled reports whether a head that Rebuilt goes on from comes from its copy:
+// after a power cut more may have been stored than that says.
+func (s *Spool) Recalled() bool { return s.recalled }
 
 // Close waits for the operation under way and closes the file.
 func (s *Spool) Close() error {
