@@ -40,28 +40,32 @@ type till struct {
 	prev  [32]byte
 
 	mu      sync.Mutex
-	acked   int            // messages
-	asked   map[uint64]int // live messages by id: how many had been acknowledged when they were put
-	passed  []int          // by how many each was overtaken
-	session int            // connections
-	within  map[uint64]int // the connection that a live message was put in
+	acked   int               // messages
+	placed  map[string]moment // live messages by payload
+	asked   map[uint64]moment // and by id
+	passed  []int             // by how many each was overtaken
+	session int               // connections
 	moved   chan struct{}
 }
+
+// moment is when a live message was there: how many messages had been
+// acknowledged, and in which connection.
+type moment struct{ acked, session int }
 
 func newTill(t testing.TB) *till {
 	t.Helper()
 	s, err := spool.Open(filepath.Join(t.TempDir(), "spool.db"), spool.Options{})
 	must(t, err)
 	t.Cleanup(func() { must(t, s.Close()) })
-	return &till{Spool: s, t: t, boot: wire.Boot{1}, asked: map[uint64]int{}, within: map[uint64]int{}, moved: make(chan struct{}, 1)}
+	return &till{Spool: s, t: t, boot: wire.Boot{1}, placed: map[string]moment{}, asked: map[uint64]moment{}, moved: make(chan struct{}, 1)}
 }
 
 // Done notes what was acknowledged.
 func (x *till) Done(ctx context.Context, ids ...uint64) error {
 	x.mu.Lock()
 	for _, id := range ids {
-		if before, live := x.asked[id]; live && x.within[id] == x.session {
-			x.passed = append(x.passed, x.acked-before)
+		if m, live := x.asked[id]; live && m.session == x.session {
+			x.passed = append(x.passed, x.acked-m.acked)
 		}
 		x.acked++
 	}
@@ -73,11 +77,24 @@ func (x *till) Done(ctx context.Context, ids ...uint64) error {
 	return x.Spool.Done(ctx, ids...)
 }
 
-func (x *till) put(class string, c wire.Channel, m wire.Message) {
+// Next learns the ids of live messages.
+func (x *till) Next(ctx context.Context, after uint64, limit int, channels []string, yield func(id uint64, channel string, payload []byte)) error {
+	return x.Spool.Next(ctx, after, limit, channels, func(id uint64, channel string, payload []byte) {
+		x.mu.Lock()
+		if m, ok := x.placed[string(payload)]; ok {
+			x.asked[id] = m
+		}
+		x.mu.Unlock()
+		yield(id, channel, payload)
+	})
+}
+
+func (x *till) put(class string, c wire.Channel, m wire.Message) []byte {
 	x.t.Helper()
 	b, err := wire.Encode(m)
 	must(x.t, err)
 	must(x.t, x.Put(context.Background(), class, string(c), b))
+	return b
 }
 
 func (x *till) head(at time.Time) wire.Head {
@@ -85,12 +102,12 @@ func (x *till) head(at time.Time) wire.Head {
 	return wire.Head{V: wire.Version, Boot: x.boot, Seq: x.seq, Sent: at.UnixMilli()}
 }
 
-func (x *till) measures(at time.Time) {
+func (x *till) measures(at time.Time) []byte {
 	b := &wire.TelemetryBatch{Head: x.head(at)}
 	for n := range perBatch {
 		b.Samples = append(b.Samples, wire.Sample{At: at.UnixMilli(), Peripheral: "receipt", Name: fmt.Sprint("M_Count", n), Value: float64(x.seq)})
 	}
-	x.put(spool.Telemetry, wire.Telemetry, b)
+	return x.put(spool.Telemetry, wire.Telemetry, b)
 }
 
 func (x *till) audits(at time.Time) {
@@ -126,15 +143,10 @@ func (x *till) live(audit bool) {
 		x.audits(time.Now())
 		return
 	}
-	x.mu.Lock()
-	before, session := x.acked, x.session
-	x.mu.Unlock()
-	x.measures(time.Now())
-	id, err := x.Newest(context.Background())
-	must(x.t, err)
+	b := x.measures(time.Now())
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.asked[id], x.within[id] = before, session
+	x.placed[string(b)] = moment{x.acked, x.session} // when it was sent by now, it is not counted
 }
 
 // connects runs a link until the spool is empty; between asks for live messages.
