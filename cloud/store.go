@@ -29,7 +29,7 @@ func (c StoreConfig) validate() error {
 		return errors.New("store.url: write postgres://role@host/database") // the error would show all of it
 	}
 	if _, ok := u.User.Password(); ok || u.Query().Has("password") {
-		return errors.New("store.url: it holds a password; put that into a file of its own and name it in store.password_file")
+		return errors.New("store.url: it holds a password; put that into a file of its own and name it in store.password_file (--password-file)")
 	}
 	if err := store.CheckURL(c.URL); err != nil {
 		return fmt.Errorf("store.url: %w", err)

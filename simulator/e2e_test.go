@@ -158,6 +158,17 @@ func TestConsole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	own, err := os.MkdirTemp("", "tillward-pg-") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(own)
+	store, stop, err := simulator.PrivateStore(ctx, own, opt.Log) // TestRun is on SQLite
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	opt.Store = store
 	w, err := simulator.Open(ctx, opt)
 	if err != nil {
 		t.Fatal(err)

@@ -156,6 +156,7 @@ func (c *Cluster) Start(ctx context.Context) error {
 	cmd := c.command(context.WithoutCancel(ctx), "postgres", append([]string{"-D", c.data()}, args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT // at once, without writing anything
+	cmd.SysProcAttr.Setpgid = true              // Ctrl-C is for who started it
 	began, ended := make(chan error), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // the signal comes when the thread ends that started it

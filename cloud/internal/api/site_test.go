@@ -31,6 +31,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/trust"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -94,7 +95,7 @@ func newSite(t *testing.T) *site {
 func siteWith(t *testing.T, change func(*api.Deps)) *site {
 	t.Helper()
 	dir := t.TempDir()
-	st, err := store.Open(t.Context(), dir, quiet)
+	st, err := store.Open(t.Context(), postgres.Place(t), quiet)
 	must(t, err)
 	s := &site{
 		store: st, hub: &live.Hub{}, accounts: account.New(st), artifacts: filepath.Join(dir, "artifacts"),

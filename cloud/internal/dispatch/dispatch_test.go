@@ -16,6 +16,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/trust"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // link keeps what was sent to devices while it is up.
@@ -61,7 +62,7 @@ func must(t testing.TB, err error) {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
-	st, err := store.Open(t.Context(), t.TempDir(), quiet)
+	st, err := store.Open(t.Context(), postgres.Place(t), quiet)
 	must(t, err)
 	t.Cleanup(func() { must(t, st.Close()) })
 	must(t, st.Enrol(t.Context(), fleet.Device{ID: "d1", Tenant: "main", Tier: fleet.TierC, EKHash: "ek", EnrolledAt: time.Now()}))

@@ -11,13 +11,14 @@ import (
 	"github.com/tillward/tillward/cloud/internal/ingest"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 // BenchmarkBacklog is a message of twenty samples of a backlog, from the queue into SQLite, with 16 devices whose windows
 // are full. `tillward-sim bench --only backlog` goes the whole way.
 func BenchmarkBacklog(b *testing.B) {
 	const devices, window, samples = 16, 32, 20
-	s, err := store.Open(b.Context(), b.TempDir(), quiet)
+	s, err := store.Open(b.Context(), postgres.Place(b), quiet)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/tillward/tillward/cloud/internal/ingest"
 	"github.com/tillward/tillward/cloud/internal/store"
 	"github.com/tillward/tillward/cloud/wire"
+	"github.com/tillward/tillward/simulator/postgres"
 )
 
 var (
@@ -55,7 +56,7 @@ func (x *site) AuditHead(ctx context.Context, id fleet.DeviceID) (uint64, [32]by
 
 func start(t testing.TB) *site {
 	t.Helper()
-	s, err := store.Open(context.Background(), t.TempDir(), quiet)
+	s, err := store.Open(context.Background(), postgres.Place(t), quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

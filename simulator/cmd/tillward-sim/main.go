@@ -46,6 +46,7 @@ type runCmd struct {
 	Dir       string        `help:"Folder for everything; one that is removed at the end by default." placeholder:"DIR"`
 	Bin       string        `help:"Folder with the other binaries; that of this one by default." placeholder:"DIR"`
 	Receipts  string        `help:"Draw what the printers print, a PNG for each receipt, into this folder." placeholder:"DIR"`
+	Store     string        `help:"Database of the service: postgres for a private PostgreSQL server, or the URL of one that tillward store setup has made; SQLite by default." placeholder:"URL"`
 	Verbose   bool          `short:"v" help:"Show the service's log."`
 	Scenario  string        `help:"Play this in place of a day: ${enum}." enum:"attest-attacks,update-attacks,rollout-minority,powercut,counter-day,chaos," default:""`
 	Devices   int           `help:"Of the scenario rollout-minority: devices on the wire." default:"10000"`
@@ -95,6 +96,19 @@ func (c *runCmd) Run(ctx context.Context) error {
 		Dir: dir, Bin: bin, Next: next, UpdateTo: strings.TrimSpace(string(out)), Tills: c.Tills, Seed: c.Seed, PortBase: c.PortBase,
 		Receipts: c.Receipts, Day: 45 * time.Second, Pace: simulator.DeskPace, Out: os.Stdout,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+	}
+	if o.Store = c.Store; c.Store == "postgres" {
+		own, err := os.MkdirTemp("", "tillward-pg-") // a socket's path is short
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(own)
+		url, stop, err := simulator.PrivateStore(ctx, own, o.Log)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		o.Store = url
 	}
 	if c.Scenario == "attest-attacks" {
 		return attack.Run(ctx, attack.Options{Options: o, Report: c.Report, Only: c.Only})
