@@ -108,7 +108,10 @@ func (s *Service) deliver(ctx context.Context, device fleet.DeviceID) error {
 
 // deviceRoute names what devices ask for by HTTPS.
 func deviceRoute(pattern string) string {
-	if pattern == "/tuf/" {
+	if _, path, ok := strings.Cut(pattern, " "); ok {
+		pattern = path
+	}
+	if strings.HasPrefix(pattern, "/tuf/") {
 		return "artifacts"
 	}
 	return strings.TrimPrefix(strings.TrimPrefix(pattern, "/v1/"), "/.well-known/")

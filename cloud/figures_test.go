@@ -3,6 +3,7 @@ package cloud
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -432,5 +433,70 @@ func TestJudges(t *testing.T) {
 	must(t, os.WriteFile(bad, []byte("no certificate"), 0o600))
 	if _, err := fileEnds(bad); err == nil {
 		t.Error("what is no certificate has an end")
+	}
+}
+
+// TestAccessLogOfAService pushes secrets through what the service listens on,
+// and looks for them in its access log, figures and metrics.
+func TestAccessLogOfAService(t *testing.T) {
+	const card, secret = "4111111111111111", "twt_hushhushhush"
+	s := served(t)
+	devices := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // who that is does not matter here
+	defer devices.CloseIdleConnections()
+	for _, word := range []string{card, secret} {
+		for _, at := range []struct {
+			c   *http.Client
+			url string
+		}{{http.DefaultClient, "http://" + s.Addrs().Operator}, {devices, "https://" + s.Addrs().HTTPS}} {
+			for _, path := range []string{"/v1/devices/" + word, "/v1/devices?q=" + word, "/v1/" + word, "/" + word, "/tuf/" + word, "/v1/enrol?x=" + word, "/v1/figures?part=" + word, "/v1/figures?step=" + word} {
+				for _, method := range []string{http.MethodGet, http.MethodPost, word} {
+					req, err := http.NewRequestWithContext(t.Context(), method, at.url+path, strings.NewReader(`{"token":"`+word+`"}`))
+					must(t, err)
+					for _, h := range []string{"Authorization", "User-Agent", "Referer", "X-Forwarded-For", "X-Tillward"} {
+						req.Header.Set(h, word)
+					}
+					req.Header.Set("Authorization", "Bearer "+word)
+					req.AddCookie(&http.Cookie{Name: "tw_session", Value: word})
+					resp, err := at.c.Do(req)
+					must(t, err)
+					_, _ = io.Copy(io.Discard, resp.Body)
+					_ = resp.Body.Close()
+				}
+			}
+		}
+	}
+	for _, path := range []string{"/v1/figures", "/v1/health"} { // nobody looks who has not signed in
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Addrs().Operator+path, nil)
+		must(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		must(t, err)
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s answers %d to nobody", path, resp.StatusCode)
+		}
+	}
+	var f map[string]any
+	if asked(t, s, "/v1/figures", &f) != http.StatusOK || asked(t, s, "/v1/figures?step=1ms", nil) != http.StatusUnprocessableEntity {
+		t.Errorf("the figures are not told: %v", f)
+	}
+	var text []byte
+	for end := time.Now().Add(60 * time.Second); !strings.Contains(string(text), `"who":"admin","route":"GET /v1/figures","status":422`); time.Sleep(20 * time.Millisecond) {
+		var err error
+		text, err = os.ReadFile(filepath.Join(s.cfg.DataDir, "access.log"))
+		must(t, err)
+		if time.Now().After(end) {
+			t.Fatalf("no line of a request of the first operator: %.2000s", text)
+		}
+	}
+	if n := strings.Count(string(text), "\n"); n < 80 || !strings.Contains(string(text), `"part":"device","route":"enrol"`) || !strings.Contains(string(text), `"route":"unmatched"`) {
+		t.Errorf("the log has %d lines, want each request: %s", n, text)
+	}
+	told, err := json.Marshal(f)
+	must(t, err)
+	all := string(text) + string(told) + metricsOf(t, s)
+	for _, word := range []string{card, card[:9], secret, "hush"} {
+		if i := strings.Index(all, word); i >= 0 {
+			t.Errorf("%q is told: ...%.200s", word, all[max(0, i-100):])
+		}
 	}
 }

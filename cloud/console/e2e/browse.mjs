@@ -241,6 +241,7 @@ try {
   }
   await page.locator('[data-testid=rate-chart] canvas').waitFor();
   await page.locator('[data-testid=time-chart] canvas').waitFor();
+  await page.locator('[data-testid=fault-chart] canvas').waitFor();
   await tid('slow-row').first().waitFor();
   await page.locator('[data-testid=part-row][data-part=store]').getByRole('button').click();
   await tid('part').selectOption('mqtt-up');

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { Figure } from './api';
-import { answers, columns, faulty, healthName, perSecond, rate, share, slowest, timed, took } from './figures';
+import { answers, columns, faulty, healthName, ofAll, perSecond, rate, share, slowest, timed, took } from './figures';
 
 const figure = (at: string, f: Partial<Figure> = {}): Figure => ({ at, span_s: 10, ok: 0, redirected: 0, refused: 0, failed: 0, bytes: 0, p50_ms: 0, p95_ms: 0, p99_ms: 0, ...f });
 
@@ -12,6 +12,7 @@ test('a line breaks where the service did not run, and stays at zero where nothi
   expect(x?.length).toBe(4);
   expect(y).toEqual([5, 0, null, 10 / 300]);
   expect(ms).toEqual([4, null, null, null]);
+  expect(columns(points, ofAll((f) => f.ok))[1]).toEqual([1, null, null, 1]); // of nothing there is no share
 });
 
 test('small numbers are not rounded away', () => {

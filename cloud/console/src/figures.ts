@@ -74,6 +74,7 @@ export function columns(points: Figure[], ...lines: ((f: Figure) => number | nul
 }
 
 export const perSecond = (pick: (f: Figure) => number) => (f: Figure): number | null => (f.span_s > 0 ? pick(f) / f.span_s : null);
+export const ofAll = (pick: (f: Figure) => number) => (f: Figure): number | null => (answers(f) > 0 ? pick(f) / answers(f) : null);
 export const timed = (pick: (f: Figure) => number) => (f: Figure): number | null => (pick(f) > 0 ? pick(f) : null);
 
 /** The slowest first: by what 95 of a hundred took at most, those that failed before those that did not at a tie. */

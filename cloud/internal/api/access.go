@@ -62,6 +62,9 @@ func (s *server) access() {
 		if err != nil {
 			return nil, s.fault(ctx, err)
 		}
+		if s.Known != nil {
+			s.Known(ctx, p.Name)
+		}
 		s.note(context.WithValue(ctx, ctxKey{}, p), fleet.AuditEvent{Kind: "access.signed-in", Severity: "info", Actor: p.Name, Subject: "console"})
 		return &signedIn{*c, viewSession(p)}, nil
 	})

@@ -105,7 +105,8 @@ type Options struct {
 
 // Book holds the figures of all parts.
 type Book struct {
-	o Options
+	o       Options
+	reading chan struct{}
 
 	ops     sync.RWMutex
 	byName  map[[2]string]*Op
@@ -125,7 +126,7 @@ type Book struct {
 func New(o Options) *Book {
 	now := time.Now()
 	return &Book{
-		o: o, byName: map[[2]string]*Op{}, started: now,
+		o: o, reading: make(chan struct{}, 1), byName: map[[2]string]*Op{}, started: now,
 		fine:    series{step: fineStep, keep: int(time.Hour / fineStep), open: newFrame(now, fineStep)},
 		minutes: series{step: time.Minute, keep: 24 * 60, open: newFrame(now, time.Minute)},
 		long:    series{step: longStep, keep: 0, open: newFrame(now, longStep)},

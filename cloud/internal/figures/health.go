@@ -82,6 +82,12 @@ func (w *Watch) round(ctx context.Context) {
 				w.busy[c.Part] = false
 				w.mu.Unlock()
 			}()
+			defer func() {
+				if r := recover(); r != nil {
+					w.log.Error("panic in a look at a part", slog.String("part", c.Part), slog.Any("panic", r))
+					said <- []fleet.PartHealth{{Part: c.Part, State: fleet.PartFailing, What: "it could not be looked at", Todo: "see the service's log"}}
+				}
+			}()
 			said <- c.Look(ctx)
 		}()
 		all.Go(func() {

@@ -53,14 +53,22 @@ func (a *answer) put(part, op string, at time.Time, span time.Duration, s *sum) 
 		return
 	}
 	at, span = a.slot(at, span)
-	for _, k := range [][2]string{{part, ""}, {part, op}} {
-		b := a.parts[k]
-		if b == nil {
-			b = &bins{at: map[int64]*bin{}}
-			a.parts[k] = b
-		}
-		b.add(at, span, s)
+	a.of(part, "").add(at, span, s)
+	if one := a.of(part, op); a.q.Op != "" {
+		one.add(at, span, s)
+	} else {
+		one.total.add(s) // nobody asked for its points
 	}
+}
+
+// of returns the bins of a part or an Op.
+func (a *answer) of(part, op string) *bins {
+	b := a.parts[[2]string{part, op}]
+	if b == nil {
+		b = &bins{at: map[int64]*bin{}}
+		a.parts[[2]string{part, op}] = b
+	}
+	return b
 }
 
 // slot is the bin of a span; one that is longer than a step is its own.
@@ -189,6 +197,13 @@ func (b *Book) stored(ctx context.Context, a *answer, end time.Time, known map[i
 	if b.o.Store == nil || !a.q.From.Before(end) {
 		return nil
 	}
+	select { // a year of rows keeps a processor busy for a second: one at a time
+	case b.reading <- struct{}{}:
+		defer func() { <-b.reading }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var names words
 	for _, step := range []time.Duration{longStep, hourStep} {
 		if step == hourStep && a.now.Sub(a.q.From) < keptLong-24*time.Hour {
 			continue
@@ -201,7 +216,7 @@ func (b *Book) stored(ctx context.Context, a *answer, end time.Time, known map[i
 			if step == longStep && known[r.At.Unix()] {
 				continue
 			}
-			if err := parse(r.Body, func(name string, s *sum) { a.put(r.Part, name, r.At, step, s) }); err != nil {
+			if err := names.parse(r.Body, func(name string, s *sum) { a.put(r.Part, name, r.At, step, s) }); err != nil {
 				return fmt.Errorf("%s at %s: %w", r.Part, r.At.Format(time.RFC3339), err)
 			}
 		}

@@ -197,8 +197,9 @@ func (b *Book) load(ctx context.Context) {
 	if !b.before.at.Equal(at) { // it is over
 		return
 	}
+	var names words
 	for _, r := range rows {
-		if err := parse(r.Body, func(name string, s *sum) { b.before.add(b.Op(r.Part, name), s) }); err != nil {
+		if err := names.parse(r.Body, func(name string, s *sum) { b.before.add(b.Op(r.Part, name), s) }); err != nil {
 			b.o.Log.Warn("read figures", slog.String("part", r.Part), slog.Any("err", err))
 		}
 	}
@@ -258,17 +259,17 @@ func (b *Book) roll(ctx context.Context, now time.Time) {
 		at   int64
 	}
 	hours := map[hour]map[string]*sum{}
+	var names words
 	for _, r := range rows {
 		k := hour{r.Part, r.At.Truncate(hourStep).Unix()}
 		if hours[k] == nil {
 			hours[k] = map[string]*sum{}
 		}
-		if err := parse(r.Body, func(name string, s *sum) {
-			if have := hours[k][name]; have != nil {
-				have.add(s)
-				return
+		if err := names.parse(r.Body, func(name string, s *sum) {
+			if hours[k][name] == nil {
+				hours[k][name] = &sum{}
 			}
-			hours[k][name] = s
+			hours[k][name].add(s)
 		}); err != nil {
 			b.o.Log.Warn("read figures", slog.String("part", r.Part), slog.Any("err", err))
 		}

@@ -1,7 +1,7 @@
 // The service itself: how its parts are, what they answer, and how fast.
 import { useMemo, useState } from 'preact/hooks';
 import { type Figure, type Figures, get, type PartFigures, type PartHealth } from '../api';
-import { answers, columns, faulty, healthName, partName, perSecond, rate, share, slowest, tick, timed, took } from '../figures';
+import { answers, columns, faulty, healthName, ofAll, partName, perSecond, rate, share, slowest, tick, timed, took } from '../figures';
 import { bytes, count, many, sentence } from '../format';
 import { useEvery } from '../live';
 import { type Line, Lines } from '../parts/lines';
@@ -115,13 +115,15 @@ function Cells({ f }: { f: Figure }) {
 }
 
 const rates: Line[] = [{ name: 'all', ink: '--brand' }, { name: 'refused', ink: '--warn', dash: [6, 4] }, { name: 'failed', ink: '--bad', dash: [2, 3] }];
+const shares: Line[] = [{ name: 'failed', ink: '--bad' }, { name: 'refused', ink: '--warn', dash: [6, 4] }];
 const spans: Line[] = [{ name: 'half', ink: '--brand' }, { name: '95 %', ink: '--busy', dash: [6, 4] }, { name: '99 %', ink: '--warn', dash: [2, 3] }];
 
 /** Rates and response times of one part. */
 function Curves({ part, data }: { part: PartFigures; data: Figures }) {
   const points = part.points ?? [];
-  const [rated, timing] = useMemo(() => [
+  const [rated, faults, timing] = useMemo(() => [
     columns(points, perSecond(answers), perSecond((f) => f.refused), perSecond((f) => f.failed)),
+    columns(points, ofAll((f) => f.failed), ofAll((f) => f.refused)),
     columns(points, timed((f) => f.p50_ms), timed((f) => f.p95_ms), timed((f) => f.p99_ms)),
   ], [points]);
   const to = Date.parse(data.to) / 1000;
@@ -133,6 +135,7 @@ function Curves({ part, data }: { part: PartFigures; data: Figures }) {
   return (
     <div class="pair">
       <div><h3>Answers a second</h3><Lines testid="rate-chart" label={`${name}, answers a second`} lines={rates} data={rated} from={from} to={to} say={rate} /></div>
+      <div><h3>Error rate</h3><Lines testid="fault-chart" label={`${name}, error rate`} lines={shares} data={faults} from={from} to={to} say={share} /></div>
       {part.total.p50_ms > 0 && <div><h3>Response time</h3><Lines testid="time-chart" label={`${name}, response time`} lines={spans} data={timing} from={from} to={to} say={took} tick={tick} /></div>}
     </div>
   );
