@@ -67,7 +67,8 @@ func checkExports(all []ExportConfig) error {
 }
 
 func (s *Service) wireExport() (err error) {
-	o := export.Options{Store: s.store, Tenant: s.tenant, Version: Version, Log: s.log,
+	o := export.Options{
+		Store: s.store, Tenant: s.tenant, Version: Version, Log: s.log,
 		Confirmed: func(sink string, n int, took time.Duration) {
 			s.figures.Op("export", sink).Done(figures.OK, took, 0)
 			s.figures.Op("export-entries", sink).Count(figures.OK, int64(n))

@@ -71,10 +71,7 @@ func (s *Service) meter() broker.Meter {
 		Answered: func(c wire.Channel, bytes int, took time.Duration, err error) {
 			up[c].Done(figures.How(err), took, int64(bytes))
 		},
-		Sent: func(c wire.Channel, bytes int, err error) {
-			if err != nil {
-				bytes = 0
-			}
+		Sent: func(c wire.Channel, _ int, err error) {
 			down[c].Count(figures.How(err), 1)
 		},
 	}

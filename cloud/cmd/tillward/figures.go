@@ -188,10 +188,9 @@ func spark(points []figure, width int) string {
 	}
 	var b strings.Builder
 	for _, v := range columns {
-		switch {
-		case v == 0:
+		if v == 0 {
 			b.WriteByte(' ')
-		default:
+		} else {
 			b.WriteRune([]rune(bars)[min(int(v/most*8), 7)])
 		}
 	}
@@ -262,12 +261,12 @@ func (c *healthCmd) Run(ctx context.Context, o *out, api *client) error {
 		if err := json.Unmarshal(raw, &a); err != nil {
 			return fmt.Errorf("read the answer: %w", err)
 		}
-		states := ""
+		var states strings.Builder
 		for _, p := range a.Parts {
-			states += p.Part + p.State
+			states.WriteString(p.Part + p.State)
 		}
-		if states != last || !c.Watch {
-			last = states
+		if states.String() != last || !c.Watch {
+			last = states.String()
 			if err := showHealth(o, raw, a.Parts); err != nil {
 				return err
 			}

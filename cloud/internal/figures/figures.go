@@ -20,6 +20,7 @@ package figures
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -167,7 +168,7 @@ func (b *Book) Op(part, name string) *Op {
 func (b *Book) all() []*Op {
 	b.ops.RLock()
 	defer b.ops.RUnlock()
-	return b.ordered[:len(b.ordered):len(b.ordered)]
+	return slices.Clip(b.ordered)
 }
 
 // sum is what an Op has counted so far.

@@ -144,6 +144,7 @@ type connector struct {
 	driver.Connector
 	queries *queries
 	reads   bool // nothing is written by them
+	told    func()
 }
 
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -155,7 +156,7 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if !ok {
 		return nil, fmt.Errorf("the driver gave a %T", conn)
 	}
-	return &dialect{Conn: std, queries: c.queries, reads: c.reads}, nil
+	return &dialect{Conn: std, queries: c.queries, reads: c.reads, told: c.told}, nil
 }
 
 // dialect is a connection to PostgreSQL that takes the queries of this package.
@@ -163,6 +164,7 @@ type dialect struct {
 	*stdlib.Conn
 	queries *queries
 	reads   bool
+	told    func()
 }
 
 // CheckNamedValue makes booleans the numbers they are kept as, and leaves out
@@ -216,6 +218,13 @@ func (d *dialect) ExecContext(ctx context.Context, query string, args []driver.N
 }
 
 func (d *dialect) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if d.told != nil {
+		d.told()
+	}
+	return d.ask(ctx, query, args)
+}
+
+func (d *dialect) ask(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	rows, err := d.Conn.QueryContext(ctx, d.queries.of(query, args), args)
 	if err != nil && d.reads && ctx.Err() == nil && d.Conn.Conn().IsClosed() {
 		return nil, driver.ErrBadConn // a read is tried again on another connection
@@ -240,5 +249,5 @@ func (s *statement) ExecContext(ctx context.Context, args []driver.NamedValue) (
 }
 
 func (s *statement) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	return s.dialect.QueryContext(ctx, s.query, args)
+	return s.ask(ctx, s.query, args)
 }

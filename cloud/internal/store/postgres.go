@@ -123,7 +123,7 @@ func (p *server) open(ctx context.Context, s *Store, cfg *pgx.ConnConfig) error 
 	known := &queries{}
 	s.write = sql.OpenDB(&connector{Connector: stdlib.GetConnector(*cfg), queries: known})
 	s.write.SetMaxOpenConns(1)
-	s.read.DB = sql.OpenDB(&connector{Connector: stdlib.GetConnector(*reads), queries: known, reads: true})
+	s.read = sql.OpenDB(&connector{Connector: stdlib.GetConnector(*reads), queries: known, reads: true, told: s.told})
 	s.read.SetMaxOpenConns(readers)
 	s.read.SetMaxIdleConns(readers)
 	w := &writer{pg: true, stmts: map[string]*sql.Stmt{}}

@@ -136,10 +136,10 @@ func watch(t *testing.T, s *Store) (r *recorder, plain *sql.DB) {
 	if err := s.read.QueryRow(`SELECT file FROM pragma_database_list`).Scan(&file); err != nil {
 		t.Fatal(err)
 	}
-	plain = s.read.DB
+	plain = s.read
 	t.Cleanup(func() { _ = plain.Close() })
 	r = &recorder{path: dsn(file, "&_query_only=true")}
-	s.read.DB = sql.OpenDB(r)
+	s.read = sql.OpenDB(r)
 	// What is written is in the same list.
 	writes := &alike{r, dsn(file, "&_synchronous=FULL")}
 	old := <-s.w

@@ -24,6 +24,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"database/sql/driver"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -39,7 +40,7 @@ import (
 	"sync"
 	"time"
 
-	_ "github.com/mattn/go-sqlite3" // the driver named "sqlite3"
+	"github.com/mattn/go-sqlite3"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
@@ -50,7 +51,7 @@ var migrations embed.FS
 // Store is an open store. Its methods may be called from any goroutine.
 type Store struct {
 	log   *slog.Logger
-	read  reads
+	read  *sql.DB
 	write *sql.DB
 	stmts prepared
 	w     chan *writer // holds the one writer when nobody writes
@@ -62,6 +63,7 @@ type Store struct {
 
 	enlisted map[fleet.RolloutID]enlisted
 	history  history
+	asked    func()
 	observe  func(rows int64, took time.Duration, err error)
 
 	pg *server // nil on SQLite
@@ -76,29 +78,7 @@ func newStore(log *slog.Logger) *Store {
 // the prepared ones of what comes from devices. Call it before anything else;
 // neither may wait.
 func (s *Store) Observe(wrote func(rows int64, took time.Duration, err error), read func()) {
-	s.observe, s.read.seen = wrote, read
-}
-
-// reads are the connections that read.
-type reads struct {
-	*sql.DB
-	seen func()
-}
-
-// QueryContext is that of sql.DB.
-func (r *reads) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	if r.seen != nil {
-		r.seen()
-	}
-	return r.DB.QueryContext(ctx, query, args...)
-}
-
-// QueryRowContext is that of sql.DB.
-func (r *reads) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	if r.seen != nil {
-		r.seen()
-	}
-	return r.DB.QueryRowContext(ctx, query, args...)
+	s.observe, s.asked = wrote, read
 }
 
 // Open opens the database at where. A folder holds one in SQLite, which is
@@ -131,9 +111,7 @@ func openSQLite(ctx context.Context, dir string, log *slog.Logger) (*Store, erro
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s.write.SetMaxOpenConns(1)
-	if s.read.DB, err = sql.Open("sqlite3", dsn(path, "&_query_only=true")); err != nil {
-		return nil, errors.Join(fmt.Errorf("open store: %w", err), s.write.Close())
-	}
+	s.read = sql.OpenDB(&reader{s, dsn(path, "&_query_only=true")})
 	s.read.SetMaxOpenConns(4)
 	s.read.SetMaxIdleConns(4)
 	conn, err := s.write.Conn(ctx)
@@ -152,6 +130,48 @@ func openSQLite(ctx context.Context, dir string, log *slog.Logger) (*Store, erro
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), s.Close())
 	}
 	return s, nil
+}
+
+// reader opens the connections to SQLite that only read, and tells of what they
+// are asked.
+type reader struct {
+	s   *Store
+	dsn string
+}
+
+// Driver implements driver.Connector.
+func (r *reader) Driver() driver.Driver { return &sqlite3.SQLiteDriver{} }
+
+// Connect implements driver.Connector.
+func (r *reader) Connect(context.Context) (driver.Conn, error) {
+	conn, err := r.Driver().Open(r.dsn)
+	if err != nil {
+		return nil, err
+	}
+	lite, ok := conn.(*sqlite3.SQLiteConn)
+	if !ok {
+		return nil, fmt.Errorf("the driver gave a %T", conn)
+	}
+	return &reading{lite, r.s}, nil
+}
+
+// reading is a connection to SQLite that only reads.
+type reading struct {
+	*sqlite3.SQLiteConn
+	s *Store
+}
+
+// QueryContext implements driver.QueryerContext.
+func (r *reading) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	r.s.told()
+	return r.SQLiteConn.QueryContext(ctx, query, args)
+}
+
+// told counts a query that only reads.
+func (s *Store) told() {
+	if s.asked != nil {
+		s.asked()
+	}
 }
 
 func dsn(path, more string) string {
