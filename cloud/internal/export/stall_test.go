@@ -55,6 +55,7 @@ func TestStall(t *testing.T) {
 		t.Errorf("got %+v, want an alarm that says since when and why", ev)
 	}
 	well.Store(true)
+	sink.StallAfter = 0 // or a receiver that is slow for a moment would be another one
 	x, stop := exporting(t, b, sink)
 	until(t, "it goes on", func() bool { n, _ := b.alarms(t, "export.resumed"); return n == 1 && state(t, x).Lag == 0 })
 	stop()

@@ -2,6 +2,7 @@ package figures_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,14 +15,16 @@ import (
 // holds up nobody.
 func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		state, hang := fleet.PartOK, make(chan struct{})
+		var state atomic.Value
+		state.Store(fleet.PartOK)
+		hang := make(chan struct{})
 		said := func(part, state string) []fleet.PartHealth {
 			return []fleet.PartHealth{{Part: part, State: state, What: "w"}}
 		}
-		asked := 0
+		var asked atomic.Int32
 		w := figures.NewWatch(quiet,
-			figures.Check{Part: "stuck", Look: func(context.Context) []fleet.PartHealth { asked++; <-hang; return said("stuck", fleet.PartOK) }},
-			figures.Check{Part: "store", Look: func(context.Context) []fleet.PartHealth { return said("store", state) }},
+			figures.Check{Part: "stuck", Look: func(context.Context) []fleet.PartHealth { asked.Add(1); <-hang; return said("stuck", fleet.PartOK) }},
+			figures.Check{Part: "store", Look: func(context.Context) []fleet.PartHealth { return said("store", state.Load().(string)) }},
 			figures.Check{Part: "mad", Look: func(context.Context) []fleet.PartHealth { panic("oops") }},
 		)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -44,7 +47,7 @@ func TestWatch(t *testing.T) {
 			t.Errorf("got %+v", first)
 		}
 		time.Sleep(30 * time.Second)
-		state = fleet.PartDegraded
+		state.Store(fleet.PartDegraded)
 		time.Sleep(15 * time.Second)
 		changed := look()["store"]
 		if changed.State != fleet.PartDegraded || changed.Since.Sub(began) < 30*time.Second {
@@ -54,8 +57,8 @@ func TestWatch(t *testing.T) {
 		if later := look()["store"]; !later.Since.Equal(changed.Since) {
 			t.Errorf("it is so since %s, want %s", later.Since, changed.Since)
 		}
-		if asked != 1 {
-			t.Errorf("who does not answer was asked %d times, want once", asked)
+		if n := asked.Load(); n != 1 {
+			t.Errorf("who does not answer was asked %d times, want once", n)
 		}
 		close(hang)
 		time.Sleep(20 * time.Second)
