@@ -21,6 +21,7 @@ const (
 
 	walHead   = 32 // bytes of the log's header, and of each frame's [SQLite file format, 4.1 and 4.2]
 	frameHead = 24
+	mostPages = 1 << 27 // of the largest quota
 )
 
 var logFrames int64 = 1000 // pages in the log before it is written back
@@ -110,6 +111,9 @@ func (f *flash) follow(path string) {
 
 func (f *flash) touch(page uint32) {
 	word, bit := int(page/64), uint64(1)<<(page%64)
+	if page > mostPages { // no page of ours: the log is damaged
+		return
+	}
 	if word >= len(f.touched) {
 		f.touched = append(f.touched, make([]uint64, word+1-len(f.touched))...)
 	}

@@ -3,6 +3,7 @@ package spool_test
 import (
 	"bytes"
 	"encoding/binary"
+	"hash/crc32"
 	"os"
 	"testing"
 
@@ -100,4 +101,34 @@ func TestHeadGoesOn(t *testing.T) {
 	if blob, err := s.Load(t.Context(), "chain"); blob != nil || err != nil || s.Rebuilt() != "" {
 		t.Errorf("a new file has the head %x (%v), rebuilt %q", blob, err, s.Rebuilt())
 	}
+}
+
+// FuzzCopies reads copies of anything: what is taken for a head is whole.
+func FuzzCopies(f *testing.F) {
+	path := file(f)
+	s := open(f, path, spool.Options{Copied: []string{"chain"}})
+	for range 3 {
+		if err := s.Append(f.Context(), "chain", "audit", grow); err != nil {
+			f.Fatal(err)
+		}
+	}
+	s.Close()
+	genuine, err := os.ReadFile(path + ".heads")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(genuine[:512])
+	f.Add(genuine[512:])
+	f.Add([]byte("TWH1"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		place := append(bytes.Clone(b), make([]byte, 512)...)[:512]
+		v := spool.CopyIn(place)
+		if v == nil {
+			return
+		}
+		sum := binary.BigEndian.Uint32(place[4:])
+		if len(v) != int(binary.BigEndian.Uint16(place[8:])) || sum != crc32.ChecksumIEEE(place[8:]) || string(place[:4]) != "TWH1" {
+			t.Errorf("took %x of %x", v, place)
+		}
+	})
 }
