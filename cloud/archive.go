@@ -2,6 +2,7 @@ package cloud
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/archive/shelf"
+	"github.com/tillward/tillward/cloud/internal/fleet"
 )
 
 func (s *Service) wireArchive() {
@@ -17,6 +19,22 @@ func (s *Service) wireArchive() {
 		Store: s.store, Signer: s.signer, Dir: cmp.Or(s.cfg.Audit.ArchiveDir, filepath.Join(s.cfg.DataDir, "archive")), Tenant: s.tenant,
 		Before: s.cfg.Audit.Online.before, Sinks: s.export.States, Log: s.log,
 	})
+}
+
+// archiveHealth says whether old entries of the trails go where they should.
+func (s *Service) archiveHealth(context.Context) (state, what, todo string) {
+	st := s.shelf.State()
+	switch {
+	case st.At.IsZero():
+		return fleet.PartOK, "what is old is being looked for", ""
+	case st.Err != nil:
+		return fleet.PartDegraded, "old entries of the trails are not put away: " + st.Err.Error(), "see whether the folder of audit.archive_dir is there and has room; nothing was deleted"
+	case st.Unsound > 0:
+		return fleet.PartDegraded, fmt.Sprintf("%d trails do not hold and stay in the database", st.Unsound), "see tillward audit list --severity alarm, and verify them"
+	case st.Held != "":
+		return fleet.PartDegraded, "old entries stay in the database until sink " + st.Held + " has them", "see tillward export list; take a sink that is gone out of the configuration"
+	}
+	return fleet.PartOK, "looked at " + ago(st.At), ""
 }
 
 // AuditConfig says how long the trails stay in the database, and where they go.

@@ -357,7 +357,7 @@ func TestHealth(t *testing.T) {
 			t.Fatalf("the sink that cannot be written is no failure: %+v", h)
 		}
 	}
-	for _, part := range []string{"store", "broker", "ingest", "verifier", "rollout", "export/disk", "certificates", "access-log"} {
+	for _, part := range []string{"store", "broker", "ingest", "verifier", "rollout", "export/disk", "certificates", "access-log", "archive"} {
 		i := slices.IndexFunc(h.Parts, func(p struct{ Part, State, What, Todo string }) bool { return p.Part == part })
 		if i < 0 || h.Parts[i].State != fleet.PartOK || h.Parts[i].What == "" {
 			t.Errorf("%s is not well: %+v", part, h.Parts)

@@ -77,7 +77,7 @@ func (s *Service) wireHealth() {
 		figures.Check{Part: "disk", Look: func(context.Context) []fleet.PartHealth { return s.diskHealth() }},
 		one("clock", func(context.Context) (string, string, string) {
 			return clock.look(time.Now().Round(0), time.Since(s.began))
-		}), one("access-log", s.accessHealth),
+		}), one("access-log", s.accessHealth), one("archive", s.archiveHealth),
 	)
 }
 

@@ -47,7 +47,7 @@ export function partName(part: string): string {
 export function healthName(part: string): string {
   const known: Record<string, string> = {
     store: 'Database', broker: 'MQTT broker', ingest: 'Messages from tills', verifier: 'Appraisals', rollout: 'Rollouts', export: 'Export to the SIEM',
-    certificates: 'Certificates', disk: 'Disk', clock: 'Clock', 'access-log': 'Access log',
+    certificates: 'Certificates', disk: 'Disk', clock: 'Clock', 'access-log': 'Access log', archive: 'Archive',
   };
   const [first = '', rest] = part.split(/[/ ](.*)/s);
   return rest ? `${known[first] ?? first}: ${rest}` : known[part] ?? part;

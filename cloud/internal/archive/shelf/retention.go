@@ -56,6 +56,16 @@ func (x *Shelf) Run(ctx context.Context) error {
 
 // run does it once, as of now.
 func (x *Shelf) run(ctx context.Context, now time.Time) error {
+	var st State
+	st.Err = x.round(ctx, now, &st)
+	st.At = time.Now()
+	x.mu.Lock()
+	x.state = st
+	x.mu.Unlock()
+	return st.Err
+}
+
+func (x *Shelf) round(ctx context.Context, now time.Time, st *State) error {
 	begun, err := x.o.Store.Undropped(ctx)
 	if err != nil {
 		return err
@@ -77,6 +87,7 @@ func (x *Shelf) run(ctx context.Context, now time.Time) error {
 		}
 		for _, t := range ripe {
 			if t.Held {
+				st.Held = slow
 				x.tell(ctx, "audit.archive_held", "warn", slow, "entries are old enough to be put away, and sink "+slow+" has not sent them: see tillward export list")
 			}
 			if t.Last == 0 {
@@ -85,6 +96,7 @@ func (x *Shelf) run(ctx context.Context, now time.Time) error {
 			who := cmp.Or(string(t.Device), "service")
 			switch err := x.put(ctx, t); {
 			case errors.Is(err, errUnsound):
+				st.Unsound++
 				x.o.Log.Error("put a trail away", slog.String("trail", who), slog.Any("err", err))
 				x.tell(ctx, "audit.archive_failed", "alarm", who, fmt.Sprintf("its entries stay in the database: %.300v", err))
 			case err != nil && ctx.Err() == nil: // the disk, say: the others would not fare better
@@ -146,7 +158,7 @@ func (x *Shelf) put(ctx context.Context, t fleet.RipeTrail) error {
 	}
 	// A gap was there before, and the alarm of it. What was changed in the database stays there to be looked at.
 	if rep.Verdict != archive.Whole && rep.Verdict != archive.Gap {
-		return fmt.Errorf("%w: it is %s at entry %d: %s", errUnsound, rep.Verdict, rep.FirstBad, errors.Join(errors.New(rep.Text), os.Remove(to)))
+		return errors.Join(fmt.Errorf("%w: it is %s at entry %d: %s", errUnsound, rep.Verdict, rep.FirstBad, rep.Text), os.Remove(to))
 	}
 	ev := fleet.AuditEvent{
 		Kind: "audit.archived", Severity: "info", Actor: "service", Subject: cmp.Or(string(t.Device), "service"), Outcome: "success",
@@ -171,8 +183,7 @@ func (x *Shelf) drop(ctx context.Context, id fleet.DeviceID) error {
 	}
 }
 
-// segmentName is where a segment lies: the same one for whatever begins there, so
-// that a file that was not noted is written over.
+// segmentName is where a segment lies: the same one for whatever begins there.
 func segmentName(t fleet.RipeTrail) string {
 	who := cmp.Or(string(t.Device), "service")
 	folder := who
@@ -203,10 +214,28 @@ func (x *Shelf) write(ctx context.Context, to string, t fleet.RipeTrail) (seal a
 	if err := errors.Join(err, z.Close(), f.Sync(), f.Close()); err != nil {
 		return seal, err
 	}
+	if err := aside(to); err != nil {
+		return seal, err
+	}
 	if err := os.Rename(tmp, to); err != nil {
 		return seal, err
 	}
 	return seal, errors.Join(syncDir(dir), syncDir(x.o.Dir), syncDir(filepath.Dir(x.o.Dir)))
+}
+
+// aside gives a file that is in the way another name: nothing that was sealed is
+// written over. There is one when a run was cut off, and when the database was
+// set back to before the file was noted.
+func aside(name string) error {
+	if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for n := 1; ; n++ {
+		other := fmt.Sprintf("%s.%d", name, n)
+		if _, err := os.Lstat(other); errors.Is(err, fs.ErrNotExist) {
+			return os.Rename(name, other)
+		}
+	}
 }
 
 func syncDir(dir string) error {

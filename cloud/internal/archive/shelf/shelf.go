@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/archive"
@@ -39,6 +40,24 @@ type Options struct {
 type Shelf struct {
 	o    Options
 	told map[string]bool // what was said already, while the service runs
+
+	mu    sync.Mutex
+	state State
+}
+
+// State is how putting away went the last time.
+type State struct {
+	At      time.Time // when it ended; zero: not yet
+	Err     error     // why it ended before its time
+	Unsound int       // trails that do not hold, and stay in the database
+	Held    string    // sink that has not been sent what is old; empty: none
+}
+
+// State says how it went.
+func (x *Shelf) State() State {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.state
 }
 
 // New returns a Shelf; Run puts away what is old.

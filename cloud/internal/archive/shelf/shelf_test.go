@@ -257,6 +257,9 @@ func TestHeldBySinks(t *testing.T) {
 			t.Fatalf("got %+v", got)
 		}
 	}
+	if st := p.shelf.State(); st.Held != "slow" || st.Err != nil || st.At.IsZero() {
+		t.Errorf("state: %+v", st)
+	}
 	if n, ev := p.kinds("audit.archive_held"); n != 1 || ev.Subject != "slow" || ev.Severity != "warn" {
 		t.Errorf("told %d times, %+v", n, ev)
 	}
@@ -279,6 +282,9 @@ func TestWhatDoesNotHoldStays(t *testing.T) {
 	if n := p.rows(device); n != 10 {
 		t.Errorf("%d rows, want all 10", n)
 	}
+	if st := p.shelf.State(); st.Unsound != 1 || st.Err != nil {
+		t.Errorf("state: %+v", st)
+	}
 	if left, err := filepath.Glob(filepath.Join(p.dir, "archive", "de", "*")); err != nil || len(left) != 0 {
 		t.Errorf("a file that is no segment is left: %v, %v", left, err)
 	}
@@ -300,10 +306,20 @@ func TestNoRoomForSegments(t *testing.T) {
 	if n, ev := p.kinds("audit.archive_failed"); n != 1 || ev.Subject != "service" || p.rows(device) != 10 {
 		t.Errorf("told %d times: %+v, %d rows", n, ev, p.rows(device))
 	}
+	if st := p.shelf.State(); st.Err == nil {
+		t.Errorf("state: %+v", st)
+	}
 	must(t, os.Remove(filepath.Join(p.dir, "archive")))
+	// A file of before the database was set back is nobody's to write over.
+	old := filepath.Join(p.dir, "archive", "de", "dev-000000000001.trail.gz")
+	must(t, os.MkdirAll(filepath.Dir(old), 0o700))
+	must(t, os.WriteFile(old, []byte("sealed"), 0o600))
 	must(t, p.shelf.run(t.Context(), months(14)))
 	if len(p.segments()) == 0 {
 		t.Error("nothing was put away afterwards")
+	}
+	if b, err := os.ReadFile(old + ".1"); err != nil || string(b) != "sealed" {
+		t.Errorf("what was there: %q, %v", b, err)
 	}
 }
 
