@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -232,11 +233,10 @@ func (l *LargeTrails) insert(ctx context.Context, db *sql.DB, told func(what str
 		prepare := func(rows int) (driver.Stmt, error) {
 			one := make([]string, rows)
 			for i := range one {
-				p := make([]any, columns)
-				for k := range p {
-					p[k] = i*columns + k + 1
-				}
-				one[i] = fmt.Sprintf(`(?%[1]d, ?%[5]d, ?%[1]d, 'main', ?%[2]d, ?%[3]d, ?%[6]d, ?%[7]d, ?%[8]d, ?%[9]d, ?%[10]d, ?%[11]d, '{}', randomblob(24), randomblob(32), randomblob(32), ?%[4]d)`, p...)
+				p := func(k int) string { return "?" + strconv.Itoa(i*columns+k) }
+				one[i] = `(` + strings.Join([]string{
+					p(1), p(5), p(1), `'main'`, p(2), p(3), p(6), p(7), p(8), p(9), p(10), p(11), `'{}'`, `randomblob(24)`, `randomblob(32)`, `randomblob(32)`, p(4),
+				}, `, `) + `)`
 			}
 			return raw.Prepare(`INSERT INTO audit (n, device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev, facet) VALUES ` + strings.Join(one, ", "))
 		}

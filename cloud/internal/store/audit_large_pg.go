@@ -48,6 +48,9 @@ func (l *LargeTrails) copyTo(ctx context.Context, conn *pgx.Conn, told func(what
 			return err
 		}
 	}
+	if err := exec(`SELECT setval(pg_get_serial_sequence('facet', 'id'), $1), setval(pg_get_serial_sequence('audit', 'n'), $2)`, len(l.mix), l.Rows); err != nil {
+		return err
+	}
 	rows, err := conn.Query(ctx, `SELECT indexdef FROM pg_indexes WHERE schemaname = 'tillward' AND tablename = 'audit' ORDER BY indexname`)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
 )
@@ -192,7 +193,7 @@ func (m *merge) read(ctx context.Context, s *stream) error {
 func (m *merge) take(ctx context.Context, n int) ([]int64, error) {
 	out := m.ahead[:min(n, len(m.ahead))]
 	m.ahead = m.ahead[len(out):]
-	out = out[:len(out):len(out)]
+	out = slices.Clip(out)
 	for len(out) < n && len(m.streams) > 0 {
 		s := m.streams[0]
 		out = append(out, s.ns[0])
