@@ -207,8 +207,8 @@ try {
   await page.locator('[data-testid=found-row]:not([data-kind^="command."])').first().waitFor({ state: 'detached' });
   await page.locator('[data-testid=found-row][data-kind="command.issued"]').first().getByRole('button').click();
   await tid('found-open').getByText('verb').waitFor();
-  const [file] = await Promise.all([page.waitForEvent('download'), tid('found-save').click()]);
-  const found = readFileSync(await file.path(), 'utf8').trim().split('\n').map((l) => JSON.parse(l));
+  const [kept] = await Promise.all([page.waitForEvent('download'), tid('found-save').click()]);
+  const found = readFileSync(await kept.path(), 'utf8').trim().split('\n').map((l) => JSON.parse(l));
   if (found.length === 0 || found.some((e) => !e.kind.startsWith('command.') || e.outcome !== 'success')) faults.push(`the file of what was found holds ${found.map((e) => `${e.kind} ${e.outcome}`).join(', ')}`);
   if (!page.url().endsWith('/audit?what=command.&outcome=success&since=24h')) faults.push(`the search is not in the address: ${page.url()}`);
   await look('audit');
