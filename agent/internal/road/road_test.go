@@ -197,8 +197,7 @@ func TestMonth(t *testing.T) {
 	x.away()
 	device, member := s.member(1)
 	evidence := device.Evidence
-	l := newLine(t, *seed, func() string { return s.at().MQTT })
-	l.fault = func(n int, r *rand.Rand) fault {
+	l := newLine(t, *seed, func() string { return s.at().MQTT }, func(n int, r *rand.Rand) fault {
 		after := 4<<10 + r.IntN(*batches*300 / *faults) // evidence is on its way at the least
 		switch {
 		case n > *faults:
@@ -209,7 +208,7 @@ func TestMonth(t *testing.T) {
 			return fault{kind: "cut", after: after}
 		}
 		return fault{kind: "deaf", after: after, deaf: r.IntN(20 << 10)}
-	}
+	})
 	lived, next := 0, 0
 	most := *batches / 20
 	x.connects(l.ln.Addr().String(), "localhost", s, member, evidence, keys(t, device, member), func(acked int) {

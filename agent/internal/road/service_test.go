@@ -183,7 +183,7 @@ type line struct {
 
 	mu     sync.Mutex
 	random *rand.Rand
-	fault  func(up int, random *rand.Rand) fault // asked once a connection
+	fault  func(n int, random *rand.Rand) fault // asked once for the nth connection
 	conns  map[net.Conn]bool
 	closed bool
 	faults map[string]int
@@ -199,11 +199,11 @@ type fault struct {
 	kill  func()
 }
 
-func newLine(t testing.TB, seed uint64, target func() string) *line {
+func newLine(t testing.TB, seed uint64, target func() string, fault func(n int, random *rand.Rand) fault) *line {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	l := &line{t: t, ln: ln, target: target, random: rand.New(rand.NewPCG(seed, 1)), conns: map[net.Conn]bool{}, faults: map[string]int{}} // #nosec G404 -- a test's
+	l := &line{t: t, ln: ln, target: target, fault: fault, random: rand.New(rand.NewPCG(seed, 1)), conns: map[net.Conn]bool{}, faults: map[string]int{}} // #nosec G404 -- a test's
 	l.wg.Go(l.accept)
 	t.Cleanup(l.close)
 	return l
@@ -250,10 +250,7 @@ func (l *line) carry(c net.Conn) {
 	l.mu.Lock()
 	l.n++
 	first := l.n == 1
-	var f fault
-	if l.fault != nil {
-		f = l.fault(l.n, l.random)
-	}
+	f := l.fault(l.n, l.random)
 	l.mu.Unlock()
 	var deaf sync.Once
 	silent := make(chan struct{})

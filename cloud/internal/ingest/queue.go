@@ -26,10 +26,11 @@ const (
 	hardBytes  = 2 * roomBytes   // above it nothing more is taken
 	roomWait   = 5 * time.Second // that a reader pauses: a device is not left without an answer to its ping
 	overhead   = 512             // bytes a message costs beside its payload
-	turnBytes  = 16 << 10        // of one device's backlog in one turn
-	manyOfOne  = 64              // messages of one device: it has come back with those of the connection before
-	mostOfOne  = 512             // messages of one device; its window is far below
-	maxWaiting = 50_000          // devices remembered that have nothing waiting
+	turnBytes  = 16 << 10        // of one device's backlog in one turn, when few have some; each message that is acknowledged keeps a device patient
+	few        = 16
+	manyOfOne  = 64     // messages of one device: it has come back with those of the connection before
+	mostOfOne  = 512    // messages of one device; its window is far below
+	maxWaiting = 50_000 // devices remembered that have nothing waiting
 )
 
 // waiting is what one device has waiting, each lane in the order of arrival.
@@ -191,7 +192,7 @@ func (q *queue) take(most, bytes int) (group []Message, withheld int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	group = q.draw(live, group, most, 1<<30, 1)
-	group = q.draw(backlog, group, len(group)+most, bytes, turnBytes)
+	group = q.draw(backlog, group, len(group)+most, bytes, turnBytes*few/max(few, len(q.turn[backlog])))
 	if len(group) > 0 {
 		close(q.room)
 		q.room = make(chan struct{})
