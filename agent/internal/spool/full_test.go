@@ -188,3 +188,35 @@ func TestMediumIsFull(t *testing.T) {
 		})
 	}
 }
+
+// TestNotSynced has the medium refuse to sync: whoever wanted to be sure is told,
+// and nothing is stored twice because it was tried again.
+func TestNotSynced(t *testing.T) {
+	path := file(t)
+	s := open(t, path, spool.Options{})
+	if err := s.Append(t.Context(), "chain", "audit", grow); err != nil {
+		t.Fatal(err)
+	}
+	spool.BreakSync(s)
+	for name, err := range map[string]error{
+		"append": s.Append(t.Context(), "chain", "audit", grow),
+		"save":   s.Save(t.Context(), "command/1", []byte("running"), "", nil),
+		"result": s.Put(t.Context(), spool.Result, "result", []byte("r")),
+	} {
+		if !errors.Is(err, spool.ErrDisk) {
+			t.Errorf("%s: got %v, want %v", name, err, spool.ErrDisk)
+		}
+	}
+	put(t, s, spool.Telemetry, "telemetry", "waits for the window")
+	if err := s.Sync(); err == nil {
+		t.Error("synced without a medium")
+	}
+	s.Close()
+	s = open(t, path, spool.Options{})
+	if got := payloads(all(t, s, "audit")); len(got) < 1 || len(got) > 2 || got[0] != "1" || len(got) == 2 && got[1] != "2" {
+		t.Errorf("entries %q: tried again", got)
+	}
+	if got := len(all(t, s, "result")); got > 1 {
+		t.Errorf("%d results", got)
+	}
+}
