@@ -345,6 +345,14 @@ func TestAttacks(t *testing.T) {
 			h.anchor()
 			return h.file()
 		}, given(), archive.Gap, 13, "its TPM signed"},
+		{"more gaps than are listed, and then one that is explained", func(h *history) []byte {
+			for range 300 {
+				h.add(wire.AuditRecord{Seq: h.head().Seq + 2, Kind: "link.up"})
+			}
+			broken(h, h.entries[7])
+			h.anchor()
+			return h.file()
+		}, given(), archive.Gap, 13, "13 to 13 are missing"},
 		{"broken without a number left out", func(h *history) []byte {
 			known := h.entries[7]
 			h.add(wire.AuditRecord{Seq: 13, Kind: "audit.break", Severity: "alarm", Break: &wire.Break{Seq: known.Seq, Hash: known.Hash}})

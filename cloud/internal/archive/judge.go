@@ -37,7 +37,7 @@ func (v *reader) judge(rec wire.AuditRecord, e Entry, missed bool) {
 	if missed {
 		v.broke = -1
 	}
-	if missed && v.breaks(rec, e) {
+	if n := len(v.rep.Missing); missed && n > 0 && v.rep.Missing[n-1].To == e.Seq-1 && v.breaks(rec, e) { // of very many gaps only the first are listed
 		v.broke, v.since = len(v.rep.Missing)-1, v.faults
 	}
 	a := rec.Anchor

@@ -103,7 +103,7 @@ func (x *Shelf) Export(ctx context.Context, t fleet.TenantID, id fleet.DeviceID,
 	switch {
 	case to != 0 && from > to:
 		return 0, nil, fmt.Errorf("from entry %d to entry %d: begin before the end: %w", from, to, fleet.ErrInvalid)
-	case from != 0 && from <= st.Base:
+	case from != 0 && from <= st.Base, to != 0 && to <= st.Base:
 		return 0, nil, fmt.Errorf("entries up to %d lie in sealed segments: begin with entry %d, and see audit segments for the rest: %w", st.Base, st.Base+1, fleet.ErrInvalid)
 	case from > st.Head+1:
 		return 0, nil, fmt.Errorf("the trail ends with entry %d: %w", st.Head, fleet.ErrInvalid)

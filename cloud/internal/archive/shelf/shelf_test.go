@@ -234,6 +234,9 @@ func TestPutsAway(t *testing.T) {
 	if _, _, err := p.shelf.Export(t.Context(), "main", device, 1, 0, "ada"); !errors.Is(err, fleet.ErrInvalid) || !strings.Contains(err.Error(), "lie in sealed segments") {
 		t.Errorf("export of what is put away: %v", err)
 	}
+	if _, _, err := p.shelf.Export(t.Context(), "main", device, 0, 5, "ada"); !errors.Is(err, fleet.ErrInvalid) {
+		t.Errorf("export up to what is put away: %v", err)
+	}
 	if _, _, err := p.shelf.Export(t.Context(), "other", device, 0, 0, "eve"); !errors.Is(err, fleet.ErrNotFound) {
 		t.Errorf("export to another tenant: %v", err)
 	}
