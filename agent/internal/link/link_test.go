@@ -265,9 +265,11 @@ func TestChallengeIsAnswered(t *testing.T) {
 		t.Errorf("answer has sequence %d and nonce %x, want 2 and the nonce", e.Seq, e.Nonce)
 	}
 	s.send(wire.Topic{Tenant: tenant, Device: device, Quarantine: true, Channel: wire.DownChallenge}, []byte("no CBOR"))
-	s.say(wire.Challenge{V: 1, Nonce: nonce})
-	if e := <-s.evidences; e.Seq != 3 {
-		t.Errorf("after a challenge that cannot be read: sequence %d, want 3", e.Seq)
+	s.say(wire.Challenge{V: 1, Nonce: nonce}) // came twice: it has been answered
+	other := bytes.Repeat([]byte{8}, 32)
+	s.say(wire.Challenge{V: 1, Nonce: other})
+	if e := <-s.evidences; e.Seq != 3 || !bytes.Equal(e.Nonce, other) {
+		t.Errorf("after one that cannot be read and one that came twice: sequence %d and nonce %x, want 3 and the other's", e.Seq, e.Nonce)
 	}
 	s.say(wire.Challenge{V: 2, Nonce: nonce, Need: wire.NeedLog})
 	if e := <-s.evidences; e.Seq != 4 || string(e.Log) != "log" {

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509/pkix"
@@ -28,6 +29,7 @@ type session struct {
 	broker   string
 	exporter []byte
 	seq      uint64 // of the last evidence
+	answered []byte // nonce that it was for; nil: none
 
 	lost       chan error
 	challenges chan wire.Challenge
@@ -279,7 +281,10 @@ func (s *session) challenged(ctx context.Context, c wire.Challenge) error {
 	if c.Need == wire.NeedRenew && s.l.o.Renew != nil {
 		s.l.o.Renew()
 	}
-	if len(c.Nonce) > 0 {
+	// A message may come twice, and an answer counts once: the second would be
+	// taken for somebody else's.
+	if len(c.Nonce) > 0 && !bytes.Equal(c.Nonce, s.answered) {
+		s.answered = c.Nonce
 		if err := s.prove(ctx, c.Nonce, c.Need == wire.NeedLog); err != nil {
 			return err
 		}
