@@ -60,8 +60,9 @@ type Options struct {
 	// commands and hours are held against; nil: the system's.
 	Now func() time.Time
 	// Kept is told each message before it is put into the books, and once more
-	// when it lies there or when they had no room for it. It must not block or
-	// call the agent.
+	// when it lies there, when they had no room for it - the payload is nil where
+	// that was known before it was made - or when they give it up. It must not
+	// block or call the agent.
 	Kept func(channel wire.Channel, payload []byte, how Keeping)
 	// Inside wraps each connection to the broker, inside TLS.
 	Inside func(net.Conn) net.Conn
@@ -75,6 +76,7 @@ const (
 	KeptBegun   Keeping = "begun"
 	KeptDone    Keeping = "done"
 	KeptRefused Keeping = "refused"
+	KeptShed    Keeping = "shed" // or about to be: given up, or thinned, for want of space
 )
 
 // Slots are the boot slots of the box; hal/slot fits.

@@ -53,7 +53,7 @@ func (a *Agent) bookOptions() spool.Options {
 	c := a.cfg.Spool
 	return spool.Options{
 		MaxBytes: int64(c.MaxMiB) << 20, Shares: c.shares(), Window: c.Window.Duration, Log: a.log,
-		Plain: plainValues, Copied: []string{keyAuditHead}, Thin: thin, Tally: tally,
+		Plain: plainValues, Copied: []string{keyAuditHead}, Thin: thin, Tally: a.tally,
 	}
 }
 

@@ -34,12 +34,20 @@ func (w watched) tell(channel string, compose func() ([]byte, error), put func(f
 	return w.end(channel, last, err)
 }
 
+// tally is what is lost with a message that the books give up.
+func (a *Agent) tally(channel string, payload []byte) (samples uint64, from, to int64) {
+	if a.o.Kept != nil {
+		a.o.Kept(wire.Channel(channel), payload, KeptShed)
+	}
+	return tally(channel, payload)
+}
+
 // end tells how it ended.
 func (w watched) end(channel string, payload []byte, err error) error {
 	switch {
 	case err == nil:
 		w.kept(wire.Channel(channel), payload, KeptDone)
-	case payload != nil && (errors.Is(err, spool.ErrDisk) || errors.Is(err, spool.ErrFull)):
+	case errors.Is(err, spool.ErrDisk), errors.Is(err, spool.ErrFull):
 		w.kept(wire.Channel(channel), payload, KeptRefused)
 	}
 	return err

@@ -285,6 +285,9 @@ func (x *till) listen(c net.Conn) {
 			if l.Kind == saidKept {
 				s.kept()
 			}
+		case saidShed:
+			x.book.giveUp(l.record)
+			x.h.count(diskFull, 0, "messages given up", 1)
 		case saidRefused:
 			s.refuse(l.record)
 			x.h.count(diskFull, 0, "messages had no room", 1)

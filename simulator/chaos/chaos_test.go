@@ -57,7 +57,7 @@ func TestShort(t *testing.T) {
 			Dir: filepath.Join(dir, "w"), Bin: bin, Tills: 3, Seed: 3, Day: 20 * time.Second, Out: out, Log: slog.New(slog.DiscardHandler),
 			Pace: simulator.Pace{Poll: "1s", Stats: "2s", Batch: "1s", Heartbeat: "5s"},
 		},
-		For: 22 * time.Second, Faults: 40, Report: file,
+		For: 18 * time.Second, Faults: 40, Report: file,
 	})
 	if err != nil {
 		t.Error(err)

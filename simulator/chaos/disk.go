@@ -69,7 +69,7 @@ func (d *disk) fill(pid, spare int) (err error) {
 
 // limit lets the process make its journal larger by so many pages, and no more.
 func (d *disk) limit(pid, spare int) error {
-	if pid == 0 {
+	if pid == 0 { // it would be this process
 		return errNoAgent
 	}
 	size := int64(0)
@@ -83,6 +83,15 @@ func (d *disk) limit(pid, spare int) error {
 	return unix.Prlimit(pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(size), Max: was.Max}, nil) // #nosec G115 -- a size
 }
 
+// unlimit takes the limit away.
+func (d *disk) unlimit(pid int) error {
+	var was unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, nil, &was); err != nil {
+		return nil //nolint:nilerr // it is gone, and the next one has no limit
+	}
+	return unix.Prlimit(pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: was.Max, Max: was.Max}, nil)
+}
+
 // empty gives the space back.
 func (d *disk) empty(pid int) error {
 	if d.mounted {
@@ -91,11 +100,7 @@ func (d *disk) empty(pid int) error {
 		}
 		return nil
 	}
-	var was unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, nil, &was); err != nil {
-		return nil //nolint:nilerr // it is gone, and the next one has no limit
-	}
-	return unix.Prlimit(pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: was.Max, Max: was.Max}, nil)
+	return d.unlimit(pid)
 }
 
 // close takes the disk away; what used it has ended, and may take a moment to be

@@ -167,7 +167,7 @@ func (x *till) do(ctx context.Context, f fault) (happened bool, err error) {
 		x.carry(simulator.Weather{Rate: int(800 + f.draw%4000)}) // #nosec G115 -- bytes a second
 	case duplicates:
 		x.order(func(o *orders) { o.Twice = 0.3 })
-	case diskFull, diskFullMid:
+	case diskFull, diskFullMid, diskRefuses:
 		return x.fill(ctx, f)
 	case clockDead, clockFar, clockBack, clockAhead, clockFast, clockSlow:
 		x.order(func(o *orders) { o.Clock = wrong(f.name, o.Clock) })
@@ -240,6 +240,16 @@ func (x *till) fill(ctx context.Context, f fault) (bool, error) {
 	spare := 0
 	if f.name == diskFullMid {
 		spare = 1 + int(f.draw%6) // #nosec G115 -- below 6
+	}
+	if f.name == diskRefuses {
+		for x.disk.limit(pid, 0) != nil { // no agent at this moment
+			if wait(ctx, 50*time.Millisecond) != nil {
+				return false, nil
+			}
+			pid = x.pid()
+		}
+		_ = wait(ctx, f.long)
+		return true, x.disk.unlimit(pid)
 	}
 	err := x.disk.fill(pid, spare)
 	if !x.disk.mounted && err != nil {

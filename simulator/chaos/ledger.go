@@ -122,6 +122,7 @@ func recordsOf(channel wire.Channel, payload []byte) ([]record, error) {
 type entry struct {
 	record
 	kept  bool // the till said that it lies on the disk
+	shed  bool // and that it gives it up for want of space
 	at    time.Time
 	order int // in which it was told
 }
@@ -132,6 +133,8 @@ type ledger struct {
 	mu      sync.Mutex
 	entries map[key][]*entry // several where one was begun in vain
 	n       int
+
+	gaveUp int // messages that the till said it gives up
 
 	// Messages of samples and events that the books had no room for: in the till's
 	// count for sure, and perhaps, where it was killed before it kept anything else.
@@ -179,6 +182,16 @@ func (l *ledger) tell(r record, kept bool, at time.Time) {
 	}
 	l.n++
 	l.entries[r.key] = append(l.entries[r.key], &entry{record: r, kept: kept, at: at, order: l.n})
+}
+
+// giveUp takes in that a message is given up.
+func (l *ledger) giveUp(r record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gaveUp++
+	for _, e := range l.entries[r.key] {
+		e.shed = e.shed || e.Hash == r.Hash
+	}
 }
 
 // recorded counts rows of a class that were acknowledged.

@@ -25,6 +25,7 @@ const (
 	duplicates    = "duplicated packets"
 	diskFull      = "disk full"
 	diskFullMid   = "disk full in the middle of a write"
+	diskRefuses   = "disk refuses every write"
 	clockDead     = "clock jumps 10 years back"
 	clockFar      = "clock jumps 5 years ahead"
 	clockBack     = "clock jumps an hour back"
@@ -61,6 +62,7 @@ var kinds = []kind{
 	{duplicates, "packets", 4, 4 * second, 10 * second},
 	{diskFull, "disk", 3, second, 15 * second},
 	{diskFullMid, "disk", 3, second, 8 * second},
+	{diskRefuses, "disk", 2, second, 6 * second},
 	{clockDead, "clock", 1, 2 * second, 8 * second},
 	{clockFar, "clock", 1, 2 * second, 8 * second},
 	{clockBack, "clock", 1, 4 * second, 15 * second},

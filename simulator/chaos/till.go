@@ -32,6 +32,7 @@ const (
 	saidPut       = "put"       // a record goes into the books
 	saidKept      = "kept"      // it lies there
 	saidRefused   = "refused"   // the books had no room for it
+	saidShed      = "shed"      // it is given up, if that can be written
 	saidCut       = "cut"       // the connection was cut in the middle of a PUBLISH
 	saidTwice     = "twice"     // a packet was duplicated
 	saidDelivered = "delivered" // the service has acknowledged something
@@ -95,11 +96,16 @@ func (w *witness) say(l line) {
 
 // kept tells the records of a message.
 func (w *witness) kept(channel wire.Channel, payload []byte, how agent.Keeping) {
+	if how == agent.KeptRefused && len(payload) == 0 {
+		class := map[wire.Channel]string{wire.Telemetry: telemetry, wire.Event: event}[channel]
+		w.say(line{Kind: saidRefused, record: record{key: key{Class: class}}})
+		return
+	}
 	records, err := recordsOf(channel, payload)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "chaos: %s: %v\n", channel, err)
 	}
-	kind := map[agent.Keeping]string{agent.KeptBegun: saidPut, agent.KeptDone: saidKept, agent.KeptRefused: saidRefused}[how]
+	kind := map[agent.Keeping]string{agent.KeptBegun: saidPut, agent.KeptDone: saidKept, agent.KeptRefused: saidRefused, agent.KeptShed: saidShed}[how]
 	for _, r := range records {
 		w.say(line{Kind: kind, record: r})
 	}
