@@ -178,8 +178,9 @@ func appraiseForever(dir string) {
 		ev.Tenant, ev.Subject, ev.Detail = "main", string(id), map[string]string{"n": string(a.Digest)}
 		must(t, s.Appraised(ctx, a, false, ev))
 	}
+	verdict("main-d02", first+1)
 	go func() {
-		for n := first + 1; ; n++ {
+		for n := first + 2; ; n++ {
 			verdict("main-d02", n)
 		}
 	}()
