@@ -359,7 +359,8 @@ func TestHealth(t *testing.T) {
 	}
 	for _, part := range []string{"store", "broker", "ingest", "verifier", "rollout", "export/disk", "certificates", "access-log", "archive"} {
 		i := slices.IndexFunc(h.Parts, func(p struct{ Part, State, What, Todo string }) bool { return p.Part == part })
-		if i < 0 || h.Parts[i].State != fleet.PartOK || h.Parts[i].What == "" {
+		// A machine that has a lot to do may make commits slow, which is told.
+		if i < 0 || h.Parts[i].State == fleet.PartFailing || h.Parts[i].What == "" || h.Parts[i].State != fleet.PartOK && part != "store" && part != "ingest" {
 			t.Errorf("%s is not well: %+v", part, h.Parts)
 		}
 	}
