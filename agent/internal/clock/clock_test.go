@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/agent/internal/clock"
+	"github.com/tillward/tillward/cloud/wire"
 )
 
 // authority signs servers.
@@ -123,6 +124,9 @@ func TestDeadBattery(t *testing.T) {
 			}
 			if err := reach(t, c, tt.cert, roots); (err == nil) != tt.learns {
 				t.Errorf("after it: %v", err)
+			}
+			if at, _, quality := c.Stamp(); (quality == wire.ClockHeld) != tt.learns || tt.learns && time.Until(at) < 0 {
+				t.Errorf("stamped %s, %s", at, quality)
 			}
 			if ahead := time.Until(c.Now()); !tt.learns && ahead > 0 {
 				t.Errorf("the clock runs %s ahead", ahead)
