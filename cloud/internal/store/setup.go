@@ -83,18 +83,17 @@ func (s *Store) setup(ctx context.Context, w *writer, password string) error {
 	return w.exec(ctx, `ALTER ROLE `+serviceRole+` PASSWORD '`+verifier+`'`)
 }
 
-// Grants is the SQL of the roles and of what each may do, for people.
+// Grants is the SQL of the roles and of what each may do, for people: what
+// Setup does but for the tables, which have to be there.
 func Grants() string {
-	var b strings.Builder
-	for _, file := range []string{"before.sql", "after.sql", "keeper.sql"} {
-		text, err := roles.ReadFile("roles/" + file)
+	text := func(file string) string {
+		b, err := roles.ReadFile("roles/" + file)
 		if err != nil {
 			panic(err) // it is embedded
 		}
-		b.Write(text)
-		b.WriteByte('\n')
+		return string(b)
 	}
-	return b.String()
+	return "BEGIN;\n" + text("before.sql") + "\nSET LOCAL ROLE " + ownerRole + ";\n" + text("after.sql") + "\nRESET ROLE;\n" + text("keeper.sql") + "COMMIT;\n"
 }
 
 // scram is what PostgreSQL keeps of a password [RFC 5802, 3]: the password
