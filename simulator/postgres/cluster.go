@@ -225,7 +225,7 @@ func (c *Cluster) end(with syscall.Signal) {
 		return
 	}
 	_ = c.cmd.Process.Signal(with)
-	_ = <-c.ended // how is no news
+	<-c.ended // how is no news
 	c.cmd = nil
 }
 

@@ -107,7 +107,7 @@ func (m *merge) open(ctx context.Context, l lane) error {
 	which, args := m.r.facets(l.own)
 	if l.where == "" {
 		var others bool
-		if err := m.r.tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM facet f WHERE NOT (`+which+`))`, args...).Scan(&others); err != nil { //nolint:gosec // constants
+		if err := m.r.tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM facet f WHERE NOT (`+which+`))`, args...).Scan(&others); err != nil {
 			return err
 		}
 		if !others { // every row there is
@@ -124,7 +124,7 @@ func (m *merge) open(ctx context.Context, l lane) error {
 		best = `MIN`
 	}
 	args = append(append(l.args(), m.r.hi, m.r.lo), args...)
-	rows, err := m.r.tx.QueryContext(ctx, `SELECT f.id, (SELECT `+best+`(a.n) FROM audit a WHERE `+l.cond()+`a.facet = f.id AND a.n < ? AND a.n >= ?) FROM facet f WHERE `+which, args...) //nolint:gosec // constants
+	rows, err := m.r.tx.QueryContext(ctx, `SELECT f.id, (SELECT `+best+`(a.n) FROM audit a WHERE `+l.cond()+`a.facet = f.id AND a.n < ? AND a.n >= ?) FROM facet f WHERE `+which, args...)
 	all, err := list(rows, err, func(row scanner) (*stream, error) {
 		s := &stream{lane: l, lo: m.r.lo, hi: m.r.hi, run: firstRun}
 		var n sql.NullInt64
