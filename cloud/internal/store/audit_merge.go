@@ -65,58 +65,115 @@ func (w *writer) facetID(ctx context.Context, k facetKey) (id int64, err error) 
 type stream struct {
 	lane
 	facet  int64
-	ns     []int64 // read and not taken
+	ns     []int64 // read and not passed
 	lo, hi int64   // what has not been read
 	run    int     // how many are read next
 	ended  bool
 }
 
-// merge is streams as one, a heap by what comes next.
+// node is what one facet holds of all that is asked for: the numbers that are
+// in each of its columns, of which each is one or two streams.
+type node struct {
+	columns [][]*stream
+	bound   int64 // nothing of it comes before
+	sure    bool  // bound is in every column
+}
+
+// merge is nodes as one, a heap by what comes next.
 type merge struct {
 	r           *search
 	newestFirst bool
-	streams     []*stream
-	ahead       []int64 // taken to see how thin it is
+	nodes       []*node
+	reads       int
 }
 
 // Len implements heap.Interface.
-func (m *merge) Len() int { return len(m.streams) }
+func (m *merge) Len() int { return len(m.nodes) }
 
 // Less implements heap.Interface.
-func (m *merge) Less(i, j int) bool {
-	a, b := m.streams[i].ns[0], m.streams[j].ns[0]
-	return a > b == m.newestFirst
-}
+func (m *merge) Less(i, j int) bool { return m.before(m.nodes[i].bound, m.nodes[j].bound) }
 
 // Swap implements heap.Interface.
-func (m *merge) Swap(i, j int) { m.streams[i], m.streams[j] = m.streams[j], m.streams[i] }
+func (m *merge) Swap(i, j int) { m.nodes[i], m.nodes[j] = m.nodes[j], m.nodes[i] }
 
 // Push implements heap.Interface.
-func (m *merge) Push(x any) { m.streams = append(m.streams, x.(*stream)) }
+func (m *merge) Push(x any) { m.nodes = append(m.nodes, x.(*node)) }
 
 // Pop implements heap.Interface.
 func (m *merge) Pop() any {
-	last := m.streams[len(m.streams)-1]
-	m.streams = m.streams[:len(m.streams)-1]
+	last := m.nodes[len(m.nodes)-1]
+	m.nodes = m.nodes[:len(m.nodes)-1]
 	return last
 }
 
-// open adds the streams of a lane that are not empty: one look into the index
+// before reports whether row a is read before row b.
+func (m *merge) before(a, b int64) bool { return a != b && a > b == m.newestFirst }
+
+// behind is the first row number that can be read after n.
+func (m *merge) behind(n int64) int64 {
+	if m.newestFirst {
+		return n - 1
+	}
+	return n + 1
+}
+
+// open makes a node of each facet that has something in every column.
+func (m *merge) open(ctx context.Context, columns [][]lane) error {
+	var nodes map[int64]*node
+	for c, lanes := range columns {
+		these := map[int64][]*stream{}
+		for _, l := range lanes {
+			all, err := m.streams(ctx, l)
+			if err != nil {
+				return err
+			}
+			for _, s := range all {
+				these[s.facet] = append(these[s.facet], s)
+			}
+		}
+		if c == 0 {
+			nodes = map[int64]*node{}
+			for facet, streams := range these {
+				nodes[facet] = &node{columns: [][]*stream{streams}}
+			}
+			continue
+		}
+		for facet, n := range nodes {
+			if streams := these[facet]; len(streams) > 0 {
+				n.columns = append(n.columns, streams)
+			} else {
+				delete(nodes, facet)
+			}
+		}
+	}
+	for _, n := range nodes {
+		n.bound = n.columns[0][0].ns[0]
+		for _, s := range n.columns[0] {
+			if m.before(s.ns[0], n.bound) {
+				n.bound = s.ns[0]
+			}
+		}
+		m.nodes = append(m.nodes, n)
+	}
+	heap.Init(m)
+	return nil
+}
+
+// streams opens those of a lane that are not empty: one look into the index
 // for each facet, in one statement.
-func (m *merge) open(ctx context.Context, l lane) error {
+func (m *merge) streams(ctx context.Context, l lane) (out []*stream, err error) {
 	which, args := m.r.facets(l.own)
 	if l.where == "" {
 		var others bool
 		if err := m.r.tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM facet f WHERE NOT (`+which+`))`, args...).Scan(&others); err != nil {
-			return err
+			return nil, err
 		}
 		if !others { // every row there is
 			s := &stream{lane: l, lo: m.r.lo, hi: m.r.hi, run: longRun}
 			if err := m.read(ctx, s); err != nil || len(s.ns) == 0 {
-				return err
+				return nil, err
 			}
-			m.streams = append(m.streams, s)
-			return nil
+			return []*stream{s}, nil
 		}
 	}
 	best := `MAX`
@@ -134,12 +191,7 @@ func (m *merge) open(ctx context.Context, l lane) error {
 		}
 		return s, err
 	})
-	for _, s := range all {
-		if len(s.ns) > 0 {
-			m.streams = append(m.streams, s)
-		}
-	}
-	return err
+	return slices.DeleteFunc(all, func(s *stream) bool { return len(s.ns) == 0 }), err
 }
 
 func (l lane) cond() string {
@@ -176,6 +228,7 @@ func (m *merge) read(ctx context.Context, s *stream) error {
 	if m.newestFirst {
 		query += ` DESC`
 	}
+	m.reads++
 	st, err := m.r.stmt(ctx, query+` LIMIT ?`) //nolint:sqlclosecheck // close does
 	if err != nil {
 		return err
@@ -189,39 +242,80 @@ func (m *merge) read(ctx context.Context, s *stream) error {
 	return err
 }
 
-// take takes up to n row numbers, in order.
-func (m *merge) take(ctx context.Context, n int) ([]int64, error) {
-	out := m.ahead[:min(n, len(m.ahead))]
-	m.ahead = m.ahead[len(out):]
-	out = slices.Clip(out)
-	for len(out) < n && len(m.streams) > 0 {
-		s := m.streams[0]
-		out = append(out, s.ns[0])
+// seek passes all that comes before x, and returns what is next.
+func (m *merge) seek(ctx context.Context, s *stream, x int64) (n int64, ok bool, err error) {
+	for len(s.ns) > 0 && m.before(s.ns[0], x) {
 		s.ns = s.ns[1:]
-		if len(s.ns) == 0 && !s.ended {
-			if err := m.read(ctx, s); err != nil {
-				return nil, err
-			}
-		}
-		if len(s.ns) == 0 {
-			heap.Pop(m)
+	}
+	if len(s.ns) == 0 && !s.ended {
+		if m.newestFirst {
+			s.hi = min(s.hi, x+1)
 		} else {
-			heap.Fix(m, 0)
+			s.lo = max(s.lo, x)
+		}
+		if err := m.read(ctx, s); err != nil {
+			return 0, false, err
 		}
 	}
-	return out, nil
+	if len(s.ns) == 0 {
+		return 0, false, nil
+	}
+	return s.ns[0], true, nil
 }
 
-// more reports whether there is anything left. What is in the heap has been
-// seen to be there.
-func (m *merge) more() bool { return len(m.ahead) > 0 || len(m.streams) > 0 }
-
-// thinner reports whether m, of which the first were taken, has fewer rows
-// than o: it ends, or goes further for as many.
-func (m *merge) thinner(o *merge) bool {
-	if a, b := len(m.ahead), len(o.ahead); a < sounding || b < sounding {
-		return a < b
+// settle moves a node on to the next number that is in all of its columns, or
+// as far as the search may read. It reports whether there may be one.
+func (m *merge) settle(ctx context.Context, n *node) (bool, error) {
+	for !n.sure && m.reads < maxReads {
+		n.sure = true
+		for _, column := range n.columns {
+			best, any := int64(0), false
+			for _, s := range column {
+				next, ok, err := m.seek(ctx, s, n.bound)
+				if err != nil {
+					return false, err
+				}
+				if ok && (!any || m.before(next, best)) {
+					best, any = next, true
+				}
+			}
+			if !any {
+				return false, nil
+			}
+			if best != n.bound {
+				n.bound, n.sure = best, len(n.columns) == 1
+			}
+		}
 	}
-	a, b := m.ahead[sounding-1], o.ahead[sounding-1]
-	return a < b == m.newestFirst && a != b
+	return true, nil
+}
+
+// first brings what comes next to the top. It reports whether that is sure;
+// what is not is as far as the search may read.
+func (m *merge) first(ctx context.Context) (sure bool, err error) {
+	for len(m.nodes) > 0 && !m.nodes[0].sure && m.reads < maxReads {
+		switch may, err := m.settle(ctx, m.nodes[0]); {
+		case err != nil:
+			return false, err
+		case may:
+			heap.Fix(m, 0)
+		default:
+			heap.Pop(m)
+		}
+	}
+	return len(m.nodes) > 0 && m.nodes[0].sure, nil
+}
+
+// take takes up to n row numbers, in order.
+func (m *merge) take(ctx context.Context, n int) (out []int64, err error) {
+	for len(out) < n {
+		if sure, err := m.first(ctx); err != nil || !sure {
+			return out, err
+		}
+		top := m.nodes[0]
+		out = append(out, top.bound)
+		top.bound, top.sure = m.behind(top.bound), false
+		heap.Fix(m, 0)
+	}
+	return out, nil
 }

