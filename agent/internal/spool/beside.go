@@ -83,12 +83,20 @@ func (s *Spool) Absorb(ctx context.Context, path string, take func(key string) b
 	return syncDir(path)
 }
 
+// theirs is an error of another file than the spool's, which is not damaged by it.
+func theirs(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(err.Error())
+}
+
 func (t *tx) absorb(from *sql.Conn, take func(key string) bool) error {
 	ctx := context.Background()
 	each := func(query string, row func(*sql.Rows) error) error {
 		rows, err := from.QueryContext(ctx, query)
 		if err != nil {
-			return err
+			return theirs(err)
 		}
 		defer rows.Close()
 		for rows.Next() {
@@ -96,7 +104,7 @@ func (t *tx) absorb(from *sql.Conn, take func(key string) bool) error {
 				return err
 			}
 		}
-		return rows.Err()
+		return theirs(rows.Err())
 	}
 	err := each("SELECT class, channel, payload FROM message ORDER BY id", func(r *sql.Rows) error {
 		var class, channel string

@@ -215,6 +215,16 @@ func newDisk(t *testing.T, dir string) *disk {
 	return d
 }
 
+// clone is a disk that holds the same, on which nothing has happened yet.
+func (d *disk) clone() *disk {
+	c := &disk{safe: map[string]*inode{}, now: map[string]*inode{}}
+	for n, f := range d.safe {
+		c.safe[n] = &inode{safe: bytes.Clone(f.safe)}
+		c.now[n] = c.safe[n]
+	}
+	return c
+}
+
 func (d *disk) rename(c change) {
 	c.to(d.now)
 	d.names = append(d.names, c)

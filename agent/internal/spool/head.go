@@ -72,16 +72,19 @@ func (s *Spool) copied(key string) int {
 	return -1
 }
 
-// recall puts back what the copies have and a file that was damaged has not, or
-// not as far. A head begins with the number of its entry, so the greater is the
-// newer.
-func (s *Spool) recall() error {
-	b, err := os.ReadFile(s.path + copyEnd)
-	if err != nil {
-		return nil //nolint:nilerr // there is none
-	}
+// recall puts back what the copies beside a damaged file have and what was
+// salvaged has not, or not as far, and writes down as what that file is kept. A
+// head begins with the number of its entry, so the greater is the newer.
+func (s *Spool) recall(damaged string, keys []string, kept string) error {
+	b, _ := os.ReadFile(damaged + copyEnd) // #nosec G304 -- beside the spool; or there are none
+	recalled := byte('0')
 	return s.attempt(firm, func(t *tx) error {
-		for i, key := range s.o.Copied {
+		if v, err := s.load(rebuiltKey); err != nil {
+			return err
+		} else if len(v) > 0 { // that has not been told either
+			recalled = v[0]
+		}
+		for i, key := range keys {
 			var best []byte
 			for place := 2 * i; place < 2*i+2 && len(b) >= (place+1)*copyPlace; place++ {
 				blob := copyIn(b[place*copyPlace : (place+1)*copyPlace])
@@ -92,14 +95,14 @@ func (s *Spool) recall() error {
 			now, err := s.load(key)
 			if err == nil && bytes.Compare(best, now) > 0 {
 				s.log.Warn("the head of the chain comes from its copy", "key", key)
-				s.recalled = true
+				recalled = '1'
 				err = t.set(key, best)
 			}
 			if err != nil {
 				return err
 			}
 		}
-		return nil
+		return t.set(rebuiltKey, append([]byte{recalled}, kept...))
 	})
 }
 

@@ -55,7 +55,7 @@ func ofValue(key string) string              { return "value\x00" + key }
 func ofMessage(class, channel string) string { return "message\x00" + class + "\x00" + channel }
 
 func (s *safe) isPlain(bound string) bool {
-	return slices.ContainsFunc(s.plain, func(key string) bool { return ofValue(key) == bound })
+	return bound == ofValue(rebuiltKey) || slices.ContainsFunc(s.plain, func(key string) bool { return ofValue(key) == bound })
 }
 
 // pack makes of a payload what lies in the file.
@@ -184,25 +184,22 @@ func (s *Spool) takeOver() error {
 // its place in one step. A power cut leaves the one or the other. It leaves the
 // spool closed.
 func (s *Spool) rewrite() error {
-	if err := s.shut(); err != nil { // writes the log back: the file is complete
+	if s.conn != nil {
+		if err := s.checkpoint(); err != nil { // to close it would not tell that this failed
+			return err
+		}
+	}
+	if err := s.shut(); err != nil {
 		return err
 	}
-	n := &Spool{path: s.path + ".locking", max: s.max, o: s.o, log: s.log, safe: s.safe}
-	if err := remove(n.path); err != nil {
+	if err := s.another(func(n *Spool) error { return n.fillFrom(s.path) }); err != nil {
 		return err
-	}
-	err := n.open()
-	if err == nil {
-		err = n.fillFrom(s.path)
-	}
-	if err := errors.Join(err, n.shut()); err != nil {
-		return errors.Join(err, remove(n.path))
 	}
 	// The log of the old file must not be found beside the new one.
-	if err := errors.Join(remove(n.path, "-wal"), remove(s.path, "-wal"), syncDir(s.path)); err != nil {
+	if err := errors.Join(remove(s.path, "-wal"), syncDir(s.path)); err != nil {
 		return err
 	}
-	if err := os.Rename(n.path, s.path); err != nil {
+	if err := os.Rename(s.path+newEnd, s.path); err != nil {
 		return err
 	}
 	return syncDir(s.path)

@@ -168,7 +168,7 @@ func TestTakeOver(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path+".locking", []byte(marker), 0o600); err != nil { // of a power cut
+	if err := os.WriteFile(path+".new", []byte(marker), 0o600); err != nil { // of a power cut
 		t.Fatal(err)
 	}
 	l := open(t, path, spool.Options{Key: key})

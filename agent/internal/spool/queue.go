@@ -229,6 +229,7 @@ type tx struct {
 	added  uint64 // messages
 	losses map[string]*Loss
 	heads  map[string][]byte // values with a copy beside the file
+	tells  bool              // of a file that was rebuilt
 }
 
 // care is what a transaction is worth.
@@ -328,14 +329,15 @@ func (s *Spool) attempt(c care, do func(*tx) error) error {
 	clear(s.owed)
 	s.used, s.next = t.used, t.next
 	s.flash.stored += t.added
-	for key, head := range t.heads {
-		s.keepHead(key, head)
-	}
+	s.untold = s.untold && !t.tells
 	if t.added > 0 {
 		s.notify()
 	}
 	if err := s.wrote(c >= firm); err != nil {
 		return unsynced{err}
+	}
+	for key, head := range t.heads { // behind what it is about
+		s.keepHead(key, head)
 	}
 	return nil
 }

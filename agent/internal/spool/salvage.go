@@ -62,26 +62,120 @@ func found(path string) error {
 	return damaged("found while it was used")
 }
 
-// setAside renames the files of a damaged spool, keeps the newest such set only
-// and returns the new name.
-func setAside(path string, now time.Time) (string, error) {
-	old, err := filepath.Glob(globSafe(path) + ".broken-*")
+const (
+	newEnd     = ".new"          // a file that is being made to take the place of the spool
+	rebuiltKey = "spool.rebuilt" // the value that says what the damaged file is kept as
+)
+
+// another makes a file beside the spool's, which is closed, and has fill fill it.
+// It is complete and safe when there is no error, and not there when there is one.
+func (s *Spool) another(fill func(n *Spool) error) error {
+	n := &Spool{path: s.path + newEnd, max: s.max, o: s.o, log: s.log, safe: s.safe}
+	n.o.Copied = nil
+	if err := remove(n.path); err != nil {
+		return err
+	}
+	err := n.open()
+	if err == nil {
+		err = fill(n)
+	}
+	if err == nil {
+		err = n.checkpoint() // to close it would not tell that this failed
+	}
+	if err = errors.Join(err, n.shut()); err == nil {
+		err = errors.Join(remove(n.path, "-wal"), syncDir(n.path))
+	}
 	if err != nil {
-		return "", err
+		return errors.Join(err, remove(n.path))
 	}
-	aside := path + ".broken-" + now.UTC().Format("20060102T150405.000Z")
-	if err := os.Rename(path, aside); err != nil {
-		return "", err
+	return nil
+}
+
+// rebuild puts a new file in the place of a damaged one, filled with what can
+// still be read, and keeps the newest damaged one. Until the new one is complete
+// the damaged one is where it was: an end in between costs nothing.
+func (s *Spool) rebuild(damage error) error {
+	locked := s.safe.locked
+	s.shut() //nolint:errcheck // it is damaged
+	aside := s.path + ".broken-" + time.Now().UTC().Format("20060102T150405.000Z")
+	fill := func(n *Spool) error {
+		err := n.salvage(s.path, locked)
+		if err == nil {
+			err = n.recall(s.path, s.o.Copied, filepath.Base(aside))
+		}
+		return err
 	}
-	if err := os.Rename(path+"-wal", aside+"-wal"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	for _, f := range append(old, path+"-shm", path+damageEnd) {
-		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return "", err
+	err := s.another(fill)
+	if errors.Is(err, ErrDisk) { // what is set aside for such times is needed now
+		if e := remove(s.path, reserveEnd); e == nil {
+			err = s.another(fill)
 		}
 	}
-	return aside, nil
+	if err == nil {
+		err = setAside(s.path, aside)
+	}
+	if err == nil {
+		err = settleNames(s.path)
+	}
+	if err != nil {
+		return fmt.Errorf("rebuild damaged spool: %w", err)
+	}
+	s.log.Error("spool was damaged and is rebuilt", "error", damage, "kept_as", aside)
+	return nil
+}
+
+// settleNames ends what a power cut may have torn off: a new file takes the place
+// of one that has been set aside. Else what lies beside a file that is not there
+// is of another life.
+func settleNames(path string) error {
+	_, err := os.Stat(path)
+	switch {
+	case err == nil:
+		return remove(path+newEnd, "", "-wal")
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
+	if _, err := os.Stat(path + newEnd); err != nil {
+		return remove(path)
+	}
+	// The log of the damaged file must not be found beside the new one.
+	if err := errors.Join(remove(path, "-wal", "-shm", damageEnd), syncDir(path)); err != nil {
+		return err
+	}
+	if err := os.Rename(path+newEnd, path); err != nil {
+		return err
+	}
+	return syncDir(path)
+}
+
+// remember says what a spool was rebuilt from, until it is told.
+func (s *Spool) remember() error {
+	v, err := s.load(rebuiltKey)
+	if err != nil || len(v) < 2 {
+		return err
+	}
+	s.rebuilt, s.recalled, s.untold = filepath.Join(filepath.Dir(s.path), string(v[1:])), v[0] == '1', true
+	return nil
+}
+
+// setAside renames the files of a damaged spool and keeps the newest such set only.
+func setAside(path, aside string) error {
+	old, err := filepath.Glob(globSafe(path) + ".broken-*")
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(path, aside); err != nil {
+		return err
+	}
+	if err := os.Rename(path+"-wal", aside+"-wal"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, f := range old {
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 func globSafe(path string) string {

@@ -92,6 +92,7 @@ type Spool struct {
 	safe    safe
 
 	recalled bool // a head comes from its copy
+	untold   bool // no entry has been stored since the file was rebuilt
 
 	lock   chan struct{} // held by whoever uses what follows
 	db     *sql.DB
@@ -135,6 +136,10 @@ const (
 	window     = 10 * time.Second
 	persistWAL = 10 // SQLITE_FCNTL_PERSIST_WAL
 )
+
+// synchronous has SQLite sync what it writes back; what is to be safe at once, flash
+// syncs.
+var synchronous = "NORMAL"
 
 const schema = `
 CREATE TABLE IF NOT EXISTS message (
@@ -183,10 +188,8 @@ func Open(path string, o Options) (*Spool, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) { // what is beside a file that is not there is of another
-		if err := remove(path); err != nil {
-			return nil, fmt.Errorf("open spool: %w", err)
-		}
+	if err := settleNames(path); err != nil {
+		return nil, fmt.Errorf("open spool: %w", err)
 	}
 	err = s.open()
 	if errors.Is(err, errPlain) {
@@ -196,18 +199,12 @@ func Open(path string, o Options) (*Spool, error) {
 		err = found(path)
 	}
 	if broken(err) {
-		damage := err
-		locked := s.safe.locked
-		if s.rebuilt, err = setAside(path, time.Now()); err != nil {
-			return nil, fmt.Errorf("set damaged spool aside: %w", err)
+		if err = s.rebuild(err); err == nil {
+			err = s.open()
 		}
-		s.log.Error("spool was damaged and is rebuilt", "error", damage, "kept_as", s.rebuilt)
-		if err = s.open(); err == nil {
-			err = s.salvage(s.rebuilt, locked)
-		}
-		if err == nil {
-			err = s.recall()
-		}
+	}
+	if err == nil {
+		err = s.remember()
 	}
 	if err == nil {
 		err = s.prepare()
@@ -218,7 +215,7 @@ func Open(path string, o Options) (*Spool, error) {
 	if s.used.total().rows > 0 {
 		s.notify()
 	}
-	if s.flash.settle = s.pass; s.flash.dirty {
+	if s.flash.settle = s.pass; s.flash.dirty || s.late {
 		s.flash.arm()
 	}
 	return s, nil
@@ -241,8 +238,9 @@ func (s *Spool) prepare() error {
 	return s.tally()
 }
 
-// Rebuilt returns where the damaged file was put when Open had to start a new
-// one, and "" otherwise. The caller records it in the audit trail.
+// Rebuilt returns where the damaged file was put when a new one had to be started,
+// and "" otherwise. Each Open says so until an entry of the trail is stored: the
+// caller makes it the one that tells.
 func (s *Spool) Rebuilt() string { return s.rebuilt }
 
 // Recalled reports whether a head that Rebuilt goes on from comes from its copy:
@@ -290,8 +288,8 @@ func (s *Spool) open() error {
 		fmt.Sprintf("PRAGMA page_size=%d", pageSize), // of a new file
 		"PRAGMA locking_mode=EXCLUSIVE",              // one agent, and no shared-memory file
 		"PRAGMA journal_mode=WAL",
-		"PRAGMA synchronous=NORMAL", // what is to be safe at once, flash syncs
-		"PRAGMA cache_size=-512",    // KiB: the whole agent has 20 MiB
+		"PRAGMA synchronous=" + synchronous,
+		"PRAGMA cache_size=-512", // KiB: the whole agent has 20 MiB
 		"PRAGMA temp_store=MEMORY",
 		"PRAGMA wal_autocheckpoint=0", // flash does
 		// A fence behind the quota: indexes, journal of commands and free pages included.

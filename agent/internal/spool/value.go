@@ -16,6 +16,10 @@ import (
 func (s *Spool) Append(ctx context.Context, key, channel string, link func(head []byte) (payload, newHead []byte, err error)) error {
 	return s.write(ctx, audit, func(t *tx) error {
 		head, err := t.s.load(key)
+		if err == nil && s.untold {
+			t.tells = true
+			err = t.do("DELETE FROM value WHERE key = ?", rebuiltKey)
+		}
 		if err != nil {
 			return err
 		}
