@@ -37,9 +37,12 @@ type Cluster struct {
 	as       *syscall.Credential // nil: as this process
 
 	cmd   *exec.Cmd
-	ended chan error
+	ended chan end
 	log   *os.File
 }
+
+// end is how a server ended.
+type end struct{ err error }
 
 // programs is the folder of the newest PostgreSQL.
 func programs() (string, error) {
@@ -157,13 +160,13 @@ func (c *Cluster) Start(ctx context.Context) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT // at once, without writing anything
 	cmd.SysProcAttr.Setpgid = true              // Ctrl-C is for who started it
-	began, ended := make(chan error), make(chan error, 1)
+	began, ended := make(chan error), make(chan end, 1)
 	go func() {
 		runtime.LockOSThread() // the signal comes when the thread ends that started it
 		err := cmd.Start()
 		began <- err
 		if err == nil {
-			ended <- cmd.Wait()
+			ended <- end{cmd.Wait()}
 			_ = log.Close()
 		}
 	}()
@@ -193,10 +196,10 @@ func (c *Cluster) answers(ctx context.Context) error {
 			return conn.Close()
 		}
 		select {
-		case err := <-c.ended:
-			c.ended <- err
+		case how := <-c.ended:
+			c.ended <- how
 			said, _ := os.ReadFile(filepath.Join(c.dir, "log"))
-			return fmt.Errorf("it ended: %w: %s", err, bytes.TrimSpace(said[max(0, len(said)-2000):]))
+			return fmt.Errorf("it ended: %w: %s", how.err, bytes.TrimSpace(said[max(0, len(said)-2000):]))
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:

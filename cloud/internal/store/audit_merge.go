@@ -181,7 +181,7 @@ func (m *merge) streams(ctx context.Context, l lane) (out []*stream, err error) 
 		best = `MIN`
 	}
 	args = append(append(l.args(), m.r.hi, m.r.lo), args...)
-	rows, err := m.r.tx.QueryContext(ctx, `SELECT f.id, (SELECT `+best+`(a.n) FROM audit a WHERE `+l.cond()+`a.facet = f.id AND a.n < ? AND a.n >= ?) FROM facet f WHERE `+which, args...)
+	rows, err := m.r.tx.QueryContext(ctx, `SELECT f.id, (SELECT `+best+`(a.n) FROM audit a WHERE `+l.cond()+`a.facet = f.id AND a.n < ? AND a.n >= ?) FROM facet f WHERE `+which, args...) //nolint:gosec // joins constants
 	all, err := list(rows, err, func(row scanner) (*stream, error) {
 		s := &stream{lane: l, lo: m.r.lo, hi: m.r.hi, run: firstRun}
 		var n sql.NullInt64
