@@ -22,7 +22,7 @@ const (
 
 // budget keeps the TPM's flash: an anchor is one write of the 500,000 that a
 // maker vouches for. There is one every ten minutes, six of them ahead: 52,560 a
-// year. Each boot of the system, orderly stop and break has one more.
+// year. An orderly stop has one more, and each start of the agent begins with six.
 type budget struct {
 	level float64
 	at    time.Time
@@ -86,7 +86,9 @@ func (j *Journal) due(ctx context.Context) string {
 		case j.dirty == 0:
 			why, wait = "", time.Hour
 		case why != "":
-			j.first = ""
+			if wait = j.left.wait(); wait <= 0 {
+				j.first = ""
+			}
 		case j.dirty >= every:
 			why, wait = "count", j.left.wait()
 		default:

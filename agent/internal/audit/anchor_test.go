@@ -328,3 +328,22 @@ func TestRestartIsNoBoot(t *testing.T) {
 		t.Errorf("%d anchors, want one", c.count)
 	}
 }
+
+// TestAlwaysMoved records an entry whenever the TPM signs, so that no anchor fits:
+// its flash is spared all the same.
+func TestAlwaysMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, c := &memory{}, &chip{}
+		j := running(t, m, c, audit.Options{})
+		c.between = func() { _ = j.Record(context.Background(), "link.up", audit.Info, "", nil) }
+		record(t, j, 1)
+		time.Sleep(24 * time.Hour)
+		if c.mu.Lock(); c.asked > 6+24*6+3 || c.asked < 24*6 {
+			t.Errorf("the TPM was asked %d times in a day", c.asked)
+		}
+		c.between = nil
+		c.mu.Unlock()
+		time.Sleep(time.Hour)
+		want(t, "when it fits", m.why(), "boot")
+	})
+}

@@ -13,6 +13,7 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -194,8 +195,9 @@ func (j *Journal) clean(r wire.AuditRecord) (wire.AuditRecord, error) {
 	return r, nil
 }
 
-// append stores r as the next entry, behind another head when there is one.
-// j.mu is held.
+// append stores r as the next entry, behind another head when there is one. One that
+// is stored and may not be safe is the next all the same, with an error. j.mu is
+// held.
 func (j *Journal) append(ctx context.Context, r wire.AuditRecord, after, instead *head) error {
 	var now head
 	err := j.o.Chain.Append(ctx, headKey, string(wire.Audit), func(blob []byte) (payload, newHead []byte, err error) {
@@ -221,7 +223,9 @@ func (j *Journal) append(ctx context.Context, r wire.AuditRecord, after, instead
 		return payload, now.blob(), err
 	})
 	if err != nil {
-		return fmt.Errorf("record %s: %w", r.Kind, err)
+		if err = fmt.Errorf("record %s: %w", r.Kind, err); !j.stored(now) {
+			return err
+		}
 	}
 	j.head = now
 	j.recent[now.seq%uint64(len(j.recent))] = now
@@ -240,7 +244,17 @@ func (j *Journal) append(ctx context.Context, r wire.AuditRecord, after, instead
 		default:
 		}
 	}
-	return nil
+	return err
+}
+
+// stored reports whether the chain has an entry of which Append said that it could
+// not be stored.
+func (j *Journal) stored(h head) bool {
+	if h.seq == 0 { // it never came to that
+		return false
+	}
+	blob, err := j.o.Chain.Load(context.Background(), headKey)
+	return err == nil && bytes.Equal(blob, h.blob())
 }
 
 func (h head) blob() []byte {

@@ -58,9 +58,9 @@ func (j *Journal) mend() error {
 	if b.skip { // at most so many entries come behind a mark before there is another
 		behind = head{seq: b.known.seq + 2*every - 1}
 	}
-	if err := j.append(context.Background(), r, nil, &behind); err != nil {
-		return err
+	err = j.append(context.Background(), r, nil, &behind)
+	if j.head.seq == behind.seq+1 { // it is stored
+		j.broken, j.first = nil, "break"
 	}
-	j.broken, j.first = nil, "break"
-	return nil
+	return err
 }

@@ -278,3 +278,40 @@ func FuzzMark(f *testing.F) {
 		}
 	})
 }
+
+// TestStoredAllTheSame has the medium take entries and refuse to sync them. They are
+// in the chain: the next one follows, and a break is told once.
+func TestStoredAllTheSame(t *testing.T) {
+	m := &memory{head: []byte("torn")}
+	c := &unsure{memory: m, err: spool.ErrDisk}
+	j, err := audit.Open(t.Context(), audit.Options{Chain: c, Next: heads(1), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Record(t.Context(), "link.up", audit.Info, "", nil); !errors.Is(err, spool.ErrDisk) {
+		t.Errorf("got %v, want %v: nobody is told that it may be lost", err, spool.ErrDisk)
+	}
+	if seq, hash := j.Head(); seq != 513 || hash != m.hash[len(m.hash)-1] {
+		t.Errorf("the head is %d, stored is %d: a TPM would vouch for another", seq, m.all[len(m.all)-1].Seq)
+	}
+	if err := j.Countersigned(t.Context(), wire.Countersign{Seq: 513, Hash: m.hash[len(m.hash)-1], At: 1}, "k", nil); !errors.Is(err, spool.ErrDisk) {
+		t.Errorf("countersigned: got %v", err)
+	}
+	c.err = nil
+	record(t, j, 1)
+	for i, r := range m.all {
+		if r.Seq != uint64(512+i) || i > 0 && r.Prev != m.hash[i-1] || (r.Break != nil) != (i == 0) || r.Kind == "audit.disputed" {
+			t.Errorf("entry %d is %s of number %d", i, r.Kind, r.Seq)
+		}
+	}
+}
+
+// unsure is a chain that stores and cannot say that it is safe.
+type unsure struct {
+	*memory
+	err error
+}
+
+func (u *unsure) Append(ctx context.Context, key, channel string, link func([]byte) ([]byte, []byte, error)) error {
+	return errors.Join(u.memory.Append(ctx, key, channel, link), u.err)
+}
