@@ -248,10 +248,11 @@ func (m *merge) seek(ctx context.Context, s *stream, x int64) (n int64, ok bool,
 		s.ns = s.ns[1:]
 	}
 	if len(s.ns) == 0 && !s.ended {
-		if m.newestFirst {
-			s.hi = min(s.hi, x+1)
-		} else {
-			s.lo = max(s.lo, x)
+		switch { // who skips does not stay
+		case m.newestFirst && x+1 < s.hi:
+			s.hi, s.run = x+1, firstRun
+		case !m.newestFirst && x > s.lo:
+			s.lo, s.run = x, firstRun
 		}
 		if err := m.read(ctx, s); err != nil {
 			return 0, false, err
