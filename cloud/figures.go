@@ -53,7 +53,7 @@ func (s *Service) timed(part, name string, p *pulse) func(took time.Duration, er
 // meter counts what devices send and are sent by MQTT.
 func (s *Service) meter() broker.Meter {
 	up, down := map[wire.Channel]*figures.Op{}, map[wire.Channel]*figures.Op{}
-	for _, c := range []wire.Channel{wire.Telemetry, wire.Event, wire.Audit, wire.State, wire.Result, wire.Evidence} {
+	for _, c := range []wire.Channel{wire.Telemetry, wire.Live, wire.Event, wire.Audit, wire.State, wire.Result, wire.Evidence} {
 		up[c] = s.figures.Op("mqtt-up", strings.TrimPrefix(string(c), "up/"))
 	}
 	for _, c := range []wire.Channel{wire.DownCommand, wire.DownOffer, wire.DownConfig, wire.DownChallenge} {

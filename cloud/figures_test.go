@@ -47,6 +47,7 @@ func served(t *testing.T, change ...func(*Config)) *Service {
 		must(t, <-ended)
 	})
 	s.meter().Answered("up/audit", 100, time.Millisecond, nil)
+	s.meter().Answered("up/live", 100, time.Millisecond, nil)
 	s.meter().Answered("up/audit", 100, time.Millisecond, broker.ErrOffline)
 	s.meter().Sent("down/command", 10, nil)
 	s.meter().Connected(time.Millisecond, broker.ErrOffline)
@@ -107,7 +108,11 @@ func shown(t *testing.T, s *Service) []string {
 // TestMetricsAreDocumented compares the table of docs/figures.md with what a
 // running service answers, and the names with the conventions of Prometheus.
 func TestMetricsAreDocumented(t *testing.T) {
-	names := shown(t, served(t))
+	s := served(t)
+	names := shown(t, s)
+	if page := metricsOf(t, s); !strings.Contains(page, `tillward_answers_total{op="live",outcome="ok",part="mqtt-up"} 1`) {
+		t.Error("what tills send ahead is not counted")
+	}
 	b, err := os.ReadFile("../docs/figures.md")
 	must(t, err)
 	_, table, _ := strings.Cut(string(b), "<!-- metrics -->")
@@ -414,6 +419,14 @@ func TestJudges(t *testing.T) {
 		if state, what, todo := c.look(noon.Add(tt.shown), tt.passed); state != tt.want || (todo == "") != (state == fleet.PartOK) {
 			t.Errorf("%d: got %s, %q, want %s", i, state, what, tt.want)
 		}
+	}
+	idle := &Service{began: time.Now()}
+	if state, _, _ := idle.rolloutHealth(t.Context()); state != fleet.PartOK {
+		t.Errorf("before the first round: got %s", state)
+	}
+	idle.began = idle.began.Add(-2 * roundsStop)
+	if state, what, todo := idle.rolloutHealth(t.Context()); state != fleet.PartFailing || todo == "" {
+		t.Errorf("no round since the start: got %s, %s", state, what)
 	}
 	var p pulse
 	p.beat(nil)

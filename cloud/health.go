@@ -156,7 +156,7 @@ func (s *Service) rolloutHealth(context.Context) (state, what, todo string) {
 	switch {
 	case err != nil:
 		return fleet.PartFailing, fmt.Sprintf("rounds fail since %s: %v", ago(failed), err), "see the store and the service's log; no new offers are made meanwhile"
-	case well.IsZero():
+	case well.IsZero() && time.Since(s.began) <= roundsStop:
 		return fleet.PartOK, "no round yet", ""
 	case time.Since(well) > roundsStop:
 		return fleet.PartFailing, "the last round was " + ago(well), "restart the service: rollouts stand still"

@@ -1,6 +1,7 @@
 package figures
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -152,19 +153,22 @@ func (l *Log) Run(ctx context.Context) error {
 	}
 }
 
-// put writes whole lines, into a new file when this one is full.
-func (l *Log) put(b []byte) error {
+// put writes whole lines or none, into a new file when this one is full.
+func (l *Log) put(b []byte) (err error) {
+	defer func() {
+		if err != nil {
+			l.dropped.Add(uint64(bytes.Count(b, []byte("\n")))) // #nosec G115 -- a count
+		}
+	}()
 	if l.size > 0 && l.size+int64(len(b)) > l.max {
 		if err := l.rotate(); err != nil {
-			l.dropped.Add(1)
 			return err
 		}
 	}
-	n, err := l.f.Write(b)
-	l.size += int64(n)
-	if err != nil {
-		return fmt.Errorf("write: %w", err)
+	if _, err := l.f.Write(b); err != nil {
+		return errors.Join(fmt.Errorf("write: %w", err), l.f.Truncate(l.size)) // half a line would spoil the next one
 	}
+	l.size += int64(len(b))
 	return nil
 }
 
@@ -178,18 +182,25 @@ func (l *Log) rotate() error {
 		}
 		return nil
 	}
+	// What follows it is there before any makes room: older ones do not go for a file that cannot be made.
+	next := l.path + ".next"
+	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600) // #nosec G304 -- beside the operator's file
+	if err != nil {
+		return fmt.Errorf("begin anew: %w", err)
+	}
 	for n := l.keep; n > 1; n-- {
 		if err := os.Rename(name(n-1), name(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("put away: %w", err)
+			return errors.Join(fmt.Errorf("put away: %w", err), f.Close())
 		}
 	}
 	if err := os.Rename(l.path, name(1)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("put away: %w", err)
+		return errors.Join(fmt.Errorf("put away: %w", err), f.Close())
+	}
+	if err := os.Rename(next, l.path); err != nil {
+		return errors.Join(fmt.Errorf("begin anew: %w", err), f.Close())
 	}
 	old := l.f
-	if err := l.open(); err != nil {
-		return err // the old one goes on under its new name
-	}
+	l.f, l.size = f, 0
 	return old.Close()
 }
 

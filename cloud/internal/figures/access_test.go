@@ -269,3 +269,32 @@ func TestAccessLogNeverWaits(t *testing.T) {
 		t.Error("a log that is off does something")
 	}
 }
+
+// TestAccessLogThatCannotWrite: lines that found no place on the disk are counted, each of them.
+func TestAccessLogThatCannotWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "access.log")
+	for _, name := range []string{path + ".1/x", path + ".2/x"} { // in the way of what is put away
+		if err := os.MkdirAll(name, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	full := bytes.Repeat([]byte("{}\n"), 1<<20/3)
+	if err := os.WriteFile(path, full, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := figures.OpenLog(path, 1, 2, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		l.Write(figures.Line{Route: "GET /v1/devices"})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, full) || l.Dropped() != 5 {
+		t.Errorf("%d lines were dropped and the file has %d bytes, %v, want 5 and none more", l.Dropped(), len(b), err)
+	}
+}
