@@ -28,6 +28,11 @@ type facetKey struct {
 // facet returns the id of what ev has in common with many others.
 func (w *writer) facet(ctx context.Context, ev fleet.AuditEvent) (int64, error) {
 	k := facetKey{ev.Tenant, ev.Device == "", ev.Kind, ev.Severity, ev.Outcome}
+	switch k.outcome {
+	case "", fleet.Success, fleet.Failure, fleet.Refused:
+	default: // what devices say, too: nobody can ask for it
+		k.outcome = anyKind
+	}
 	if id, ok := w.facets[k]; ok {
 		return id, nil
 	}

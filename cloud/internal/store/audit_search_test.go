@@ -338,3 +338,27 @@ func TestPlannersEndsAreTold(t *testing.T) {
 		t.Errorf("again: got %+v", got)
 	}
 }
+
+// TestOutcomesOfDevices: each outcome that devices make up does not cost every search a look.
+func TestOutcomesOfDevices(t *testing.T) {
+	dir := postgres.Place(t)
+	s := open(t, dir)
+	d := device("main", 1)
+	must(t, s.Enrol(t.Context(), d))
+	all := chain(t, 1, [32]byte{}, 50, "link.up")
+	for n := range all {
+		all[n].Outcome = fmt.Sprintf("made-up-%d", n)
+	}
+	all[7].Outcome = "refused"
+	_, err := s.Commit(t.Context(), []store.Intake{{Device: d.ID, Tenant: "main", At: noon, Audit: all}})
+	must(t, err)
+	if n := count(t, dir, `SELECT COUNT(*) FROM facet WHERE kind = 'link.up'`); n != 2 {
+		t.Errorf("got %d facets, want 2", n)
+	}
+	if got, _ := read(t.Context(), t, s, "main", fleet.TrailQuery{What: "link.up"}, 10); len(got) != 50 {
+		t.Errorf("found %d, want all 50", len(got))
+	}
+	if got, _ := read(t.Context(), t, s, "main", fleet.TrailQuery{Outcome: "refused"}, 10); len(got) != 1 {
+		t.Errorf("found %d that were refused, want 1", len(got))
+	}
+}
