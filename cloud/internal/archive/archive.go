@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -295,7 +296,7 @@ func (h Header) open(e Entry) (said Entry, rec wire.AuditRecord, err error) {
 			}
 		}
 		return Entry{
-			Seq: rec.Seq, At: deviceTime(rec.At), Kind: rec.Kind, Severity: rec.Severity, Actor: actor, Subject: rec.Subject, Outcome: rec.Outcome,
+			Seq: rec.Seq, At: deviceTime(rec.At), Kind: rec.Kind, Severity: rec.Severity, Actor: shown(actor), Subject: shown(rec.Subject), Outcome: rec.Outcome,
 			Site: e.Site, Detail: rec.Detail, Prev: rec.Prev,
 		}, rec, err
 	}
@@ -322,6 +323,10 @@ func (h Header) open(e Entry) (said Entry, rec wire.AuditRecord, err error) {
 	copy(said.Prev[:], b.Prev)
 	return said, rec, nil
 }
+
+// shown is a text of a device as the service keeps it, in columns that cannot
+// all hold a zero byte.
+func shown(s string) string { return strings.ReplaceAll(s, "\x00", "\uFFFD") }
 
 // deviceTime is a device's clock as the service shows it: never before 1970,
 // never after 9999.
