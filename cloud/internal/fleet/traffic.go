@@ -48,6 +48,7 @@ type Outcome struct {
 	Duplicates                      int
 	Gap                             bool        // entries of the audit trail are missing, or were until now
 	Forked                          uint64      // audit sequence that was stored before with other content; 0: none
+	Sealed                          uint64      // audit sequence that came again and lies in a sealed file, whether with other content nobody can tell; 0: none
 	Command                         *Command    // after it ended; nil when it had ended before
 	Execution                       *Execution  // after it moved; nil when it did not
 	Reconciled                      []Execution // moved because of what the device runs

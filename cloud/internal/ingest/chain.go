@@ -15,8 +15,11 @@ import (
 // forked tells that a device's chain goes on in two ways.
 func (i *Ingest) forked(m Message, out fleet.Outcome) {
 	what := i.forks[m.Device]
-	if out.Forked != 0 {
+	switch {
+	case out.Forked != 0:
 		what = fmt.Sprintf("entry %d came a second time with other content", out.Forked)
+	case out.Sealed != 0 && what == "":
+		what = fmt.Sprintf("entry %d came a second time, long after it was put away in a sealed file", out.Sealed)
 	}
 	k := note{m.Device, "fork"}
 	last, told := i.noted[k]

@@ -249,6 +249,11 @@ func (i *Ingest) commit(ctx context.Context, batch []Message) error {
 		clear(i.heads)
 		var errs []error
 		for _, m := range kept {
+			if m.dead() { // one before it was not stored: this one would leave a hole
+				delete(i.heads, m.Device)
+				m.Ack(errDead)
+				continue
+			}
 			errs = append(errs, i.commit(ctx, []Message{m}))
 		}
 		return errors.Join(errs...)

@@ -416,6 +416,27 @@ func TestFork(t *testing.T) {
 	}
 }
 
+// TestAgainAfterItWasPutAway: a device that begins its trail anew is told of, too, when the old one lies in sealed files.
+func TestAgainAfterItWasPutAway(t *testing.T) {
+	x := start(t)
+	old, hash := chain(t, 1, [32]byte{}, 4)
+	x.ok(wire.Audit, &wire.AuditBatch{Head: head(1), Entries: old})
+	g := fleet.Segment{Trail: "a", First: 1, Last: 4, Hash: hash, Entries: 4, File: "x"}
+	if err := x.s.AddSegment(t.Context(), "main", g, fleet.AuditEvent{Kind: "audit.archived"}); err != nil {
+		t.Fatal(err)
+	}
+	x.ok(wire.Audit, &wire.AuditBatch{Head: head(2), Entries: old[3:]})
+	x.ok(wire.Audit, &wire.AuditBatch{Head: head(3), Entries: old[:1]})
+	x.ok(wire.Audit, &wire.AuditBatch{Head: head(4), Entries: old[1:2]})
+	x.ok(wire.Telemetry, telemetry(5, 1))
+	for range 5 {
+		<-x.stored
+	}
+	if got := <-x.forks; len(x.forks) != 0 || !strings.HasPrefix(got, "a: entry 1 came a second time, long after") {
+		t.Errorf("got %q, and %d more", got, len(x.forks))
+	}
+}
+
 // TestFailedCommit: nothing is acknowledged, and the chain is judged by what is stored, not by what was tried.
 func TestFailedCommit(t *testing.T) {
 	x := start(t)

@@ -351,3 +351,39 @@ func TestStopWithABacklog(t *testing.T) {
 		}
 	})
 }
+
+// TestDeadAmongRefused: when a group is stored one by one, since one of it never can be, nothing is stored behind
+// what failed.
+func TestDeadAmongRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &counter{}
+		c.fail = func(in []fleet.Intake) error {
+			switch {
+			case len(in) > 1:
+				return fleet.ErrInvalid
+			case in[0].Samples[0].Seq == 2:
+				return errors.New("disk full")
+			}
+			return nil
+		}
+		i := ingest.New(ingest.Options{Store: c, Stored: func(fleet.Intake, fleet.Outcome) {}, Log: quiet})
+		dead, acks := false, 0
+		for seq := range uint64(4) {
+			i.Submit(ingest.Message{
+				Device: "a", Tenant: "main", Channel: wire.Telemetry, Payload: encode(t, telemetry(seq+1, 1)), At: noon,
+				Ack: func(err error) { acks, dead = acks+1, dead || err != nil }, Dead: func() bool { return dead },
+			})
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- i.Run(ctx) }()
+		time.Sleep(time.Minute)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := len(c.order()); n != 1 || acks != 4 {
+			t.Errorf("%d are stored and %d answered, want the one before the failure and all answered", n, acks)
+		}
+	})
+}

@@ -104,7 +104,8 @@ func (s *Store) Ripe(ctx context.Context, from string, due, until time.Time, hel
 
 // AddSegment notes that a sealed file holds a part of a trail, which begins
 // behind it from now on. The rows go later, by DropArchived. Another
-// segment than one that follows the last is fleet.ErrConflict.
+// segment than one that follows the last, with all that is there, is
+// fleet.ErrConflict.
 func (s *Store) AddSegment(ctx context.Context, t fleet.TenantID, g fleet.Segment, ev fleet.AuditEvent) error {
 	err := s.tx(ctx, func(ctx context.Context, w *writer) error {
 		var base uint64
@@ -117,6 +118,14 @@ func (s *Store) AddSegment(ctx context.Context, t fleet.TenantID, g fleet.Segmen
 		}
 		if g.First <= base || g.Last < g.First || !bytes.Equal(hash, g.Hash[:]) {
 			return fmt.Errorf("it is not what follows entry %d: %w", base, fleet.ErrConflict)
+		}
+		// What came late while the file was written is not in it, and would go with the rows that are.
+		var entries uint64
+		if err := w.row(ctx, `SELECT COUNT(*) FROM audit WHERE device = ? AND seq > ? AND seq <= ?`, g.Trail, base, g.Last).Scan(&entries); err != nil {
+			return err
+		}
+		if entries != g.Entries {
+			return fmt.Errorf("it holds %d entries, and by now there are %d: %w", g.Entries, entries, fleet.ErrConflict)
 		}
 		if err := w.exec(ctx, `INSERT INTO segment (trail, first, last, hash, entries, file, sha256, bytes, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			g.Trail, g.First, g.Last, g.Hash[:], g.Entries, g.File, g.SHA256[:], g.Bytes, ms(w.now)); err != nil {

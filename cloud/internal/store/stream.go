@@ -244,11 +244,20 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 	t.broken = t.broken || in.AuditBroken
 	gap, late := t.gap(), 0
 	for _, ev := range in.Audit {
-		if err := number("sequence", ev.Seq); err != nil {
+		if err := number("sequence", max(ev.Seq, ev.Seq+1)); err != nil { // it is asked for what lies before the next one
 			return err
 		}
-		if ev.Seq <= t.proof.base { // it was here, and lies in a sealed file now
+		if ev.Seq <= t.proof.base { // what is here of it lies in a sealed file now
 			out.Duplicates++
+			switch {
+			case ev.Seq < t.proof.base:
+				out.Sealed = cmp.Or(out.Sealed, ev.Seq)
+			case !bytes.Equal(t.proof.baseHash, ev.Hash[:]):
+				out.Forked = ev.Seq
+				if err := g.breaks(ctx, t, in, fmt.Sprintf("another entry %d came after it was stored", ev.Seq)); err != nil {
+					return err
+				}
+			}
 			continue
 		}
 		ev.Device, ev.Tenant, ev.Actor, ev.Site, ev.StoredAt = in.Device, in.Tenant, cmp.Or(ev.Actor, string(in.Device)), t.site, in.At

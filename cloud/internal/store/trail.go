@@ -145,16 +145,17 @@ func (w *writer) keepAK(ctx context.Context, id fleet.DeviceID, ak []byte) error
 // proof is what is on file of how far a trail is proven.
 type proof struct {
 	base                        uint64
+	baseHash                    []byte
 	anchored, counter           uint64
 	anchorAt, anchorStored      int64
 	told                        bool
 	lost, breakSeq, breakLosing uint64
 }
 
-const proofColumns = `base, anchored, anchor_counter, anchor_at, anchor_stored, told, lost, break_seq, break_lost`
+const proofColumns = `base, base_hash, anchored, anchor_counter, anchor_at, anchor_stored, told, lost, break_seq, break_lost`
 
 func (p *proof) columns() []any {
-	return []any{&p.base, &p.anchored, &p.counter, &p.anchorAt, &p.anchorStored, &p.told, &p.lost, &p.breakSeq, &p.breakLosing}
+	return []any{&p.base, &p.baseHash, &p.anchored, &p.counter, &p.anchorAt, &p.anchorStored, &p.told, &p.lost, &p.breakSeq, &p.breakLosing}
 }
 
 func (w *writer) setProof(ctx context.Context, id fleet.DeviceID, p proof) error {

@@ -290,3 +290,69 @@ func BenchmarkCountersign(b *testing.B) {
 		})
 	}
 }
+
+// putsAway notes a segment of so many entries up to number last.
+func (d *trailOf) putsAway(last, entries uint64) error {
+	all, err := d.s.TrailEntries(d.t.Context(), d.id, last-1, last, 1)
+	must(d.t, err)
+	g := fleet.Segment{Trail: d.id, First: 1, Last: last, Hash: all[0].Hash, Entries: entries, File: "x"}
+	return d.s.AddSegment(d.t.Context(), "main", g, event("audit.archived"))
+}
+
+// TestLateIntoASegment: an entry that came late, while the file of a segment was written, is not in it; the
+// segment is not noted, or the entry would be deleted with the others.
+func TestLateIntoASegment(t *testing.T) {
+	d := newTrail(t)
+	all := chain(t, 1, [32]byte{}, 4, "link.up")
+	sends := func(some ...fleet.AuditEvent) {
+		t.Helper()
+		_, err := d.s.Commit(t.Context(), []store.Intake{{Device: d.id, Tenant: "main", At: noon, Audit: some}})
+		must(t, err)
+	}
+	sends(all[0], all[2], all[3])
+	sends(all[1])
+	wantErr(t, "without what came late", d.putsAway(4, 3), fleet.ErrConflict)
+	must(t, d.putsAway(4, 4))
+}
+
+// TestAgainAfterItWasPutAway: what lies in a sealed file and comes again is told of, since nobody can tell any
+// more whether it is the same; the last of it can be told, and a device that goes on behind it is as it was.
+func TestAgainAfterItWasPutAway(t *testing.T) {
+	d := newTrail(t)
+	all := chain(t, 1, [32]byte{}, 4, "link.up")
+	other := chain(t, 1, [32]byte{}, 4, "link.down")
+	sends := func(some ...fleet.AuditEvent) store.Outcome {
+		t.Helper()
+		out, err := d.s.Commit(t.Context(), []store.Intake{{Device: d.id, Tenant: "main", At: noon, Audit: some}})
+		must(t, err)
+		return out[0]
+	}
+	sends(all...)
+	must(t, d.putsAway(3, 3))
+	if out := sends(all[2], all[3]); out.Sealed != 0 || out.Forked != 0 || out.Duplicates != 2 {
+		t.Errorf("the same: %+v", out)
+	}
+	if out := sends(other[0], other[1]); out.Sealed != 1 || out.Forked != 0 || d.state().Broken {
+		t.Errorf("another history: %+v, %+v", out, d.state())
+	}
+	if out := sends(other[2]); out.Forked != 3 || !d.state().Broken || len(told(t, d.s, "audit.chain_broken")) != 1 {
+		t.Errorf("another end of what was put away: %+v, %+v", out, d.state())
+	}
+}
+
+// TestLastNumber: a device cannot use up the numbers, so that nothing can be asked about what lies behind.
+func TestLastNumber(t *testing.T) {
+	d := newTrail(t)
+	send := func(seq uint64) error {
+		_, err := d.s.Commit(t.Context(), []store.Intake{{Device: d.id, Tenant: "main", At: noon, Audit: chain(t, seq, [32]byte{1}, 1, "link.up")}})
+		return err
+	}
+	wantErr(t, "the last number there is", send(1<<63-1), fleet.ErrInvalid)
+	must(t, send(1<<63-2))
+	if _, _, err := d.s.Ripe(t.Context(), "", noon.AddDate(50, 0, 0), noon.AddDate(50, 0, 0), 1<<62, 10); err != nil {
+		t.Errorf("what is to be put away: %v", err)
+	}
+	if _, err := d.s.TrailHeadBefore(t.Context(), d.id, d.state().Head+1); err != nil {
+		t.Errorf("the head: %v", err)
+	}
+}

@@ -145,7 +145,10 @@ func (x *Shelf) put(ctx context.Context, t fleet.RipeTrail) error {
 	if t.Tenant == "" {
 		t.Tenant = x.o.Tenant
 	}
-	name := segmentName(t)
+	name, err := x.free(segmentName(t))
+	if err != nil {
+		return err
+	}
 	to := filepath.Join(x.o.Dir, filepath.FromSlash(name))
 	seal, err := x.write(ctx, to, t)
 	if err != nil {
@@ -166,7 +169,11 @@ func (x *Shelf) put(ctx context.Context, t fleet.RipeTrail) error {
 			"file": name, "first": strconv.FormatUint(g.First, 10), "last": strconv.FormatUint(g.Last, 10), "entries": strconv.FormatUint(g.Entries, 10), "sha256": fmt.Sprintf("%x", g.SHA256),
 		},
 	}
-	if err := x.o.Store.AddSegment(ctx, t.Tenant, g, ev); err != nil {
+	switch err := x.o.Store.AddSegment(ctx, t.Tenant, g, ev); {
+	case errors.Is(err, fleet.ErrConflict): // something came late: the next run has it, too
+		x.o.Log.Info("a trail has changed while it was put away; it is done anew", slog.String("file", name), slog.Any("err", err))
+		return os.Remove(to)
+	case err != nil:
 		return err
 	}
 	return x.drop(ctx, t.Device)
@@ -183,7 +190,7 @@ func (x *Shelf) drop(ctx context.Context, id fleet.DeviceID) error {
 	}
 }
 
-// segmentName is where a segment lies: the same one for whatever begins there.
+// segmentName is where a segment lies, unless something lies there already.
 func segmentName(t fleet.RipeTrail) string {
 	who := cmp.Or(string(t.Device), "service")
 	folder := who
@@ -214,27 +221,25 @@ func (x *Shelf) write(ctx context.Context, to string, t fleet.RipeTrail) (seal a
 	if err := errors.Join(err, z.Close(), f.Sync(), f.Close()); err != nil {
 		return seal, err
 	}
-	if err := aside(to); err != nil {
-		return seal, err
-	}
 	if err := os.Rename(tmp, to); err != nil {
 		return seal, err
 	}
 	return seal, errors.Join(syncDir(dir), syncDir(x.o.Dir), syncDir(filepath.Dir(x.o.Dir)))
 }
 
-// aside gives a file that is in the way another name: nothing that was sealed is
-// written over. There is one when a run was cut off, and when the database was
-// set back to before the file was noted.
-func aside(name string) error {
-	if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	for n := 1; ; n++ {
-		other := fmt.Sprintf("%s.%d", name, n)
-		if _, err := os.Lstat(other); errors.Is(err, fs.ErrNotExist) {
-			return os.Rename(name, other)
+// free is a name that no file has yet: nothing that was sealed is written over
+// or moved. There is a file when a run was cut off, when the database was set
+// back to before it was noted, and when a device that was given up has come back
+// and begun anew.
+func (x *Shelf) free(name string) (string, error) {
+	for n, other := 2, name; ; n++ {
+		switch _, err := os.Lstat(filepath.Join(x.o.Dir, filepath.FromSlash(other))); {
+		case errors.Is(err, fs.ErrNotExist):
+			return other, nil
+		case err != nil:
+			return "", fmt.Errorf("segment %s: %w", other, err)
 		}
+		other = fmt.Sprintf("%s.%d.trail.gz", strings.TrimSuffix(name, ".trail.gz"), n)
 	}
 }
 

@@ -321,7 +321,7 @@ func TestNoRoomForSegments(t *testing.T) {
 	if len(p.segments()) == 0 {
 		t.Error("nothing was put away afterwards")
 	}
-	if b, err := os.ReadFile(old + ".1"); err != nil || string(b) != "sealed" {
+	if b, err := os.ReadFile(old); err != nil || string(b) != "sealed" {
 		t.Errorf("what was there: %q, %v", b, err)
 	}
 }
