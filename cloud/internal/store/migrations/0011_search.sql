@@ -13,12 +13,12 @@ CREATE TABLE facet (
 INSERT INTO facet (tenant, own, kind, severity, outcome)
 SELECT DISTINCT tenant, CASE WHEN device = '' THEN 1 ELSE 0 END, kind, severity, outcome FROM audit;
 ALTER TABLE audit ADD COLUMN facet INTEGER NOT NULL DEFAULT 0;
-UPDATE audit SET facet = (SELECT f.id FROM facet f WHERE f.tenant = audit.tenant AND f.own = CASE WHEN audit.device = '' THEN 1 ELSE 0 END
+-- A device is the actor of nearly all of its entries; it is not named again, and they are found by the device.
+UPDATE audit SET actor = CASE WHEN actor = device THEN '' ELSE actor END,
+  facet = (SELECT f.id FROM facet f WHERE f.tenant = audit.tenant AND f.own = CASE WHEN audit.device = '' THEN 1 ELSE 0 END
   AND f.kind = audit.kind AND f.severity = audit.severity AND f.outcome = audit.outcome);
 CREATE INDEX audit_facet ON audit (facet, n);
 CREATE INDEX audit_device ON audit (device, facet, n) WHERE device <> '';
 CREATE INDEX audit_site ON audit (site, facet, n) WHERE site <> '';
 CREATE INDEX audit_subject ON audit (subject, facet, n) WHERE subject <> '';
--- A device is the actor of nearly all of its entries; it is not named again, and they are found by the device.
-UPDATE audit SET actor = '' WHERE actor = device AND actor <> '';
 CREATE INDEX audit_actor ON audit (actor, facet, n) WHERE actor <> '';
