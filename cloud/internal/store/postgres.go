@@ -196,7 +196,10 @@ func (p *server) reconnect(ctx context.Context, s *Store, w *writer) error {
 		return err
 	}
 	var holder int64
-	err := w.row(ctx, `SELECT n FROM counter WHERE name = 'writer'`).Scan(&holder)
+	err := p.suits(ctx, s, w) // it may have been set up for another version meanwhile
+	if err == nil {
+		err = w.row(ctx, `SELECT n FROM counter WHERE name = 'writer'`).Scan(&holder)
+	}
 	if err == nil && holder != p.holder {
 		err = errors.New("another fleet service has written to this database since; start this one anew")
 	}

@@ -35,6 +35,7 @@ func TestServer(t *testing.T) {
 	must(t, store.Setup(t.Context(), c.URL("postgres", "postgres"), "richtig", quiet))
 	t.Run("goes and comes back", func(t *testing.T) { databaseGoes(t, c) })
 	t.Run("another wrote", func(t *testing.T) { anotherWrote(t, c) })
+	t.Run("another version", func(t *testing.T) { anotherVersion(t, c) })
 	t.Run("password", func(t *testing.T) { password(t, c) })
 }
 
@@ -245,6 +246,25 @@ func anotherWrote(t *testing.T, c *postgres.Cluster) {
 			t.Errorf("got %v, want a refusal", err)
 		}
 	}
+}
+
+// anotherVersion has the database set up for a newer program while it was away: the older one does not write to it.
+func anotherVersion(t *testing.T, c *postgres.Cluster) {
+	s := open(t, c.URL("tillward_service", "postgres"))
+	must(t, s.Audit(t.Context(), event("service.start")))
+	c.Kill()
+	must(t, c.Start(t.Context()))
+	db, err := store.Behind(c.URL("tillward_service", "postgres"))
+	must(t, err)
+	defer db.Close()
+	_, err = db.ExecContext(t.Context(), `INSERT INTO schema_version (version, applied_at) VALUES (9999, 0)`)
+	must(t, err)
+	if err := s.Audit(t.Context(), event("late")); err == nil || !strings.Contains(err.Error(), "its schema has version 9999") {
+		t.Errorf("got %v, want a refusal", err)
+	}
+	_, err = db.ExecContext(t.Context(), `DELETE FROM schema_version WHERE version = 9999`)
+	must(t, err)
+	must(t, s.Audit(t.Context(), event("late")))
 }
 
 // TestWithoutSync warns when the server does not sync.
