@@ -23,7 +23,8 @@ const (
 	lastWords    = 3 * time.Second // to confirm what is under way when the service stops
 	firstWait    = time.Second     // after a failure; doubled up to
 	longestWait  = time.Minute
-	skipMost     = 10_000 // entries kept back until the cursor moves over them
+	skipMost     = 10_000           // entries kept back until the cursor moves over them
+	lostEvery    = 10 * time.Minute // alarms of entries that are gone; between two of them they are summed up
 
 	// DefaultStall is how long something waits for a sink until it is an alarm.
 	DefaultStall = 15 * time.Minute
@@ -40,6 +41,8 @@ type road struct {
 	pos     int64              // sent
 	sent    uint64             // since cur
 	lost    uint64             // since cur: numbers that nobody has any more
+	unsaid  uint64             // lost as of cur, and in no alarm yet
+	said    time.Time          // when the alarm was raised last
 	skipped uint64             // since cur: kept back by the filter
 	last    int64              // number of the last one that passed
 	began   time.Time          // when the first of them was sent
@@ -131,9 +134,10 @@ func (r *road) fail(err error) {
 // leave confirms what is under way; what cannot be is sent again at the next
 // start.
 func (r *road) leave(ctx context.Context) {
-	if r.sent == 0 {
+	if r.sent == 0 && r.unsaid == 0 {
 		return
 	}
+	r.said = time.Time{} // nobody says it later
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
 	defer cancel()
 	if err := r.confirm(ctx); err != nil {
@@ -153,7 +157,7 @@ func (r *road) step(ctx context.Context) (more bool, err error) {
 		return false, err
 	}
 	if len(entries) == 0 {
-		if r.sent+r.lost > 0 || r.skipped > 0 && time.Since(r.moved) >= confirmEvery {
+		if r.sent+r.lost > 0 || r.skipped > 0 && time.Since(r.moved) >= confirmEvery || r.unsaid > 0 && time.Since(r.said) >= lostEvery {
 			err = r.confirm(ctx)
 		}
 		return false, err
@@ -258,12 +262,15 @@ func (r *road) confirm(ctx context.Context) error {
 	now := time.Now()
 	c := fleet.ExportCursor{N: r.pos, Sent: r.cur.Sent + r.sent, Lost: r.cur.Lost + r.lost, At: now, Last: r.last, Skipped: r.cur.Skipped + r.skipped}
 	var events []fleet.AuditEvent
-	if r.lost > 0 {
+	// Of a database whose old entries were put away before there was this sink, pieces are missing all along.
+	unsaid, said := r.unsaid+r.lost, r.said
+	if unsaid > 0 && now.Sub(said) >= lostEvery {
 		events = append(events, fleet.AuditEvent{
 			Tenant: r.o.Tenant, Kind: "export.lost", Severity: "alarm", Actor: "export", Subject: r.Name, Detail: map[string]string{
-				"entries": strconv.FormatUint(r.lost, 10), "what": "entries were deleted before this sink had them",
+				"entries": strconv.FormatUint(unsaid, 10), "what": "entries were deleted before this sink had them",
 			},
 		})
+		unsaid, said = 0, now
 	}
 	if !r.cur.StalledAt.IsZero() {
 		events = append(events, fleet.AuditEvent{
@@ -278,7 +285,7 @@ func (r *road) confirm(ctx context.Context) error {
 	if r.o.Confirmed != nil && r.sent > 0 {
 		r.o.Confirmed(r.Name, int(r.sent), now.Sub(r.began)) // #nosec G115 -- a count
 	}
-	r.cur, r.sent, r.lost, r.skipped, r.waits, r.moved = c, 0, 0, 0, time.Time{}, now
+	r.cur, r.sent, r.lost, r.skipped, r.waits, r.moved, r.unsaid, r.said = c, 0, 0, 0, time.Time{}, now, unsaid, said
 	return nil
 }
 

@@ -247,6 +247,35 @@ func TestLost(t *testing.T) {
 	}
 }
 
+// TestLostInPieces: many holes one behind the other are one alarm, and one of the rest at the end.
+func TestLostInPieces(t *testing.T) {
+	b := newBooks(t)
+	file := export.Sink{Name: "file", Kind: export.KindFile, Format: export.FormatSyslog, Since: "start", Path: filepath.Join(t.TempDir(), "trail")}
+	b.fill(t, 2000)
+	for n := range 20 {
+		b.forget(t, 100*n+50, 100*n+59)
+	}
+	x, stop := exporting(t, b, file)
+	until(t, "it has what there is", func() bool { s := state(t, x); return s.N >= 2000 && s.Lost == 200 })
+	stop()
+	if n, last := b.alarms(t, "export.lost"); n != 2 || last.Detail["entries"] == "" {
+		t.Errorf("got %d alarms, the last %+v, want one at once and one of the rest", n, last)
+	}
+	var sum int
+	all, err := b.Trails(t.Context(), 0, 1<<20)
+	must(t, err)
+	for _, e := range all {
+		if e.Kind == "export.lost" {
+			n, err := strconv.Atoi(e.Detail["entries"])
+			must(t, err)
+			sum += n
+		}
+	}
+	if sum != 200 {
+		t.Errorf("the alarms speak of %d entries, want 200", sum)
+	}
+}
+
 // TestFile: a full file becomes the one before, half a line is cut off, and
 // nobody else may read it.
 func TestFile(t *testing.T) {
