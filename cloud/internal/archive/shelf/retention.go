@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math"
 	"os"
 	"path"
@@ -58,6 +59,10 @@ func (x *Shelf) Run(ctx context.Context) error {
 func (x *Shelf) run(ctx context.Context, now time.Time) error {
 	var st State
 	st.Err = x.round(ctx, now, &st)
+	if st.Err == nil { // what comes again after it was well is told again
+		delete(x.told, kindFailed+"service")
+		maps.DeleteFunc(x.told, func(what string, _ bool) bool { return st.Held == "" && strings.HasPrefix(what, kindHeld) })
+	}
 	st.At = time.Now()
 	x.mu.Lock()
 	x.state = st
@@ -88,7 +93,7 @@ func (x *Shelf) round(ctx context.Context, now time.Time, st *State) error {
 		for _, t := range ripe {
 			if t.Held {
 				st.Held = slow
-				x.tell(ctx, "audit.archive_held", "warn", slow, "entries are old enough to be put away, and sink "+slow+" has not sent them: see tillward export list")
+				x.tell(ctx, kindHeld, "warn", slow, "entries are old enough to be put away, and sink "+slow+" has not sent them: see tillward export list")
 			}
 			if t.Last == 0 {
 				continue
@@ -98,9 +103,9 @@ func (x *Shelf) round(ctx context.Context, now time.Time, st *State) error {
 			case errors.Is(err, errUnsound):
 				st.Unsound++
 				x.o.Log.Error("put a trail away", slog.String("trail", who), slog.Any("err", err))
-				x.tell(ctx, "audit.archive_failed", "alarm", who, fmt.Sprintf("its entries stay in the database: %.300v", err))
+				x.tell(ctx, kindFailed, "alarm", who, fmt.Sprintf("its entries stay in the database: %.300v", err))
 			case err != nil && ctx.Err() == nil: // the disk, say: the others would not fare better
-				x.tell(ctx, "audit.archive_failed", "alarm", "service", fmt.Sprintf("entries stay in the database: %.300v", err))
+				x.tell(ctx, kindFailed, "alarm", "service", fmt.Sprintf("entries stay in the database: %.300v", err))
 				return err
 			case err != nil:
 				return err
@@ -125,7 +130,14 @@ func (x *Shelf) held(ctx context.Context) (n int64, sink string, err error) {
 	return n, sink, err
 }
 
-// tell writes to the service's trail, once while the service runs.
+// What is told.
+const (
+	kindHeld   = "audit.archive_held"
+	kindFailed = "audit.archive_failed"
+)
+
+// tell writes to the service's trail, once as long as it stays so and the
+// service runs.
 func (x *Shelf) tell(ctx context.Context, kind, severity, subject, what string) {
 	if x.told[kind+subject] {
 		return

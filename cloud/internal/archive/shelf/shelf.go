@@ -39,7 +39,7 @@ type Options struct {
 // Shelf seals trails and keeps segments.
 type Shelf struct {
 	o    Options
-	told map[string]bool // what was said already, while the service runs
+	told map[string]bool // what was said already, and is still so
 
 	mu    sync.Mutex
 	state State

@@ -324,6 +324,17 @@ func TestNoRoomForSegments(t *testing.T) {
 	if b, err := os.ReadFile(old); err != nil || string(b) != "sealed" {
 		t.Errorf("what was there: %q, %v", b, err)
 	}
+	p.records(5)
+	p.acts(1)
+	before, _ := p.kinds("audit.archive_failed")
+	must(t, os.RemoveAll(filepath.Join(p.dir, "archive")))
+	must(t, os.WriteFile(filepath.Join(p.dir, "archive"), nil, 0o600))
+	if err := p.shelf.run(t.Context(), months(14)); err == nil {
+		t.Error("got no error")
+	}
+	if n, _ := p.kinds("audit.archive_failed"); n != before+1 {
+		t.Errorf("when it comes again: told %d times, want once more", n-before)
+	}
 }
 
 // TestRowsGoOnlyIntoSegments is the must-fail twin: no way but by a segment.
