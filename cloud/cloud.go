@@ -237,6 +237,7 @@ func (s *Service) wire() (err error) {
 	s.dispatch = dispatch.New(dispatch.Options{
 		Store: s.store, Signer: s.signer, Sender: s.broker, Changed: func(c fleet.Command) { command(c.Tenant, string(c.ID)) }, Log: s.log,
 		Open: s.broker.SendOpen, Restricted: s.broker.Restricted,
+		Present: func(d fleet.DeviceID) bool { return s.broker.Issuer(d) != "" || s.broker.Restricted(d) },
 	})
 	s.rollout = rollout.New(rollout.Options{
 		Store: s.store, Link: s.broker, Open: s.broker.SendOpen, Changed: func(t fleet.TenantID, id fleet.RolloutID) { roll(t, string(id)) }, Log: s.log,

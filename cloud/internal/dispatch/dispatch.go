@@ -44,6 +44,8 @@ type Store interface {
 	OpenCommands(ctx context.Context, device fleet.DeviceID, now time.Time) ([]fleet.Command, error)
 	MarkSent(ctx context.Context, id fleet.CommandID) error
 	ExpireCommands(ctx context.Context, now time.Time) ([]fleet.Command, error)
+	// Unanswered lists the devices with an open command that was issued before then; queued: only those that were handed none of it.
+	Unanswered(ctx context.Context, before time.Time, queued bool) ([]fleet.DeviceID, error)
 }
 
 // Signer signs orders; provisioning/trust.OrderSigner fits.
@@ -70,6 +72,9 @@ type Options struct {
 	// Restricted reports whether the device's connection has only the q door;
 	// nil means never.
 	Restricted func(device fleet.DeviceID) bool
+	// Present reports whether a device is connected: it is handed what waits
+	// without a word of it, and again what it has not answered; nil means never.
+	Present func(device fleet.DeviceID) bool
 }
 
 // Dispatch sends commands.
@@ -241,6 +246,23 @@ func (d *Dispatch) Deliver(ctx context.Context, device fleet.DeviceID) error {
 	return nil
 }
 
+// Remind hands open commands that were issued before then to devices that are
+// there; queued: only those of devices with some that were never handed over.
+func (d *Dispatch) Remind(ctx context.Context, before time.Time, queued bool) {
+	if d.o.Present == nil {
+		return
+	}
+	devices, err := d.o.Store.Unanswered(ctx, before, queued)
+	for _, id := range devices {
+		if d.o.Present(id) && err == nil {
+			err = d.Deliver(ctx, id)
+		}
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		d.o.Log.Error("deliver commands", slog.Any("err", err))
+	}
+}
+
 // barred reports whether the device may not get the command on the connection
 // that it has.
 func (d *Dispatch) barred(c fleet.Command) bool {
@@ -287,15 +309,29 @@ func Order(s Signer, kind string, m wire.Message) ([]byte, error) {
 	return wire.Encode(&wire.Order{Kind: kind, Payload: payload, KeyID: key, Signature: sig})
 }
 
-// Run lets commands expire until ctx ends.
+// When what is open is looked at beside the moments at which a device comes.
+const (
+	queuedAfter = 5 * time.Second // it should have been handed over at once
+	askAgain    = time.Minute     // what was handed over may have been lost on the way
+)
+
+// Run lets commands expire until ctx ends, and sees to it that none is
+// forgotten while its device is there: a hand-over that fails, with the
+// database away for one, must not have to wait for the next connection.
 func (d *Dispatch) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
+	for n := time.Duration(1); ; n++ {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
+			switch {
+			case n%(askAgain/time.Second) == 0:
+				d.Remind(ctx, now.Add(-askAgain), false)
+			case n%(queuedAfter/time.Second) == 0:
+				d.Remind(ctx, now.Add(-queuedAfter), true)
+			}
 			expired, err := d.o.Store.ExpireCommands(ctx, now)
 			if err != nil && !errors.Is(err, context.Canceled) {
 				d.o.Log.Error("expire commands", slog.Any("err", err))

@@ -48,6 +48,7 @@ type world struct {
 	*dispatch.Dispatch
 	store   *store.Store
 	link    *link
+	signer  *trust.OrderSigner
 	ring    trust.Keyring
 	changed chan fleet.Command
 }
@@ -70,7 +71,7 @@ func newWorld(t *testing.T) *world {
 	must(t, err)
 	signer := trust.NewOrderSigner(key)
 	id, pub := signer.Public()
-	w := &world{store: st, link: &link{}, ring: trust.Keyring{id: ed25519.PublicKey(pub)}, changed: make(chan fleet.Command, 1000)}
+	w := &world{store: st, link: &link{}, signer: signer, ring: trust.Keyring{id: ed25519.PublicKey(pub)}, changed: make(chan fleet.Command, 1000)}
 	w.Dispatch = dispatch.New(dispatch.Options{Store: st, Signer: signer, Sender: w.link, Changed: func(c fleet.Command) { w.changed <- c }, Log: quiet})
 	return w
 }
@@ -251,6 +252,40 @@ func (s *slow) Send(d fleet.DeviceID, c wire.Channel, payload []byte) error {
 
 // TestOrder sends a second command while the first is on its way: it does not
 // overtake it.
+// TestReminded: what could not be handed over goes to a device that is there without its coming anew, and what it has
+// not answered goes again; not before its time, and to nobody who is away.
+func TestReminded(t *testing.T) {
+	w := newWorld(t)
+	here := false
+	w.Dispatch = dispatch.New(dispatch.Options{
+		Store: w.store, Signer: w.signer, Sender: w.link, Changed: func(fleet.Command) {}, Log: slog.New(slog.DiscardHandler),
+		Present: func(id fleet.DeviceID) bool { return here && id == "d1" },
+	})
+	c := w.send(t, "identify", nil, time.Hour)
+	w.link.set(true)
+	later := time.Now().Add(time.Minute)
+	for _, step := range []struct {
+		name   string
+		here   bool
+		before time.Time
+		queued bool
+		want   int
+	}{
+		{"away", false, later, true, 0},
+		{"too early", true, c.IssuedAt.Add(-time.Second), true, 0},
+		{"never handed over", true, later, true, 1},
+		{"handed over", true, later, true, 0},
+		{"not answered", true, later, false, 1},
+		{"not answered, and away", false, later, false, 0},
+	} {
+		here = step.here
+		w.Remind(t.Context(), step.before, step.queued)
+		if got := w.received(t); len(got) != step.want || step.want == 1 && got[0].ID != string(c.ID) {
+			t.Errorf("%s: got %d commands, want %d", step.name, len(got), step.want)
+		}
+	}
+}
+
 func TestOrder(t *testing.T) {
 	w := newWorld(t)
 	w.link.set(true)

@@ -106,6 +106,21 @@ func (s *Store) OpenCommands(ctx context.Context, device fleet.DeviceID, now tim
 	return items, nil
 }
 
+// Unanswered lists the devices that have an open command which was issued
+// before then; with queued, one that was not handed over.
+func (s *Store) Unanswered(ctx context.Context, before time.Time, queued bool) ([]fleet.DeviceID, error) {
+	states := `'QUEUED', 'SENT'`
+	if queued {
+		states = `'QUEUED'`
+	}
+	rows, err := s.read.QueryContext(ctx, `SELECT DISTINCT device FROM command WHERE state IN (`+states+`) AND issued_at < ?`, ms(before)) //nolint:gosec // constants
+	ids, err := list(rows, err, func(r scanner) (id fleet.DeviceID, err error) { return id, r.Scan(&id) })
+	if err != nil {
+		return nil, fmt.Errorf("unanswered commands: %w", err)
+	}
+	return ids, nil
+}
+
 // MarkSent notes that a command was handed to its device. A command that was
 // sent before or has ended stays as it is.
 func (s *Store) MarkSent(ctx context.Context, id fleet.CommandID) error {
