@@ -230,6 +230,7 @@ type tx struct {
 	losses map[string]*Loss
 	heads  map[string][]byte // values with a copy beside the file
 	tells  bool              // of a file that was rebuilt
+	fine   fine
 }
 
 // care is what a transaction is worth.
@@ -305,7 +306,7 @@ func (s *Spool) attempt(c care, do func(*tx) error) error {
 	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
-	t := &tx{s: s, used: s.used.clone(), next: s.next}
+	t := &tx{s: s, used: s.used.clone(), next: s.next, fine: s.fine}
 	err := t.forget()
 	for class, l := range s.owed {
 		t.lose(class, *l)
@@ -327,7 +328,7 @@ func (s *Spool) attempt(c care, do func(*tx) error) error {
 	}
 	clear(s.gone)
 	clear(s.owed)
-	s.used, s.next = t.used, t.next
+	s.used, s.next, s.fine = t.used, t.next, t.fine
 	s.flash.stored += t.added
 	s.untold = s.untold && !t.tells
 	if t.added > 0 {

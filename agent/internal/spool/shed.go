@@ -101,13 +101,19 @@ func (t *tx) thin(bytes int64) error {
 }
 
 // thinRun thins the oldest messages before one with the ID until that are finer
-// than level, by half; false when there are none.
+// than level, by half; false when there are none. It begins where it came to the
+// last time: to look through all that are coarse takes minutes.
 func (t *tx) thinRun(level int64, until uint64) (more bool, err error) {
-	run, err := t.fetch("SELECT id, class, channel, size, payload FROM message WHERE class = ? AND id < ? AND thinned < ? ORDER BY id LIMIT ?",
-		Telemetry, until, level, thinnedRun)
-	if err != nil || len(run) == 0 {
+	run, err := t.fetch("SELECT id, class, channel, size, payload FROM message WHERE class = ? AND id >= ? AND id < ? AND thinned < ? ORDER BY id LIMIT ?",
+		Telemetry, t.fine[level], until, level, thinnedRun)
+	if err != nil {
 		return false, err
 	}
+	if len(run) == 0 {
+		t.fine[level] = max(t.fine[level], until)
+		return false, nil
+	}
+	t.fine[level] = run[0].id
 	before := make([][]byte, len(run))
 	for i, m := range run {
 		before[i] = m.payload

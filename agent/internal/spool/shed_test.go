@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -206,4 +207,43 @@ func TestReserve(t *testing.T) {
 	if err := s.Put(t.Context(), spool.State, "s", bytes.Repeat(body, 30)); !errors.Is(err, spool.ErrFull) {
 		t.Errorf("a state larger than its share: got %v", err)
 	}
+}
+
+// TestThinningLooksOnce fills the quota with telemetry of which little can be
+// thinned, and holds how much of the file is read for each message that comes.
+func TestThinningLooksOnce(t *testing.T) {
+	path := file(t)
+	some := func(run [][]byte) [][]byte {
+		out := slices.Clone(run)
+		for i := 0; i < len(run); i += 3 {
+			out[i] = run[i][:len(run[i])/2+1]
+		}
+		return out
+	}
+	s := open(t, path, spool.Options{MaxBytes: 4 << 20, Thin: some})
+	add := func(n int) {
+		for range n {
+			put(t, s, spool.Telemetry, "telemetry", strings.Repeat(".", 800))
+		}
+	}
+	add(5000)
+	before := readSoFar(t)
+	const more = 400
+	add(more)
+	if each := (readSoFar(t) - before) / more; s.Shed() == 0 || each > 200<<10 {
+		t.Errorf("%d bytes read for each message, of %d in the file", each, sizeOf(t, path))
+	}
+}
+
+// readSoFar is how many bytes this process has read.
+func readSoFar(t *testing.T) (n int64) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		t.Skip(err)
+	}
+	if _, err := fmt.Sscanf(string(b), "rchar: %d", &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

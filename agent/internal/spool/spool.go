@@ -101,6 +101,7 @@ type Spool struct {
 	next   uint64              // id of the next message
 	gone   map[uint64]struct{} // messages that Done has named and that are still in the file
 	owed   map[string]*Loss    // not in the ledger yet: the medium was full
+	fine   fine
 	flash  flash
 	heads  *os.File
 	turn   int
@@ -117,6 +118,9 @@ type totals struct {
 	bytes map[string]int64
 	shed  uint64
 }
+
+// fine is for each level of thinning the id before which no telemetry is finer.
+type fine [coarsest + 1]uint64
 
 // sum is what all classes have.
 type sum struct{ rows, bytes int64 }
