@@ -220,3 +220,23 @@ func TestNotSynced(t *testing.T) {
 		t.Errorf("%d results", got)
 	}
 }
+
+// TestNoReserve has a file system that sets no room aside: that is no full medium,
+// on which nothing risky may be done. Nor is a signal.
+func TestNoReserve(t *testing.T) {
+	for _, c := range []struct {
+		answers []error
+		full    bool
+	}{
+		{[]error{unix.EOPNOTSUPP}, false},
+		{[]error{unix.ENOSYS}, false},
+		{[]error{unix.EINTR, unix.EINTR}, false},
+		{[]error{unix.ENOSPC, unix.ENOSPC}, true},
+	} {
+		spool.Fallocate(t, c.answers...)
+		s := open(t, file(t), spool.Options{})
+		if err := s.Append(t.Context(), "chain", "audit", grow); err != nil || s.Full() != c.full {
+			t.Errorf("%v: full %v (%v), want %v", c.answers, s.Full(), err, c.full)
+		}
+	}
+}

@@ -24,6 +24,8 @@ const (
 	refillEvery  = time.Minute // between two tries to fill it up again
 )
 
+var fallocate = unix.Fallocate
+
 // lays reports how large the reserve is.
 func (s *Spool) lays() int64 {
 	fi, err := os.Stat(s.path + reserveEnd)
@@ -39,7 +41,14 @@ func (s *Spool) fillReserve() error {
 	if err != nil {
 		return err
 	}
-	err = unix.Fallocate(int(f.Fd()), 0, 0, reserveMost) // #nosec G115 -- a descriptor
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); { // a signal is no lack of room
+		err = fallocate(int(f.Fd()), 0, 0, reserveMost) // #nosec G115 -- a descriptor
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) { // UBIFS, NFS: this medium has no reserve, and is not full
+		s.drawn = false
+		s.log.Info("the file system sets no room aside for when the medium is full")
+		return f.Close()
+	}
 	if err == nil && s.drawn {
 		s.log.Info("there is room on the medium again")
 	}
