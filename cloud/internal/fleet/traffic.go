@@ -14,6 +14,7 @@ type Intake struct {
 	Checks      []HealthCheck
 	Audit       []AuditEvent
 	Anchors     []AnchorSeen // of entries in Audit
+	AnchorTold  bool         // the alarm of a bad one was raised a moment ago: not again
 	AuditBroken bool         // the chain did not hold: the device is flagged for good
 	Report      *Report
 	CommandEnd  *CommandEnd
@@ -48,6 +49,7 @@ type Outcome struct {
 	Duplicates                      int
 	Gap                             bool        // entries of the audit trail are missing, or were until now
 	Forked                          uint64      // audit sequence that was stored before with other content; 0: none
+	AnchorBad                       bool        // the alarm of a bad anchor was raised
 	Sealed                          uint64      // audit sequence that came again and lies in a sealed file, whether with other content nobody can tell; 0: none
 	Command                         *Command    // after it ended; nil when it had ended before
 	Execution                       *Execution  // after it moved; nil when it did not

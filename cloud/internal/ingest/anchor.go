@@ -13,6 +13,8 @@ import (
 // wrong. Only a store that fails is an error.
 type AnchorCheck func(ctx context.Context, device fleet.DeviceID, seq uint64, prev [32]byte, a wire.Anchor) (fault string, err error)
 
+const kindAnchorBad = "audit.anchor_bad" // the store notes it
+
 // anchor judges the anchor in a record, if there is one. What is made of it is
 // decided when it is stored: a counter stands against the one before.
 func (i *Ingest) anchor(ctx context.Context, in *fleet.Intake, r wire.AuditRecord) error {
@@ -23,6 +25,8 @@ func (i *Ingest) anchor(ctx context.Context, in *fleet.Intake, r wire.AuditRecor
 	if err != nil {
 		return fmt.Errorf("anchor of %s: %w", in.Device, err)
 	}
+	last, told := i.noted[note{in.Device, kindAnchorBad}]
+	in.AnchorTold = told && in.At.Sub(last) < noteEvery
 	in.Anchors = append(in.Anchors, fleet.AnchorSeen{Seq: r.Seq, Counter: r.Anchor.Counter, Fault: fault})
 	return nil
 }

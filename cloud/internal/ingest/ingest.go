@@ -235,6 +235,9 @@ func (i *Ingest) commit(ctx context.Context, batch []Message) error {
 		i.measure(kept, out, time.Since(began))
 		for n, m := range kept {
 			i.told(m, in[n].Service)
+			if out[n].AnchorBad {
+				i.noted[note{m.Device, kindAnchorBad}] = m.At
+			}
 			if out[n].NewEvents > 0 {
 				i.rang(m, in[n].Alarms)
 			}

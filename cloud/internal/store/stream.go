@@ -86,6 +86,8 @@ type tally struct {
 	added   int
 	broken  bool
 	proof   proof
+
+	anchorTold bool // a bad anchor, in this group
 }
 
 // gap reports whether entries of the trail are missing.
@@ -266,7 +268,7 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 			return fmt.Errorf("audit entry: %w", err)
 		}
 		if added {
-			if err := g.proves(ctx, t, in, ev, t.head); err != nil {
+			if err := g.proves(ctx, t, in, out, ev); err != nil {
 				return fmt.Errorf("audit entry: %w", err)
 			}
 			out.NewAudit++

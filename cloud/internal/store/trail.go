@@ -174,9 +174,9 @@ func breaks(ev fleet.AuditEvent) bool {
 }
 
 // proves looks at what an entry that is new says about how far the trail is
-// proven. before is the head that it came behind.
-func (g *group) proves(ctx context.Context, t *tally, in *Intake, ev fleet.AuditEvent, before uint64) error {
-	p := &t.proof
+// proven.
+func (g *group) proves(ctx context.Context, t *tally, in *Intake, out *Outcome, ev fleet.AuditEvent) error {
+	p, before := &t.proof, t.head
 	switch {
 	case ev.Seq <= before: // it fills a gap, which may be one that was explained
 		if p.lost > 0 {
@@ -189,7 +189,7 @@ func (g *group) proves(ctx context.Context, t *tally, in *Intake, ev fleet.Audit
 	}
 	for _, a := range in.Anchors {
 		if a.Seq == ev.Seq {
-			return g.anchor(ctx, t, in, ev, a)
+			return g.anchor(ctx, t, in, out, ev, a)
 		}
 	}
 	if p.told || p.anchorStored == 0 || in.At.Sub(at(p.anchorStored)) < unanchoredAfter || ev.At.Sub(at(p.anchorAt)) < unanchoredAfter {
@@ -202,7 +202,7 @@ func (g *group) proves(ctx context.Context, t *tally, in *Intake, ev fleet.Audit
 	})
 }
 
-func (g *group) anchor(ctx context.Context, t *tally, in *Intake, ev fleet.AuditEvent, a fleet.AnchorSeen) error {
+func (g *group) anchor(ctx context.Context, t *tally, in *Intake, out *Outcome, ev fleet.AuditEvent, a fleet.AnchorSeen) error {
 	p := &t.proof
 	switch {
 	case a.Fault != "":
@@ -214,6 +214,10 @@ func (g *group) anchor(ctx context.Context, t *tally, in *Intake, ev fleet.Audit
 		a.Fault = fmt.Sprintf("the counter of the TPM went back from %d to %d: the entries belong to an older history", p.counter, a.Counter)
 	}
 	if a.Fault != "" {
+		if in.AnchorTold || t.anchorTold {
+			return nil
+		}
+		t.anchorTold, out.AnchorBad = true, true
 		return g.w.audit(ctx, in.Tenant, fleet.AuditEvent{
 			At: in.At, Kind: "audit.anchor_bad", Severity: "alarm", Actor: "ingest", Subject: string(in.Device),
 			Detail: map[string]string{"entry": fmt.Sprint(ev.Seq), "fault": a.Fault},

@@ -107,6 +107,27 @@ func TestAnchors(t *testing.T) {
 	}
 }
 
+// TestManyBadAnchors: a device that sends nothing but bad anchors does not fill the service's trail.
+func TestManyBadAnchors(t *testing.T) {
+	d := newTrail(t)
+	all := chain(t, 1, [32]byte{}, 200, "audit.anchor")
+	var in []store.Intake
+	for n := range 4 {
+		one := store.Intake{Device: d.id, Tenant: "main", At: noon, Audit: all[50*n : 50*n+50], AnchorTold: n == 3}
+		for _, ev := range one.Audit {
+			one.Anchors = append(one.Anchors, fleet.AnchorSeen{Seq: ev.Seq, Fault: "another key"})
+		}
+		in = append(in, one)
+	}
+	out, err := d.s.Commit(t.Context(), in[:2])
+	must(t, err)
+	again, err := d.s.Commit(t.Context(), in[3:])
+	must(t, err)
+	if n := len(told(t, d.s, "audit.anchor_bad")); n != 1 || !out[0].AnchorBad || out[1].AnchorBad || again[0].AnchorBad {
+		t.Errorf("got %d alarms, %+v, %+v", n, out, again)
+	}
+}
+
 // TestUnanchored: a device that records for a day without its TPM is told of once, until it is anchored again.
 func TestUnanchored(t *testing.T) {
 	d := newTrail(t)
