@@ -192,7 +192,7 @@ func (s *Spool) rewrite() error {
 	if err := s.shut(); err != nil {
 		return err
 	}
-	if err := s.another(func(n *Spool) error { return n.fillFrom(s.path) }); err != nil {
+	if err := s.another(newEnd, func(n *Spool) error { return n.fillFrom(s.path) }); err != nil {
 		return err
 	}
 	// The log of the old file must not be found beside the new one.

@@ -145,6 +145,27 @@ func TestLockWithoutRoom(t *testing.T) {
 	}
 }
 
+// TestNewFileOfAnotherLife moves a spool away beside which the power cut has left a
+// new file, complete or not: it is not taken for the spool.
+func TestNewFileOfAnotherLife(t *testing.T) {
+	for _, end := range []string{".new", ".new-20261126T120000.000Z", ".new-20261126T120000.000Z-wal"} {
+		path := file(t)
+		damagedSpool(t, path, spool.Options{Key: newKey()})
+		for from, to := range map[string]string{path: path + end, path + "-wal": path + end + "-wal"} {
+			if err := os.Rename(from, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := open(t, path, spool.Options{Key: newKey()})
+		if n := len(all(t, s)); n != 0 || s.Rebuilt() != "" {
+			t.Errorf("%s: %d messages of another life, rebuilt %q", end, n, s.Rebuilt())
+		}
+		if left, _ := filepath.Glob(path + ".new*"); left != nil {
+			t.Errorf("left over are %q", left)
+		}
+	}
+}
+
 func sizeOf(t *testing.T, file string) int64 {
 	t.Helper()
 	fi, err := os.Stat(file)

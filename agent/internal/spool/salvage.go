@@ -63,14 +63,15 @@ func found(path string) error {
 }
 
 const (
-	newEnd     = ".new"          // a file that is being made to take the place of the spool
+	newEnd     = ".new"          // a file that is being made to take the place of the spool; of a damaged one with the moment
+	brokenEnd  = ".broken-"      // a damaged one, with the moment
 	rebuiltKey = "spool.rebuilt" // the value that says what the damaged file is kept as
 )
 
 // another makes a file beside the spool's, which is closed, and has fill fill it.
 // It is complete and safe when there is no error, and not there when there is one.
-func (s *Spool) another(fill func(n *Spool) error) error {
-	n := &Spool{path: s.path + newEnd, max: s.max, o: s.o, log: s.log, safe: s.safe}
+func (s *Spool) another(end string, fill func(n *Spool) error) error {
+	n := &Spool{path: s.path + end, max: s.max, o: s.o, log: s.log, safe: s.safe}
 	n.o.Copied = nil
 	if err := remove(n.path); err != nil {
 		return err
@@ -97,7 +98,8 @@ func (s *Spool) another(fill func(n *Spool) error) error {
 func (s *Spool) rebuild(damage error) error {
 	locked := s.safe.locked
 	s.shut() //nolint:errcheck // it is damaged
-	aside := s.path + ".broken-" + time.Now().UTC().Format("20060102T150405.000Z")
+	moment := time.Now().UTC().Format("20060102T150405.000Z")
+	aside, end := s.path+brokenEnd+moment, newEnd+"-"+moment
 	fill := func(n *Spool) error {
 		err := n.salvage(s.path, locked)
 		if err == nil {
@@ -105,10 +107,10 @@ func (s *Spool) rebuild(damage error) error {
 		}
 		return err
 	}
-	err := s.another(fill)
+	err := s.another(end, fill)
 	if errors.Is(err, ErrDisk) { // what is set aside for such times is needed now
 		if e := remove(s.path, reserveEnd); e == nil {
-			err = s.another(fill)
+			err = s.another(end, fill)
 		}
 	}
 	if err == nil {
@@ -125,24 +127,41 @@ func (s *Spool) rebuild(damage error) error {
 }
 
 // settleNames ends what a power cut may have torn off: a new file takes the place
-// of one that has been set aside. Else what lies beside a file that is not there
-// is of another life.
+// of the damaged one that has been set aside for it. Else what lies beside a file
+// that is not there is of another life.
 func settleNames(path string) error {
-	_, err := os.Stat(path)
-	switch {
-	case err == nil:
-		return remove(path+newEnd, "", "-wal")
-	case !errors.Is(err, os.ErrNotExist):
+	_, gone := os.Stat(path)
+	if gone != nil && !errors.Is(gone, os.ErrNotExist) {
+		return gone
+	}
+	made, err := filepath.Glob(globSafe(path) + newEnd + "*")
+	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(path + newEnd); err != nil {
+	complete := ""
+	for _, name := range made {
+		moment, ok := strings.CutPrefix(name, path+newEnd+"-")
+		if ok = ok && gone != nil && !strings.Contains(moment, "-"); ok {
+			_, err := os.Stat(path + brokenEnd + moment)
+			ok = err == nil
+		}
+		if ok {
+			complete = name
+		} else if err := os.Remove(name); err != nil {
+			return err
+		}
+	}
+	switch {
+	case gone == nil:
+		return nil
+	case complete == "":
 		return remove(path)
 	}
 	// The log of the damaged file must not be found beside the new one.
 	if err := errors.Join(remove(path, "-wal", "-shm", damageEnd), syncDir(path)); err != nil {
 		return err
 	}
-	if err := os.Rename(path+newEnd, path); err != nil {
+	if err := os.Rename(complete, path); err != nil {
 		return err
 	}
 	return syncDir(path)
@@ -160,7 +179,7 @@ func (s *Spool) remember() error {
 
 // setAside renames the files of a damaged spool and keeps the newest such set only.
 func setAside(path, aside string) error {
-	old, err := filepath.Glob(globSafe(path) + ".broken-*")
+	old, err := filepath.Glob(globSafe(path) + brokenEnd + "*")
 	if err != nil {
 		return err
 	}
