@@ -113,7 +113,7 @@ func (s *Store) Unanswered(ctx context.Context, before time.Time, queued bool) (
 	if queued {
 		states = `'QUEUED'`
 	}
-	rows, err := s.read.QueryContext(ctx, `SELECT DISTINCT device FROM command WHERE state IN (`+states+`) AND issued_at < ?`, ms(before)) //nolint:gosec // constants
+	rows, err := s.read.QueryContext(ctx, `SELECT DISTINCT device FROM command WHERE state IN (`+states+`) AND issued_at < ?`, ms(before))
 	ids, err := list(rows, err, func(r scanner) (id fleet.DeviceID, err error) { return id, r.Scan(&id) })
 	if err != nil {
 		return nil, fmt.Errorf("unanswered commands: %w", err)
