@@ -73,52 +73,17 @@ func (t *TPM) Anchor(ctx context.Context, binding [32]byte) (attest, signature [
 
 // countAnchor counts on, and returns the counter's name.
 func (t *TPM) countAnchor(ctx context.Context) (tpm2.TPM2BName, error) {
-	name, written, err := t.anchorName()
+	name, written, err := t.nameOf("counter of anchors", anchorPublic)
 	if err != nil {
 		return name, err
 	}
-	if err := ctx.Err(); err != nil {
+	if err := t.countOn(ctx, "counter of anchors", anchorIndex, name); err != nil {
 		return name, err
-	}
-	_, err = tpm2.NVIncrement{
-		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex:    tpm2.NamedHandle{Handle: anchorIndex, Name: name},
-	}.Execute(t.dev)
-	if err != nil {
-		return name, fmt.Errorf("raise the counter of anchors: %w", err)
 	}
 	if !written { // the first step changes the name
-		name, _, err = t.anchorName()
+		name, _, err = t.nameOf("counter of anchors", anchorPublic)
 	}
 	return name, err
-}
-
-// anchorName finds the counter or defines it, and says whether it was written.
-func (t *TPM) anchorName() (tpm2.TPM2BName, bool, error) {
-	rsp, err := tpm2.NVReadPublic{NVIndex: anchorIndex}.Execute(t.dev)
-	if errors.Is(err, tpm2.TPMRCHandle) {
-		_, err = tpm2.NVDefineSpace{
-			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}, PublicInfo: tpm2.New2B(anchorPublic(false)),
-		}.Execute(t.dev)
-		if err != nil {
-			return tpm2.TPM2BName{}, false, fmt.Errorf("define the counter of anchors %#x: %w", uint32(anchorIndex), full(err))
-		}
-		rsp, err = tpm2.NVReadPublic{NVIndex: anchorIndex}.Execute(t.dev)
-	}
-	if err != nil {
-		return tpm2.TPM2BName{}, false, fmt.Errorf("look up the counter of anchors: %w", err)
-	}
-	for _, written := range []bool{false, true} {
-		pub := anchorPublic(written)
-		want, err := tpm2.NVName(&pub)
-		if err != nil {
-			return tpm2.TPM2BName{}, false, fmt.Errorf("name of the counter of anchors: %w", err)
-		}
-		if bytes.Equal(rsp.NVName.Buffer, want.Buffer) {
-			return rsp.NVName, written, nil
-		}
-	}
-	return tpm2.TPM2BName{}, false, fmt.Errorf("NV %#x %w: remove it with tpm2_nvundefine %#x", uint32(anchorIndex), errOthers, uint32(anchorIndex))
 }
 
 // floorFirst makes the floor counter before that of anchors is there: made

@@ -114,44 +114,56 @@ func (t *TPM) firstStep(ctx context.Context, name tpm2.TPM2BName) error {
 
 // floorName finds the counter or defines it, and says whether it was written.
 func (t *TPM) floorName() (tpm2.TPM2BName, bool, error) {
-	rsp, err := tpm2.NVReadPublic{NVIndex: floorIndex}.Execute(t.dev)
+	return t.nameOf("floor counter", floorPublic)
+}
+
+// nameOf finds a counter of ours or defines it, and says whether it was written.
+func (t *TPM) nameOf(what string, public func(written bool) tpm2.TPMSNVPublic) (tpm2.TPM2BName, bool, error) {
+	pub := public(false)
+	index := pub.NVIndex
+	rsp, err := tpm2.NVReadPublic{NVIndex: index}.Execute(t.dev)
 	if errors.Is(err, tpm2.TPMRCHandle) {
 		_, err = tpm2.NVDefineSpace{
-			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}, PublicInfo: tpm2.New2B(floorPublic(false)),
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}, PublicInfo: tpm2.New2B(pub),
 		}.Execute(t.dev)
 		if err != nil {
-			return tpm2.TPM2BName{}, false, fmt.Errorf("define the floor counter %#x: %w", uint32(floorIndex), full(err))
+			return tpm2.TPM2BName{}, false, fmt.Errorf("define the %s %#x: %w", what, uint32(index), full(err))
 		}
-		rsp, err = tpm2.NVReadPublic{NVIndex: floorIndex}.Execute(t.dev)
+		rsp, err = tpm2.NVReadPublic{NVIndex: index}.Execute(t.dev)
 	}
 	if err != nil {
-		return tpm2.TPM2BName{}, false, fmt.Errorf("look up the floor counter: %w", err)
+		return tpm2.TPM2BName{}, false, fmt.Errorf("look up the %s: %w", what, err)
 	}
 	for _, written := range []bool{false, true} {
-		pub := floorPublic(written)
+		pub := public(written)
 		want, err := tpm2.NVName(&pub)
 		if err != nil {
-			return tpm2.TPM2BName{}, false, fmt.Errorf("name of the floor counter: %w", err)
+			return tpm2.TPM2BName{}, false, fmt.Errorf("name of the %s: %w", what, err)
 		}
 		if bytes.Equal(rsp.NVName.Buffer, want.Buffer) {
 			return rsp.NVName, written, nil
 		}
 	}
-	return tpm2.TPM2BName{}, false, fmt.Errorf("NV %#x %w: remove it with tpm2_nvundefine %#x", uint32(floorIndex), errOthers, uint32(floorIndex))
+	return tpm2.TPM2BName{}, false, fmt.Errorf("NV %#x %w: remove it with tpm2_nvundefine %#x", uint32(index), errOthers, uint32(index))
 }
 
 var errOthers = errors.New("belongs to other software")
 
 func (t *TPM) increment(ctx context.Context, name tpm2.TPM2BName) error {
+	return t.countOn(ctx, "floor counter", floorIndex, name)
+}
+
+// countOn raises a counter of ours by one.
+func (t *TPM) countOn(ctx context.Context, what string, index tpm2.TPMHandle, name tpm2.TPM2BName) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	_, err := tpm2.NVIncrement{
 		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex:    tpm2.NamedHandle{Handle: floorIndex, Name: name},
+		NVIndex:    tpm2.NamedHandle{Handle: index, Name: name},
 	}.Execute(t.dev)
 	if err != nil {
-		return fmt.Errorf("raise the floor counter: %w", err)
+		return fmt.Errorf("raise the %s: %w", what, err)
 	}
 	return nil
 }
