@@ -464,19 +464,9 @@ func (h *harness) missing(ctx context.Context, before time.Time, of ...*till) (o
 				have[key{Class: audit, Seq: l.seq}] = true
 			}
 		}
-		x.book.mu.Lock()
-		for k, list := range x.book.entries {
-			if k.Class == state || k.Class == result || have[k] {
-				continue
-			}
-			for _, e := range list {
-				if e.kept && e.at.Before(before) {
-					out = append(out, x.Name+": "+k.String())
-					break
-				}
-			}
+		for _, k := range x.book.waits(have, before) {
+			out = append(out, x.Name+": "+k.String())
 		}
-		x.book.mu.Unlock()
 	}
 	return out, nil
 }

@@ -260,3 +260,31 @@ func TestChainCanFail(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// TestWaits: nobody waits for what is stored, what a till gives up, what it was not sure of, or what came later.
+func TestWaits(t *testing.T) {
+	l, s := world(t)
+	later := time.Now().Add(time.Hour)
+	have := map[key]bool{}
+	for _, r := range s.rows {
+		have[r.key] = true
+	}
+	for _, e := range s.trail {
+		have[key{Class: audit, Seq: e.seq}] = true
+	}
+	one := s.rows[0].key
+	waits := func(name string, before time.Time, want ...key) {
+		t.Helper()
+		if got := l.waits(have, before); !slices.Equal(got, want) {
+			t.Errorf("%s: waits for %v, want %v", name, got, want)
+		}
+	}
+	waits("all is stored", later)
+	delete(have, one)
+	waits("one is not", later, one)
+	waits("of before any", time.Time{})
+	l.giveUp(l.entries[one][0].record)
+	waits("it is given up", later)
+	l.entries[one][0].shed, l.entries[one][0].kept = false, false
+	waits("it may not be there", later)
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -192,6 +193,22 @@ func (l *ledger) giveUp(r record) {
 	for _, e := range l.entries[r.key] {
 		e.shed = e.shed || e.Hash == r.Hash
 	}
+}
+
+// waits lists what was acknowledged before a moment and is not stored yet. What
+// the till gives up for want of space never is.
+func (l *ledger) waits(have map[key]bool, before time.Time) (out []key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k, list := range l.entries {
+		if k.Class == state || k.Class == result || have[k] {
+			continue
+		}
+		if slices.ContainsFunc(list, func(e *entry) bool { return e.kept && !e.shed && e.at.Before(before) }) {
+			out = append(out, k)
+		}
+	}
+	return out
 }
 
 // recorded counts rows of a class that were acknowledged.
