@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 // runs is runs.json: whether the agent runs, and how often it was started
@@ -40,7 +40,7 @@ func (a *Agent) endRun() { a.keepRuns(runs{Crashes: a.crashes}) }
 func (a *Agent) keepRuns(r runs) {
 	b, err := json.Marshal(r)
 	if err == nil {
-		err = update.Replace(a.file("runs.json"), b)
+		err = durable.Replace(a.file("runs.json"), b)
 	}
 	if err != nil {
 		a.log.Warn("count of crashes", slog.Any("err", err))

@@ -73,6 +73,7 @@ var table = []row{
 	{"cloud/wire", nil, []string{"github.com/fxamacker/cbor"}},
 	{"cloud/console", nil, nil},
 	{"cloud/internal/fleet", nil, nil},
+	{"cloud/internal/archive/shelf", []string{"cloud/internal/archive", "cloud/internal/fleet", "provisioning/trust", "provisioning/enrol", "provisioning/durable"}, nil},
 	{"cloud/internal/archive", []string{"cloud/wire", "cloud/internal/fleet", "provisioning/trust", "provisioning/enrol"}, nil},
 	{"cloud/internal/*", []string{"cloud/wire", "cloud/internal/fleet", "provisioning", "provisioning/*"}, []string{anyone}},
 	{"cloud/cmd/*", []string{"cloud", "cloud/wire", "cloud/internal/archive", "provisioning", "provisioning/*"}, []string{anyone}},
@@ -86,6 +87,7 @@ var table = []row{
 	{"provisioning/makers", nil, nil},
 	{"provisioning/chunk", nil, []string{"github.com/restic/chunker"}},
 	{"provisioning/tree", nil, nil},
+	{"provisioning/durable", nil, nil},
 	{"provisioning/ca/pkcs11", nil, []string{"github.com/ThalesGroup/crypto11", "github.com/miekg/pkcs11"}},
 	{"provisioning/ca/step", nil, nil},
 	{"provisioning/ca", []string{"provisioning/identity"}, []string{"golang.org/x/crypto"}},
@@ -280,6 +282,8 @@ func badImports() []house {
 	add("cloud/cmd/tillward", ours("cloud/internal/store"))
 	add("cloud/cmd/tillward", ours("cloud/internal/archived"))
 	add("cloud/internal/archive", ours("cloud/internal/store"))
+	add("cloud/internal/archive", ours("provisioning/durable"))
+	add("cloud/internal/archive/shelf", ours("cloud/internal/store"))
 	add("cloud/internal/archive", theirs("github.com/danielgtaylor/huma/v2"))
 	add("cloud", ours("agent"))
 	add("cloud", ours("hal"))
@@ -292,6 +296,7 @@ func badImports() []house {
 	add("provisioning/makers", ours("provisioning/identity"))
 	add("provisioning/chunk", ours("provisioning/tree"))
 	add("provisioning/tree", theirs("github.com/restic/chunker"))
+	add("provisioning/durable", ours("provisioning/tree"))
 	add("provisioning/ca", ours("provisioning/enrol"))
 	add("provisioning/ca", theirs("github.com/fxamacker/cbor/v2"))
 	add("provisioning/ca/pkcs11", ours("provisioning/identity"))

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tillward/tillward/provisioning/durable"
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
@@ -96,14 +97,6 @@ func syncCold(path string) error {
 	return nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir) // #nosec G304 -- our own folder
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
 // replace writes the file at path in one step that survives a power cut.
 func replace(path string, b []byte, step func(string)) error {
 	name := filepath.Base(path)
@@ -125,7 +118,7 @@ func replace(path string, b []byte, step func(string)) error {
 		return err
 	}
 	step("sync " + name)
-	return syncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 // tidy removes what other fetches left, and the oldest contents that there is

@@ -28,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tillward/tillward/provisioning/durable"
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
@@ -152,7 +153,7 @@ func (f *Fetcher) Done() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.tidy(trust.Target{})
-	return syncDir(filepath.Join(f.o.Dir, "content"))
+	return durable.SyncDir(filepath.Join(f.o.Dir, "content"))
 }
 
 // Held returns how many bytes of the disk are taken by what was fetched: a Get
@@ -263,7 +264,7 @@ func (j *job) finish() error {
 		return err
 	}
 	f.o.Step("sync content")
-	if err := errors.Join(syncDir(filepath.Join(f.o.Dir, "content")), syncDir(f.o.Dir)); err != nil {
+	if err := errors.Join(durable.SyncDir(filepath.Join(f.o.Dir, "content")), durable.SyncDir(f.o.Dir)); err != nil {
 		return err
 	}
 	j.done = j.t.Length

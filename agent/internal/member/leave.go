@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 // Leaving is the journal of a box that gives up its owner. It is a file of its
@@ -69,7 +71,7 @@ func (l *Leaving) Wipe(steps []Step) error {
 	if err := os.Remove(l.File); err != nil {
 		return fmt.Errorf("end the wipe: %w", err)
 	}
-	return syncDir(filepath.Dir(l.File))
+	return durable.SyncDir(filepath.Dir(l.File))
 }
 
 // Empty removes what is in a folder, and not the folder; links in it go, what
@@ -87,7 +89,7 @@ func Empty(dir string) error {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 // Remove removes the files and folders in dir whose names begin with prefix.
@@ -107,5 +109,5 @@ func Remove(dir, prefix string) error {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }

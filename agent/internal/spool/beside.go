@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 const begunKey = "spool.beside" // the plain spool has what it needs of the locked one
@@ -80,7 +83,7 @@ func (s *Spool) Absorb(ctx context.Context, path string, take func(key string) b
 	if err := remove(path); err != nil {
 		return fmt.Errorf("take over %s: %w", path, err)
 	}
-	return syncDir(path)
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 // theirs is an error of another file than the spool's, which is not damaged by it.

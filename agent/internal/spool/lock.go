@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 // lockKey is the value that tells a locked file, and the right key from
@@ -196,13 +198,13 @@ func (s *Spool) rewrite() error {
 		return err
 	}
 	// The log of the old file must not be found beside the new one.
-	if err := errors.Join(remove(s.path, "-wal"), syncDir(s.path)); err != nil {
+	if err := errors.Join(remove(s.path, "-wal"), durable.SyncDir(filepath.Dir(s.path))); err != nil {
 		return err
 	}
 	if err := os.Rename(s.path+newEnd, s.path); err != nil {
 		return err
 	}
-	return syncDir(s.path)
+	return durable.SyncDir(filepath.Dir(s.path))
 }
 
 const smallFile = 32 << 20 // bytes of messages; a larger file is made anew when it has emptied
@@ -288,12 +290,4 @@ func remove(path string, ends ...string) error {
 		}
 	}
 	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

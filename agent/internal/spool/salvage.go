@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/mattn/go-sqlite3"
+
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 // damaged is the finding of a check of the whole file.
@@ -84,7 +86,7 @@ func (s *Spool) another(end string, fill func(n *Spool) error) error {
 		err = n.checkpoint() // to close it would not tell that this failed
 	}
 	if err = errors.Join(err, n.shut()); err == nil {
-		err = errors.Join(remove(n.path, "-wal"), syncDir(n.path))
+		err = errors.Join(remove(n.path, "-wal"), durable.SyncDir(filepath.Dir(n.path)))
 	}
 	if err != nil {
 		return errors.Join(err, remove(n.path))
@@ -158,13 +160,13 @@ func settleNames(path string) error {
 		return remove(path)
 	}
 	// The log of the damaged file must not be found beside the new one.
-	if err := errors.Join(remove(path, "-wal", "-shm", damageEnd), syncDir(path)); err != nil {
+	if err := errors.Join(remove(path, "-wal", "-shm", damageEnd), durable.SyncDir(filepath.Dir(path))); err != nil {
 		return err
 	}
 	if err := os.Rename(complete, path); err != nil {
 		return err
 	}
-	return syncDir(path)
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 // remember says what a spool was rebuilt from, until it is told.

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/provisioning/boot"
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 // TPM seals and opens; hal/tpm does, behind a few lines.
@@ -219,7 +220,7 @@ func (v *Vault) Forget() error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return errors.Join(err, v.sync())
+	return errors.Join(err, durable.SyncDir(v.Dir))
 }
 
 // fileOf is a plain name for any release.
@@ -281,25 +282,5 @@ func (v *Vault) write(name string, what any) error {
 	if err := os.MkdirAll(v.Dir, 0o700); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	path := filepath.Join(v.Dir, name)
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600) // #nosec G304 -- below the state folder
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	_, err = f.Write(b)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return v.sync()
-}
-
-func (v *Vault) sync() error {
-	d, err := os.Open(v.Dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.Replace(filepath.Join(v.Dir, name), b)
 }

@@ -26,6 +26,7 @@ import (
 	"sync"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/provisioning/durable"
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
@@ -134,7 +135,7 @@ func (c *Catalog) Publish(ctx context.Context, r io.Reader) ([]fleet.Release, er
 	if err := os.Rename(state, trusted); err != nil {
 		return nil, fmt.Errorf("replace what is trusted: %w", err)
 	}
-	return found, syncFolder(c.dir)
+	return found, durable.SyncDir(c.dir)
 }
 
 // root returns the pinned root, or the first root of the very first upload. An
@@ -258,7 +259,7 @@ func (c *Catalog) place(stage string, targets []trust.Target, names []string) er
 				return fmt.Errorf("place the chunk index of %s: %w", t.Path, err)
 			}
 		}
-		if err := syncFolder(filepath.Dir(filepath.Join(c.dir, name))); err != nil {
+		if err := durable.SyncDir(filepath.Dir(filepath.Join(c.dir, name))); err != nil {
 			return err
 		}
 	}
@@ -266,7 +267,7 @@ func (c *Catalog) place(stage string, targets []trust.Target, names []string) er
 		if err := os.Rename(filepath.Join(stage, "metadata", n), filepath.Join(c.dir, "metadata", n)); err != nil {
 			return fmt.Errorf("place metadata: %w", err)
 		}
-		if err := syncFolder(filepath.Join(c.dir, "metadata")); err != nil {
+		if err := durable.SyncDir(filepath.Join(c.dir, "metadata")); err != nil {
 			return err
 		}
 	}
@@ -285,15 +286,7 @@ func replace(p string, b []byte) error {
 	if err := os.Rename(f.Name(), p); err != nil {
 		return fmt.Errorf("write %s: %w", filepath.Base(p), err)
 	}
-	return syncFolder(filepath.Dir(p))
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir) // #nosec G304 -- our own folder
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.SyncDir(filepath.Dir(p))
 }
 
 // Handler serves metadata/ and targets/ with ranges. Folders are not listed.

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 // fileOut appends lines to a file that only its user can read, and begins
@@ -53,7 +55,7 @@ func (o *fileOut) open() error {
 		return errors.Join(err, f.Close())
 	}
 	o.f, o.size = f, size
-	return syncDir(o.path)
+	return durable.SyncDir(filepath.Dir(o.path))
 }
 
 // wholeLines is where the last line that has an end ends.
@@ -75,14 +77,6 @@ func wholeLines(f *os.File) (int64, error) {
 		end = from
 	}
 	return 0, nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func (o *fileOut) send(_ context.Context, lines []line) error {
@@ -132,7 +126,7 @@ func (o *fileOut) rotate() error {
 	if err := os.Rename(o.path, name(1)); err != nil {
 		return fmt.Errorf("rotate: %w", err)
 	}
-	return syncDir(o.path)
+	return durable.SyncDir(filepath.Dir(o.path))
 }
 
 func (o *fileOut) confirm(context.Context) error {

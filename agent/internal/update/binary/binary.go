@@ -15,6 +15,7 @@ import (
 	"github.com/minio/selfupdate"
 
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/provisioning/durable"
 	"github.com/tillward/tillward/provisioning/trust"
 )
 
@@ -54,7 +55,7 @@ func New(o Options) (*Handler, error) {
 	h := &Handler{o: o, s: slots{o.Dir}}
 	// An older agent wrote the slot and said nothing: the launcher has to know.
 	if o.Slot != Golden && h.s.version(o.Slot) != o.Version {
-		if err := update.Replace(h.s.path(o.Slot)+".version", []byte(o.Version+"\n")); err != nil {
+		if err := durable.Replace(h.s.path(o.Slot)+".version", []byte(o.Version+"\n")); err != nil {
 			return nil, err
 		}
 	}
@@ -209,7 +210,7 @@ func (h *Handler) write(slot string, t trust.Target, file string) error {
 	if err != nil {
 		return fmt.Errorf("write slot %s: %w", slot, err)
 	}
-	if err := errors.Join(f.Sync(), f.Close(), update.SyncDir(filepath.Dir(path))); err != nil {
+	if err := errors.Join(f.Sync(), f.Close(), durable.SyncDir(filepath.Dir(path))); err != nil {
 		return fmt.Errorf("write slot %s: %w", slot, err)
 	}
 	h.o.Step("read back")
@@ -217,11 +218,11 @@ func (h *Handler) write(slot string, t trust.Target, file string) error {
 		return update.Fail("storage", "slot %s after writing: %w", slot, err)
 	}
 	h.o.Step("name version")
-	if err := update.Replace(path+".version", []byte(t.Custom.Version+"\n")); err != nil {
+	if err := durable.Replace(path+".version", []byte(t.Custom.Version+"\n")); err != nil {
 		return err
 	}
 	h.o.Step("mark slot")
-	return update.Replace(path+".sha256", []byte(t.SHA256+"\n"))
+	return durable.Replace(path+".sha256", []byte(t.SHA256+"\n"))
 }
 
 // selfCheck runs the new binary once, without touching anything.

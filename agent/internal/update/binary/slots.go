@@ -27,7 +27,7 @@ import (
 
 	"golang.org/x/mod/semver"
 
-	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 // EnvSlot tells a started agent which slot it runs from.
@@ -72,7 +72,7 @@ func (s slots) point(slot string) error {
 		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("point at the golden agent: %w", err)
 		}
-		return update.SyncDir(s.dir)
+		return durable.SyncDir(s.dir)
 	}
 	tmp := link + ".new"
 	_ = os.Remove(tmp)
@@ -82,7 +82,7 @@ func (s slots) point(slot string) error {
 	if err := os.Rename(tmp, link); err != nil {
 		return fmt.Errorf("point at slot %s: %w", slot, err)
 	}
-	return update.SyncDir(s.dir)
+	return durable.SyncDir(s.dir)
 }
 
 // trial reads the trial; nil: there is none. One that cannot be read is one all
@@ -109,13 +109,13 @@ func (s slots) setTrial(t *trial) error {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("end trial: %w", err)
 		}
-		return update.SyncDir(s.dir)
+		return durable.SyncDir(s.dir)
 	}
 	b, err := json.Marshal(t)
 	if err != nil {
 		return fmt.Errorf("encode trial: %w", err)
 	}
-	return update.Replace(path, b)
+	return durable.Replace(path, b)
 }
 
 // version says which agent lies in the slot; empty: an agent wrote it that did
@@ -146,7 +146,7 @@ func (s slots) clear(slot string) error {
 	if err := os.Remove(s.path(slot) + ".sha256"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("clear slot %s: %w", slot, err)
 	}
-	return update.SyncDir(filepath.Join(s.dir, slot))
+	return durable.SyncDir(filepath.Join(s.dir, slot))
 }
 
 // sound checks that the slot's binary is what was written there.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tillward/tillward/agent/internal/update"
 	"github.com/tillward/tillward/hal"
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 // Phases of a note.
@@ -272,7 +273,7 @@ func (h *Handler) keep(n note) error {
 	if err != nil {
 		return err
 	}
-	if err := update.Replace(h.path(), content); err != nil {
+	if err := durable.Replace(h.path(), content); err != nil {
 		return fmt.Errorf("note the trial: %w", err)
 	}
 	return nil
@@ -285,5 +286,5 @@ func (h *Handler) forget() error {
 	if err := os.Remove(h.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("end the trial: %w", err)
 	}
-	return update.SyncDir(h.o.Dir)
+	return durable.SyncDir(h.o.Dir)
 }

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 // Disk changes files so that a power cut at any instruction leaves each change
@@ -63,20 +64,20 @@ func (d Disk) Rename(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return fmt.Errorf("rename: %w", err)
 	}
-	return update.SyncDir(filepath.Dir(to))
+	return durable.SyncDir(filepath.Dir(to))
 }
 
 // Link makes the symbolic link at path lead to to; without to there is none.
 func (d Disk) Link(path, to string) error {
 	if now, err := os.Readlink(path); err == nil && now == to {
-		return update.SyncDir(filepath.Dir(path)) // a change that a cut kept from being synced counts as well
+		return durable.SyncDir(filepath.Dir(path)) // a change that a cut kept from being synced counts as well
 	}
 	if to == "" {
 		d.step("unlink", path)
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove link: %w", err)
 		}
-		return update.SyncDir(filepath.Dir(path))
+		return durable.SyncDir(filepath.Dir(path))
 	}
 	tmp := path + ".new"
 	_ = os.Remove(tmp)
@@ -95,7 +96,7 @@ func (d Disk) Remove(path string) error {
 	if err := os.RemoveAll(path); err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
-	return update.SyncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 // Folder makes the folder at path, and those above it.
@@ -110,7 +111,7 @@ func (d Disk) Folder(path string, mode fs.FileMode) error {
 	if err := errors.Join(os.Mkdir(path, mode), os.Chmod(path, mode)); err != nil { // whatever the umask says
 		return fmt.Errorf("make folder: %w", err)
 	}
-	return update.SyncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 // reserve is what is to be left of the disk that trees are unpacked on, which

@@ -22,6 +22,7 @@ import (
 
 	"github.com/tillward/tillward/cloud/internal/archive"
 	"github.com/tillward/tillward/cloud/internal/fleet"
+	"github.com/tillward/tillward/provisioning/durable"
 )
 
 const (
@@ -236,7 +237,7 @@ func (x *Shelf) write(ctx context.Context, to string, t fleet.RipeTrail) (seal a
 	if err := os.Rename(tmp, to); err != nil {
 		return seal, err
 	}
-	return seal, errors.Join(syncDir(dir), syncDir(x.o.Dir), syncDir(filepath.Dir(x.o.Dir)))
+	return seal, errors.Join(durable.SyncDir(dir), durable.SyncDir(x.o.Dir), durable.SyncDir(filepath.Dir(x.o.Dir)))
 }
 
 // free is a name that no file has yet: nothing that was sealed is written over
@@ -253,14 +254,6 @@ func (x *Shelf) free(name string) (string, error) {
 		}
 		other = fmt.Sprintf("%s.%d.trail.gz", strings.TrimSuffix(name, ".trail.gz"), n)
 	}
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir) // #nosec G304 -- named by us
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // read verifies the file of a segment and fills in what it is as a file.
