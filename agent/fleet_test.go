@@ -32,9 +32,9 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/tillward/tillward/agent"
+	"github.com/tillward/tillward/agent/chip"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/hal"
-	"github.com/tillward/tillward/hal/tpm"
 	"github.com/tillward/tillward/provisioning/boot"
 	"github.com/tillward/tillward/provisioning/ca"
 	"github.com/tillward/tillward/provisioning/enrol"
@@ -603,11 +603,8 @@ func (b *box) start() {
 			if b.deaf.Add(-1) >= 0 {
 				return nil, errors.New("the TPM does not answer")
 			}
-			dev, err := tpm.Open(path)
-			if err != nil {
-				return nil, err
-			}
-			return clumsy{chip{dev}, &b.cut}, nil
+			dev, err := chip.Open(path)
+			return clumsy{dev, &b.cut}, err
 		},
 		Slots: func(string) agent.Slots { return b.slots },
 		Tail:  b.tail,
@@ -656,12 +653,9 @@ func (f *fleet) device() string {
 	return ""
 }
 
-// chip fits hal/tpm to the agent, as main does.
-type chip struct{ *tpm.TPM }
-
 // clumsy is a TPM that may lose its power at one step.
 type clumsy struct {
-	chip
+	agent.TPM
 	cut *atomic.Bool
 }
 
@@ -669,37 +663,12 @@ func (c clumsy) KeepLDevID(ctx context.Context, public []byte) error {
 	if c.cut.Load() {
 		return errors.New("power cut")
 	}
-	return c.chip.KeepLDevID(ctx, public)
+	return c.TPM.KeepLDevID(ctx, public)
 }
 
 func (c clumsy) KeepAK(ctx context.Context, public []byte) error {
 	if c.cut.Load() {
 		return errors.New("power cut")
 	}
-	return c.chip.KeepAK(ctx, public)
-}
-
-func (c chip) Seal(ctx context.Context, release *ecdsa.PublicKey, ref, secret []byte) ([]byte, error) {
-	key, err := tpm.ReleaseKey(release)
-	if err != nil {
-		return nil, err
-	}
-	return c.TPM.Seal(ctx, key, ref, secret)
-}
-
-func (c chip) Unseal(ctx context.Context, release *ecdsa.PublicKey, blob []byte, a boot.Approval) ([]byte, error) {
-	key, err := tpm.ReleaseKey(release)
-	if err != nil {
-		return nil, err
-	}
-	secret, err := c.TPM.Unseal(ctx, key, blob, tpm.Approval(a))
-	if errors.Is(err, tpm.ErrOtherTPM) {
-		err = fmt.Errorf("%w: %w", agent.ErrSealedElsewhere, err)
-	}
-	return secret, err
-}
-
-func (c chip) Health(ctx context.Context) (agent.TPMHealth, error) {
-	h, err := c.TPM.Health(ctx)
-	return agent.TPMHealth(h), err
+	return c.TPM.KeepAK(ctx, public)
 }

@@ -98,7 +98,8 @@ var table = []row{
 
 	{"agent/internal/update/*", []string{"agent/internal/update", "hal", "provisioning", "provisioning/*"}, []string{anyone}},
 	{"agent/internal/*", []string{"cloud/wire", "hal", "provisioning", "provisioning/*"}, []string{anyone}},
-	{"agent/cmd/*", []string{"agent", "cloud/wire", "hal", "hal/*", "provisioning", "provisioning/*"}, []string{anyone}},
+	{"agent/chip", []string{"agent", "hal/tpm", "provisioning/boot"}, nil},
+	{"agent/cmd/*", []string{"agent", "agent/chip", "cloud/wire", "hal", "hal/*", "provisioning", "provisioning/*"}, []string{anyone}},
 	{"agent", []string{"agent/internal/*", "cloud/wire", "hal", "provisioning", "provisioning/*"}, []string{anyone}},
 
 	{"simulator/swarm", []string{"cloud/wire", "provisioning", "provisioning/*", "simulator/tpmfarm"}, []string{anyone}},
@@ -316,6 +317,7 @@ func badImports() []house {
 	add("agent/cmd/tillward-agent", ours("agent/internal/link"))
 	add("agent/cmd/tillward-agent", ours("cloud"))
 	add("agent", ours("hal/escpos"))
+	add("agent/chip", ours("hal/escpos"))
 	add("agent", ours("cloud"))
 	add("simulator/swarm", ours("agent"))
 	add("cloud/shared", nil) // a room that no row knows

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/agent"
+	"github.com/tillward/tillward/agent/chip"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/board"
@@ -210,7 +211,7 @@ func runTill(socket, version, config string) int {
 	err = agent.New(cfg, agent.Options{
 		Version: version, Slot: "golden", Guard: guard, Log: log, Level: &level, Tail: func(int) []byte { return nil },
 		Drivers: hal.NewRegistry(escpos.Driver{}, pcsc.Driver{}, virtual.Driver{}, board.Driver{}, board.I2C{}, board.Switch{}),
-		OpenTPM: openTPM, Now: w.now, Kept: w.kept, Inside: func(c net.Conn) net.Conn { return newTap(c, w) },
+		OpenTPM: chip.Open, Now: w.now, Kept: w.kept, Inside: func(c net.Conn) net.Conn { return newTap(c, w) },
 	}).Run(ctx)
 	switch {
 	case err == nil:

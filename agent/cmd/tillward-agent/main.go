@@ -19,6 +19,7 @@ import (
 	"syscall"
 
 	"github.com/tillward/tillward/agent"
+	"github.com/tillward/tillward/agent/chip"
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/board"
 	"github.com/tillward/tillward/hal/display"
@@ -81,7 +82,7 @@ func run() int {
 	log := slog.New(slog.NewTextHandler(guard.Writer(tail), &slog.HandlerOptions{Level: &level}))
 	o := agent.Options{
 		Version: version, Drivers: drivers, Bus: hotplug.Bus{}, Guard: guard, Log: log, Level: &level, Tail: tail.last,
-		OpenTPM: openTPM, Slots: func(address string) agent.Slots { return slot.RAUC{Address: address} },
+		OpenTPM: chip.Open, Slots: func(address string) agent.Slots { return slot.RAUC{Address: address} },
 	}
 	if *status {
 		return printStatus(cfg, o)

@@ -1,4 +1,6 @@
-package chaos
+// Package chip fits hal/tpm to the agent: the two may not know each other's
+// types. Whoever makes an agent with a real TPM hands Open in.
+package chip
 
 import (
 	"context"
@@ -11,19 +13,20 @@ import (
 	"github.com/tillward/tillward/provisioning/boot"
 )
 
-// chip fits hal/tpm to the agent: the two may not know each other's types.
-type chip struct{ *tpm.TPM }
+// TPM is a hal/tpm that the agent takes.
+type TPM struct{ *tpm.TPM }
 
-func openTPM(path string) (agent.TPM, error) {
+// Open opens the TPM at path.
+func Open(path string) (agent.TPM, error) {
 	dev, err := tpm.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	return chip{dev}, nil
+	return TPM{dev}, nil
 }
 
 // Seal implements agent.TPM.
-func (c chip) Seal(ctx context.Context, release *ecdsa.PublicKey, ref, secret []byte) ([]byte, error) {
+func (c TPM) Seal(ctx context.Context, release *ecdsa.PublicKey, ref, secret []byte) ([]byte, error) {
 	key, err := tpm.ReleaseKey(release)
 	if err != nil {
 		return nil, err
@@ -32,7 +35,7 @@ func (c chip) Seal(ctx context.Context, release *ecdsa.PublicKey, ref, secret []
 }
 
 // Unseal implements agent.TPM.
-func (c chip) Unseal(ctx context.Context, release *ecdsa.PublicKey, blob []byte, a boot.Approval) ([]byte, error) {
+func (c TPM) Unseal(ctx context.Context, release *ecdsa.PublicKey, blob []byte, a boot.Approval) ([]byte, error) {
 	key, err := tpm.ReleaseKey(release)
 	if err != nil {
 		return nil, err
@@ -45,7 +48,7 @@ func (c chip) Unseal(ctx context.Context, release *ecdsa.PublicKey, blob []byte,
 }
 
 // Health implements agent.TPM.
-func (c chip) Health(ctx context.Context) (agent.TPMHealth, error) {
+func (c TPM) Health(ctx context.Context) (agent.TPMHealth, error) {
 	h, err := c.TPM.Health(ctx)
 	return agent.TPMHealth(h), err
 }
