@@ -84,6 +84,7 @@ var table = []row{
 		"golang.org/x/crypto", "github.com/theupdateframework/go-tuf", "github.com/sigstore/sigstore", "github.com/secure-systems-lab",
 	}},
 	{"provisioning/boot", nil, []string{"github.com/google/go-attestation", "github.com/google/go-tpm"}},
+	{"provisioning/uki", nil, nil},
 	{"provisioning/makers", nil, nil},
 	{"provisioning/chunk", nil, []string{"github.com/restic/chunker"}},
 	{"provisioning/tree", nil, nil},
@@ -294,6 +295,7 @@ func badImports() []house {
 	add("provisioning/trust", theirs("github.com/mattn/go-sqlite3"))
 	add("provisioning/boot", ours("provisioning/trust"))
 	add("provisioning/boot", theirs("github.com/google/go-tpm-tools/server"))
+	add("provisioning/uki", ours("provisioning/boot"))
 	add("provisioning/makers", ours("provisioning/identity"))
 	add("provisioning/chunk", ours("provisioning/tree"))
 	add("provisioning/tree", theirs("github.com/restic/chunker"))
