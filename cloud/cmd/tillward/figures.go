@@ -18,7 +18,7 @@ import (
 type figuresCmd struct {
 	Part  string        `help:"One part, as the list shows it, with what it does: api, mqtt-up, store and the like." placeholder:"PART"`
 	Op    string        `help:"One thing that the part does, such as a route or a channel." placeholder:"OP"`
-	Since time.Duration `default:"1h" help:"How far back."`
+	Since string        `default:"1h" help:"Since when: a span as 90m or 7d, a day as 2026-11-01, or a time." placeholder:"WHEN"`
 	Step  time.Duration `help:"Length of a point; what fits when it is not given."`
 	Watch bool          `help:"Draw anew every few seconds, until interrupted."`
 }
@@ -31,7 +31,7 @@ The chart is of answers a second; the highest point is named beside it.
   tillward figures                              all parts, the last hour
   tillward figures --part api --since 24h       the routes of the API, the slowest first
   tillward figures --part mqtt-up --watch       what tills send, as it comes
-  tillward figures --json --since 720h --step 24h`
+  tillward figures --json --since 30d --step 24h`
 }
 
 const figuresEvery = 5 * time.Second
@@ -70,14 +70,30 @@ type figuresAnswer struct {
 	Ops   []partFigures `json:"ops"`
 }
 
+// since reads when figures begin: as moment does, or as Go writes a span.
+func since(text string, now time.Time) (time.Time, error) {
+	at, err := moment(text, now)
+	if d, err2 := time.ParseDuration(text); err != nil && err2 == nil {
+		at, err = now.Add(-d), nil
+	}
+	switch {
+	case err != nil:
+		return at, usage{fmt.Errorf("--since %q: give a span as 90m or 7d, a day as 2026-11-01, or a time as 2026-11-01T18:30 or 2026-11-01T18:30:00Z", text)}
+	case now.Sub(at) < time.Minute:
+		return at, usage{fmt.Errorf("--since %s: give at least 1m", text)}
+	}
+	return at, nil
+}
+
 // Run implements the command.
 func (c *figuresCmd) Run(ctx context.Context, o *out, api *client) error {
-	if c.Since < time.Minute {
-		return usage{fmt.Errorf("--since %s: give at least 1m", c.Since)}
-	}
 	for {
-		now := time.Now().UTC()
-		q := url.Values{"from": {now.Add(-c.Since).Format(time.RFC3339)}}
+		now := time.Now()
+		from, err := since(c.Since, now)
+		if err != nil {
+			return err
+		}
+		q := url.Values{"from": {from.UTC().Format(time.RFC3339)}}
 		for k, v := range map[string]string{"part": c.Part, "op": c.Op} {
 			if v != "" {
 				q.Set(k, v)
