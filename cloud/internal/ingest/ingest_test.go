@@ -319,6 +319,24 @@ func TestChain(t *testing.T) {
 			t.Errorf("got head %d, broken %v, notes %v", d.AuditHead, d.AuditBroken, kinds)
 		}
 	})
+	t.Run("gaps that are opened and filled all day", func(t *testing.T) {
+		x := start(t)
+		all, _ := chain(t, 1, [32]byte{}, 60)
+		n := uint64(0)
+		for round, want := range []int{1, 2} {
+			for i := 30 * round; i < 30*round+30; i += 2 {
+				for _, e := range []wire.AuditEntry{all[i+1], all[i]} {
+					n++
+					if err := x.sendAt(noon.Add(time.Duration(round)*time.Hour), "a", wire.Audit, encode(t, &wire.AuditBatch{Head: head(n), Entries: []wire.AuditEntry{e}})); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if d, kinds := x.device(), x.kinds(); d.AuditBroken || len(kinds) != 2*want || kinds[2*want-2] != "audit.chain_broken a" || kinds[2*want-1] != "audit.chain_filled a" {
+				t.Errorf("broken %v, notes %v", d.AuditBroken, kinds)
+			}
+		}
+	})
 	t.Run("does not begin at 1", func(t *testing.T) {
 		x := start(t)
 		x.ok(wire.Audit, &wire.AuditBatch{Head: head(1), Entries: next})

@@ -242,10 +242,14 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 		return rep, err
 	}
 	defer func() { _ = tx.Rollback() }()
-	var head, base, lost uint64
+	var head, base uint64
 	var headHash, baseHash []byte
-	if err := tx.QueryRowContext(ctx, `SELECT head, hash, base, base_hash, lost FROM trail WHERE device = ?`, id).Scan(&head, &headHash, &base, &baseHash, &lost); err != nil {
+	if err := tx.QueryRowContext(ctx, `SELECT head, hash, base, base_hash FROM trail WHERE device = ?`, id).Scan(&head, &headHash, &base, &baseHash); err != nil {
 		return rep, found(err)
+	}
+	excused, err := lostRanges(ctx, tx, id)
+	if err != nil {
+		return rep, err
 	}
 	rows, err := tx.QueryContext(ctx, `SELECT `+auditColumns+` FROM audit WHERE device = ? AND seq > ? ORDER BY seq`, id, base)
 	if err != nil {
@@ -260,7 +264,7 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 	var prev [32]byte // what lies before is in segments
 	copy(prev[:], baseHash)
 	rep.Last = base
-	var told, toldAt uint64 // missing, as the device says; where first
+	var lost uint64 // with a damaged file, as the device says and an anchor has signed
 	for rows.Next() {
 		ev, err := scanAudit(rows)
 		if err != nil {
@@ -269,9 +273,8 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 		want := rep.Last + 1
 		gap := ev.Seq != want
 		switch {
-		case gap && breaks(ev):
-			toldAt = cmp.Or(toldAt, want)
-			told += ev.Seq - want
+		case gap && breaks(ev) && excused(want, ev.Seq-1):
+			lost += ev.Seq - want
 		case gap:
 			broken(want, fmt.Sprintf("entries %d to %d are missing", want, ev.Seq-1))
 		}
@@ -289,16 +292,13 @@ func (s *Store) verify(ctx context.Context, t fleet.TenantID, id fleet.DeviceID)
 	if err := rows.Err(); err != nil {
 		return rep, err
 	}
-	if told > lost { // and no anchor has signed it
-		broken(toldAt, fmt.Sprintf("%d entries are missing from %d on", told, toldAt))
-	}
 	if rep.Last != head || !bytes.Equal(prev[:], headHash) {
 		broken(rep.Last+1, fmt.Sprintf("the trail ends at %d and should end at %d", rep.Last, head))
 	}
 	if rep.OK = rep.BrokenAt == 0; rep.OK {
 		rep.Text = fmt.Sprintf("%d entries, the chain is whole", rep.Entries)
-		if told > 0 {
-			rep.Text = fmt.Sprintf("%d entries, the chain is whole but for %d that the device lost with a damaged file, as its TPM signed", rep.Entries, told)
+		if lost > 0 {
+			rep.Text = fmt.Sprintf("%d entries, the chain is whole but for %d that the device lost with a damaged file, as its TPM signed", rep.Entries, lost)
 		}
 	}
 	return rep, nil

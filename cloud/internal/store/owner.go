@@ -148,7 +148,7 @@ func (w *writer) leave(ctx context.Context, device fleet.DeviceID) error {
 			FROM device WHERE id = ?`, []any{former, "former:" + former, now, device}},
 		{`UPDATE firmware_event SET first_device = ? WHERE first_device = ?`, []any{former, device}},
 	}
-	for _, table := range []string{"state", "boot", "series", "event", "command", "execution", "attestation", "firmware_sighting", "trail", "attestation_key", "peripheral", "peripheral_span", "health_check", "usage"} {
+	for _, table := range []string{"state", "boot", "series", "event", "command", "execution", "attestation", "firmware_sighting", "trail", "lost_range", "attestation_key", "peripheral", "peripheral_span", "health_check", "usage"} {
 		steps = append(steps, step{`UPDATE ` + table + ` SET device = ? WHERE device = ?`, []any{former, device}})
 	}
 	if _, err := w.count(ctx, "execution"); err != nil {

@@ -134,6 +134,9 @@ func (s *Store) AddSegment(ctx context.Context, t fleet.TenantID, g fleet.Segmen
 		if err := w.exec(ctx, `UPDATE trail SET base = ?, base_hash = ? WHERE device = ?`, g.Last, g.Hash[:], g.Trail); err != nil {
 			return err
 		}
+		if err := w.exec(ctx, `DELETE FROM lost_range WHERE device = ? AND last <= ?`, g.Trail, g.Last); err != nil { // what is missing there excuses nothing behind
+			return err
+		}
 		return w.audit(ctx, t, ev)
 	})
 	if err != nil {

@@ -400,6 +400,40 @@ func dataOf(t *testing.T, version int) string {
 	return string(data)
 }
 
+// earlier is a database of an earlier version: the migrations up to that one, its data, and more.
+func earlier(t *testing.T, version int, more string) (dir string) {
+	t.Helper()
+	if postgres.On() && version < firstOnPostgres {
+		t.Skip("none was on PostgreSQL then")
+	}
+	files, err := filepath.Glob("migrations/*.sql")
+	must(t, err)
+	slices.Sort(files)
+	dir, become := postgres.Place(t), ""
+	if postgres.On() {
+		become = `SET ROLE tillward_owner; `
+		sql1(t, dir, `DROP SCHEMA tillward CASCADE; CREATE SCHEMA tillward AUTHORIZATION tillward_owner;
+			GRANT USAGE ON SCHEMA tillward TO tillward_service`)
+	}
+	sql1(t, dir, become+`CREATE TABLE schema_version (version BIGINT PRIMARY KEY, applied_at BIGINT NOT NULL)`)
+	for n, f := range files[:version] {
+		text, err := os.ReadFile(f)
+		must(t, err)
+		if postgres.On() {
+			text = []byte(store.SchemaOf(string(text)))
+		}
+		sql1(t, dir, become+string(text))
+		sql1(t, dir, `INSERT INTO schema_version (version, applied_at) VALUES (?, 1)`, n+1)
+	}
+	sql1(t, dir, dataOf(t, version)+more)
+	tamper(t, dir, `UPDATE audit SET severity = 'alarm' WHERE device = 'd1'`)
+	if postgres.On() {
+		renumber(t, dir)
+		must(t, store.Setup(t.Context(), administrator(dir), "", quiet))
+	}
+	return dir
+}
+
 // TestMigrates opens a database of each earlier version with data in it: the migrations up to that version,
 // then testdata/v{version}.sql. Every version must read the same.
 func TestMigrates(t *testing.T) {
@@ -412,36 +446,7 @@ func TestMigrates(t *testing.T) {
 	for i := range files {
 		version := i + 1
 		t.Run(fmt.Sprintf("v%d", version), func(t *testing.T) {
-			if postgres.On() && version < firstOnPostgres {
-				t.Skip("none was on PostgreSQL then")
-			}
-			dir := postgres.Place(t)
-			if postgres.On() {
-				sql1(t, dir, `DROP SCHEMA tillward CASCADE; CREATE SCHEMA tillward AUTHORIZATION tillward_owner;
-					GRANT USAGE ON SCHEMA tillward TO tillward_service`)
-			}
-			become := ""
-			if postgres.On() {
-				become = `SET ROLE tillward_owner; `
-			}
-			sql1(t, dir, become+`CREATE TABLE schema_version (version BIGINT PRIMARY KEY, applied_at BIGINT NOT NULL)`)
-			for n, f := range files[:version] {
-				text, err := os.ReadFile(f)
-				must(t, err)
-				if postgres.On() {
-					text = []byte(store.SchemaOf(string(text)))
-				}
-				sql1(t, dir, become+string(text))
-				sql1(t, dir, `INSERT INTO schema_version (version, applied_at) VALUES (?, 1)`, n+1)
-			}
-			sql1(t, dir, dataOf(t, version))
-			tamper(t, dir, `UPDATE audit SET severity = 'alarm'`)
-			if postgres.On() {
-				renumber(t, dir)
-				must(t, store.Setup(t.Context(), administrator(dir), "", quiet))
-			}
-
-			s := open(t, dir)
+			s := open(t, earlier(t, version, ""))
 			ctx := t.Context()
 			d, err := s.Device(ctx, "main", "d1")
 			must(t, err)

@@ -160,6 +160,7 @@ func (g *group) take(ctx context.Context, in *Intake, out *Outcome) error {
 		}
 	}
 	if in.Service != nil {
+		t.proof.gapTold = t.proof.gapTold || in.Service.Kind == kindBroken || in.Service.Kind == kindBreak
 		return g.w.audit(ctx, in.Tenant, *in.Service)
 	}
 	return nil
@@ -304,9 +305,10 @@ func (g *group) audit(ctx context.Context, t *tally, in *Intake, out *Outcome) e
 		}
 	}
 	out.Gap = gap || t.gap()
-	if !gap || t.gap() {
+	if !gap || t.gap() || !t.proof.gapTold { // one for each alarm, of which there are few: a device could open and fill gaps all day
 		return nil
 	}
+	t.proof.gapTold = false
 	what := fmt.Sprintf("what was missing has come, %d entries late; the chain is whole", late)
 	if t.broken {
 		what = fmt.Sprintf("what was missing has come, %d entries late; the chain did not hold otherwise", late)
@@ -324,7 +326,7 @@ func (g *group) breaks(ctx context.Context, t *tally, in *Intake, why string) er
 	}
 	t.broken = true
 	return g.w.audit(ctx, in.Tenant, fleet.AuditEvent{
-		At: in.At, Kind: "audit.chain_broken", Severity: "alarm", Actor: "ingest", Subject: string(in.Device), Detail: map[string]string{"reason": why},
+		At: in.At, Kind: kindBroken, Severity: "alarm", Actor: "ingest", Subject: string(in.Device), Detail: map[string]string{"reason": why},
 	})
 }
 

@@ -254,7 +254,7 @@ func TestLateEntries(t *testing.T) {
 	for name, tt := range map[string]struct {
 		late   [][]fleet.AuditEvent
 		broken bool     // afterwards
-		says   []string // the service's trail
+		says   []string // the service's trail, behind the alarm of the gap
 	}{
 		"nothing":              {nil, true, nil},
 		"one of two":           {[][]fleet.AuditEvent{evs[2:3]}, true, nil},
@@ -269,13 +269,13 @@ func TestLateEntries(t *testing.T) {
 			s := open(t, postgres.Place(t))
 			d := device("main", 1)
 			must(t, s.Enrol(t.Context(), d))
-			commit := func(evs []fleet.AuditEvent) fleet.Outcome {
-				out, err := s.Commit(t.Context(), []store.Intake{{Device: d.ID, Tenant: "main", At: noon, Audit: evs}})
+			commit := func(evs []fleet.AuditEvent, alarm *fleet.AuditEvent) fleet.Outcome {
+				out, err := s.Commit(t.Context(), []store.Intake{{Device: d.ID, Tenant: "main", At: noon, Audit: evs, Service: alarm}})
 				must(t, err)
 				return out[0]
 			}
-			for i, part := range [][]fleet.AuditEvent{evs[:2], evs[4:]} {
-				if out := commit(part); out.Gap != (i == 1) {
+			for i, alarm := range []*fleet.AuditEvent{nil, {Kind: "audit.chain_broken", Severity: "alarm", Subject: string(d.ID)}} {
+				if out := commit([][]fleet.AuditEvent{evs[:2], evs[4:]}[i], alarm); out.Gap != (i == 1) {
 					t.Errorf("part %d: gap %v", i, out.Gap)
 				}
 			}
@@ -283,7 +283,7 @@ func TestLateEntries(t *testing.T) {
 				t.Errorf("with a gap: broken %v, head %d, %v", got.AuditBroken, got.AuditHead, err)
 			}
 			for _, part := range tt.late {
-				commit(part)
+				commit(part, nil)
 			}
 			got, err := s.DeviceByID(t.Context(), d.ID)
 			if err != nil || got.AuditBroken != tt.broken || got.AuditHead != 6 {
@@ -295,8 +295,8 @@ func TestLateEntries(t *testing.T) {
 			for _, ev := range trail {
 				says = append(says, ev.Kind)
 			}
-			if !slices.Equal(says, tt.says) {
-				t.Errorf("the service says %q, want %q", says, tt.says)
+			if want := append([]string{"audit.chain_broken"}, tt.says...); !slices.Equal(says, want) {
+				t.Errorf("the service says %q, want %q", says, want)
 			}
 			if rep, err := s.VerifyAudit(t.Context(), "main", d.ID); err != nil || rep.OK == tt.broken {
 				t.Errorf("verify: got %+v, %v", rep, err)

@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
+	"sort"
 	"time"
 
 	"github.com/tillward/tillward/cloud/internal/fleet"
@@ -12,6 +14,12 @@ import (
 // unanchoredAfter is how long a device may record without an anchor, by its
 // clock and by ours, before that is told.
 const unanchoredAfter = 24 * time.Hour
+
+// Alarms after which entries of a trail may be missing.
+const (
+	kindBroken = "audit.chain_broken"
+	kindBreak  = "audit.break"
+)
 
 const trailStateQuery = `SELECT device, head, hash, entries, broken, lost, base, base_hash, anchored, anchor_counter, anchor_at, countersigned FROM trail WHERE device = ?`
 
@@ -150,23 +158,25 @@ type proof struct {
 	anchorAt, anchorStored      int64
 	told                        bool
 	lost, breakSeq, breakLosing uint64
+	breakFirst                  uint64 // of what breakSeq says is lost, as far as it did not come late
+	gapTold                     bool   // the service's trail says that entries are missing
 }
 
-const proofColumns = `base, base_hash, anchored, anchor_counter, anchor_at, anchor_stored, told, lost, break_seq, break_lost`
+const proofColumns = `base, base_hash, anchored, anchor_counter, anchor_at, anchor_stored, told, lost, break_seq, break_lost, break_first, gap_told`
 
 func (p *proof) columns() []any {
-	return []any{&p.base, &p.baseHash, &p.anchored, &p.counter, &p.anchorAt, &p.anchorStored, &p.told, &p.lost, &p.breakSeq, &p.breakLosing}
+	return []any{&p.base, &p.baseHash, &p.anchored, &p.counter, &p.anchorAt, &p.anchorStored, &p.told, &p.lost, &p.breakSeq, &p.breakLosing, &p.breakFirst, &p.gapTold}
 }
 
 func (w *writer) setProof(ctx context.Context, id fleet.DeviceID, p proof) error {
-	return w.exec(ctx, `UPDATE trail SET anchored = ?, anchor_counter = ?, anchor_at = ?, anchor_stored = ?, told = ?, lost = ?, break_seq = ?, break_lost = ? WHERE device = ?`,
-		p.anchored, p.counter, p.anchorAt, p.anchorStored, p.told, p.lost, p.breakSeq, p.breakLosing, id)
+	return w.exec(ctx, `UPDATE trail SET anchored = ?, anchor_counter = ?, anchor_at = ?, anchor_stored = ?, told = ?, lost = ?, break_seq = ?, break_lost = ?, break_first = ?, gap_told = ?
+		WHERE device = ?`, p.anchored, p.counter, p.anchorAt, p.anchorStored, p.told, p.lost, p.breakSeq, p.breakLosing, p.breakFirst, p.gapTold, id)
 }
 
 // breaks reports whether an entry is a device's record of what it lost with a
 // damaged file, and not only called one.
 func breaks(ev fleet.AuditEvent) bool {
-	if ev.Kind != "audit.break" {
+	if ev.Kind != kindBreak {
 		return false
 	}
 	r, err := wire.AuditEntry{Body: ev.Body, Hash: ev.Hash}.Open()
@@ -179,13 +189,13 @@ func (g *group) proves(ctx context.Context, t *tally, in *Intake, out *Outcome, 
 	p, before := &t.proof, t.head
 	switch {
 	case ev.Seq <= before: // it fills a gap, which may be one that was explained
-		if p.lost > 0 {
-			p.lost--
+		if err := g.came(ctx, p, ev); err != nil {
+			return err
 		}
 	case ev.Seq > before+1 && breaks(ev):
-		p.breakSeq, p.breakLosing = ev.Seq, ev.Seq-before-1
+		p.breakSeq, p.breakFirst, p.breakLosing = ev.Seq, before+1, ev.Seq-before-1
 	case ev.Seq > before+1:
-		p.breakSeq, p.breakLosing = 0, 0
+		p.breakSeq, p.breakFirst, p.breakLosing = 0, 0, 0
 	}
 	for _, a := range in.Anchors {
 		if a.Seq == ev.Seq {
@@ -200,6 +210,50 @@ func (g *group) proves(ctx context.Context, t *tally, in *Intake, out *Outcome, 
 		At: in.At, Kind: "audit.unanchored", Severity: "warn", Actor: "ingest", Subject: string(in.Device),
 		Detail: map[string]string{"what": fmt.Sprintf("it has recorded for a day without its TPM signing that, last at entry %d", p.anchored)},
 	})
+}
+
+// lostRanges says whether entries from one number to another are lost for one
+// reason that the device's TPM has signed.
+func lostRanges(ctx context.Context, tx *sql.Tx, id fleet.DeviceID) (func(first, last uint64) bool, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT first, last FROM lost_range WHERE device = ? ORDER BY first`, id)
+	all, err := list(rows, err, func(r scanner) ([2]uint64, error) {
+		var l [2]uint64
+		err := r.Scan(&l[0], &l[1])
+		return l, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func(first, last uint64) bool {
+		behind := sort.Search(len(all), func(i int) bool { return all[i][0] > first })
+		return behind > 0 && last <= all[behind-1][1]
+	}, nil
+}
+
+// came takes an entry that came late off what is lost, if it was held for that.
+func (g *group) came(ctx context.Context, p *proof, ev fleet.AuditEvent) error {
+	if p.breakFirst <= ev.Seq && ev.Seq < p.breakSeq { // as nobody has signed yet
+		p.breakLosing--
+	}
+	if p.lost == 0 {
+		return nil
+	}
+	var n uint64
+	if err := g.w.row(ctx, `SELECT COUNT(*) FROM lost_range WHERE device = ? AND first <= ? AND last >= ?`, ev.Device, ev.Seq, ev.Seq).Scan(&n); err != nil {
+		return err
+	}
+	p.lost -= min(n, 1)
+	return nil
+}
+
+// loses keeps what a break says is lost, now that an anchor has signed it.
+func (g *group) loses(ctx context.Context, p *proof, id fleet.DeviceID) error {
+	first, last, n := p.breakFirst, p.breakSeq-1, p.breakLosing
+	p.lost, p.breakSeq, p.breakFirst, p.breakLosing = p.lost+n, 0, 0, 0
+	if n == 0 || last <= p.base { // it is in a sealed file
+		return nil
+	}
+	return g.w.exec(ctx, `INSERT INTO lost_range (device, first, last) VALUES (?, ?, ?) ON CONFLICT (device, first) DO NOTHING`, id, first, last)
 }
 
 func (g *group) anchor(ctx context.Context, t *tally, in *Intake, out *Outcome, ev fleet.AuditEvent, a fleet.AnchorSeen) error {
@@ -224,7 +278,9 @@ func (g *group) anchor(ctx context.Context, t *tally, in *Intake, out *Outcome, 
 		})
 	}
 	if p.breakSeq > 0 && ev.Seq > p.breakSeq {
-		p.lost, p.breakSeq, p.breakLosing = p.lost+p.breakLosing, 0, 0
+		if err := g.loses(ctx, p, in.Device); err != nil {
+			return err
+		}
 	}
 	p.anchored, p.counter, p.anchorAt, p.anchorStored, p.told = ev.Seq-1, a.Counter, deviceMS(ev.At), ms(in.At), false
 	return nil

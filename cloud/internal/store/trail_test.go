@@ -159,43 +159,6 @@ func TestUnanchored(t *testing.T) {
 	count("and again", 2)
 }
 
-// TestBreakIsExplainedByAnAnchor: what a device lost with a damaged file is missing until its TPM has signed the record of it.
-func TestBreakIsExplainedByAnAnchor(t *testing.T) {
-	d := newTrail(t)
-	d.sends("link.up", 0, nil)
-	d.anchors(1)
-	d.known = &wire.Break{Seq: d.seq, Hash: d.hash}
-	out := d.sends("audit.break", 6, nil)
-	if st := d.state(); !out.Gap || !st.Broken || st.Missing != 6 || st.Lost != 0 {
-		t.Errorf("behind the break: %+v", st)
-	}
-	if rep, err := d.s.VerifyAudit(t.Context(), "main", d.id); err != nil || rep.OK || rep.BrokenAt != 3 {
-		t.Errorf("verify: %+v, %v", rep, err)
-	}
-	bad := fleet.AnchorSeen{Counter: 2, Fault: "another key"}
-	d.sends("audit.anchor", 0, &bad)
-	if st := d.state(); st.Missing != 6 {
-		t.Errorf("by an anchor that does not hold: %+v", st)
-	}
-	d.anchors(2)
-	if st := d.state(); st.Broken || st.Missing != 0 || st.Lost != 6 {
-		t.Errorf("signed: %+v", st)
-	}
-	if dev, err := d.s.Device(t.Context(), "main", d.id); err != nil || dev.AuditBroken {
-		t.Errorf("device: %+v, %v", dev.AuditBroken, err)
-	}
-	if rep, err := d.s.VerifyAudit(t.Context(), "main", d.id); err != nil || !rep.OK {
-		t.Errorf("verify: %+v, %v", rep, err)
-	}
-	// A plain gap behind it is not explained by the next anchor.
-	d.known = nil // and no record that only has the name
-	d.sends("audit.break", 3, nil)
-	d.anchors(3)
-	if st := d.state(); !st.Broken || st.Missing != 3 || st.Lost != 6 {
-		t.Errorf("a gap: %+v", st)
-	}
-}
-
 func TestAttestationKeysStayOnFile(t *testing.T) {
 	s, ds := enrolled(t, 1)
 	d, keys := ds[0], func() (out [][]byte) {
@@ -316,7 +279,7 @@ func BenchmarkCountersign(b *testing.B) {
 func (d *trailOf) putsAway(last, entries uint64) error {
 	all, err := d.s.TrailEntries(d.t.Context(), d.id, last-1, last, 1)
 	must(d.t, err)
-	g := fleet.Segment{Trail: d.id, First: 1, Last: last, Hash: all[0].Hash, Entries: entries, File: "x"}
+	g := fleet.Segment{Trail: d.id, First: d.state().Base + 1, Last: last, Hash: all[0].Hash, Entries: entries, File: "x"}
 	return d.s.AddSegment(d.t.Context(), "main", g, event("audit.archived"))
 }
 

@@ -1,0 +1,2 @@
+-- as before, and
+INSERT INTO lost_range (device, first, last) VALUES ('d1', 3, 5);
