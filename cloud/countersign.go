@@ -40,30 +40,25 @@ func (s *Service) countersign(ctx context.Context, device fleet.DeviceID) error 
 	return nil
 }
 
-// anchorKeys are how many of a device's attestation keys an anchor is held
-// against: a device that renews its key all day long shall not make each of its
-// anchors cost thousands of checks.
-const anchorKeys = 8
-
 // anchored checks an anchor against the newest attestation keys that its device
 // has had: what was recorded before the key was renewed may come after.
-func (s *Service) anchored(ctx context.Context, device fleet.DeviceID, seq uint64, prev [32]byte, a wire.Anchor) (fault string, err error) {
+func (s *Service) anchored(ctx context.Context, device fleet.DeviceID, seq uint64, prev [32]byte, a wire.Anchor) (by fleet.AttestationKey, fault string, err error) {
 	keys, err := s.store.AttestationKeys(ctx, device)
 	if err != nil {
-		return "", err
+		return by, "", err
 	}
 	if len(keys) == 0 {
-		return "the device has no attestation key on file", nil
+		return by, "the device has no attestation key on file", nil
 	}
 	binding := wire.AnchorBinding(string(device), seq-1, prev)
-	for _, k := range keys[:min(len(keys), anchorKeys)] {
+	for _, k := range keys[:min(len(keys), fleet.AnchorKeys)] {
 		err := enrol.VerifyAnchor(k.Public, binding, a.Attest, a.Signature, a.Counter)
 		if err == nil {
-			return "", nil
+			return k, "", nil
 		}
-		if fault == "" { // by the newest key
+		if fault == "" { // by the key in use
 			fault = fmt.Sprintf("%.300v", err)
 		}
 	}
-	return fault, nil
+	return by, fault, nil
 }

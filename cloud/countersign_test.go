@@ -149,22 +149,32 @@ func TestAnchoredAndCountersigned(t *testing.T) {
 	}
 }
 
-// TestAnchorKeys: an anchor is held against a few keys and not against all that a device ever made.
+// TestAnchorKeys: an anchor is held against a few keys and not against all that a device ever made. The one in use
+// is among them, however many were made that it never got.
 func TestAnchorKeys(t *testing.T) {
 	x := newTill(t)
-	for n := range byte(anchorKeys - 1) {
-		must(t, x.s.store.SetRenewed(t.Context(), "d1", fleet.Renewed{}, "", []byte{0, n}))
+	counter := uint64(0)
+	anchors := func(what string, good bool) {
+		t.Helper()
+		x.anchors("d1", x.head)
+		if st := x.state(); (st.AnchorCounter > counter) != good {
+			t.Errorf("%s: got %+v, want good %v", what, st, good)
+		}
+		counter = x.state().AnchorCounter
 	}
-	x.anchors("d1", x.head)
-	if st := x.state(); st.AnchorCounter == 0 {
-		t.Errorf("by an older key: got %+v", st)
+	renews := func(n byte) {
+		t.Helper()
+		must(t, x.s.store.SetRenewed(t.Context(), "d1", fleet.Renewed{}, "", []byte{0, n})) // of one moment, the keys go by their bytes
 	}
-	counter := x.state().AnchorCounter
-	must(t, x.s.store.SetRenewed(t.Context(), "d1", fleet.Renewed{}, "", []byte{0, anchorKeys})) // of one moment, the keys go by their bytes
-	x.anchors("d1", x.head)
-	if st := x.state(); st.AnchorCounter != counter {
-		t.Errorf("by a key of long ago: got %+v", st)
+	for n := range byte(2 * fleet.AnchorKeys) {
+		renews(n)
 	}
+	anchors("the key in use", true)
+	must(t, x.s.store.PromoteAK(t.Context(), "d1", []byte{0, 2*fleet.AnchorKeys - 1}))
+	if keys, err := x.s.store.AttestationKeys(t.Context(), "d1"); err != nil || len(keys) < fleet.AnchorKeys || keys[0].Public[1] != 2*fleet.AnchorKeys-1 {
+		t.Errorf("got %x, %v", keys, err)
+	}
+	anchors("a key of long ago", false)
 }
 
 // TestPastIsProven: what a device left with the owner it had is signed in the name of the device.

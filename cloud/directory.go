@@ -108,6 +108,9 @@ func (d *directory) claim(ctx context.Context, a enrol.Applicant, listed fleet.L
 	return err
 }
 
+// checkKeys is failed by a device that makes attestation keys without end.
+const checkKeys = "identity.keys"
+
 // Enrolled implements enrol.Directory.
 func (d *directory) Enrolled(ctx context.Context, m enrol.Member) error {
 	dev := fleet.Device{
@@ -123,6 +126,8 @@ func (d *directory) Enrolled(ctx context.Context, m enrol.Member) error {
 	switch err := d.s.store.Enrol(ctx, dev); {
 	case errors.Is(err, fleet.ErrRevoked):
 		return enrol.Refuse("identity.revoked", "%w", err)
+	case errors.Is(err, fleet.ErrManyKeys):
+		return enrol.Refuse(checkKeys, "%w; give the device up, and let it enrol anew", err)
 	case errors.Is(err, fleet.ErrConflict):
 		return enrol.Refuse("enrol.ek-duplicate", "%w", err)
 	case err != nil:
@@ -178,6 +183,8 @@ func (d *directory) Renewed(ctx context.Context, r enrol.Renewal) error {
 	switch err := d.s.store.SetRenewed(ctx, device, next, r.Recovery.Serial, r.NextAK); {
 	case errors.Is(err, fleet.ErrRevoked):
 		return enrol.Refuse("identity.revoked", "%w", err)
+	case errors.Is(err, fleet.ErrManyKeys): // it goes on with those that it has
+		return enrol.Refuse(checkKeys, "%w", err)
 	case err != nil:
 		return err
 	}

@@ -230,6 +230,29 @@ func TestEnrolled(t *testing.T) {
 	}
 }
 
+// TestTooManyKeys: a device that has used attestation keys without end is told so, by renewal and by enrolment.
+func TestTooManyKeys(t *testing.T) {
+	s := newService(t)
+	b := newBox("one")
+	d := &directory{s}
+	shown := identity.Identity{Tenant: "main", Device: b.id, Tier: identity.TierB, Model: "vend-1", Serial: "c1", NotAfter: time.Now().Add(time.Hour)}
+	must(t, d.Enrolled(t.Context(), enrol.Member{Identity: shown, EKHash: b.hash(), AK: []byte{1}}))
+	in := fleet.Intake{Device: fleet.DeviceID(b.id), Tenant: "main", At: time.Now()}
+	for seq := uint64(1); seq <= 256; seq++ {
+		in.Audit = append(in.Audit, fleet.AuditEvent{Seq: seq, At: time.Now(), Kind: "audit.anchor", Severity: "info", Hash: [32]byte{byte(seq)}})
+		in.Anchors = append(in.Anchors, fleet.AnchorSeen{Seq: seq, Counter: seq, Key: fleet.AttestationKey{Public: []byte{2, byte(seq)}, Since: time.Now()}})
+	}
+	_, err := s.store.Commit(t.Context(), []fleet.Intake{in})
+	must(t, err)
+	must(t, d.Renewed(t.Context(), enrol.Renewal{Shown: shown}))
+	if err := d.Renewed(t.Context(), enrol.Renewal{Shown: shown, NextAK: []byte{3}}); !errors.Is(err, enrol.ErrRefused) || enrol.Check(err) != "identity.keys" {
+		t.Errorf("renewal: got %v", err)
+	}
+	if err := d.Enrolled(t.Context(), enrol.Member{Identity: shown, EKHash: b.hash(), AK: []byte{3}}); !errors.Is(err, enrol.ErrRefused) || enrol.Check(err) != "identity.keys" {
+		t.Errorf("enrolment: got %v", err)
+	}
+}
+
 // TestStanding renews what a certificate opens, and nothing else.
 func TestStanding(t *testing.T) {
 	s := newService(t)

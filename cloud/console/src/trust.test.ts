@@ -9,7 +9,7 @@ test('every check of a verdict says what to do', () => {
   for (const check of [
     'quote.signature', 'quote.binding', 'quote.selection', 'quote.values', 'quote.replayed', 'quote.malformed', 'tpm.reset-count', 'tpm.firmware',
     'boot.unknown-event', 'boot.rejected-event', 'boot.missing-event', 'boot.no-log', 'boot.log-replay', 'boot.not-covered', 'boot.unjudged', 'boot.old-release', 'boot.not-offered',
-    'identity.revoked', 'identity.replaced', 'identity.clone', 'identity.restricted', 'enrol.ek-certificate', 'enrol.ek-listed', 'enrol.ek-duplicate', 'enrol.activation',
+    'identity.revoked', 'identity.replaced', 'identity.clone', 'identity.keys', 'identity.restricted', 'enrol.ek-certificate', 'enrol.ek-listed', 'enrol.ek-duplicate', 'enrol.activation',
     'enrol.certify', 'enrol.tier', 'enrol.claim', 'enrol.binding', 'enrol.key-attributes', 'enrol.selection', 'enrol.owner',
   ]) expect(todo(check), check).toMatch(/^[A-Z].+\.$/);
   expect(todo('boot.of-tomorrow')).toBe('');

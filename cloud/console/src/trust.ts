@@ -56,6 +56,7 @@ const advice: Record<string, string> = {
   'identity.revoked': 'Nothing that it shows is believed. Find the till; if it is yours again, readmit it.',
   'identity.replaced': 'It shows a certificate that a newer one has replaced: a copy of an old disk may be running. Find out which till it is.',
   'identity.clone': 'Two devices speak with one identity. Find both: one of them is a copy. Revoke the identity until you know which.',
+  'identity.keys': 'It has used hundreds of attestation keys in a year. Find out why; to let it enrol anew, give it up and claim it again.',
   'identity.restricted': 'Nothing to do if it is being repaired or passed on. Else let it renew its certificate: attest now, or restart it.',
   'identity.certificate': 'The certificate is not one of this service. The device enrols again by itself; if it does not, look at the till.',
   'identity.recovery': 'The recovery certificate opens quarantine only. The device gets its usual one back by enrolling again.',

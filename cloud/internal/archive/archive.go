@@ -232,6 +232,9 @@ func (w *Writer) line(v any) error {
 	if err != nil {
 		return fmt.Errorf("encode a line of the trail: %w", err)
 	}
+	if len(b) > maxLine {
+		return fmt.Errorf("a line of %d bytes, and no reader takes more than %d: %w", len(b), maxLine, ErrNoTrail)
+	}
 	w.before = fillSum(b, w.before)
 	_, _ = w.sum.Write(b) // a hash takes everything
 	_, err = w.w.Write(b)

@@ -20,17 +20,24 @@ type TrailState struct {
 	Countersigned uint64
 }
 
+// AnchorKeys are how many of a device's attestation keys an anchor is held
+// against: a device that renews its key all day long shall not make each of its
+// anchors cost thousands of checks.
+const AnchorKeys = 8
+
 // AttestationKey is one that a device signs with, or has signed with.
 type AttestationKey struct {
-	Public []byte // TPMT_PUBLIC
-	Since  time.Time
+	Public      []byte // TPMT_PUBLIC
+	Since       time.Time
+	First, Last uint64 // anchors between these entries are signed with it; 0: none at hand
 }
 
 // AnchorSeen is an anchor in an audit trail, as it was judged when it came.
 type AnchorSeen struct {
 	Seq     uint64 // of its own entry
 	Counter uint64
-	Fault   string // empty: the TPM of the device signed it
+	Key     AttestationKey // that signed it; without Public: none did
+	Fault   string         // empty: the TPM of the device signed it
 }
 
 // Countersigned is what the service told a device about its trail.

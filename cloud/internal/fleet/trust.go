@@ -11,6 +11,7 @@ var (
 	ErrRevoked     = fmt.Errorf("the identity was revoked: %w", ErrForbidden)
 	ErrReplaced    = fmt.Errorf("the certificate was replaced by a newer one: %w", ErrForbidden)
 	ErrClaim       = fmt.Errorf("the claim code is wrong or was used before: %w", ErrForbidden)
+	ErrManyKeys    = fmt.Errorf("it has had too many attestation keys: %w", ErrConflict)
 	ErrOtherSerial = fmt.Errorf("the key is on file with another serial number: %w", ErrConflict)
 )
 

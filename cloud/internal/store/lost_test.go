@@ -238,4 +238,7 @@ func TestMigratesWhatWasLost(t *testing.T) {
 	if got, want := ask(`SELECT device, break_first, gap_told FROM trail WHERE device IN ('a', 'b', 'd') ORDER BY device`), "a 0-1, b 0-1, d 3-1, "; got != want {
 		t.Errorf("gaps: got %s, want %s", got, want)
 	}
+	if got, want := ask(`SELECT device, first, last FROM attestation_key`), "d1 1-1, "; got != want {
+		t.Errorf("keys: got %s, want %s", got, want)
+	}
 }

@@ -87,7 +87,8 @@ type tally struct {
 	broken  bool
 	proof   proof
 
-	anchorTold bool // a bad anchor, in this group
+	anchorTold bool                            // a bad anchor, in this group
+	keys       map[string]fleet.AttestationKey // that signed anchors of it
 }
 
 // gap reports whether entries of the trail are missing.
@@ -413,7 +414,7 @@ func (g *group) flush(ctx context.Context) error {
 			t.head, t.hash[:], t.added, t.broken, id); err != nil {
 			return err
 		}
-		if err := g.w.setProof(ctx, id, t.proof); err != nil {
+		if err := errors.Join(g.w.setProof(ctx, id, t.proof), g.needKeys(ctx, id, t)); err != nil {
 			return err
 		}
 	}

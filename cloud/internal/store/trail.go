@@ -124,32 +124,6 @@ func (s *Store) AddCountersign(ctx context.Context, c fleet.Countersigned) error
 	return nil
 }
 
-// AttestationKeys lists every attestation key that a device has had, the newest
-// first.
-func (s *Store) AttestationKeys(ctx context.Context, id fleet.DeviceID) ([]fleet.AttestationKey, error) {
-	rows, err := s.stmts.aks.QueryContext(ctx, id)
-	out, err := list(rows, err, func(r scanner) (k fleet.AttestationKey, err error) {
-		var since int64
-		err = r.Scan(&k.Public, &since)
-		k.Since = at(since)
-		return k, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("attestation keys of %s: %w", id, err)
-	}
-	return out, nil
-}
-
-const aksQuery = `SELECT public, since FROM attestation_key WHERE device = ? ORDER BY since DESC, public`
-
-// keepAK notes an attestation key that a device may sign with from now on.
-func (w *writer) keepAK(ctx context.Context, id fleet.DeviceID, ak []byte) error {
-	if len(ak) == 0 {
-		return nil
-	}
-	return w.exec(ctx, `INSERT INTO attestation_key (device, public, since) VALUES (?, ?, ?) ON CONFLICT (device, public) DO NOTHING`, id, ak, ms(w.now))
-}
-
 // proof is what is on file of how far a trail is proven.
 type proof struct {
 	base                        uint64
@@ -199,6 +173,7 @@ func (g *group) proves(ctx context.Context, t *tally, in *Intake, out *Outcome, 
 	}
 	for _, a := range in.Anchors {
 		if a.Seq == ev.Seq {
+			t.signed(a)
 			return g.anchor(ctx, t, in, out, ev, a)
 		}
 	}

@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"bytes"
 	"fmt"
 	"sync"
 	"testing"
@@ -157,39 +156,6 @@ func TestUnanchored(t *testing.T) {
 	d.at, d.now = d.at.Add(25*time.Hour), d.now.Add(25*time.Hour)
 	d.sends("link.up", 0, nil)
 	count("and again", 2)
-}
-
-func TestAttestationKeysStayOnFile(t *testing.T) {
-	s, ds := enrolled(t, 1)
-	d, keys := ds[0], func() (out [][]byte) {
-		all, err := s.AttestationKeys(t.Context(), ds[0].ID)
-		must(t, err)
-		for _, k := range all {
-			if k.Since.IsZero() {
-				t.Errorf("%x: since never", k.Public)
-			}
-			out = append(out, k.Public)
-		}
-		return out
-	}
-	must(t, s.SetRenewed(t.Context(), d.ID, fleet.Renewed{CertSerial: "c2", NotAfter: noon}, "", []byte{4}))
-	must(t, s.PromoteAK(t.Context(), d.ID, []byte{4}))
-	d.AKPublic = []byte{5}
-	must(t, s.Enrol(t.Context(), d))
-	must(t, s.Enrol(t.Context(), d))
-	got := keys()
-	if len(got) != 3 || !contains(got, 4) || !contains(got, 5) || !contains(got, 1) {
-		t.Errorf("got %x", got)
-	}
-}
-
-func contains(keys [][]byte, first byte) bool {
-	for _, k := range keys {
-		if bytes.HasPrefix(k, []byte{first}) {
-			return true
-		}
-	}
-	return false
 }
 
 // TestCountersignatures: the newest is known, an older one changes nothing, and all are kept.

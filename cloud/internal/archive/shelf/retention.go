@@ -164,7 +164,10 @@ func (x *Shelf) put(ctx context.Context, t fleet.RipeTrail) error {
 	}
 	to := filepath.Join(x.o.Dir, filepath.FromSlash(name))
 	seal, err := x.write(ctx, to, t)
-	if err != nil {
+	switch {
+	case errors.Is(err, archive.ErrNoTrail): // no reader would take it; other trails are not the worse for that
+		return fmt.Errorf("%w: write segment %s: %w", errUnsound, name, err)
+	case err != nil:
 		return fmt.Errorf("write segment %s: %w", name, err)
 	}
 	g := fleet.Segment{Trail: t.Device, First: seal.First, Last: seal.Head.Seq, Hash: seal.Head.Hash, Entries: seal.Entries, File: name}

@@ -153,8 +153,11 @@ func (x *Shelf) seal(ctx context.Context, w io.Writer, t fleet.TenantID, p stret
 		if err != nil {
 			return archive.Seal{}, err
 		}
-		for _, k := range keys {
-			h.AKs = append(h.AKs, archive.Key{Public: k.Public, Since: k.Since})
+		for i, k := range keys {
+			// Those that signed anchors of it, and those that can have signed what comes late while it is written.
+			if i < fleet.AnchorKeys || k.First <= p.last && k.Last > p.after.Seq {
+				h.AKs = append(h.AKs, archive.Key{Public: k.Public, Since: k.Since})
+			}
 		}
 	}
 	out, err := archive.NewWriter(w, h)

@@ -22,3 +22,9 @@ WHERE h.seq > h.behind + 1 AND (SELECT SUM(o.seq - o.behind - 1) FROM hole o WHE
 -- The service has told that entries are missing: only then it tells that they have come.
 ALTER TABLE trail ADD COLUMN gap_told INTEGER NOT NULL DEFAULT 0;
 UPDATE trail SET gap_told = 1 WHERE entries + lost < head;
+
+-- Between which entries a key has signed anchors (0: none): what signs none at hand is forgotten, and a sealed file names
+-- the keys that it needs. Which key signed what was not noted before, so each may have signed all that is there.
+ALTER TABLE attestation_key ADD COLUMN first BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE attestation_key ADD COLUMN last BIGINT NOT NULL DEFAULT 0;
+UPDATE attestation_key SET first = 1, last = COALESCE((SELECT t.head FROM trail t WHERE t.device = attestation_key.device), 0);
