@@ -121,6 +121,7 @@ type Agent struct {
 	closed   error        // why the books are locked; the plain ones are in use
 	lost     error        // why the books before were given up
 	reopened bool         // the books were locked before
+	shut     error        // why the key of the data partition does not open
 
 	crashes uint64        // starts that no orderly end came before
 	looks   chan struct{} // find out anew what runs

@@ -91,7 +91,9 @@ func (a *Agent) openBooks(ctx context.Context) error {
 	if err := a.openVault(); err != nil {
 		return err
 	}
-	if a.vault == nil || !a.vault.Begun() {
+	a.takeReferences()
+	a.shut = a.tryData(ctx)
+	if a.vault == nil || !a.vault.Begun(vault.Books) {
 		var err error
 		a.spool, err = spool.Open(a.file(lockedBooks), o)
 		if errors.Is(err, spool.ErrKey) {
@@ -155,21 +157,24 @@ func (a *Agent) unseal(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer done()
-	return a.vault.Open(ctx, dev)
+	return a.vault.Open(ctx, dev, vault.Books)
 }
 
 // opensNow reports whether the books can be opened that stayed locked at the
-// start.
+// start, or the data; then it is for whoever starts the agent to open that.
 func (a *Agent) opensNow(ctx context.Context, dev TPM) bool {
-	if a.closed == nil || a.vault == nil || errors.Is(a.closed, errAbsorb) {
-		return false
+	opens := func(k vault.Key, closed error) bool {
+		if closed == nil || a.vault == nil || errors.Is(closed, errAbsorb) {
+			return false
+		}
+		_, err := a.vault.Open(ctx, dev, k)
+		return err == nil
 	}
-	_, err := a.vault.Open(ctx, dev)
-	return err == nil
+	return opens(vault.Books, a.closed) || opens(vault.Data, a.shut)
 }
 
 // reopenAfter is how long the agent runs at least before it is started again to
-// open the books: a TPM that fails whenever it is asked first is no reason to
+// open what stayed closed: a TPM that fails whenever it is asked first is no reason to
 // spin.
 const reopenAfter = 5 * time.Second
 
@@ -244,7 +249,7 @@ func (a *Agent) loseBooks(why error) error {
 			}
 		}
 	}
-	if err := a.vault.Forget(); err != nil {
+	if err := a.vault.Forget(vault.Books); err != nil {
 		return fmt.Errorf("set lost books aside: %w", err)
 	}
 	var err error
@@ -264,6 +269,7 @@ func (a *Agent) tellBooks(ctx context.Context) {
 	case a.reopened:
 		a.record(ctx, "vault.opened", "info", "", nil)
 	}
+	a.tellData(ctx)
 }
 
 // keepIdentity stores who the device is, and a copy for the time when the

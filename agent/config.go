@@ -77,6 +77,7 @@ type TPMConfig struct {
 type UpdateConfig struct {
 	Root       string   `toml:"root" comment:"TUF root.json of the image; newer roots are kept in state_dir"`
 	SealKey    string   `toml:"seal_key" comment:"PEM file with the P-256 key that approves booted states; empty: what lies on the disk is not encrypted"`
+	References []string `toml:"references" comment:"files with the boot references that images on this box bring, beside those of releases; none: only those of releases are known"`
 	CheckFor   Duration `toml:"check_for" comment:"how long a new agent may take to prove itself before it is undone"`
 	RAUC       string   `toml:"rauc" comment:"D-Bus address of RAUC, e.g. unix:path=/run/dbus/system_bus_socket; empty: this box takes no system images"`
 	Channel    string   `toml:"channel" comment:"of system images that this box takes: prod or beta"`
@@ -365,9 +366,9 @@ func (c Config) validate() error {
 	if h := c.Update.Health; len(h) > 0 && !filepath.IsAbs(h[0]) {
 		return fmt.Errorf("update.health %q: give the absolute path of a program, then its arguments", h[0])
 	}
-	for _, g := range slices.Concat(c.Service.Files, c.Service.Leases, c.Update.Media) {
+	for _, g := range slices.Concat(c.Service.Files, c.Service.Leases, c.Update.Media, c.Update.References) {
 		if _, err := filepath.Match(g, ""); err != nil || !filepath.IsAbs(g) {
-			return fmt.Errorf("service.files, service.leases or update.media %q: give an absolute path, * stands for any name", g)
+			return fmt.Errorf("service.files, service.leases, update.media or update.references %q: give an absolute path, * stands for any name", g)
 		}
 	}
 	for _, p := range [...]struct {

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tillward/tillward/agent/internal/vault"
 	"github.com/tillward/tillward/cloud/wire"
 	"github.com/tillward/tillward/provisioning/boot"
 )
@@ -28,10 +29,16 @@ func (a *Agent) diagnose(ctx context.Context, m *membership, dev TPM) ([]byte, e
 	switch {
 	case a.closed != nil:
 		line("books locked, going on in plain ones: %v", a.closed)
-	case a.vault != nil && a.vault.Begun():
+	case a.vault != nil && a.vault.Begun(vault.Books):
 		line("books encrypted")
 	default:
 		line("books plain")
+	}
+	switch {
+	case a.shut != nil:
+		line("data closed: %v", a.shut)
+	case a.vault != nil && a.vault.Begun(vault.Data):
+		line("data encrypted")
 	}
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(a.cfg.StateDir, &fs); err == nil {

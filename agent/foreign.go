@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tillward/tillward/agent/internal/vault"
 	"github.com/tillward/tillward/provisioning/identity"
 )
 
@@ -53,7 +54,7 @@ func (a *Agent) setAside(f *foreign) error {
 	}
 	// What was sealed on that box this TPM never opens.
 	if a.vault != nil {
-		if err := a.vault.Forget(); err != nil {
+		if err := a.vault.Forget(vault.Books); err != nil {
 			return fmt.Errorf("forget the key of device %s: %w", f.device, err)
 		}
 	}

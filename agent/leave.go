@@ -15,6 +15,7 @@ import (
 	"github.com/tillward/tillward/agent/internal/member"
 	"github.com/tillward/tillward/agent/internal/spool"
 	"github.com/tillward/tillward/agent/internal/update"
+	"github.com/tillward/tillward/agent/internal/vault"
 	"github.com/tillward/tillward/cloud/wire"
 )
 
@@ -232,7 +233,7 @@ func (a *Agent) wipe(keys func()) error {
 			if a.vault == nil {
 				return nil
 			}
-			return a.vault.Forget()
+			return a.vault.Forget(vault.Books)
 		}},
 		member.Step{Name: "books", Run: func() error {
 			return cmp.Or(member.Remove(a.cfg.StateDir, trailMark), member.Remove(a.cfg.StateDir, plainBooks), member.Remove(a.cfg.StateDir, lockedBooks))

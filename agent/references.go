@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -93,7 +94,7 @@ func (a *Agent) follow(ctx context.Context, m *membership, dev TPM) error {
 			}
 		}
 		due = time.Now().Add(lookPause(failures))
-		if a.isOnline() || a.closed != nil {
+		if a.isOnline() || a.closed != nil || a.shut != nil {
 			err := a.settle(ctx, m, dev)
 			switch {
 			case errors.Is(err, update.ErrRestart):
@@ -125,11 +126,11 @@ func lookPause(failures int) time.Duration {
 // urgent reports whether the reference decides something now; a fleet that
 // comes back at one moment must not ask for the same file at one moment.
 func (a *Agent) urgent() bool {
-	return a.vault != nil && (!a.vault.Begun() || a.closed != nil)
+	return a.vault != nil && (!a.vault.Begun(vault.Books) || a.closed != nil || a.shut != nil)
 }
 
 // settle does one round of follow. A release without a reference is passed over
-// as long as another has one.
+// as long as another has one; where none has, what is on file already counts.
 func (a *Agent) settle(ctx context.Context, m *membership, dev TPM) error {
 	var none, again error
 	found := false
@@ -147,7 +148,10 @@ func (a *Agent) settle(ctx context.Context, m *membership, dev TPM) error {
 		found = true
 	}
 	if again == nil && !found {
-		return none
+		if a.vault != nil {
+			again = a.lock(ctx, dev)
+		}
+		return cmp.Or(again, none)
 	}
 	return again
 }
@@ -180,63 +184,66 @@ func (a *Agent) settleBy(ctx context.Context, m *membership, dev TPM, release st
 // outlives reports whether what is sealed would open above the floor of r.
 func (a *Agent) outlives(ctx context.Context, dev TPM, r boot.Reference) bool {
 	if a.vault == nil {
-		return a.closed == nil // else something is sealed, for an image that knows the release key
+		return a.closed == nil && a.shut == nil // else something is sealed, for an image that knows the release key
 	}
 	return a.vault.Outlives(ctx, dev, r)
 }
 
-// lock seals a key when there is none, and opens one that stayed closed at the
-// start. Either takes effect with the next start, which is now.
+// lock seals a key of the books when there is none, and opens what stayed closed
+// at the start. Either takes effect with the next start, which is now.
 func (a *Agent) lock(ctx context.Context, dev TPM) error {
-	switch {
-	case !a.vault.Begun():
-		err := a.vault.Make(ctx, dev)
-		if errors.Is(err, vault.ErrClosed) {
-			a.log.Warn("books stay plain: no approval fits how this box has booted", slog.Any("err", err))
-			return nil
+	if !a.vault.Begun(vault.Books) {
+		err := a.vault.Make(ctx, dev, vault.Books)
+		if err == nil {
+			a.record(ctx, "vault.sealed", "info", "", map[string]string{"release": releaseOf(a.o.Version)})
+			return update.ErrRestart
 		}
-		if err != nil {
+		if !errors.Is(err, vault.ErrClosed) {
 			return err
 		}
-		a.record(ctx, "vault.sealed", "info", "", map[string]string{"release": releaseOf(a.o.Version)})
-	case errors.Is(a.closed, errAbsorb): // at the next start
-		return nil
-	case a.closed != nil:
-		if !a.opensNow(ctx, dev) {
-			return nil // still not approved; that is on record
-		}
-	default:
-		return nil
+		a.log.Warn("books stay plain: no approval fits how this box has booted", slog.Any("err", err))
 	}
-	return update.ErrRestart
+	if a.opensNow(ctx, dev) {
+		return update.ErrRestart
+	}
+	return nil // still not approved; that is on record
 }
 
 // opensAsBefore fails a release on trial that does not open what the one before
-// it did. Books that were closed before are no reason: it may have come to
-// repair that.
+// it did. What was closed before is no reason: it may have come to repair that.
 func (a *Agent) opensAsBefore() error {
-	if a.closed == nil || a.vault == nil || !slices.ContainsFunc(a.running(), func(r string) bool { return !a.vault.OpenBefore(r) }) {
-		return a.closed
+	as := func(k vault.Key, closed error) error {
+		if closed == nil || a.vault == nil || !slices.ContainsFunc(a.running(), func(r string) bool { return !a.vault.OpenBefore(r, k) }) {
+			return closed
+		}
+		return nil
 	}
-	return nil
+	return cmp.Or(as(vault.Books, a.closed), as(vault.Data, a.shut))
 }
 
-// sealable says why a release would leave the books locked; no error and no
+// sealable says why a release would leave books or data locked; no error and no
 // reason: it would not. The approvals are on file afterwards, so that it opens
-// the books without a network.
+// both without a network.
 func (a *Agent) sealable(ctx context.Context, release string) (reason string, err error) {
-	if a.vault == nil || !a.vault.Begun() {
+	if a.vault == nil || !a.vault.Any() {
 		return "", nil
 	}
 	m := a.current()
 	if m == nil {
 		return "", errNoMember
 	}
-	if err := a.vault.Baseline(release, a.closed == nil); err != nil {
+	var closed []vault.Key
+	if a.closed != nil {
+		closed = append(closed, vault.Books)
+	}
+	if a.shut != nil {
+		closed = append(closed, vault.Data)
+	}
+	if err := a.vault.Baseline(release, closed...); err != nil {
 		return "", err
 	}
 	r, err := a.reference(ctx, m, release)
-	if a.closed != nil { // it cannot get worse
+	if a.nothingOpen() { // it cannot get worse
 		if err == nil {
 			_, err = a.vault.Keep(r)
 		}

@@ -95,6 +95,8 @@ var auditKinds = [...]AuditKind{
 	{"update.succeeded", "id", Success, "", ended},
 	{"update.trial", "id", "", "", "component:version version:version"},
 	{"vault.closed", "", Failure, "", "reason:code"},
+	{"vault.data-closed", "", Failure, "", "reason:code"},
+	{"vault.data-lost", "", Failure, "", "reason:code"},
 	{"vault.lost", "", Failure, "", "reason:code"},
 	{"vault.opened", "", Success, "", ""},
 	{"vault.sealed", "", Success, "", "release:version"},

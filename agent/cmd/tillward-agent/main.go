@@ -2,7 +2,9 @@
 // package agent; here are the flags, the list of drivers and the exit codes.
 //
 // Exit codes: 0 stopped, 1 failed, 2 wrong usage, 75 start me again (an update
-// switched slots), 76 restart the box.
+// switched slots), 76 restart the box. Of -data-key: 0 the key is written, 3 no
+// approval fits how this box has booted, 4 it is sealed to another TPM, 1 it
+// cannot be told.
 package main
 
 import (
@@ -38,6 +40,8 @@ var version = "0.0.0"
 const (
 	exitFailed  = 1
 	exitUsage   = 2
+	exitClosed  = 3
+	exitLost    = 4
 	exitRestart = 75
 	exitReboot  = 76
 )
@@ -57,6 +61,7 @@ func run() int {
 	check := flag.Bool("check", false, "check the configuration and what it says of devices, print the effective one, and exit")
 	selfcheck := flag.Bool("selfcheck", false, "check that this binary works on this box, and exit; changes nothing")
 	status := flag.Bool("status", false, "print what a stopped agent has recorded, as JSON, and exit")
+	dataKey := flag.Bool("data-key", false, "write the key of the data partition, 32 bytes, to a pipe, and exit; seals one at the first call")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	drivers := carried()
@@ -74,6 +79,9 @@ func run() int {
 	cfg, err := agent.LoadConfig(*path)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "tillward-agent: %v\n", err)
+		if *dataKey { // whoever asks tells answers apart by their codes
+			return exitFailed
+		}
 		return exitUsage
 	}
 	var level slog.LevelVar
@@ -86,6 +94,9 @@ func run() int {
 	}
 	if *status {
 		return printStatus(cfg, o)
+	}
+	if *dataKey {
+		return writeDataKey(cfg, o)
 	}
 	if o.Slot, err = agent.Launch(cfg, version); err != nil {
 		log.Error("launch", slog.Any("err", err)) // the golden agent runs on

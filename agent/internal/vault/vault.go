@@ -1,17 +1,20 @@
-// Package vault keeps the key of what a till has on its disk: sealed in the
-// TPM, so that it opens only on this box and only in a booted state that the
+// Package vault keeps the keys of what a till has on its disk: sealed in the
+// TPM, so that they open only on this box and only in a booted state that the
 // release key approved.
 //
-// It owns the sealed key and the approvals that came with releases, in a folder
-// of the state partition. Neither is a secret and neither is believed: the TPM
-// checks each approval's signature, state and floor. It promises that no key is
-// put to use before it has opened once in the state of now, and that an update
-// which was prepared finds its approval without a network. It fetches nothing
-// and encrypts nothing itself.
+// It owns the sealed keys, of the books and of the data partition, and the
+// approvals that came with releases, in a folder of the state partition. The
+// approvals are for both; else no key knows of the other, so that one which is
+// lost or given up takes nothing with it. None of it is a secret and none is
+// believed: the TPM checks each approval's signature, state and floor. It
+// promises that no key is put to use before it has opened once in the state of
+// now, and that an update which was prepared finds its approval without a
+// network. It fetches nothing and encrypts nothing itself.
 package vault
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -53,10 +56,20 @@ var (
 const (
 	keyLen   = 32
 	kept     = 16 // releases whose approvals are on file
-	keyFile  = "key.json"
 	baseFile = "baseline.json"
 	approved = ".approved.json"
 )
+
+// Key says which of the sealed keys is meant: its file in the folder.
+type Key string
+
+// The keys.
+const (
+	Books Key = "key.json"  // of queue, trail and identity
+	Data  Key = "data.json" // of the data partition, for whoever opens it
+)
+
+var keys = [...]Key{Books, Data}
 
 // Vault is a folder and the release key that it believes in.
 type Vault struct {
@@ -64,39 +77,49 @@ type Vault struct {
 	Release *ecdsa.PublicKey // pinned in the image, P-256
 }
 
-// sealed is key.json.
+// sealed is the file of a key.
 type sealed struct {
 	Ref  []byte `json:"ref"`  // what approvals have to name
 	Blob []byte `json:"blob"` // opens in this TPM alone
 }
 
 // Begun reports whether a key has been sealed. One that cannot be read has.
-func (v *Vault) Begun() bool {
-	_, err := os.Stat(filepath.Join(v.Dir, keyFile))
+func (v *Vault) Begun(k Key) bool {
+	_, err := os.Stat(filepath.Join(v.Dir, string(k)))
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// Open returns the key. Errors: ErrNone, ErrClosed, ErrLost; or the TPM's.
-func (v *Vault) Open(ctx context.Context, t TPM) ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(v.Dir, keyFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, ErrNone
-	}
-	if err != nil { // the medium fails now; what is lost is given up for ever
-		return nil, fmt.Errorf("sealed key: %w", err)
-	}
-	var s sealed
-	if err := json.Unmarshal(b, &s); err != nil {
-		return nil, fmt.Errorf("sealed key: %w: %w", ErrLost, err)
+// Any reports whether one of the keys has been sealed.
+func (v *Vault) Any() bool { return slices.ContainsFunc(keys[:], v.Begun) }
+
+// Open returns a key. Errors: ErrNone, ErrClosed, ErrLost; or the TPM's.
+func (v *Vault) Open(ctx context.Context, t TPM, k Key) ([]byte, error) {
+	s, err := v.load(k)
+	if err != nil {
+		return nil, err
 	}
 	return v.unseal(ctx, t, s)
 }
 
+func (v *Vault) load(k Key) (s sealed, err error) {
+	b, err := os.ReadFile(filepath.Join(v.Dir, string(k)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, ErrNone
+	}
+	if err != nil { // the medium fails now; what is lost is given up for ever
+		return s, fmt.Errorf("sealed key: %w", err)
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		return s, fmt.Errorf("sealed key: %w: %w", ErrLost, err)
+	}
+	return s, nil
+}
+
 // Make draws a key, seals it and keeps it, once it has opened in the state of
-// now by an approval on file. With one there already it does nothing. Errors:
-// ErrClosed, or the TPM's.
-func (v *Vault) Make(ctx context.Context, t TPM) error {
-	if v.Begun() {
+// now by an approval on file. With one there already it does nothing. When it
+// returns, the sealed key outlives a power cut. Errors: ErrClosed, or the TPM's.
+func (v *Vault) Make(ctx context.Context, t TPM, k Key) error {
+	if v.Begun(k) {
 		return nil
 	}
 	key := make([]byte, keyLen)
@@ -116,18 +139,22 @@ func (v *Vault) Make(ctx context.Context, t TPM) error {
 		if !bytes.Equal(got, key) {
 			return errors.New("seal a key: the TPM gave back another")
 		}
-		return v.write(keyFile, s)
+		return v.write(string(k), s)
 	}
 	return why
 }
 
-// Outlives reports whether the key would still open in the state of now, by an
-// approval of r, with the TPM's floor raised to that of r. A box may have booted
-// before the release that runs on it was installed.
+// Outlives reports whether every key that is sealed would still open in the
+// state of now, by an approval of r, with the TPM's floor raised to that of r. A
+// box may have booted before the release that runs on it was installed.
 func (v *Vault) Outlives(ctx context.Context, t TPM, r boot.Reference) bool {
-	var s sealed
-	if !v.read(keyFile, &s) {
-		return true // nothing is sealed
+	return !slices.ContainsFunc(keys[:], func(k Key) bool { return !v.outlives(ctx, t, r, k) })
+}
+
+func (v *Vault) outlives(ctx context.Context, t TPM, r boot.Reference, k Key) bool {
+	s, err := v.load(k)
+	if err != nil { // one that is lost closes no more; one that cannot be read now may open yet
+		return errors.Is(err, ErrNone) || errors.Is(err, ErrLost)
 	}
 	return slices.ContainsFunc(r.Approvals, func(a boot.Approval) bool {
 		if a.Floor != 0 && a.Floor < r.Floor || !bytes.Equal(a.Ref, s.Ref) {
@@ -165,12 +192,17 @@ func (v *Vault) unseal(ctx context.Context, t TPM, s sealed) ([]byte, error) {
 
 // Keep puts the approvals of a release on file, those of the release key. It
 // reports whether there is one; none is no error, such a release seals nothing.
-func (v *Vault) Keep(r boot.Reference) (bool, error) {
+func (v *Vault) Keep(r boot.Reference) (bool, error) { return v.KeepFrom("", r) }
+
+// KeepFrom is Keep for what a file of this box says, by its path. It stands
+// beside what was published of the same release, which may be newer, and takes
+// nothing of that away.
+func (v *Vault) KeepFrom(file string, r boot.Reference) (bool, error) {
 	mine := slices.DeleteFunc(slices.Clone(r.Approvals), func(a boot.Approval) bool { return !a.Signed(v.Release) })
 	if len(mine) == 0 {
 		return false, nil
 	}
-	name := fileOf(r.Release)
+	name := fileOf(cmp.Or(file, r.Release)) // a path is no release
 	var there []boot.Approval
 	if v.read(name, &there) && slices.EqualFunc(there, mine, same) {
 		now := time.Now()
@@ -198,25 +230,29 @@ func (v *Vault) Has(release string) bool {
 
 // baseline is baseline.json: how it was when an update was offered.
 type baseline struct {
-	Release string `json:"release"` // offered
-	Open    bool   `json:"open"`
+	Release string `json:"release"`               // offered
+	Open    bool   `json:"open"`                  // the key of the books
+	Closed  bool   `json:"data_closed,omitempty"` // that of the data partition; agents before it know none
 }
 
-// Baseline keeps whether the key was open when a release was offered.
-func (v *Vault) Baseline(release string, open bool) error {
-	return v.write(baseFile, baseline{release, open})
+// Baseline keeps which keys did not open when a release was offered.
+func (v *Vault) Baseline(release string, closed ...Key) error {
+	return v.write(baseFile, baseline{release, !slices.Contains(closed, Books), slices.Contains(closed, Data)})
 }
 
-// OpenBefore reports whether the key was open when the release was offered;
-// yes, unless it is known that it was not.
-func (v *Vault) OpenBefore(release string) bool {
+// OpenBefore reports whether a key opened when the release was offered; yes,
+// unless it is known that it did not.
+func (v *Vault) OpenBefore(release string, k Key) bool {
 	var b baseline
-	return !v.read(baseFile, &b) || b.Release != release || b.Open
+	if !v.read(baseFile, &b) || b.Release != release {
+		return true
+	}
+	return k == Books && b.Open || k == Data && !b.Closed
 }
 
-// Forget removes the sealed key: what it encrypts cannot be read any more.
-func (v *Vault) Forget() error {
-	err := os.Remove(filepath.Join(v.Dir, keyFile))
+// Forget removes a sealed key: what it encrypts cannot be read any more.
+func (v *Vault) Forget(k Key) error {
+	err := os.Remove(filepath.Join(v.Dir, string(k)))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

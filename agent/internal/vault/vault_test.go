@@ -110,7 +110,7 @@ func (b *box) keep(name string, f tpmfarm.Firmware, floor uint64) {
 
 func (b *box) open() []byte {
 	b.t.Helper()
-	key, err := b.vault.Open(b.t.Context(), b.dev)
+	key, err := b.vault.Open(b.t.Context(), b.dev, vault.Books)
 	must(b.t, err)
 	return key
 }
@@ -118,7 +118,7 @@ func (b *box) open() []byte {
 // closed shows that the key does not open, and which way.
 func (b *box) closed(what string, want error) {
 	b.t.Helper()
-	if key, err := b.vault.Open(b.t.Context(), b.dev); !errors.Is(err, want) || key != nil {
+	if key, err := b.vault.Open(b.t.Context(), b.dev, vault.Books); !errors.Is(err, want) || key != nil {
 		b.t.Errorf("%s: got %x, %v, want %v", what, key, err, want)
 	}
 }
@@ -131,17 +131,17 @@ func TestKeySurvivesUpdatesAndDiesOnTampering(t *testing.T) {
 	one, two := tpmfarm.Default("agent/1.0.0"), tpmfarm.Default("agent/1.1.0")
 	b.boot(one)
 	b.closed("before anything", vault.ErrNone)
-	if err := b.vault.Make(t.Context(), b.dev); !errors.Is(err, vault.ErrClosed) || b.vault.Begun() {
-		t.Fatalf("without an approval: got %v, begun %v", err, b.vault.Begun())
+	if err := b.vault.Make(t.Context(), b.dev, vault.Books); !errors.Is(err, vault.ErrClosed) || b.vault.Begun(vault.Books) {
+		t.Fatalf("without an approval: got %v, begun %v", err, b.vault.Begun(vault.Books))
 	}
 	b.keep("agent/1.1.0", two, 0)
-	if err := b.vault.Make(t.Context(), b.dev); !errors.Is(err, vault.ErrClosed) || b.vault.Begun() {
-		t.Fatalf("with the approval of another boot: got %v, begun %v", err, b.vault.Begun())
+	if err := b.vault.Make(t.Context(), b.dev, vault.Books); !errors.Is(err, vault.ErrClosed) || b.vault.Begun(vault.Books) {
+		t.Fatalf("with the approval of another boot: got %v, begun %v", err, b.vault.Begun(vault.Books))
 	}
 	b.keep("agent/1.0.0", one, 0)
-	must(t, b.vault.Make(t.Context(), b.dev))
+	must(t, b.vault.Make(t.Context(), b.dev, vault.Books))
 	key := b.open()
-	must(t, b.vault.Make(t.Context(), b.dev)) // changes nothing
+	must(t, b.vault.Make(t.Context(), b.dev, vault.Books)) // changes nothing
 
 	b.boot(one)
 	if got := b.open(); !bytes.Equal(got, key) {
@@ -202,7 +202,7 @@ func TestOnlyTheReleaseKeyApproves(t *testing.T) {
 	if ok, err := other.Keep(release(t, stranger, "agent/1.0.0", f, 0)); !ok || err != nil {
 		t.Fatalf("got %v, %v", ok, err)
 	}
-	if err := b.vault.Make(t.Context(), b.dev); !errors.Is(err, vault.ErrClosed) {
+	if err := b.vault.Make(t.Context(), b.dev, vault.Books); !errors.Is(err, vault.ErrClosed) {
 		t.Errorf("a stranger's approval on the disk: got %v, want ErrClosed", err)
 	}
 }
@@ -214,7 +214,7 @@ func TestAnotherTPM(t *testing.T) {
 	f := tpmfarm.Default("agent/1.0.0")
 	b.boot(f)
 	b.keep("agent/1.0.0", f, 0)
-	must(t, b.vault.Make(t.Context(), b.dev))
+	must(t, b.vault.Make(t.Context(), b.dev, vault.Books))
 	thief, err := b.farm.Start(t.Context(), t.TempDir())
 	must(t, err)
 	must(t, f.Boot(thief, filepath.Join(t.TempDir(), "log")))
@@ -223,8 +223,8 @@ func TestAnotherTPM(t *testing.T) {
 	defer dev.Close()
 	b.dev = chip{dev}
 	b.closed("another TPM", vault.ErrLost)
-	must(t, b.vault.Forget())
-	must(t, b.vault.Forget())
+	must(t, b.vault.Forget(vault.Books))
+	must(t, b.vault.Forget(vault.Books))
 	b.closed("forgotten", vault.ErrNone)
 }
 
@@ -234,7 +234,7 @@ func TestDamagedFiles(t *testing.T) {
 	f := tpmfarm.Default("agent/1.0.0")
 	b.boot(f)
 	b.keep("agent/1.0.0", f, 0)
-	must(t, b.vault.Make(t.Context(), b.dev))
+	must(t, b.vault.Make(t.Context(), b.dev, vault.Books))
 	key := filepath.Join(b.vault.Dir, "key.json")
 	good, err := os.ReadFile(key)
 	must(t, err)
@@ -242,8 +242,8 @@ func TestDamagedFiles(t *testing.T) {
 	b.closed("a torn key file", vault.ErrLost)
 	must(t, os.Remove(key))
 	must(t, os.Mkdir(key, 0o700)) // as a medium that fails: there, and not readable now
-	if _, err := b.vault.Open(t.Context(), b.dev); err == nil || errors.Is(err, vault.ErrLost) || !b.vault.Begun() {
-		t.Errorf("a key file that cannot be read now: got %v, begun %v, want an error that gives nothing up", err, b.vault.Begun())
+	if _, err := b.vault.Open(t.Context(), b.dev, vault.Books); err == nil || errors.Is(err, vault.ErrLost) || !b.vault.Begun(vault.Books) {
+		t.Errorf("a key file that cannot be read now: got %v, begun %v, want an error that gives nothing up", err, b.vault.Begun(vault.Books))
 	}
 	must(t, os.Remove(key))
 	must(t, os.WriteFile(key, good, 0o600))
@@ -303,15 +303,79 @@ func TestDeadBattery(t *testing.T) {
 // TestBaseline: a new agent has to open what was open when it was offered.
 func TestBaseline(t *testing.T) {
 	v := &vault.Vault{Dir: t.TempDir()}
-	if !v.OpenBefore("agent/2.0.0") {
-		t.Error("nothing known: want the strict answer")
+	before := func(release string) [2]bool {
+		return [2]bool{v.OpenBefore(release, vault.Books), v.OpenBefore(release, vault.Data)}
 	}
-	must(t, v.Baseline("agent/2.0.0", false))
-	if v.OpenBefore("agent/2.0.0") || !v.OpenBefore("agent/3.0.0") {
-		t.Error("closed before 2.0.0: want no demand on it, and on others as ever")
+	if got := before("agent/2.0.0"); got != [2]bool{true, true} {
+		t.Errorf("nothing known: got %v, want the strict answer", got)
 	}
-	must(t, v.Baseline("agent/2.0.0", true))
-	if !v.OpenBefore("agent/2.0.0") {
-		t.Error("open before 2.0.0: want it to open too")
+	must(t, v.Baseline("agent/2.0.0", vault.Books))
+	if got := before("agent/2.0.0"); got != [2]bool{false, true} {
+		t.Errorf("books closed before 2.0.0: got %v", got)
+	}
+	must(t, v.Baseline("agent/2.0.0", vault.Data, vault.Books))
+	if got, other := before("agent/2.0.0"), before("agent/3.0.0"); got != [2]bool{false, false} || other != [2]bool{true, true} {
+		t.Errorf("both closed before 2.0.0: got %v, want no demand on it, and on others as ever: %v", got, other)
+	}
+	must(t, v.Baseline("agent/2.0.0"))
+	if got := before("agent/2.0.0"); got != [2]bool{true, true} {
+		t.Errorf("open before 2.0.0: got %v, want it to open too", got)
+	}
+	// What an agent left that knew of no data.
+	must(t, os.WriteFile(filepath.Join(v.Dir, "baseline.json"), []byte(`{"release":"agent/2.0.0","open":false}`), 0o600))
+	if got := before("agent/2.0.0"); got != [2]bool{false, true} {
+		t.Errorf("of an older agent: got %v", got)
+	}
+}
+
+// TestKeysAreApart: what befalls one key leaves the other, and the floor rises
+// only when both outlive it.
+func TestKeysAreApart(t *testing.T) {
+	b := newBox(t)
+	f := tpmfarm.Default("agent/1.0.0")
+	b.boot(f)
+	b.keep("agent/1.0.0", f, 0)
+	if b.vault.Any() {
+		t.Error("something is sealed before anything was")
+	}
+	must(t, b.vault.Make(t.Context(), b.dev, vault.Data))
+	if b.vault.Begun(vault.Books) || !b.vault.Any() {
+		t.Error("the key of the data is that of the books")
+	}
+	must(t, b.vault.Make(t.Context(), b.dev, vault.Books))
+	data, err := b.vault.Open(t.Context(), b.dev, vault.Data)
+	must(t, err)
+	if bytes.Equal(data, b.open()) {
+		t.Error("one key for both")
+	}
+	must(t, b.vault.Forget(vault.Books))
+	b.closed("forgotten", vault.ErrNone)
+	if got, err := b.vault.Open(t.Context(), b.dev, vault.Data); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("the data after the books were given up: got %x, %v, want %x", got, err, data)
+	}
+
+	high := release(t, b.key, "agent/1.0.0", f, 2)
+	high.Floor = 2
+	stranger := tpmfarm.Default("agent/9.0.0")
+	other := release(t, b.key, "agent/1.0.0", stranger, 2)
+	other.Floor = 2
+	if b.vault.Outlives(t.Context(), b.dev, other) || !b.vault.Outlives(t.Context(), b.dev, high) {
+		t.Error("with the data alone: want the floor raised by what opens it, and by nothing else")
+	}
+	must(t, b.vault.Make(t.Context(), b.dev, vault.Books))
+	file := filepath.Join(b.vault.Dir, string(vault.Data))
+	good, err := os.ReadFile(file)
+	must(t, err)
+	must(t, os.WriteFile(file, bytes.Replace(good, []byte(`{"ref":"`), []byte(`{"ref":"YWFh`), 1), 0o600)) // sealed for another word
+	if b.vault.Outlives(t.Context(), b.dev, high) {
+		t.Error("the floor may be raised though the data does not outlive it")
+	}
+	must(t, errors.Join(os.Remove(file), os.Mkdir(file, 0o700)))
+	if b.vault.Outlives(t.Context(), b.dev, high) {
+		t.Error("the floor may be raised though nobody can see now whether the data outlives it")
+	}
+	must(t, errors.Join(os.Remove(file), os.WriteFile(file, good[:10], 0o600)))
+	if !b.vault.Outlives(t.Context(), b.dev, high) {
+		t.Error("a key that is lost keeps the floor down for ever")
 	}
 }

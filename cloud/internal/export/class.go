@@ -219,6 +219,8 @@ var classes = []class{
 	{5304, "vault.closed", "Books of a till do not open for this boot", plain, other},
 	{5305, "vault.lost", "Key to the books of a till lost", plain, other},
 	{5306, "spool.shed", "Till gave up telemetry for want of room", plain, other},
+	{5307, "vault.data-closed", "Data of a till does not open for this boot", plain, other},
+	{5308, "vault.data-lost", "Key to the data of a till lost", plain, other},
 
 	{6001, "audit.chain_broken", "Audit trail broken", plain, other},
 	{6002, "audit.chain_filled", "Gap of an audit trail filled", plain, other},
