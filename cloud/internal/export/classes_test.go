@@ -28,7 +28,7 @@ var made = map[string][]string{
 var noKinds = regexp.MustCompile(`^((quote|boot|est|tpm|previous|current|operator|bundle|fleet|www)\..*|` +
 	`.*\.(json|db|db-wal|key|pub|new|cbor|tar|raucb|html|token|pem|toml|sock|txt|log|part|xml|ico|js|com|example|org|sql)|` +
 	`enrol\.(malformed|tls|ek-certificate|key-attributes|tier|challenge|binding|activation|certify|owner|claim|model|ek-duplicate|ek-listed)|` +
-	`identity\.(certificate|evidence|copy)|audit\.head|spool\.(lock|beside|db)|command\.floor|telemetry\.samples|release\.(freshness|expiry)|` +
+	`identity\.(certificate|evidence|copy|keys)|audit\.head|spool\.(lock|beside|db)|command\.floor|telemetry\.samples|release\.(freshness|expiry)|` +
 	`device\.(mqtt|https)|update\.(repair|min-rauc-version)|rotate\.ek|a\.b)$`)
 
 var (
