@@ -8,6 +8,7 @@ TAGS    := sqlite_omit_load_extension netgo osusergo
 LINT    := .cache/bin/golangci-lint-2.15.0
 PEERS   := simulator/peers/node_modules/.package-lock.json
 STEP_CA := .cache/bin/step-ca-0.30.2
+CYCLONE := .cache/bin/cyclonedx-gomod-1.9.0
 NG      := .cache/syslog-ng
 PROM    := .cache/prometheus
 
@@ -20,7 +21,9 @@ CC_amd64 := x86_64-linux-gnu-gcc
 
 NEED_BUILD := gcc libc6-dev nodejs npm
 NEED_RUN   := $(NEED_BUILD) swtpm swtpm-tools '?pcscd' '?vsmartcard-vpcd'
-NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs strace postgresql rsyslog rsyslog-openssl liblognorm-utils
+NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs strace postgresql rsyslog rsyslog-openssl liblognorm-utils $(NEED_BR)
+NEED_BR    := shellcheck genimage fdisk dosfstools mtools e2fsprogs rauc squashfs-tools openssl
+NEED_TREE  := $(NEED_BR) build-essential bc file python3 python3-magic flake8 rsync unzip wget cpio
 NEED_VM    := gcc libc6-dev make xz-utils qemu-system-x86 busybox-static
 NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
@@ -33,7 +36,7 @@ GO_AGENT := CGO_ENABLED=1 CGO_CFLAGS=-Os go build -trimpath -gcflags=all=-l -gcf
 SHRINK   := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-chaos test-powercut test-hal-vm test-siem check lint build console bench step-ca help FORCE
+.PHONY: run test test-chaos test-powercut test-hal-vm test-siem check lint build console bench image check-buildroot defconfigs release sbom step-ca help FORCE
 
 run: ## five tills, their fleet service and the console, on this machine
 	@.ci/deps $(NEED_RUN)
@@ -129,6 +132,29 @@ bench: ## the numbers that must not rot, as JSON lines
 	@$(MAKE) --no-print-directory build >&2
 	@bin/tillward-sim bench
 
+image: $(if $(BUILDROOT),bin/tillward-provision) ## the image of a box, with a Buildroot you bring: BOARD=pc_x86_64 BUILDROOT=path VENDOR=folder; docs/vendor.md
+	@BOARD='$(BOARD)' BUILDROOT='$(BUILDROOT)' VENDOR='$(VENDOR)' VERSION='$(VERSION)' OUT='$(OUT)' MODEL='$(MODEL)' COMPATIBLE='$(COMPATIBLE)' \
+	CONSOLE='$(CONSOLE)' STUB='$(STUB)' BOOT_JSON='$(BOOT_JSON)' RAUC_CERT='$(RAUC_CERT)' RAUC_KEY='$(RAUC_KEY)' RELEASE='$(RELEASE)' \
+	EXTERNAL='$(EXTERNAL)' CONFIG='$(CONFIG)' buildroot/image.sh
+
+check-buildroot: ## buildroot/ by itself, and against BUILDROOT=path where given (KERNEL=path for a Linux, too); ARGS=--json
+	@.ci/deps $(if $(BUILDROOT),$(NEED_TREE),$(NEED_BR))
+	@go run -trimpath ./simulator/cmd/tillward-brcheck $(if $(BUILDROOT),--tree '$(BUILDROOT)') $(if $(KERNEL),--kernel '$(KERNEL)') $(ARGS)
+
+defconfigs: ## the configurations of buildroot/configs, from their fragments
+	@go run -trimpath ./simulator/cmd/tillward-brcheck --write
+
+release: ## the source of this version with its Go modules, for Buildroot: dist/tillward-VERSION.tar.gz and its hash
+	@.ci/deps rsync git
+	@buildroot/release.sh '$(VERSION)' dist
+
+# From the binary itself, without what differs from run to run.
+sbom: $(CYCLONE) $(BIN)/tillward-agent ## what is in the agent, as CycloneDX: dist/tillward-agent-VERSION.cdx.json
+	@mkdir -p dist
+	@$(CYCLONE) bin -json -licenses -assert-licenses -std -noserial -version '$(VERSION)' $(BIN)/tillward-agent | \
+		sed '1,/"component":/{/"timestamp":/d;/"hashes":/,/^ *\],$$/d}' >dist/tillward-agent-$(VERSION).cdx.json
+	@echo dist/tillward-agent-$(VERSION).cdx.json
+
 step-ca: $(STEP_CA) ## an authority below a real step-ca, which is built first and takes minutes: not part of `test`
 	STEP_CA=$(abspath $(STEP_CA)) go test $(RACE) -count=1 -tags "$(TAGS) stepca" ./provisioning/ca/step
 
@@ -137,6 +163,11 @@ $(STEP_CA):
 	CGO_ENABLED=0 GOBIN=$(abspath .cache/bin) go install github.com/smallstep/certificates/cmd/step-ca@v$(lastword $(subst -, ,$@))
 	@mv .cache/bin/step-ca $@
 
+$(CYCLONE):
+	@echo "building cyclonedx-gomod, once" >&2
+	CGO_ENABLED=0 GOBIN=$(abspath .cache/bin) go install -trimpath github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v$(lastword $(subst -, ,$@))
+	@mv .cache/bin/cyclonedx-gomod $@
+
 # Built once from source: the version is part of the name, so a new one is a new file.
 $(LINT):
 	@echo "building golangci-lint, once" >&2
@@ -144,4 +175,4 @@ $(LINT):
 	@mv .cache/bin/golangci-lint $@
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
