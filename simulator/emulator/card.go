@@ -32,6 +32,12 @@ type Card struct {
 	commands [][]byte
 }
 
+// NewCard returns a card for the slot of a reader that somebody else plays: dial
+// connects it there, and waits until there is one. Run keeps it connected.
+func NewCard(dial func(context.Context) (net.Conn, error)) *Card {
+	return &Card{dial: dial, changed: make(chan struct{}, 1)}
+}
+
 // ppse is the answer of the card to the selection of its payment directory.
 var ppse = []byte("\x6f\x25\x84\x0e2PAY.SYS.DDF01\xa5\x13\xbf\x0c\x10\x61\x0e\x4f\x08\xf0TILLWD\x87\x01\x01\x90\x00")
 
@@ -125,9 +131,9 @@ func (c *Card) Commands() [][]byte {
 	return append([][]byte(nil), c.commands...)
 }
 
-// run keeps the card that is in connected to its reader, until ctx ends. A
+// Run keeps the card that is in connected to its reader, until ctx ends. A
 // reader that is started again finds the card where it was.
-func (c *Card) run(ctx context.Context) {
+func (c *Card) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		inserted := c.inserted

@@ -186,9 +186,9 @@ func newDaemon(dir, lib string, n int) (*daemon, []string, error) {
 	for pair := range (n + 1) / 2 {
 		port := firstPort + 2*pair
 		for p := port; p < port+2; p++ {
-			c := &Card{dial: func(ctx context.Context) (net.Conn, error) { return d.dial(ctx, p) }, changed: make(chan struct{}, 1)}
+			c := NewCard(func(ctx context.Context) (net.Conn, error) { return d.dial(ctx, p) })
 			d.cards = append(d.cards, c)
-			d.wg.Go(func() { c.run(play) })
+			d.wg.Go(func() { c.Run(play) })
 		}
 		driver := filepath.Join(dir, fmt.Sprintf("reader%d.so", pair))
 		if err := os.WriteFile(driver, code, 0o700); err != nil { // #nosec G306 -- a program
