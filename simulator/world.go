@@ -48,6 +48,7 @@ type Options struct {
 	Day      time.Duration // how long the scripted day lasts
 	Receipts string        // folder for a picture of each receipt; empty: none
 	Apart    bool          // the service runs in a process of its own
+	Images   bool          // its tills are whole machines, made elsewhere: nothing is published of a boot that is played, and there is no pcscd
 	Store    string        // URL of the service's database, for its role; empty: SQLite
 	Pace     Pace
 	Out      io.Writer // what a person reads
@@ -98,13 +99,16 @@ func Open(ctx context.Context, opt Options) (_ *World, err error) {
 	if err = w.openService(ctx); err != nil {
 		return nil, err
 	}
+	w.root = filepath.Join(w.repo(), "metadata", "1.root.json")
+	if opt.Images {
+		return w, nil
+	}
 	if err = w.publishBoot(ctx); err != nil {
 		return nil, err
 	}
 	if w.readers, err = openReaders(ctx, filepath.Join(opt.Dir, "pcscd"), opt.Tills, opt.Out); err != nil {
 		return nil, err
 	}
-	w.root = filepath.Join(w.repo(), "metadata", "1.root.json")
 	for i := range opt.Tills {
 		t, err := w.makeTill(ctx, i)
 		if t != nil {
