@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/tillward/tillward/simulator/guest"
@@ -67,10 +68,14 @@ func (k *Kit) Build(ctx context.Context, s Spec, dir string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	list := at("initrd.modules")
+	if err := os.WriteFile(list, []byte(strings.Join(early, "\n")+"\n"), 0o644); err != nil { // #nosec G306 -- nothing secret in it
+		return Image{}, err
+	}
 	env := append([]string{
 		"VERSION=" + s.Version, "MODEL=" + s.Model, "COMPATIBLE=" + s.Compatible, "VENDOR=" + s.Vendor, "CONSOLE=" + yesNo(s.Console),
 		"ROOT=" + root, "KERNEL=" + k.file("kernel"), "MODULES=" + k.file("modules"), "STUB=" + k.Stub(), "PROVISION=" + provision,
-		"OUT=" + dir, "SOURCE_DATE_EPOCH=1700000000", "SQUASHFS_LEVEL=3", "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin",
+		"OUT=" + dir, "SOURCE_DATE_EPOCH=1700000000", "SQUASHFS_LEVEL=3", "INITRD_MODULES=" + list, "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin",
 	}, s.Env...)
 	if s.BaseLog != "" {
 		env = append(env, "BASE_LOG="+s.BaseLog, "BASE_UKI="+s.BaseUKI)

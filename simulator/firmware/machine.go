@@ -147,7 +147,7 @@ func (m *Machine) start(ctx context.Context, run string) (err error) {
 func (m *Machine) arguments(chip, qmp string) []string {
 	o := m.options
 	args := []string{
-		"-machine", "q35,hpet=off", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", strconv.Itoa(o.Memory),
+		"-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", strconv.Itoa(o.Memory),
 		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-S",
 		"-qmp", "unix:" + qmp + ",server=on,wait=off", "-serial", "stdio",
 		"-drive", "if=pflash,format=raw,readonly=on,file=" + m.kit.file("code.fd"),

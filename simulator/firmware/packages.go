@@ -39,13 +39,16 @@ var keep = []struct {
 
 // modules are those of the kernel that the till may load; what they need comes
 // along. The initrd takes its own from among them.
-var modules = []string{
-	// before the root
-	"i6300esb", "virtio_pci", "virtio_blk", "efivarfs", "dm_mod", "dm_verity", "squashfs",
+var modules = append([]string{
 	// file systems, and the data behind its key
-	"ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8", "dm_crypt", "xts", "aesni_intel", "essiv", "loop", "nbd",
+	"crc32c_generic", "crc32c_intel", // ext4, nf_tables and others ask for it by another name
+	"ext4", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8", "dm_crypt", "xts", "aesni_intel", "sha256_ssse3", "essiv", "loop", "nbd",
 	// network
 	"virtio_net", "virtio_rng", "nf_tables", "nft_ct", "nft_log", "nft_limit", "nft_reject", "nft_reject_inet", "nfnetlink_log", "nf_conntrack",
 	// what hangs on it
 	"xhci_pci", "xhci_hcd", "usbcore", "usbserial", "ftdi_sio", "usb_storage", "uas", "sd_mod", "usbhid", "hid_generic", "evdev", "usblp", "uinput", "cdc_acm", "button",
-}
+}, early...)
+
+// early are those of the initrd: what this machine has of those that every
+// till's looks for (initrd/modules). Each is measured and unpacked at each boot.
+var early = []string{"i6300esb", "virtio_pci", "virtio_blk", "efivarfs", "dm_mod", "dm_verity", "squashfs", "sha256_ssse3"}
