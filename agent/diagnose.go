@@ -83,7 +83,7 @@ func (a *Agent) diagnoseTPM(ctx context.Context, line func(string, ...any), dev 
 		return
 	}
 	for i, v := range pcrs {
-		line("PCR %d %s", i, hex.EncodeToString(v))
+		line("PCR %d %s", boot.Quoted[i], hex.EncodeToString(v))
 	}
 	raw, err := a.eventLog()
 	switch {

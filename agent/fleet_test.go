@@ -518,7 +518,7 @@ func (f *fleet) reference(release string, fw tpmfarm.Firmware, floor uint64) {
 	f.t.Helper()
 	pcrs := map[int][]byte{}
 	for i, v := range fw.Registers() {
-		pcrs[i] = v
+		pcrs[boot.Quoted[i]] = v
 	}
 	a, err := boot.SignApproval(f.seal, []byte("spool"), pcrs, floor)
 	must(f.t, err)

@@ -47,8 +47,9 @@ const (
 	nvChainTo tpm2.TPMHandle = 0x01C001FF
 )
 
-// quotedPCRs are PCR 0 to 9: firmware, boot loader, kernel and command line.
-const quotedPCRs = 10
+// quotedPCRs are PCR 0 to 9, firmware, boot loader, kernel and command line, and
+// 11, the parts of a unified kernel image.
+var quotedPCRs = [...]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11}
 
 // TPM is an open TPM. Its methods may be called from several goroutines. A TPM
 // command cannot be called back: a context that ends keeps a method from
@@ -154,9 +155,9 @@ func (t *TPM) named(public []byte) (*key, error) {
 	return nil, errors.New("the TPM does not hold the key that was named")
 }
 
-// Quote lets the AK sign PCR 0 to 9 of the SHA-256 bank together with extra
-// (32 bytes). It returns TPMS_ATTEST, TPMT_SIGNATURE and the PCR values, read
-// again until they are those that were quoted.
+// Quote lets the AK sign PCR 0 to 9 and 11 of the SHA-256 bank together with extra
+// (32 bytes). It returns TPMS_ATTEST, TPMT_SIGNATURE and the PCR values in that
+// order, read again until they are those that were quoted.
 func (t *TPM) Quote(ctx context.Context, extra []byte) (attest, signature []byte, pcrs [][]byte, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -175,7 +176,7 @@ func (t *TPM) Quote(ctx context.Context, extra []byte) (attest, signature []byte
 			SignHandle:     auth(t.ak.cur),
 			QualifyingData: tpm2.TPM2BData{Buffer: extra},
 			InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-			PCRSelect:      selection(),
+			PCRSelect:      selection(quotedPCRs[:]),
 		}.Execute(t.dev)
 		if err != nil {
 			return nil, nil, nil, t.lost(fmt.Errorf("quote: %w", err))
@@ -194,12 +195,8 @@ func (t *TPM) Quote(ctx context.Context, extra []byte) (attest, signature []byte
 // pcrs reads the quoted registers; a TPM returns at most eight at a time.
 func (t *TPM) pcrs() ([][]byte, error) {
 	var out [][]byte
-	for len(out) < quotedPCRs {
-		sel := tpm2.TPMSPCRSelection{Hash: tpm2.TPMAlgSHA256, PCRSelect: make([]byte, 3)}
-		for i := len(out); i < quotedPCRs; i++ {
-			sel.PCRSelect[i/8] |= 1 << (i % 8)
-		}
-		rsp, err := tpm2.PCRRead{PCRSelectionIn: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{sel}}}.Execute(t.dev)
+	for len(out) < len(quotedPCRs) {
+		rsp, err := tpm2.PCRRead{PCRSelectionIn: selection(quotedPCRs[len(out):])}.Execute(t.dev)
 		if err != nil {
 			return nil, fmt.Errorf("read PCRs: %w", err)
 		}
@@ -210,9 +207,14 @@ func (t *TPM) pcrs() ([][]byte, error) {
 			out = append(out, d.Buffer)
 		}
 	}
-	return out[:quotedPCRs], nil
+	return out[:len(quotedPCRs)], nil
 }
 
-func selection() tpm2.TPMLPCRSelection {
-	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: []byte{0xff, 0x03, 0}}}}
+// selection names registers of the SHA-256 bank.
+func selection(pcrs []int) tpm2.TPMLPCRSelection {
+	bits := make([]byte, 3)
+	for _, p := range pcrs {
+		bits[p/8] |= 1 << (p % 8)
+	}
+	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: bits}}}
 }

@@ -343,8 +343,8 @@ func TestQuoteCoversTheRegisters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(pcrs) != 10 || len(sig) == 0 {
-		t.Fatalf("got %d PCRs and a signature of %d bytes, want 10 and some", len(pcrs), len(sig))
+	if len(pcrs) != 11 || len(sig) == 0 {
+		t.Fatalf("got %d PCRs and a signature of %d bytes, want 11 and some", len(pcrs), len(sig))
 	}
 	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](attest)
 	if err != nil {
@@ -356,6 +356,9 @@ func TestQuoteCoversTheRegisters(t *testing.T) {
 	q, err := a.Attested.Quote()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if sel := q.PCRSelect.PCRSelections; len(sel) != 1 || sel[0].Hash != tpm2.TPMAlgSHA256 || !bytes.Equal(sel[0].PCRSelect, []byte{0xff, 0x0b, 0}) {
+		t.Errorf("got selection %+v, want PCR 0 to 9 and 11", sel)
 	}
 	h := sha256.New()
 	for _, p := range pcrs {

@@ -65,7 +65,7 @@ const (
 
 // Appraise measures a boot against the references that are good for a device:
 // of the release it runs and of the one it was offered. pcrs are the quoted
-// values, log is the raw log, decide tells what was decided about an event by
+// values as ParseLog takes them, log is the raw log, decide tells what was decided about an event by
 // register and hex digest; nil: nothing. The boot has to have one chain of one
 // release in all its registers; findings explain against the chain that fits
 // best.
@@ -74,6 +74,10 @@ const (
 // order. An approved event may come beside them or, one for one, stand in the
 // place of one that is missing: new firmware brings a new digest, not one more.
 // A missing event without another in its place is never forgiven.
+//
+// PCR 11 counts where a policy names it: systems that measure into it after the
+// firmware has closed its log are judged by the rest, as they were before it was
+// quoted.
 //
 // References without a policy, for models without a log, count only when none
 // has one: stripping a log must not choose the weaker.
@@ -87,9 +91,14 @@ func Appraise(refs []Reference, decide func(pcr int, digest string) Decision, pc
 			"the device sent no event log, by which %s is judged: it was stripped, or the firmware's TPM measurements are off", judging[0].Release)})
 	}
 	var events []Event
+	var apart error // the log does not add up to PCR 11 alone
 	if len(log) > 0 {
 		var err error
-		if events, err = ParseLog(log, pcrs); err != nil {
+		if events, err = ParseLog(log, pcrs); only(err, imageParts) {
+			apart, pcrs = err, pcrs[:slices.Index(Quoted[:], imageParts)]
+			events, err = ParseLog(log, pcrs)
+		}
+		if err != nil {
 			f := Finding{Check: checkReplay, Text: clip(fmt.Sprintf("%v: the log was edited, or a register was extended outside it", err))}
 			if bad, ok := errors.AsType[*replayError](err); ok {
 				f.PCR = strconv.Itoa(bad.pcrs[0])
@@ -100,13 +109,11 @@ func Appraise(refs []Reference, decide func(pcr int, digest string) Decision, pc
 	if len(judging) == 0 {
 		return Result{Trust: Attested, Release: refs[0].Release}
 	}
-	seen := make([][]Event, Registers)
+	seen := make(map[int][]Event)
 	for _, e := range events {
-		if e.PCR < Registers {
-			seen[e.PCR] = append(seen[e.PCR], e)
-		}
+		seen[e.PCR] = append(seen[e.PCR], e)
 	}
-	j := judge{decide: decide, quoted: len(pcrs), seen: seen, decided: make(map[string]Decision)}
+	j := judge{decide: decide, quoted: Quoted[:len(pcrs)], apart: apart, seen: seen, decided: make(map[string]Decision)}
 	var best *fit
 	for _, r := range judging {
 		for _, c := range r.Chains {
@@ -123,8 +130,9 @@ func refuse(f Finding) Result { return Result{Trust: Quarantined, Findings: []Fi
 // judge holds one boot.
 type judge struct {
 	decide  func(pcr int, digest string) Decision
-	quoted  int
-	seen    [][]Event // by register
+	quoted  []int
+	apart   error           // what is wrong with PCR 11, when it was quoted and must not be gone by
+	seen    map[int][]Event // by register
 	decided map[string]Decision
 }
 
@@ -180,8 +188,10 @@ func (j *judge) fit(r Reference, c Chain) *fit {
 	for _, p := range r.Policy {
 		soft := slices.Contains(r.Soft, p)
 		switch {
-		case p >= j.quoted:
-			f.add(checkCovered, p, "", fmt.Sprintf("%s counts PCR %d, which was not quoted", r.Release, p))
+		case p == imageParts && j.apart != nil:
+			f.add(checkReplay, p, "", fmt.Sprintf("%v: the log was edited, or the register was extended outside it", j.apart))
+		case !slices.Contains(j.quoted, p):
+			f.add(checkCovered, p, "", fmt.Sprintf("%s counts PCR %d, which was not quoted: update the agent", r.Release, p))
 		case len(j.seen[p]) == 0:
 			f.add(checkCovered, p, "", fmt.Sprintf("%s counts PCR %d, of which the log holds no event", r.Release, p))
 		default:

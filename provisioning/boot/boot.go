@@ -23,8 +23,13 @@ import (
 	"io"
 )
 
-// Registers is how many are quoted: PCR 0 to 9.
-const Registers = 10
+// Quoted are the registers that a TPM signs, in the order of their values: PCR 0
+// to 9, and 11, which holds the parts of a unified kernel image. Agents of
+// before 2026-11-27 quote the first ten. PCR 10 is never quoted: the kernel goes
+// on extending it.
+var Quoted = [...]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11}
+
+const imageParts = 11 // the register that not everybody quotes
 
 // Limits of an event log.
 const (

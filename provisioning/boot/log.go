@@ -17,24 +17,27 @@ import (
 
 // ParseLog reads a crypto-agile log, binary_bios_measurements of the kernel
 // [TCG PC Client Platform Firmware Profile 1.06, 10.2], and replays it against
-// the quoted values of the SHA-256 bank, the one of PCR 0 first. Every register
-// whose value is not that of a reset must be what the log adds up to. It
-// returns the events of these registers in the order of the log. Errors are
-// ErrLog.
+// the quoted values of the SHA-256 bank, which are those of the first registers
+// of Quoted. Every register whose value is not that of a reset must be what the
+// log adds up to. It returns the events of these registers in the order of the
+// log. Errors are ErrLog.
 func ParseLog(raw []byte, pcrs [][]byte) ([]Event, error) {
 	log, err := parse(raw)
 	if err != nil {
 		return nil, err
 	}
-	if len(pcrs) == 0 {
+	switch {
+	case len(pcrs) == 0:
 		return nil, fmt.Errorf("no register values to hold the log against: %w", ErrLog)
+	case len(pcrs) > len(Quoted):
+		return nil, fmt.Errorf("%d register values, at most %d are quoted: %w", len(pcrs), len(Quoted), ErrLog)
 	}
 	values := make([]attest.PCR, len(pcrs))
 	for i, p := range pcrs {
 		if len(p) != sha256.Size {
-			return nil, fmt.Errorf("value of PCR %d has %d bytes: %w", i, len(p), ErrLog)
+			return nil, fmt.Errorf("value of PCR %d has %d bytes: %w", Quoted[i], len(p), ErrLog)
 		}
-		values[i] = attest.PCR{Index: i, Digest: p, DigestAlg: crypto.SHA256}
+		values[i] = attest.PCR{Index: Quoted[i], Digest: p, DigestAlg: crypto.SHA256}
 	}
 	verified, err := log.Verify(values)
 	if bad, ok := errors.AsType[attest.ReplayError](err); ok && len(bad.InvalidPCRs) > 0 {
@@ -44,9 +47,9 @@ func ParseLog(raw []byte, pcrs [][]byte) ([]Event, error) {
 		return nil, fmt.Errorf("replay: %w: %w", ErrLog, err)
 	}
 	events := make([]Event, 0, len(verified))
-	covered := make([]bool, len(pcrs))
+	covered := make(map[int]bool)
 	for _, v := range verified {
-		if len(v.Digest) != sha256.Size || v.Index < 0 || v.Index >= len(pcrs) {
+		if len(v.Digest) != sha256.Size || !slices.Contains(Quoted[:len(pcrs)], v.Index) {
 			return nil, fmt.Errorf("event of PCR %d with a digest of %d bytes: %w", v.Index, len(v.Digest), ErrLog)
 		}
 		covered[v.Index] = true
@@ -56,8 +59,8 @@ func ParseLog(raw []byte, pcrs [][]byte) ([]Event, error) {
 	// goes.
 	var bare []int
 	for i, p := range pcrs {
-		if !covered[i] && !bytes.Equal(p, reset) {
-			bare = append(bare, i)
+		if !covered[Quoted[i]] && !bytes.Equal(p, reset) {
+			bare = append(bare, Quoted[i])
 		}
 	}
 	if len(bare) > 0 {
@@ -66,21 +69,22 @@ func ParseLog(raw []byte, pcrs [][]byte) ([]Event, error) {
 	return events, nil
 }
 
-// Replay returns what the registers 0 to 9 hold after the boot that a log tells
-// of, when it is complete. It is for reference values, never for trust.
+// Replay returns what the registers of Quoted hold after the boot that a log
+// tells of, when it is complete. It is for reference values, never for trust.
 func Replay(raw []byte) ([][]byte, error) {
 	log, err := parse(raw)
 	if err != nil {
 		return nil, err
 	}
-	values := make([][]byte, Registers)
+	values := make([][]byte, len(Quoted))
 	for i := range values {
 		values[i] = bytes.Clone(reset)
 	}
 	begun := false
 	for _, e := range log.Events(attest.HashSHA256) {
+		at := slices.Index(Quoted[:], e.Index)
 		switch {
-		case e.Index < 0 || e.Index >= Registers:
+		case at < 0:
 		case e.Type == noAction:
 			if locality, ok := startup(e); ok && !begun {
 				values[0][sha256.Size-1] = locality
@@ -89,8 +93,8 @@ func Replay(raw []byte) ([][]byte, error) {
 			return nil, fmt.Errorf("event of PCR %d without a SHA-256 digest: switch the firmware's SHA-256 bank on: %w", e.Index, ErrLog)
 		default:
 			begun = begun || e.Index == 0
-			sum := sha256.Sum256(slices.Concat(values[e.Index], e.Digest))
-			values[e.Index] = sum[:]
+			sum := sha256.Sum256(slices.Concat(values[at], e.Digest))
+			values[at] = sum[:]
 		}
 	}
 	if !begun {
@@ -120,6 +124,12 @@ func (e *replayError) Error() string {
 }
 
 func (e *replayError) Unwrap() error { return ErrLog }
+
+// only reports whether err is about that register and no other.
+func only(err error, pcr int) bool {
+	bad, ok := errors.AsType[*replayError](err)
+	return ok && slices.Equal(bad.pcrs, []int{pcr})
+}
 
 func names(pcrs []int) string {
 	return "PCR " + strings.Trim(strings.ReplaceAll(fmt.Sprint(pcrs), " ", ", "), "[]")

@@ -157,9 +157,9 @@ func (r Reference) check() error {
 		return fmt.Errorf("model %.80q", r.Model)
 	case !isRelease(r.Release):
 		return fmt.Errorf("release %.80q is not like agent/1.2.3 or os/MODEL/prod/1.2.3", r.Release)
-	case !rising(r.Policy, Registers):
-		return fmt.Errorf("policy %v is not a rising list of registers 0 to %d", r.Policy, Registers-1)
-	case !rising(r.Soft, Registers) || slices.ContainsFunc(r.Soft, func(p int) bool { return !slices.Contains(r.Policy, p) }):
+	case !rising(r.Policy, 24) || slices.ContainsFunc(r.Policy, func(p int) bool { return !slices.Contains(Quoted[:], p) }):
+		return fmt.Errorf("policy %v is not a rising list of registers that are quoted: 0 to 9 and 11", r.Policy)
+	case !rising(r.Soft, 24) || slices.ContainsFunc(r.Soft, func(p int) bool { return !slices.Contains(r.Policy, p) }):
 		return fmt.Errorf("soft %v is not a rising list of registers of the policy", r.Soft)
 	case r.Floor > maxFloor:
 		return fmt.Errorf("floor %d, at most %d", r.Floor, maxFloor)

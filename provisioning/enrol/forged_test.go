@@ -72,7 +72,7 @@ type lie struct {
 // quoteChecks are the names of what is said.
 var quoteChecks = map[string]string{
 	"not made by a TPM": "quote.malformed", "attestation of type": "quote.malformed", "another challenge or channel": "quote.binding",
-	"selection": "quote.selection", "not those that were quoted": "quote.values", "PCR values for 10 registers": "quote.values", "PCR value of": "quote.values",
+	"selection": "quote.selection", "not those that were quoted": "quote.values", "PCR values for 10 registers": "quote.values", "PCR values for 11 registers": "quote.values", "PCR value of": "quote.values",
 }
 
 func TestForgedQuotes(t *testing.T) {
@@ -93,7 +93,13 @@ func TestForgedQuotes(t *testing.T) {
 		change func(*lie)
 		want   string // empty: good
 	}{
-		"good":             {func(*lie) {}, ""},
+		"good":        {func(*lie) {}, ""},
+		"with PCR 11": {func(l *lie) { l.sel, l.pcrs = sel(tpm2.TPMAlgSHA256, 0xff, 0x0b, 0), values(11) }, ""},
+		"without its value": {func(l *lie) {
+			l.sel, l.pcrs, l.shown = sel(tpm2.TPMAlgSHA256, 0xff, 0x0b, 0), values(11), values(10)
+		}, "PCR values for 11 registers"},
+		"PCR 11 for 9":     {func(l *lie) { l.sel = sel(tpm2.TPMAlgSHA256, 0xff, 0x09, 0) }, "selection"},
+		"PCR 10 and 11":    {func(l *lie) { l.sel, l.pcrs = sel(tpm2.TPMAlgSHA256, 0xff, 0x0f, 0), values(12) }, "selection"},
 		"short mask":       {func(l *lie) { l.sel = sel(tpm2.TPMAlgSHA256, 0xff, 0x03) }, ""},
 		"magic":            {func(l *lie) { l.magic++ }, "not made by a TPM"},
 		"kind":             {func(l *lie) { l.kind = tpm2.TPMSTAttestCertify }, ""},

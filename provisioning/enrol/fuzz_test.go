@@ -96,7 +96,7 @@ func FuzzKeys(f *testing.F) {
 
 func FuzzQuote(f *testing.F) {
 	f.Fuzz(func(t *testing.T, ak, attest, sig []byte) {
-		if _, err := VerifyQuote(ak, attest, sig, make([][]byte, quotedPCRs), [32]byte{}); err == nil {
+		if _, err := VerifyQuote(ak, attest, sig, make([][]byte, 11), [32]byte{}); err == nil {
 			t.Error("a quote without values was accepted")
 		}
 	})

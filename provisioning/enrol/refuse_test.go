@@ -706,7 +706,7 @@ func TestBootIsJudgedAtEnrolment(t *testing.T) {
 		seen.id, seen.pcrs, seen.log = id, len(pcrs), l
 		return accept, finding
 	})
-	if _, err := c.Enrol(t.Context()); err != nil || !bytes.Equal(seen.log, log) || seen.pcrs != 10 || seen.id.Tenant != "demo" || seen.id.Model != "box-9" || seen.id.Role != identity.RoleMember {
+	if _, err := c.Enrol(t.Context()); err != nil || !bytes.Equal(seen.log, log) || seen.pcrs != 11 || seen.id.Tenant != "demo" || seen.id.Model != "box-9" || seen.id.Role != identity.RoleMember {
 		t.Fatalf("judged %+v (%v)", seen, err)
 	}
 	finding = Refuse("boot.unknown-event", "an event that nobody knows")

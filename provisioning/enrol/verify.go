@@ -25,8 +25,10 @@ var ErrProof = errors.New("proof does not hold")
 // to another TPM was not put there by a maker.
 var errOtherEK = fmt.Errorf("the certificate was taken from another TPM: %w", ErrProof)
 
-// quotedPCRs is how many registers evidence covers: PCR 0 to 9.
-const quotedPCRs = 10
+// selections are what evidence may cover, all of it: PCR 0 to 9 and 11, or 0 to 9
+// as agents of before 2026-11-27 quote them. What a release makes of a register
+// that was not quoted is for the appraisal to say.
+var selections = map[string]int{"\xff\x0b": 11, "\xff\x03": 10}
 
 // oidEKCertificate is the extended key usage of EK certificates [TCG EK
 // Credential Profile 2.5, 3.2.16].
@@ -44,8 +46,8 @@ type Quoted struct {
 }
 
 // VerifyQuote checks a quote by the AK (a TPMT_PUBLIC): signature, magic, type,
-// extraData, the exact selection of PCR 0 to 9 in the SHA-256 bank, and the
-// digest over pcrs. attest is a TPMS_ATTEST, signature a TPMT_SIGNATURE or r
+// extraData, the exact selection of PCR 0 to 9 and 11 in the SHA-256 bank, or
+// that of older agents, 0 to 9, and the digest over pcrs. attest is a TPMS_ATTEST, signature a TPMT_SIGNATURE or r
 // and s of 32 bytes each. Errors are ErrProof and name a check.
 func VerifyQuote(ak, attest, signature []byte, pcrs [][]byte, extra [32]byte) (Quoted, error) {
 	a, err := verifyAttest(ak, attest, signature, tpm2.TPMSTAttestQuote, extra)
@@ -57,11 +59,15 @@ func VerifyQuote(ak, attest, signature []byte, pcrs [][]byte, extra [32]byte) (Q
 		return Quoted{}, failed(checkMalformed, "quote body: %w: %w", ErrProof, err)
 	}
 	sel := q.PCRSelect.PCRSelections
-	if len(sel) != 1 || sel[0].Hash != tpm2.TPMAlgSHA256 || !bytes.Equal(bytes.TrimRight(sel[0].PCRSelect, "\x00"), []byte{0xff, 0x03}) {
-		return Quoted{}, failed(checkSelection, "selection is not PCR 0-9 of the SHA-256 bank: %w", ErrProof)
+	n := 0
+	if len(sel) == 1 && sel[0].Hash == tpm2.TPMAlgSHA256 {
+		n = selections[string(bytes.TrimRight(sel[0].PCRSelect, "\x00"))]
 	}
-	if len(pcrs) != quotedPCRs {
-		return Quoted{}, failed(checkValues, "%d PCR values for %d registers: %w", len(pcrs), quotedPCRs, ErrProof)
+	if n == 0 {
+		return Quoted{}, failed(checkSelection, "selection is not PCR 0-9 and 11, nor 0-9, of the SHA-256 bank: %w", ErrProof)
+	}
+	if len(pcrs) != n {
+		return Quoted{}, failed(checkValues, "%d PCR values for %d registers: %w", len(pcrs), n, ErrProof)
 	}
 	digest := sha256.Sum256(slices.Concat(pcrs...))
 	for _, p := range pcrs {

@@ -2,7 +2,10 @@
 // each, on a unix socket, with its state in the till's folder and an EK
 // certificate from an authority of the farm, where a TPM maker would put it.
 // Firmware boots a till: it extends the TPM's registers and writes the event
-// log.
+// log. Image makes what such a till boots, too small to run.
+//
+// The package exports more than eight names: tests make boots and images of
+// parts that they change.
 //
 // A new state folder means fresh random seeds, so every TPM has its own EK; an
 // existing one is the same TPM after a power cycle. The processes die with the

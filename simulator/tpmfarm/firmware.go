@@ -42,6 +42,7 @@ type Measured struct {
 	Type   uint32
 	Data   []byte
 	Image  []byte // what the digest is over, where that is not the data: code is
+	Sum    []byte // the digest, where it is over parts of a file
 	Hidden bool   // measured, but not in the log
 	Faked  bool   // in the log, but not measured
 }
@@ -54,7 +55,12 @@ func (m Measured) measured() []byte {
 }
 
 // Digest is the SHA-256 that the register is extended with.
-func (m Measured) Digest() [32]byte { return sha256.Sum256(m.measured()) }
+func (m Measured) Digest() [32]byte {
+	if m.Sum != nil {
+		return [32]byte(m.Sum)
+	}
+	return sha256.Sum256(m.measured())
+}
 
 // Default is a UEFI till that boots a release, e.g. os/1.2.3: the firmware with
 // Secure Boot on, then boot manager, kernel, command line and agent image, of
@@ -174,17 +180,18 @@ func (f Firmware) Log() []byte {
 	return log
 }
 
-// Registers is what PCR 0 to 9 of the SHA-256 bank hold after Boot.
+// Registers is what the quoted registers of the SHA-256 bank hold after Boot, in
+// the order of boot.Quoted: PCR 0 to 9 and 11.
 func (f Firmware) Registers() [][]byte {
-	values := make([][]byte, 10)
+	values := make([][]byte, len(boot.Quoted))
 	for i := range values {
 		values[i] = make([]byte, sha256.Size)
 	}
 	for _, m := range f.Events {
-		if !m.Faked && m.PCR < len(values) {
+		if at := slices.Index(boot.Quoted[:], m.PCR); !m.Faked && at >= 0 {
 			d := m.Digest()
-			sum := sha256.Sum256(slices.Concat(values[m.PCR], d[:]))
-			values[m.PCR] = sum[:]
+			sum := sha256.Sum256(slices.Concat(values[at], d[:]))
+			values[at] = sum[:]
 		}
 	}
 	return values
@@ -197,7 +204,11 @@ func (f Firmware) Reference(model, release string) (boot.Reference, error) {
 	if err != nil {
 		return boot.Reference{}, err
 	}
-	return boot.ParseReference(boot.Observe(model, release, "uefi", []int{0, 2, 4, 7, 8, 9}, events).Bytes())
+	policy := []int{0, 2, 4, 7, 8, 9}
+	if slices.ContainsFunc(events, func(e boot.Event) bool { return e.PCR == 11 }) {
+		policy = []int{0, 2, 4, 7, 9, 11}
+	}
+	return boot.ParseReference(boot.Observe(model, release, "uefi", policy, events).Bytes())
 }
 
 // GUIDs as they are stored [UEFI 2.10, 3.3 and 32.4.1].

@@ -65,7 +65,7 @@ func TestRealTPM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := len(m.PCRs) == 10 && m.AgentVersion != ""; got != tt.full {
+		if got := len(m.PCRs) == 11 && m.AgentVersion != ""; got != tt.full {
 			t.Errorf("%s: got full evidence %v, want %v", tt.name, got, tt.full)
 		}
 		q := read(t, ak, m)

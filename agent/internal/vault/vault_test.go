@@ -93,7 +93,7 @@ func release(t *testing.T, key *ecdsa.PrivateKey, name string, f tpmfarm.Firmwar
 	t.Helper()
 	pcrs := map[int][]byte{}
 	for i, v := range f.Registers() {
-		pcrs[i] = v
+		pcrs[boot.Quoted[i]] = v
 	}
 	a, err := boot.SignApproval(key, []byte("spool"), pcrs, floor)
 	must(t, err)

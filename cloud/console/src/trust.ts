@@ -26,7 +26,7 @@ export function meaning(trust: string, judged: boolean): string {
 /** What a register measures [PC Client Platform Firmware Profile 1.06, 3.3.4]. */
 const registers: Record<string, string> = {
   0: 'firmware', 1: 'firmware settings', 2: 'option ROMs', 3: 'settings of option ROMs', 4: 'boot manager', 5: 'boot manager settings and partitions',
-  6: 'the maker\'s own', 7: 'Secure Boot keys', 8: 'boot loader commands', 9: 'kernel and initial disk',
+  6: 'the maker\'s own', 7: 'Secure Boot keys', 8: 'boot loader commands', 9: 'kernel and initial disk', 11: 'parts of the boot image',
 };
 
 export function register(pcr: string | number): string {

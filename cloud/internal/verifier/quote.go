@@ -24,12 +24,15 @@ const (
 	checkValues    = "quote.values"
 )
 
-// registers is how many are quoted: PCR 0 to 9 of the SHA-256 bank.
-const registers = 10
+// selections are what a quote may cover in the SHA-256 bank, and how many values
+// that is: PCR 0 to 9 and 11, or 0 to 9 as agents of before 2026-11-27 quote them.
+// A release whose policy names 11 refuses the latter [boot.Appraise].
+var selections = map[string]int{"\xff\x0b": 11, "\xff\x03": 10}
 
 // quote is what the TPM signed, once the signature holds.
 type quote struct {
 	extra    []byte // what it is bound to
+	values   int    // how many registers it is over
 	digest   []byte // over the registers
 	reset    uint32 // boots since the TPM was made or cleared
 	restart  uint32 // resumes since the last boot
@@ -65,19 +68,23 @@ func openQuote(ak, quoted, signature []byte) (quote, *fleet.Finding) {
 		return quote{}, fault(checkMalformed, "what was signed cannot be read: %v", err)
 	}
 	sel := q.PCRSelect.PCRSelections
-	if len(sel) != 1 || sel[0].Hash != tpm2.TPMAlgSHA256 || !bytes.Equal(bytes.TrimRight(sel[0].PCRSelect, "\x00"), []byte{0xff, 0x03}) {
-		return quote{}, fault(checkSelection, "the quote is not over PCR 0 to 9 of the SHA-256 bank")
+	n := 0
+	if len(sel) == 1 && sel[0].Hash == tpm2.TPMAlgSHA256 {
+		n = selections[string(bytes.TrimRight(sel[0].PCRSelect, "\x00"))]
+	}
+	if n == 0 {
+		return quote{}, fault(checkSelection, "the quote is not over PCR 0 to 9 and 11 of the SHA-256 bank, nor over 0 to 9")
 	}
 	return quote{
-		extra: a.ExtraData.Buffer, digest: q.PCRDigest.Buffer,
+		values: n, extra: a.ExtraData.Buffer, digest: q.PCRDigest.Buffer,
 		reset: a.ClockInfo.ResetCount, restart: a.ClockInfo.RestartCount, firmware: a.FirmwareVersion,
 	}, nil
 }
 
 // covers checks that pcrs are the values that were quoted, all and no others.
 func (q quote) covers(pcrs [][]byte) *fleet.Finding {
-	if len(pcrs) != registers {
-		return fault(checkValues, "%d register values came with a quote over %d", len(pcrs), registers)
+	if len(pcrs) != q.values {
+		return fault(checkValues, "%d register values came with a quote over %d", len(pcrs), q.values)
 	}
 	for _, p := range pcrs {
 		if len(p) != sha256.Size {

@@ -101,18 +101,33 @@ func TestQuote(t *testing.T) {
 			})
 		}, check: "quote.malformed"},
 		"selection without PCR 7": {change: func(own, _ *chip, m *wire.EvidenceReport) {
-			*m = own.forge(*m, selecting(tpm2.TPMAlgSHA256, 0x7f, 3, 0))
+			*m = own.forge(*m, selecting(tpm2.TPMAlgSHA256, 0x7f, 0x0b, 0))
 		}, check: "quote.selection"},
 		"selection of PCR 10 beside": {change: func(own, _ *chip, m *wire.EvidenceReport) {
+			*m = own.forge(*m, selecting(tpm2.TPMAlgSHA256, 0xff, 0x0f, 0))
+		}, check: "quote.selection"},
+		"selection of PCR 10 for 11": {change: func(own, _ *chip, m *wire.EvidenceReport) {
 			*m = own.forge(*m, selecting(tpm2.TPMAlgSHA256, 0xff, 7, 0))
 		}, check: "quote.selection"},
+		"selection of an older agent": {change: func(own, _ *chip, m *wire.EvidenceReport) {
+			own.before11 = true
+			*m = own.full(here, 1)
+		}, check: "boot.unjudged"},
+		"values of an older agent": {change: func(_, _ *chip, m *wire.EvidenceReport) { m.PCRs = m.PCRs[:10] }, check: "quote.values"},
+		"a value beside those of an older agent": {change: func(own, _ *chip, m *wire.EvidenceReport) {
+			own.before11 = true
+			*m = own.full(here, 1)
+			m.PCRs = own.fw.Registers()
+		}, check: "quote.values"},
 		"selection of PCR 23 beside": {change: func(own, _ *chip, m *wire.EvidenceReport) {
-			*m = own.forge(*m, selecting(tpm2.TPMAlgSHA256, 0xff, 3, 0x80))
+			*m = own.forge(*m, selecting(tpm2.TPMAlgSHA256, 0xff, 0x0b, 0x80))
 		}, check: "quote.selection"},
-		"selection of the SHA-1 bank": {change: func(own, _ *chip, m *wire.EvidenceReport) { *m = own.forge(*m, selecting(tpm2.TPMAlgSHA1, 0xff, 3, 0)) }, check: "quote.selection"},
-		"another register value":      {change: func(_, _ *chip, m *wire.EvidenceReport) { m.PCRs[4] = flip(m.PCRs[4], 0) }, check: "quote.values"},
-		"one register fewer":          {change: func(_, _ *chip, m *wire.EvidenceReport) { m.PCRs = m.PCRs[:9] }, check: "quote.values"},
-		"one register more":           {change: func(_, _ *chip, m *wire.EvidenceReport) { m.PCRs = append(m.PCRs, m.PCRs[0]) }, check: "quote.values"},
+		"selection of the SHA-1 bank": {change: func(own, _ *chip, m *wire.EvidenceReport) {
+			*m = own.forge(*m, selecting(tpm2.TPMAlgSHA1, 0xff, 0x0b, 0))
+		}, check: "quote.selection"},
+		"another register value": {change: func(_, _ *chip, m *wire.EvidenceReport) { m.PCRs[4] = flip(m.PCRs[4], 0) }, check: "quote.values"},
+		"one register fewer":     {change: func(_, _ *chip, m *wire.EvidenceReport) { m.PCRs = m.PCRs[:9] }, check: "quote.values"},
+		"one register more":      {change: func(_, _ *chip, m *wire.EvidenceReport) { m.PCRs = append(m.PCRs, m.PCRs[0]) }, check: "quote.values"},
 		"registers in another order": {
 			change: func(_, _ *chip, m *wire.EvidenceReport) { m.PCRs[4], m.PCRs[9] = m.PCRs[9], m.PCRs[4] }, check: "quote.values",
 		},

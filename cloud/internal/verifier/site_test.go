@@ -43,6 +43,8 @@ type chip struct {
 	restart uint32
 	version uint64 // of the TPM's own firmware
 	fw      tpmfarm.Firmware
+
+	before11 bool // its agent quotes PCR 0 to 9
 }
 
 func newChip(t testing.TB, id fleet.DeviceID, release string) *chip {
@@ -84,14 +86,26 @@ func akPublic(t testing.TB, key *ecdsa.PublicKey, change ...func(*tpm2.TPMTPubli
 
 func (c *chip) ak() []byte { return akPublic(c.t, &c.key.PublicKey) }
 
+// registers are the values that this agent's quote is over.
+func (c *chip) registers() [][]byte {
+	if c.before11 {
+		return c.fw.Registers()[:10]
+	}
+	return c.fw.Registers()
+}
+
 // statement is the quote before it is signed.
 func (c *chip) statement(extra [32]byte) tpm2.TPMSAttest {
-	digest := sha256.Sum256(slices.Concat(c.fw.Registers()...))
+	digest := sha256.Sum256(slices.Concat(c.registers()...))
+	bits := []byte{0xff, 0x0b, 0}
+	if c.before11 {
+		bits[1] = 0x03
+	}
 	return tpm2.TPMSAttest{
 		Magic: tpm2.TPMGeneratedValue, Type: tpm2.TPMSTAttestQuote, QualifiedSigner: tpm2.TPM2BName{Buffer: make([]byte, 34)},
 		ExtraData: tpm2.TPM2BData{Buffer: extra[:]}, ClockInfo: tpm2.TPMSClockInfo{ResetCount: c.reset, RestartCount: c.restart}, FirmwareVersion: c.version,
 		Attested: tpm2.NewTPMUAttest(tpm2.TPMSTAttestQuote, &tpm2.TPMSQuoteInfo{
-			PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: []byte{0xff, 0x03, 0}}}},
+			PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: bits}}},
 			PCRDigest: tpm2.TPM2BDigest{Buffer: digest[:]},
 		}),
 	}
@@ -118,7 +132,7 @@ func (c *chip) full(secret []byte, seq uint64) wire.EvidenceReport {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	m.PCRs, m.Log, m.AgentVersion = c.fw.Registers(), log, "1.0.0"
+	m.PCRs, m.Log, m.AgentVersion = c.registers(), log, "1.0.0"
 	return m
 }
 

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -38,7 +39,8 @@ type bootLog struct {
 
 const maxLogFile = 1 << 20 // bytes
 
-// read returns the log and the values of PCR 0 to 9, which it adds up to.
+// read returns the log and the values of the quoted registers, which it adds up
+// to.
 func (c *bootLog) read() (raw []byte, values [][]byte, events []boot.Event, err error) {
 	if raw, err = readFile(c.Log, maxLogFile); err != nil {
 		return nil, nil, nil, err
@@ -57,11 +59,36 @@ func (c *bootLog) read() (raw []byte, values [][]byte, events []boot.Event, err 
 	return raw, values, events, nil
 }
 
+// usual adds to registers that always count those that do so by how a box boots:
+// 11 for a unified kernel image, 8 for a boot loader that measures its commands.
+// A value that was not read must not weaken what is made of the log.
+func (c *bootLog) usual(always []int, raw []byte, values [][]byte) ([]int, error) {
+	all, err := boot.Replay(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Log, err)
+	}
+	has := func(pcr int) bool {
+		return slices.ContainsFunc(all[slices.Index(boot.Quoted[:], pcr)], func(b byte) bool { return b != 0 })
+	}
+	list := slices.Clone(always)
+	if has(11) {
+		if len(values) < len(all) {
+			return nil, usage{fmt.Errorf("--pcrs: no value of PCR 11, of which the log holds events: read it with the others, or name registers without it")}
+		}
+		list = append(list, 11)
+	}
+	if has(8) || !has(11) {
+		list = append(list, 8)
+	}
+	slices.Sort(list)
+	return list, nil
+}
+
 type bootObserve struct {
 	bootLog
 	Model   string `help:"Model of the box, as its certificate says." placeholder:"NAME"`
 	Release string `help:"What it boots: os/1.2.3, or agent/1.2.3 where the agent is measured." placeholder:"RELEASE"`
-	Policy  []int  `default:"0,2,4,7,8,9" help:"Registers that count. PCR 1, 3 and 5 differ from box to box."`
+	Policy  []int  `help:"Registers that count; by default 0, 2, 4, 7 and 9, with 11 where a unified kernel image was measured, and 8 where a boot loader measured its commands or nothing measured an image. PCR 1, 3 and 5 differ from box to box."`
 	Soft    []int  `help:"Registers of the policy in which an unknown event degrades a box and does not quarantine it."`
 	Floor   uint64 `help:"Rollback floor that TPMs are raised to once this release is committed."`
 	Chain   string `default:"uefi" help:"Name of this way to boot."`
@@ -71,10 +98,15 @@ type bootObserve struct {
 
 // Run implements the command.
 func (c *bootObserve) Run(o *out) error {
-	_, _, events, err := c.read()
+	raw, values, events, err := c.read()
 	if err != nil {
 		return err
 	}
+	return c.write(o, raw, values, events)
+}
+
+// write makes the reference values of a boot.
+func (c *bootObserve) write(o *out, raw []byte, values [][]byte, events []boot.Event) (err error) {
 	r := boot.Reference{Model: c.Model, Release: c.Release, Policy: c.Policy, Soft: c.Soft, Floor: c.Floor}
 	switch {
 	case c.From != "" && (c.Model != "" || c.Release != "" || c.Soft != nil || c.Floor != 0):
@@ -85,6 +117,10 @@ func (c *bootObserve) Run(o *out) error {
 		}
 	case c.Model == "" || c.Release == "":
 		return usage{errors.New("--model and --release say what the values are for; or --from adds to a file")}
+	case c.Policy == nil:
+		if r.Policy, err = c.usual([]int{0, 2, 4, 7, 9}, raw, values); err != nil {
+			return err
+		}
 	}
 	for _, p := range r.Policy {
 		if !slices.ContainsFunc(events, func(e boot.Event) bool { return e.PCR == p }) {
@@ -117,7 +153,7 @@ type bootApprove struct {
 	Reference string  `required:"" help:"Reference values to put the approval into." placeholder:"FILE"`
 	Key       string  `required:"" help:"The sealing key, made with key create --sealing." placeholder:"FILE"`
 	Ref       string  `default:"spool" help:"What opens: the word that the agent seals it under."`
-	Registers []int   `default:"4,7,8,9" help:"Registers whose values count for sealing; a box that differs in one of them needs an approval of its own."`
+	Registers []int   `help:"Registers whose values count for sealing: by default 4, 7 and 9, and 8 and 11 as for observe; a box that differs in one of them needs an approval of its own."`
 	Floor     *uint64 `help:"Highest rollback floor at which it opens; that of the reference values by default, 0: whatever the floor."`
 }
 
@@ -139,12 +175,18 @@ func (c *bootApprove) Run(o *out) error {
 	if got := boot.Appraise([]boot.Reference{r}, nil, values, raw); got.Trust != boot.Attested {
 		return fmt.Errorf("%s is not a boot that %s knows, nothing was signed: %s", c.Log, c.Reference, sentences(got.Findings))
 	}
+	if c.Registers == nil {
+		if c.Registers, err = c.usual([]int{4, 7, 9}, raw, values); err != nil {
+			return err
+		}
+	}
 	state := make(map[int][]byte)
 	for _, p := range c.Registers {
-		if p < 0 || p >= len(values) {
-			return usage{fmt.Errorf("--registers %d: only 0 to %d", p, len(values)-1)}
+		at := slices.Index(boot.Quoted[:len(values)], p)
+		if at < 0 {
+			return usage{fmt.Errorf("--registers %d: only %s", p, commas(boot.Quoted[:len(values)]))}
 		}
-		state[p] = values[p]
+		state[p] = values[at]
 	}
 	floor := r.Floor
 	if c.Floor != nil {
@@ -385,13 +427,17 @@ func readReference(file string) (boot.Reference, error) {
 
 var pcrLine = regexp.MustCompile(`^\s*(\d{1,2})\s*:\s*(?:0[xX])?([0-9A-Fa-f]{64})\s*$`)
 
-// readPCRs reads the values of PCR 0 to 9, all of them, from the output of
-// tpm2_pcrread or from the kernel's folder with a file for each.
+// readPCRs reads the values of PCR 0 to 9, all of them, and that of 11 if it is
+// there, from the output of tpm2_pcrread or from the kernel's folder with a file
+// for each.
 func readPCRs(path string) ([][]byte, error) {
 	lines := ""
 	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
-		for p := range boot.Registers {
+		for _, p := range boot.Quoted {
 			b, err := readFile(filepath.Join(path, strconv.Itoa(p)), 1<<10)
+			if p > 9 && errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -425,9 +471,12 @@ func readPCRs(path string) ([][]byte, error) {
 		values[p] = v
 	}
 	var list [][]byte
-	for p := range boot.Registers {
+	for _, p := range boot.Quoted {
+		if values[p] == nil && p > 9 {
+			continue
+		}
 		if values[p] == nil {
-			return nil, fmt.Errorf("%s: no SHA-256 value of PCR %d, only of %v: make it with tpm2_pcrread sha256:0,1,2,3,4,5,6,7,8,9", path, p, slices.Sorted(maps.Keys(values)))
+			return nil, fmt.Errorf("%s: no SHA-256 value of PCR %d, only of %v: make it with tpm2_pcrread sha256:0,1,2,3,4,5,6,7,8,9,11", path, p, slices.Sorted(maps.Keys(values)))
 		}
 		list = append(list, values[p])
 	}

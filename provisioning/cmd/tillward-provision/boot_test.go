@@ -8,6 +8,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/tillward/tillward/provisioning/boot"
 	"github.com/tillward/tillward/simulator/tpmfarm"
 )
 
@@ -27,8 +28,8 @@ func firmware(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(dir+"/log", f.Log(), 0o600))
 	text := fmt.Sprintf("  sha1:\n    0 : 0x%064X\n  sha256:\n", 1)
 	for i, v := range f.Registers() {
-		text += fmt.Sprintf("    %-2d: 0x%X\n", i, v)
-		ts.Check(os.WriteFile(fmt.Sprintf("%s/sysfs/%d", dir, i), fmt.Appendf(nil, "%X\n", v), 0o600))
+		text += fmt.Sprintf("    %-2d: 0x%X\n", boot.Quoted[i], v)
+		ts.Check(os.WriteFile(fmt.Sprintf("%s/sysfs/%d", dir, boot.Quoted[i]), fmt.Appendf(nil, "%X\n", v), 0o600))
 	}
 	ts.Check(os.WriteFile(dir+"/pcrs", []byte(text), 0o600))
 }
