@@ -56,6 +56,7 @@ func (b Boot) Slot(name string) (Slot, bool) {
 type Bundle struct {
 	Source       string   // a file, or an http URL
 	Headers      []string // of requests to that URL, "Name: value"
+	Inspecting   []string // more of them, while it is only looked at: who serves has to give the same again when it is installed; none: nobody sees to that
 	Format       string   // plain, verity, crypt
 	ManifestHash string   // hex; empty: any
 	Transaction  string   // kept with what is installed, where the installer can

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -66,14 +67,14 @@ func (s *session) begin(ctx context.Context, now hal.Boot, b hal.Bundle) error {
 	}
 	args := map[string]dbus.Variant{}
 	if len(b.Headers) > 0 {
-		args["http-headers"] = dbus.MakeVariant(b.Headers)
+		args[headers] = dbus.MakeVariant(b.Headers)
 	}
 	if b.Transaction != "" {
 		args[transaction] = dbus.MakeVariant(b.Transaction)
 	}
 	if insist {
 		args[manifestHash] = dbus.MakeVariant(b.ManifestHash)
-	} else if err := s.inspect(ctx, now, b); err != nil { // plain bundles, of which RAUC only tells the hash
+	} else if err := s.inspect(ctx, now, b, args); err != nil { // plain bundles, of which RAUC only tells the hash
 		return err
 	}
 	for {
@@ -83,10 +84,12 @@ func (s *session) begin(ctx context.Context, now hal.Boot, b hal.Bundle) error {
 			return nil
 		case unknown(err, transaction, args): // before 1.10
 		case unknown(err, manifestHash, args): // before 1.14
-			if stream {
+			// What is looked at and what is installed are two streams: only who serves
+			// can see to it that they are one.
+			if stream && len(b.Inspecting) == 0 {
 				return fmt.Errorf("%w: RAUC 1.14 or newer is needed for that, which insists on a manifest", hal.ErrNoStream)
 			}
-			if err := s.inspect(ctx, now, b); err != nil {
+			if err := s.inspect(ctx, now, b, args); err != nil {
 				return err
 			}
 		default:
@@ -94,6 +97,8 @@ func (s *session) begin(ctx context.Context, now hal.Boot, b hal.Bundle) error {
 		}
 	}
 }
+
+const headers = "http-headers"
 
 // Arguments that not every RAUC knows.
 const (
@@ -111,14 +116,19 @@ func unknown(err error, key string, args map[string]dbus.Variant) bool {
 	return true
 }
 
-// inspect compares the manifest hash as RAUC reads it from a file. RAUC before
-// 1.9 knows none; who has a file has compared the whole of it.
-func (s *session) inspect(ctx context.Context, now hal.Boot, b hal.Bundle) error {
+// inspect compares the manifest hash as RAUC reads it from a file or a stream.
+// RAUC before 1.9 knows none; who has a file has compared the whole of it, and a
+// stream takes a newer one.
+func (s *session) inspect(ctx context.Context, now hal.Boot, b hal.Bundle, install map[string]dbus.Variant) error {
 	if b.ManifestHash == "" || now.Before == "1.9" {
 		return nil
 	}
+	args := map[string]dbus.Variant{}
+	if _, sent := install[headers]; sent {
+		args[headers] = dbus.MakeVariant(slices.Concat(b.Headers, b.Inspecting))
+	}
 	var info map[string]dbus.Variant
-	if err := s.call(ctx, "InspectBundle", []any{b.Source, map[string]dbus.Variant{}}, &info); err != nil {
+	if err := s.call(ctx, "InspectBundle", []any{b.Source, args}, &info); err != nil {
 		return classify(err.Error())
 	}
 	if got := text(info["manifest-hash"]); got != b.ManifestHash {
@@ -322,6 +332,9 @@ func root(b hal.Boot, name string) hal.Slot {
 // compare reads what the disk holds, not what the memory remembers of it.
 func compare(ctx context.Context, slot hal.Slot) error {
 	f, err := os.Open(slot.Device)
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: who asks RAUC to write must be let read what was written; give the partition to the agent's group, 0640", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tillward/tillward/hal"
 	"github.com/tillward/tillward/hal/slot"
@@ -210,9 +214,62 @@ func TestNoStream(t *testing.T) {
 	}
 	m.Knows = []string{"http-headers", "transaction-id"}
 	if _, err := b.Install(t.Context(), in, nil); !errors.Is(err, hal.ErrNoStream) || !strings.Contains(err.Error(), "1.14") {
-		t.Errorf("a RAUC that cannot insist on a manifest: got %v, want %v", err, hal.ErrNoStream)
+		t.Errorf("a RAUC that cannot insist on a manifest, from somebody who may serve two things: got %v, want %v", err, hal.ErrNoStream)
 	}
 	b.untouched()
+}
+
+// TestReadBackUnprivileged reads back as the agent's own user does: it has no
+// capability, and the partitions are its group's to read.
+func TestReadBackUnprivileged(t *testing.T) {
+	const group = 65533
+	b := start(t, slottest.Options{Devices: true})
+	bundle := b.Bundle(slottest.Spec{Version: "2.0.0"})
+	before := b.status()
+	if _, err := b.Install(t.Context(), hal.Bundle{Source: bundle.Path}, nil); err != nil {
+		t.Fatal(err)
+	}
+	after := b.status()
+	written, _ := after.Slot("rootfs.1")
+	for _, mine := range []bool{true, false} {
+		owner := 0
+		if mine {
+			owner = group
+		}
+		if err := errors.Join(os.Chown(written.Device, 0, owner), os.Chmod(written.Device, 0o640)); err != nil { // #nosec G302 -- as on the box
+			t.Fatal(err)
+		}
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and never unlocked: the thread ends with what it lost
+			if err := drop(group); err != nil {
+				done <- err
+				return
+			}
+			_, err := slot.ReadBack(t.Context(), before, after)
+			done <- err
+		}()
+		switch err := <-done; {
+		case mine && err != nil:
+			t.Errorf("a partition of its own group: %v", err)
+		case !mine && (!errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "0640")):
+			t.Errorf("a partition of root's: got %v, want what to do", err)
+		}
+	}
+}
+
+// drop makes the calling thread one of a user in one group, without powers.
+func drop(group int) error {
+	for _, call := range []struct{ trap, a, b uintptr }{
+		{unix.SYS_SETGROUPS, 0, 0}, {unix.SYS_SETFSGID, uintptr(group), 0}, {unix.SYS_SETFSUID, 65534, 0},
+	} {
+		if _, _, e := unix.RawSyscall(call.trap, call.a, call.b, 0); e != 0 {
+			return fmt.Errorf("system call %d: %w", call.trap, e)
+		}
+	}
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	return unix.Capset(&head, &none[0])
 }
 
 // hold makes a bundle whose installation stops after the slot was written.

@@ -336,6 +336,15 @@ func TestSystemRebootsItself(t *testing.T) {
 		}
 		b.truthful(map[string]string{"agent": "1.0.0", system: "1.0.0"})
 	})
+	on(t, func(t *testing.T, b *till) { // a boot loader that tries once gets no more to do, and why is known
+		o := b.offerOf(system, "1.1.0")
+		b.fate[o.Target], b.parts[system].once = "sick", true
+		b.rest(o)
+		is(t, b.end(t, o), "ROLLED_BACK", "unhealthy")
+		if b.boots != 3 { // the first, the trial, and back
+			t.Errorf("%d boots, want 3", b.boots)
+		}
+	})
 	on(t, func(t *testing.T, b *till) { // one that recovers stays
 		o := b.offerOf(system, "1.1.0")
 		b.fate[o.Target] = "sick"

@@ -70,6 +70,7 @@ type part struct {
 	Tried    []string
 	backFail int
 	streams  bool
+	once     bool // the boot loader starts what is on trial once
 }
 
 // folder is one in memory, where there is one: what a real disk loses the tests
@@ -107,6 +108,9 @@ func (b *till) step(name string) {
 
 // Streams implements update.Streamer.
 func (p *part) Streams(trust.Target) bool { return p.streams }
+
+// Lasts reports whether a trial outlives a restart.
+func (p *part) Lasts(context.Context) bool { return !p.once }
 
 // Stage implements update.Handler.
 func (p *part) Stage(ctx context.Context, j update.Job) error {

@@ -154,7 +154,7 @@ func (m *Machine) prove(ctx context.Context, j *journal) error {
 		}
 		reason, why = "unproven", err
 	}
-	if j.Offer.class() == trust.ClassOS && j.Reboots < maxReboots && left > m.o.CheckFor {
+	if j.Offer.class() == trust.ClassOS && j.Reboots < maxReboots && left > m.o.CheckFor && m.lasts(ctx, j) {
 		j.Reboots++
 		m.o.Step("reboot again")
 		if err := m.keep(j); err != nil {
@@ -164,6 +164,18 @@ func (m *Machine) prove(ctx context.Context, j *journal) error {
 		return ErrReboot
 	}
 	return m.giveUp(ctx, j, Progress{State: rolledBack, Reason: reason, Text: why.Error()})
+}
+
+// lasting is a Handler of which a trial may not outlive a restart of the box.
+type lasting interface {
+	Lasts(ctx context.Context) bool
+}
+
+// lasts reports whether what is on trial would be started once more; else it is
+// taken back now, as long as somebody knows why.
+func (m *Machine) lasts(ctx context.Context, j *journal) bool {
+	h, ok := m.o.Handlers[j.Offer.class()].(lasting)
+	return !ok || h.Lasts(ctx)
 }
 
 // commit keeps what has proved itself, and says so only when it is what runs.

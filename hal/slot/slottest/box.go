@@ -1,6 +1,7 @@
 // Package slottest sets up a box with two boot slots for tests: a bus of its
-// own, the real RAUC service on it, a boot loader that counts tries, slots that
-// are files, and bundles that RAUC's own tool makes and signs.
+// own, the real RAUC service on it, a boot loader that counts tries or one that
+// is as UEFI's, slots that are files, and bundles that RAUC's own tool makes and
+// signs.
 //
 // It promises that the box is gone after the test and that nothing of the
 // machine is touched: RAUC mounts in a mount namespace of its own. That takes
@@ -54,6 +55,7 @@ type Box struct {
 // Options of a Box.
 type Options struct {
 	Devices  bool // slots are block devices, not files
+	EFI      bool // the boot loader is as UEFI firmware with RAUC's backend for it
 	Activate bool // RAUC makes what it wrote the one to start next, as it does unless told otherwise
 }
 
@@ -89,7 +91,12 @@ func New(t testing.TB, o Options) *Box {
 	b.write("rootfs.0", bytes.Repeat([]byte{0}, 1<<20), 0o600)
 	b.write("rootfs.1", bytes.Repeat([]byte{0}, 1<<20), 0o600)
 	b.write("ca.pem", b.keys.ca, 0o600)
-	b.write("bootloader", []byte(strings.ReplaceAll(bootloader, "DIR", b.path("boot"))), 0o700)
+	loader := bootloader
+	if o.EFI {
+		loader = efi
+		b.set("order", "A B")
+	}
+	b.write("bootloader", []byte(strings.ReplaceAll(loader, "DIR", b.path("boot"))), 0o700)
 	conf := system
 	if o.Activate {
 		conf = strings.ReplaceAll(conf, "activate-installed=false\n", "")
@@ -103,7 +110,9 @@ func New(t testing.TB, o Options) *Box {
 	}
 	b.write("system.conf", []byte(strings.ReplaceAll(conf, "DIR", dir)), 0o600)
 	b.write("bus.conf", []byte(strings.ReplaceAll(bus, "DIR", dir)), 0o600)
-	b.SetPrimary("A")
+	if !o.EFI {
+		b.SetPrimary("A")
+	}
 	b.set("current", "A")
 	b.bus()
 	b.turn()
@@ -170,6 +179,25 @@ set-state)
 esac
 `
 
+// efi is RAUC's backend for UEFI with the firmware's variables [RAUC 1.13,
+// src/bootloaders/efi.c]: what is to be started next is so once (BootNext), a
+// slot that is good comes first in BootOrder, one that is bad is not in it.
+const efi = `#!/bin/sh
+cd DIR || exit 1
+without() { for s in $(cat order); do [ $s = $1 ] || printf '%s ' $s; done; }
+case $1 in
+get-current) cat current ;;
+get-primary) set -- $(cat next 2>/dev/null) $(cat order); [ -n "$1" ] && echo $1 ;;
+set-primary) echo $2 >next ;;
+get-state) case " $(cat order) " in *" $2 "*) echo good ;; *) echo bad ;; esac ;;
+set-state)
+	order=$(without $2)
+	[ $3 != good ] || order="$2 $order"
+	echo $order >order ;;
+*) exit 1 ;;
+esac
+`
+
 // Serve starts RAUC's service, which must not run.
 func (b *Box) Serve() {
 	b.t.Helper()
@@ -199,6 +227,7 @@ func (b *Box) Reboot() {
 	b.turn()
 	for range 2*tries + 1 {
 		next := strings.TrimSpace(b.output(b.path("bootloader"), "get-primary"))
+		_ = os.Remove(b.path("boot/next"))
 		left, _ := strconv.Atoi(b.get(next + ".left"))
 		b.set(next+".left", strconv.Itoa(left-1))
 		if b.get(next+".broken") == "" {
@@ -217,9 +246,12 @@ func (b *Box) Reboot() {
 // Break makes what is in a slot one that does not come up.
 func (b *Box) Break(bootname string) { b.set(bootname+".broken", "yes") }
 
-// SetPrimary makes a slot the first one, with all tries.
+// SetPrimary makes a slot the first one, with all tries; with EFI for one start.
 func (b *Box) SetPrimary(bootname string) {
 	b.output(b.path("bootloader"), "set-primary", bootname)
+	if b.get("order") != "" {
+		return
+	}
 	if b.get("A.state") == "" || b.get("B.state") == "" {
 		b.output(b.path("bootloader"), "set-state", "A", "good")
 		b.output(b.path("bootloader"), "set-state", "B", "good")

@@ -2,6 +2,7 @@ package slottest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -24,10 +25,11 @@ const (
 	mockSize = 128 << 10 // of a range, as a kernel reads ahead
 )
 
-// Mock stands in for RAUC 1.14 or newer with streaming, which takes a kernel
+// Mock stands in for RAUC 1.13 or newer with streaming, which takes a kernel
 // with NBD and dm-verity that not every machine has. It asks for ranges as RAUC
 // does [RAUC 1.15, src/nbd.c]: "0-3" first, the headers with each, six times at
-// most. What came is checked by the real rauc tool, signature and verity tree,
+// most; to look at a bundle it reads the signature alone, with the manifest in
+// it. What came is checked by the real rauc tool, signature and verity tree,
 // before the slot is written.
 type Mock struct {
 	b     *Box
@@ -41,6 +43,8 @@ type Mock struct {
 
 	// Knows are the arguments that it takes; those of RAUC 1.14 at first.
 	Knows []string
+	// Inspected is called when a bundle was looked at; may be nil.
+	Inspected func()
 }
 
 // Requests is how many ranges it got.
@@ -262,13 +266,52 @@ func (m *Mock) getOnce(url string, headers []string, from, to int64) ([]byte, in
 // GetArtifactStatus is the method of that name.
 func (*Mock) GetArtifactStatus() ([]map[string]dbus.Variant, *dbus.Error) { return nil, nil }
 
-// InspectBundle is the method of that name, of a file.
-func (m *Mock) InspectBundle(source string, _ map[string]dbus.Variant) (map[string]dbus.Variant, *dbus.Error) {
-	whole, err := os.ReadFile(source)
+// InspectBundle is the method of that name.
+func (m *Mock) InspectBundle(source string, args map[string]dbus.Variant) (map[string]dbus.Variant, *dbus.Error) {
+	m.mu.Lock()
+	busy := m.busy
+	m.mu.Unlock()
+	if busy {
+		return nil, failed(errors.New("already processing a different method"))
+	}
+	for key := range args {
+		if key != "http-headers" || !slices.Contains(m.Knows, key) {
+			return nil, failed(says("Unsupported key: %s", key))
+		}
+	}
+	whole, err := []byte(nil), error(nil)
+	if strings.Contains(source, "://") {
+		headers, _ := args["http-headers"].Value().([]string)
+		whole, err = m.tail(source, headers)
+	} else {
+		whole, err = os.ReadFile(source)
+	}
 	if err != nil {
 		return nil, failed(err)
 	}
+	if m.Inspected != nil {
+		defer m.Inspected()
+	}
 	return map[string]dbus.Variant{"manifest-hash": dbus.MakeVariant(sum(m.b.manifest(source, whole, "verity")))}, nil
+}
+
+// tail fetches what RAUC looks at of a bundle that it does not install: its
+// first bytes, its length, and the signature at its end.
+func (m *Mock) tail(url string, headers []string) ([]byte, error) {
+	_, size, err := m.get(url, headers, 0, 3)
+	if err != nil {
+		return nil, fmt.Errorf("failed to configure streaming: %w", err)
+	}
+	end, _, err := m.get(url, headers, size-8, size-1)
+	if err != nil {
+		return nil, says("Input/output error: %v", err)
+	}
+	n := int64(binary.BigEndian.Uint64(end)) // #nosec G115 -- a bundle that the test made
+	signature, _, err := m.get(url, headers, size-8-n, size-9)
+	if err != nil {
+		return nil, says("Input/output error: %v", err)
+	}
+	return slices.Concat(signature, end), nil
 }
 
 // Mark is the method of that name.

@@ -131,7 +131,14 @@ func (h *Handler) Stage(ctx context.Context, j update.Job) error {
 			return err
 		}
 		defer p.close()
-		bundle.Source, bundle.Headers = p.url(), []string{p.header()}
+		bundle.Source, bundle.Headers, bundle.Inspecting = p.url(), []string{p.header()}, []string{p.look()}
+	}
+	// What is written over is not started any more. What runs must be what is
+	// then, also where the boot loader came to it because the other one failed.
+	if s, _ := b.Slot(b.Booted); s.Good == hal.No {
+		if err := h.o.Slots.Mark(ctx, b.Booted, "good"); err != nil {
+			return err
+		}
 	}
 	if err := h.keep(note{Execution: j.Execution, Version: j.Version, From: b.Booted, Phase: staging}); err != nil {
 		return err
@@ -177,6 +184,9 @@ func (h *Handler) meaning(ctx context.Context, err error, p *proxy) error {
 	case errors.Is(err, hal.ErrNoStream):
 		h.noStream.Store(true)
 		return err // tried again, from a file
+	}
+	if errors.Is(p.failed(), errPinned) {
+		h.noStream.Store(true)
 	}
 	if cut := p.failed(); cut != nil {
 		return fmt.Errorf("stream the bundle: %w (%w)", cut, err) // tried again

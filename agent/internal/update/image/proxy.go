@@ -17,8 +17,11 @@ import (
 
 const (
 	headerName = "X-Tillward-Stream"
+	headerLook = "X-Tillward-Look" // of who only looks at the bundle, so far
 	piece      = 256 << 10
-	atOnce     = 8 // ranges; RAUC asks for as many as the kernel reads ahead
+	block      = 64 << 10
+	maxPinned  = 8 << 20 // signature and manifest have some KiB, and the kernel reads ahead
+	atOnce     = 8       // ranges; RAUC asks for as many as the kernel reads ahead
 
 	// patience is how long a range may take. The kernel gives RAUC's block
 	// device up when one read takes 300 s, and RAUC asks six times with a second
@@ -28,7 +31,9 @@ const (
 
 // proxy serves one bundle to RAUC, on the loopback interface, for as long as
 // one installation takes. Who asks must know the path and a token that only
-// RAUC was told. What it serves is checked by RAUC, not here.
+// RAUC was told. What it serves is checked by RAUC, not here: but what RAUC was
+// served when it looked at the bundle it is served again when it installs it,
+// whatever the content has become meanwhile.
 type proxy struct {
 	content io.ReaderAt
 	length  int64
@@ -38,12 +43,13 @@ type proxy struct {
 	srv     *http.Server
 	turns   chan struct{}
 
-	mu  sync.Mutex
-	err error // the last read that failed
+	mu     sync.Mutex
+	err    error            // the last read that failed
+	pinned map[int64][]byte // by the number of the block
 }
 
 func newProxy(content io.ReaderAt, length int64) *proxy {
-	return &proxy{content: content, length: length, path: "/" + rand.Text() + ".raucb", token: rand.Text(), turns: make(chan struct{}, atOnce)}
+	return &proxy{content: content, length: length, path: "/" + rand.Text() + ".raucb", token: rand.Text(), turns: make(chan struct{}, atOnce), pinned: map[int64][]byte{}}
 }
 
 // serve starts serving on a free port.
@@ -62,6 +68,8 @@ func serve(content io.ReaderAt, length int64) (*proxy, error) {
 func (p *proxy) url() string { return "http://" + p.host + p.path }
 
 func (p *proxy) header() string { return headerName + ": " + p.token }
+
+func (p *proxy) look() string { return headerLook + ": yes" }
 
 func (p *proxy) close() { _ = p.srv.Close() }
 
@@ -103,6 +111,13 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "too much at once", http.StatusServiceUnavailable)
 		return
 	}
+	if r.Header.Get(headerLook) != "" {
+		if err := p.pin(ctx, from, to); err != nil {
+			p.noteFailure(err)
+			http.Error(w, "content is not to be had", http.StatusBadGateway)
+			return
+		}
+	}
 	p.send(ctx, w, from, to)
 }
 
@@ -110,11 +125,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (p *proxy) send(ctx context.Context, w http.ResponseWriter, from, to int64) {
 	for at := from; at < to; {
 		b, err := p.read(ctx, at, min(piece, to-at))
-		if !errors.Is(err, context.Canceled) { // RAUC has gone: that says nothing of the content
-			p.mu.Lock()
-			p.err = err
-			p.mu.Unlock()
-		}
+		p.noteFailure(err)
 		if err != nil {
 			if at > from {
 				panic(http.ErrAbortHandler) // cut: what was sent must not look whole
@@ -133,6 +144,57 @@ func (p *proxy) send(ctx context.Context, w http.ResponseWriter, from, to int64)
 			return // RAUC has gone
 		}
 		at += int64(len(b))
+	}
+}
+
+// noteFailure keeps why a read failed, or that it did not. When RAUC has gone,
+// that says nothing of the content.
+func (p *proxy) noteFailure(err error) {
+	if !errors.Is(err, context.Canceled) {
+		p.mu.Lock()
+		p.err = err
+		p.mu.Unlock()
+	}
+}
+
+var errPinned = errors.New("RAUC looks at more of the bundle than its signature")
+
+// pin has the blocks from from to to stay as they are now.
+func (p *proxy) pin(ctx context.Context, from, to int64) error {
+	for n := from / block; n*block < to; n++ {
+		p.mu.Lock()
+		_, there := p.pinned[n]
+		room := len(p.pinned) < maxPinned/block
+		p.mu.Unlock()
+		if there {
+			continue
+		}
+		if !room {
+			return errPinned
+		}
+		b, err := p.read(ctx, n*block, min(block, p.length-n*block))
+		if err != nil {
+			return err
+		}
+		p.mu.Lock()
+		if p.pinned[n] == nil { // else somebody was served the other one
+			p.pinned[n] = b
+		}
+		p.mu.Unlock()
+	}
+	return nil
+}
+
+// fix replaces what is pinned in a piece that begins at at.
+func (p *proxy) fix(b []byte, at int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	end := at + int64(len(b))
+	for n := at / block; n*block < end; n++ {
+		if was := p.pinned[n]; was != nil {
+			from := max(at, n*block)
+			copy(b[from-at:], was[from-n*block:])
+		}
 	}
 }
 
@@ -160,6 +222,7 @@ func (p *proxy) read(ctx context.Context, at, n int64) ([]byte, error) {
 		if got.err != nil {
 			return nil, fmt.Errorf("bytes from %d: %w", at, got.err)
 		}
+		p.fix(got.b, at)
 		return got.b, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("bytes from %d: %w", at, context.Cause(ctx))

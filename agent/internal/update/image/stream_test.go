@@ -14,6 +14,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -134,6 +135,86 @@ func streams(t *testing.T, l *till, j update.Job) {
 	}
 }
 
+// TestStreamInspected streams to a RAUC that cannot insist on a manifest: what it
+// was shown when it looked is what it gets when it installs, or nothing.
+func TestStreamInspected(t *testing.T) {
+	l, m, j := stream(t)
+	m.Knows = []string{"http-headers", "transaction-id"}
+	// Another bundle of the same authority; signatures differ in length.
+	var other slottest.Bundle
+	for tries := 0; other.Path == "" || len(read(t, other.Path)) != int(j.Target.Length) && tries < 50; tries++ {
+		other = l.Bundle(slottest.Spec{Version: "2.0.0", Format: "verity"})
+	}
+	good := make([]byte, j.Target.Length)
+	if _, err := j.Content.ReadAt(good, 0); err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if len(read(t, other.Path)) != len(good) {
+		t.Fatalf("bundles of %d and %d bytes: this test shows nothing", len(read(t, other.Path)), len(good))
+	}
+	swapped := read(t, other.Path)
+	var now atomic.Pointer[[]byte]
+	now.Store(&good)
+	m.Inspected = func() { now.Store(&swapped) }
+	bad := j
+	bad.Content = pointed{&now}
+	before := l.Slot("rootfs.1")
+	if err := l.Stage(t.Context(), bad); err == nil {
+		t.Error("what was looked at is not what was installed")
+	}
+	if !bytes.Equal(l.Slot("rootfs.1"), before) {
+		t.Error("the slot was written")
+	}
+	l.runs("1.0.0", "rootfs.0", false)
+	l.next("A", true)
+	m.Inspected = nil
+	streams(t, l, j)
+}
+
+// pointed is content that changes.
+type pointed struct{ to *atomic.Pointer[[]byte] }
+
+func (p pointed) ReadAt(b []byte, at int64) (int, error) {
+	return bytes.NewReader(*p.to.Load()).ReadAt(b, at)
+}
+
+// TestPinned serves the same bytes again, whole blocks of them and the edges.
+func TestPinned(t *testing.T) {
+	one, two := bytes.Repeat([]byte{1}, 1<<20), bytes.Repeat([]byte{2}, 1<<20)
+	var now atomic.Pointer[[]byte]
+	now.Store(&one)
+	h, path, name, token := image.Proxy(pointed{&now}, int64(len(one)))
+	get := func(from, to int64, look bool) []byte {
+		t.Helper()
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
+		r.Header.Set(name, token)
+		r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
+		if look {
+			r.Header.Set("X-Tillward-Look", "yes")
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != http.StatusPartialContent || w.Body.Len() != int(to-from) {
+			t.Fatalf("bytes %d to %d: got %d with %d bytes", from, to, w.Code, w.Body.Len())
+		}
+		return w.Body.Bytes()
+	}
+	get(0, 4, true)
+	get(700_000, 800_000, true)
+	now.Store(&two)
+	looked := get(690_000, 810_000, true) // what was not served yet may be new
+	for i, b := range get(0, 1<<20, false) {
+		at := int64(i)
+		old := at < 4 || at >= 700_000 && at < 800_000
+		if old && b != 1 || at >= 690_000 && at < 810_000 && b != looked[at-690_000] {
+			t.Fatalf("byte %d: got %d", at, b)
+		}
+		if at == 500_000 && b != 2 {
+			t.Fatal("what nobody looked at is not fetched anew")
+		}
+	}
+}
+
 // TestStreamFallsBack shows that a fallback is seen by the manifest hash way
 // too.
 func TestStreamFallsBack(t *testing.T) {
@@ -181,9 +262,16 @@ func TestStreamRefused(t *testing.T) {
 			}}
 		}, "tried again", "nobody has it", true},
 		"content is short": {func(_ *testing.T, j *update.Job, _ *slottest.Mock) { j.Target.Length++ }, "tried again", "unexpected EOF", true},
-		"RAUC that cannot insist": {func(_ *testing.T, _ *update.Job, m *slottest.Mock) {
+		"another manifest for RAUC 1.13": {func(_ *testing.T, j *update.Job, m *slottest.Mock) {
 			m.Knows = []string{"http-headers", "transaction-id"}
-		}, "tried again", "1.14", false},
+			j.Target.Custom.RAUC.ManifestHash = strings.Repeat("0", 64)
+		}, "REJECTED signature", "the release says", true},
+		"a signature that has no end": {func(_ *testing.T, j *update.Job, m *slottest.Mock) {
+			m.Knows = []string{"http-headers", "transaction-id"}
+			whole := make([]byte, 32<<20) // its last bytes say that nearly all of it is the signature
+			copy(whole[len(whole)-8:], []byte{0, 0, 0, 0, 1, 0xff, 0, 0})
+			j.Content, j.Target.Length = bytes.NewReader(whole), int64(len(whole))
+		}, "tried again", "more of the bundle", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, m, j := stream(t)

@@ -134,6 +134,11 @@ func (h *Handler) commit(ctx context.Context, j update.Job, b hal.Boot, n note) 
 	if err := h.o.Slots.Mark(ctx, n.To, "good"); err != nil {
 		return err
 	}
+	// With UEFI the slot comes first now, where it was to be started once.
+	b, err := h.o.Slots.Status(ctx)
+	if err != nil {
+		return err
+	}
 	if b.Primary != n.To && b.Primary != "" { // started by hand, once
 		if err := h.o.Slots.Mark(ctx, n.To, "active"); err != nil {
 			return err
@@ -169,6 +174,14 @@ func (h *Handler) back(ctx context.Context, b hal.Boot, n note) (update.Effect, 
 		return update.Reboot, nil
 	}
 	return update.None, h.forget()
+}
+
+// Lasts reports whether the boot loader would start what is on trial once more,
+// if nobody ended the trial. With UEFI it would not: the firmware forgets what
+// it is to start next as soon as it starts it.
+func (h *Handler) Lasts(ctx context.Context) bool {
+	b, err := h.o.Slots.Status(ctx)
+	return err != nil || b.Primary == "" || b.Primary == b.Booted
 }
 
 // Running implements update.Handler. A box has one system, whatever the
