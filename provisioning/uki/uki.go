@@ -128,9 +128,10 @@ type Measurement struct {
 //
 //   - PCR 4: the image and the kernel in it, as the firmware loads them
 //     (EV_EFI_BOOT_SERVICES_APPLICATION). Newer stubs load the kernel themselves.
-//   - PCR 9: the initrd, by the kernel's stub (EV_EVENT_TAG, Linux 5.17), behind
-//     which newer stubs put a copy of os-release (257), and the command line in
-//     UTF-16, by newer kernels (6.9).
+//   - PCR 9: the command line in UTF-16 and the initrd, by the kernel's own stub
+//     (EV_EVENT_TAG, since Linux 6.1 at the latest). Newer stubs of systemd put a
+//     copy of os-release behind the initrd (257). Without Secure Boot a stub takes
+//     another command line from the firmware's boot entry: it shows here alone.
 //   - PCR 11: name, with its final zero, and data of each section (EV_IPL). Which
 //     sections but the first four hangs on the stub.
 func (i Image) Measurements() []Measurement {
@@ -145,7 +146,7 @@ func (i Image) Measurements() []Measurement {
 	list := []Measurement{
 		{PCR: 4, What: "image", Digests: [][sha256.Size]byte{i.PE}, Always: true},
 		{PCR: 4, What: "kernel", Digests: [][sha256.Size]byte{i.Kernel}},
-		sum(9, "command line", false, append(slices.Clip(line), 0, 0), line),
+		sum(9, "command line", true, append(slices.Clip(line), 0, 0), line),
 		sum(9, "initrd", true, initrd, append(pad(slices.Clip(initrd), 4), cpio(".extra", "os-release", i.Section(".osrel"))...)),
 	}
 	for n, s := range i.Sections {

@@ -257,7 +257,7 @@ func TestMeasurements(t *testing.T) {
 		got = append(got, fmt.Sprintf("%d %s %v", m.PCR, m.What, m.Always))
 	}
 	want := []string{
-		"4 image true", "4 kernel false", "9 command line false", "9 initrd true",
+		"4 image true", "4 kernel false", "9 command line true", "9 initrd true",
 		"11 name of section .linux true", "11 section .linux true", "11 name of section .osrel true", "11 section .osrel true",
 		"11 name of section .cmdline true", "11 section .cmdline true", "11 name of section .initrd true", "11 section .initrd true",
 		"11 name of section .uname false", "11 section .uname false", "11 name of section .sbat false", "11 section .sbat false",

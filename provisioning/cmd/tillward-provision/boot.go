@@ -24,6 +24,7 @@ import (
 
 type bootCmd struct {
 	Observe bootObserve `cmd:"" help:"Make reference values of a box that is known to be good."`
+	Predict bootPredict `cmd:"" help:"Make reference values of an image that was never booted, of a boot of another."`
 	Approve bootApprove `cmd:"" help:"Sign the state in which sealed secrets open, and put the approval into the reference values."`
 	Format  bootFormat  `cmd:"" help:"Bring reference values that were edited into their one form."`
 	Show    bootShow    `cmd:"" help:"Tell what reference values say."`
