@@ -27,9 +27,12 @@ type child struct {
 	killed atomic.Bool
 }
 
-// spawn starts a program; out takes its standard output.
-func spawn(cmd *exec.Cmd, out io.Writer) (*child, error) {
+// spawn starts a program; in may be nil, out takes its standard output.
+func spawn(cmd *exec.Cmd, in *os.File, out io.Writer) (*child, error) {
 	c := &child{cmd: cmd, done: make(chan struct{})}
+	if in != nil {
+		cmd.Stdin = in
+	}
 	cmd.Stdout, cmd.Stderr = out, &c.said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)

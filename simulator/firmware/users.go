@@ -27,7 +27,7 @@ func users(table string) (passwd, group string, err error) {
 		{"messagebus", 100, nil},
 		{"nobody", 65534, nil},
 	}
-	passwd = "root:x:0:0:root:/root:/bin/sh\nmessagebus:x:100:100:D-Bus:/run/dbus:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
+	passwd = "root:x:0:0:root:/root:/bin/sh\nmessagebus:x:100:100:D-Bus:/run/dbus:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n" // #nosec G101 -- nobody can log in
 	at := func(name string) int { return slices.IndexFunc(groups, func(g member) bool { return g.name == name }) }
 	number := func(s string, free int) (int, error) {
 		n, err := strconv.Atoi(s)

@@ -33,7 +33,7 @@ func main() {
 func run(ctx context.Context) int {
 	o := firmware.Options{Say: os.Stderr}
 	s := firmware.Spec{Console: true}
-	m := firmware.MachineOptions{Serial: os.Stdout}
+	m := firmware.MachineOptions{Serial: os.Stdout, Keyboard: os.Stdin}
 	flag.StringVar(&o.Source, "source", ".", "`folder` of the module")
 	flag.StringVar(&o.Cache, "cache", ".cache/firmware", "`folder` for what is downloaded")
 	flag.StringVar(&o.Bin, "bin", "bin", "`folder` of tillward-agent and tillward-provision")
