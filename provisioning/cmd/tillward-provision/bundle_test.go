@@ -38,6 +38,32 @@ func newBundle(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
+// raucBundle FILE KEYS VERSION has rauc make a bundle with keys of bundle keys.
+func raucBundle(ts *testscript.TestScript, neg bool, args []string) {
+	dir, keys := ts.MkAbs("in-"+args[2]), ts.MkAbs(args[1])
+	ts.Check(os.MkdirAll(dir, 0o700))
+	ts.Check(os.WriteFile(filepath.Join(dir, "rootfs.img"), noise(args[2], 200_000), 0o600))
+	manifest := "[update]\ncompatible=pos500\nversion=" + args[2] + "\n\n[bundle]\nformat=verity\n\n[image.rootfs]\nfilename=rootfs.img\n"
+	ts.Check(os.WriteFile(filepath.Join(dir, "manifest.raucm"), []byte(manifest), 0o600))
+	call(ts, neg, "rauc", "--keyring", keys+"/keyring.pem", "bundle", "--cert", keys+"/signing.pem", "--key", keys+"/signing.key", dir, ts.MkAbs(args[0]))
+}
+
+// raucInfo FILE CONF has rauc check a bundle as a box with that configuration
+// does.
+func raucInfo(ts *testscript.TestScript, neg bool, args []string) {
+	call(ts, neg, "rauc", "--conf", ts.MkAbs(args[1]), "info", ts.MkAbs(args[0]))
+}
+
+func call(ts *testscript.TestScript, neg bool, name string, args ...string) {
+	bin, err := exec.LookPath(name)
+	if err != nil {
+		ts.Fatalf("apt-get install openssl rauc squashfs-tools: %v", err)
+	}
+	if err := ts.Exec(bin, args...); (err != nil) != neg {
+		ts.Fatalf("%s %q: %v", name, args, err)
+	}
+}
+
 // noise is content that does not compress: rauc wants a bundle of some size.
 func noise(seed string, n int) []byte {
 	b := make([]byte, n)

@@ -26,6 +26,7 @@ type cli struct {
 	Release releaseCmd `cmd:"" help:"Releases in a repository."`
 	Boot    bootCmd    `cmd:"" help:"Boot reference values: how the boxes of a model boot a release."`
 	UKI     ukiCmd     `cmd:"" name:"uki" help:"Unified kernel images: what a box boots, as one EFI program."`
+	Bundle  bundleCmd  `cmd:"" help:"Keys that sign the image bundles of RAUC."`
 	EK      ekCmd      `cmd:"" name:"ek" help:"Lists of TPMs that left the line."`
 	Factory factoryCmd `cmd:"" help:"Devices on the line: their TPMs, manifest, claim codes and labels."`
 	Voucher voucherCmd `cmd:"" help:"Whose a device is: from the vendor to its next owner."`
