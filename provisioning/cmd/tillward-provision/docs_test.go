@@ -24,12 +24,8 @@ func TestReleasesDocument(t *testing.T) {
 	}
 	var script bytes.Buffer
 	script.WriteString("set -eux\nPATH=$PWD/service:$PATH\n")
-	blocks := regexp.MustCompile("(?ms)^```sh\n(.*?)^```$").FindAllSubmatch(doc, -1)
-	if len(blocks) < 10 {
-		t.Fatalf("%d blocks of commands, want 10 at least", len(blocks))
-	}
-	for _, b := range blocks {
-		script.Write(b[1])
+	for _, b := range blocks(t, doc, 10) {
+		script.WriteString(b)
 		script.WriteString("[ -e 1.root.json ] || cp repo/metadata/1.root.json . || true\n")
 	}
 	dir := t.TempDir()
@@ -46,6 +42,68 @@ func TestReleasesDocument(t *testing.T) {
 		},
 	}})
 }
+
+// blocks are the commands of a page.
+func blocks(t *testing.T, doc []byte, least int) (list []string) {
+	t.Helper()
+	for _, b := range regexp.MustCompile("(?ms)^```sh\n(.*?)^```$").FindAllSubmatch(doc, -1) {
+		list = append(list, string(b[1]))
+	}
+	if len(list) < least {
+		t.Fatalf("%d blocks of commands, want %d at least", len(list), least)
+	}
+	return list
+}
+
+// TestBootReferencesDocument does the same with docs/boot-references.md, on a
+// release machine that has what was copied from a box.
+func TestBootReferencesDocument(t *testing.T) {
+	doc, err := os.ReadFile("../../../docs/boot-references.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	script := "set -eux\nPATH=$PWD/service:$PATH\n" + strings.Join(blocks(t, doc, 7), "")
+	for name, content := range map[string]string{"doc.sh": script, "boot.txtar": bootDocs} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testscript.Run(t, testscript.Params{Dir: dir, Setup: hurry, Cmds: map[string]func(*testscript.TestScript, bool, []string){
+		"unified": unified, "program": program,
+		"take": func(ts *testscript.TestScript, _ bool, _ []string) {
+			ts.Check(os.WriteFile(ts.MkAbs("doc.sh"), []byte(script), 0o600))
+		},
+	}})
+}
+
+const bootDocs = `
+unified box os/1.2.3
+cp box/log log
+cp box/pcrs pcrs
+cp box/log base.log
+cp box/image.efi base.efi
+program linuxx64.efi.stub .text=stub '.sdmagic=#### LoaderInfo: systemd-stub 257.9 ####'
+program bzImage .text=kernel
+chmod 755 service/tillward
+exec tillward-provision repo init --dir repo --keys keys
+take
+exec sh doc.sh
+exec tillward-provision boot show pos500-os-1.3.0.json --key seal.pem
+stdout '^approval   spool in PCR 4, 7, 9, 11 up to floor 0: policy'
+exec tillward-provision repo show --dir repo
+stdout '^boot/POS_500/os_1.3.0.json'
+
+-- service/tillward --
+#!/bin/sh
+[ "$1 $2" = "release publish" ]
+-- initrd.img --
+an initrd
+-- cmdline --
+quiet root=x
+-- os-release --
+ID=tillward
+`
 
 const docs = `
 softtoken
