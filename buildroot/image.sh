@@ -9,8 +9,13 @@ set -eu
 export LC_ALL=C
 
 here=$(cd "$(dirname "$0")" && pwd)
-: "${BOARD=}" "${BUILDROOT=}" "${VENDOR=}" "${VERSION:?}" "${OUT=}"
-: "${MODEL=}" "${COMPATIBLE=}" "${CONSOLE=}" "${STUB=}" "${BOOT_JSON=}" "${RAUC_CERT=}" "${RAUC_KEY=}" "${RELEASE=}" "${EXTERNAL=}" "${CONFIG=}"
+# A VERSION or a MODEL in the environment would reach the build of every package,
+# and so would what our own make was told.
+board=${BOARD:-} buildroot=${BUILDROOT:-} vendor=${VENDOR:-} version=${VERSION:?} out=${OUT:-}
+model=${MODEL:-} compatible=${COMPATIBLE:-} console=${CONSOLE:-} stub=${STUB:-} boot_json=${BOOT_JSON:-}
+rauc_cert=${RAUC_CERT:-} rauc_key=${RAUC_KEY:-} release=${RELEASE:-} external=${EXTERNAL:-} config=${CONFIG:-}
+unset BOARD BUILDROOT VENDOR VERSION OUT MODEL COMPATIBLE CONSOLE STUB BOOT_JSON RAUC_CERT RAUC_KEY RELEASE EXTERNAL CONFIG
+unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL
 boards=$(cd "$here/configs" && printf '%s\n' *_defconfig | sed 's/^tillward_//; s/_defconfig$//' | tr '\n' ' ')
 say() { echo "image: $*" >&2; }
 stop() {
@@ -25,7 +30,7 @@ full() {
 	esac
 }
 
-if [ -z "$BUILDROOT" ]; then
+if [ -z "$buildroot" ]; then
 	cat >&2 <<END
 make image builds with a Buildroot that you bring; nothing of it is in this repository.
 
@@ -43,26 +48,26 @@ to two hours on 4 processors the first time, and minutes after a change to the a
 END
 	exit 2
 fi
-BOARD=${BOARD#tillward_}
-BOARD=${BOARD%_defconfig}
-[ -n "$BOARD" ] || stop "say which BOARD: $boards"
-BUILDROOT=$(full "$BUILDROOT") VENDOR=$(full "$VENDOR") OUT=$(full "${OUT:-.cache/buildroot/$BOARD}")
-[ -f "$BUILDROOT/package/pkg-golang.mk" ] || stop "$BUILDROOT is no Buildroot checkout"
-release=$(sed -n 's/^export BR2_VERSION := //p' "$BUILDROOT/Makefile")
-case $release in
+board=${board#tillward_}
+board=${board%_defconfig}
+[ -n "$board" ] || stop "say which BOARD: $boards"
+buildroot=$(full "$buildroot") vendor=$(full "$vendor") out=$(full "${out:-.cache/buildroot/$board}")
+[ -f "$buildroot/package/pkg-golang.mk" ] || stop "$buildroot is no Buildroot checkout"
+br2=$(sed -n 's/^export BR2_VERSION := //p' "$buildroot/Makefile")
+case $br2 in
 	2025.02.* | 2026.05.*) ;;
-	*) say "Buildroot $release: checked were 2025.02.16 and 2026.05.1" ;;
+	*) say "Buildroot $br2: checked were 2025.02.16 and 2026.05.1" ;;
 esac
 tree=$here
-for more in $EXTERNAL; do
+for more in $external; do
 	tree=$tree:$(full "$more")
 done
 
-[ -n "$VENDOR" ] || stop "say which VENDOR folder: it holds what makes the image yours, docs/vendor.md"
+[ -n "$vendor" ] || stop "say which VENDOR folder: it holds what makes the image yours, docs/vendor.md"
 for file in agent.toml service-roots.pem root.json seal.pub rauc-keyring.pem; do
-	[ -f "$VENDOR/$file" ] || stop "the vendor folder has no $file: docs/vendor.md says who makes it"
+	[ -f "$vendor/$file" ] || stop "the vendor folder has no $file: docs/vendor.md says who makes it"
 done
-if grep -rlq 'PRIVATE KEY' "$VENDOR"; then
+if grep -rlq 'PRIVATE KEY' "$vendor"; then
 	stop "there is a private key in the vendor folder: it would be in every image"
 fi
 missing=
@@ -70,76 +75,81 @@ for program in make gcc g++ bash patch gzip bzip2 perl tar cpio unzip rsync file
 	command -v $program >/dev/null || missing="$missing $program"
 done
 [ -z "$missing" ] || stop "not installed:$missing"
-mkdir -p "$OUT"
-free=$(df -Pk "$OUT" | awk 'NR == 2 { print int($4 / 1048576) }')
-[ "$free" -ge 15 ] || [ -d "$OUT/images" ] || stop "$OUT has $free GB free; a first build needs about 15"
+mkdir -p "$out"
+free=$(df -Pk "$out" | awk 'NR == 2 { print int($4 / 1048576) }')
+[ "$free" -ge 15 ] || [ -d "$out/images" ] || stop "$out has $free GB free; a first build needs about 15"
 
-if [ -n "$RELEASE" ]; then
-	[ -f "$RELEASE/tillward-$VERSION.tar.gz" ] || stop "$RELEASE has no tillward-$VERSION.tar.gz: make release"
-	RELEASE=$(full "$RELEASE")
+if [ -n "$release" ]; then
+	[ -f "$release/tillward-$version.tar.gz" ] || stop "$release has no tillward-$version.tar.gz: make release"
+	release=$(full "$release")
 else
 	"$here/source.sh" "$here/../.cache/buildroot/source"
 fi
 
-make -s -C "$BUILDROOT" O="$OUT" BR2_EXTERNAL="$tree" "tillward_${BOARD}_defconfig" >"$OUT/configure.log" 2>&1 || {
-	tail -n 20 "$OUT/configure.log" >&2
-	stop "Buildroot does not take the configuration of $BOARD"
+# Times in the image are that of the commit, which is also the least that a box
+# without a clock believes.
+: "${SOURCE_DATE_EPOCH:=$(git -C "$here" log -1 --format=%ct 2>/dev/null || stat -c %Y "$here/../go.mod")}"
+export SOURCE_DATE_EPOCH
+
+make -s -C "$buildroot" O="$out" BR2_EXTERNAL="$tree" "tillward_${board}_defconfig" >"$out/configure.log" 2>&1 || {
+	tail -n 20 "$out/configure.log" >&2
+	stop "Buildroot does not take the configuration of $board"
 }
 
 # What differs from build to build goes behind the board's own lines.
-own=$OUT/own.config
+own=$out/own.config
 set_to() { [ -z "$2" ] || printf '%s="%s"\n' "$1" "$2"; }
 {
-	set_to BR2_TILLWARD_VERSION "$VERSION"
-	set_to BR2_TILLWARD_VENDOR_DIR "$VENDOR"
-	set_to BR2_TILLWARD_MODEL "$MODEL"
-	set_to BR2_TILLWARD_COMPATIBLE "$COMPATIBLE"
-	set_to BR2_TILLWARD_EFI_STUB "$(full "$STUB")"
-	set_to BR2_TILLWARD_BOOT_JSON "$(full "$BOOT_JSON")"
-	set_to BR2_TILLWARD_RAUC_CERT "$(full "$RAUC_CERT")"
-	set_to BR2_TILLWARD_RAUC_KEY "$(full "$RAUC_KEY")"
-	[ "$CONSOLE" != yes ] || echo BR2_TILLWARD_CONSOLE=y
-	if [ -n "$RELEASE" ]; then
+	set_to BR2_TILLWARD_VERSION "$version"
+	set_to BR2_TILLWARD_VENDOR_DIR "$vendor"
+	set_to BR2_TILLWARD_MODEL "$model"
+	set_to BR2_TILLWARD_COMPATIBLE "$compatible"
+	set_to BR2_TILLWARD_EFI_STUB "$(full "$stub")"
+	set_to BR2_TILLWARD_BOOT_JSON "$(full "$boot_json")"
+	set_to BR2_TILLWARD_RAUC_CERT "$(full "$rauc_cert")"
+	set_to BR2_TILLWARD_RAUC_KEY "$(full "$rauc_key")"
+	[ "$console" != yes ] || echo BR2_TILLWARD_CONSOLE=y
+	if [ -n "$release" ]; then
 		echo BR2_PACKAGE_TILLWARD_AGENT_RELEASE=y
-		set_to BR2_PACKAGE_TILLWARD_AGENT_SITE "file://$RELEASE"
-		set_to BR2_GLOBAL_PATCH_DIR "$(sed -n 's/^BR2_GLOBAL_PATCH_DIR="\(.*\)"$/\1/p' "$OUT/.config") $RELEASE"
+		set_to BR2_PACKAGE_TILLWARD_AGENT_SITE "file://$release"
+		set_to BR2_GLOBAL_PATCH_DIR "$(sed -n 's/^BR2_GLOBAL_PATCH_DIR="\(.*\)"$/\1/p' "$out/.config") $release"
 	fi
-	for file in "$VENDOR/buildroot.config" $CONFIG; do
+	for file in "$vendor/buildroot.config" $config; do
 		[ ! -f "$file" ] || grep -v '^#  *$' "$file"
 	done
 } >"$own"
-cat "$own" >>"$OUT/.config"
-make -s -C "$BUILDROOT" O="$OUT" olddefconfig >>"$OUT/configure.log" 2>&1
+cat "$own" >>"$out/.config"
+make -s -C "$buildroot" O="$out" olddefconfig >>"$out/configure.log" 2>&1
 grep -E '^(BR2_|# BR2_.* is not set)' "$own" | while read -r line; do
-	grep -qxF -- "$line" "$OUT/.config" || {
+	grep -qxF -- "$line" "$out/.config" || {
 		echo "image: Buildroot dropped this line, which is misspelt or wants another: $line" >&2
 		exit 1
 	}
 done
 
-stub=$(sed -n 's/^BR2_TILLWARD_EFI_STUB="\(.*\)"$/\1/p' "$OUT/.config")
-[ -f "$stub" ] || stop "no EFI stub $stub: Debian's systemd-boot-efi has it; give another as STUB=file"
+use=$(sed -n 's/^BR2_TILLWARD_EFI_STUB="\(.*\)"$/\1/p' "$out/.config")
+[ -f "$use" ] || stop "no EFI stub $use: Debian's systemd-boot-efi has it; give another as STUB=file"
 
 # A changed agent is built again; Buildroot does not look into folders by itself.
-if [ -d "$OUT/build/tillward-agent-$VERSION" ] && [ -z "$RELEASE" ]; then
-	make -s -C "$BUILDROOT" O="$OUT" tillward-agent-dirclean
+if [ -d "$out/build/tillward-agent-$version" ] && [ -z "$release" ]; then
+	make -s -C "$buildroot" O="$out" tillward-agent-dirclean
 fi
 began=$(date +%s)
-say "Buildroot $release builds $BOARD, version $VERSION; its words are in $OUT/build.log"
-make -C "$BUILDROOT" O="$OUT" >"$OUT/build.log" 2>&1 || {
-	tail -n 30 "$OUT/build.log" >&2
-	say "the build ended with an error; the whole of it is in $OUT/build.log"
+say "Buildroot $br2 builds $board, version $version; its words are in $out/build.log"
+make -C "$buildroot" O="$out" >"$out/build.log" 2>&1 || {
+	tail -n 30 "$out/build.log" >&2
+	say "the build ended with an error; the whole of it is in $out/build.log"
 	exit 1
 }
 say "built in $((($(date +%s) - began) / 60)) minutes"
 
 # What is in it, for whoever has to answer for it. Buildroot fetches the form of the list from the internet.
-if [ -x "$BUILDROOT/utils/generate-cyclonedx" ] &&
-	make -s -C "$BUILDROOT" O="$OUT" show-info 2>/dev/null | "$BUILDROOT/utils/generate-cyclonedx" >"$OUT/images/sbom-image.cdx.json" 2>"$OUT/sbom.log"; then
-	say "the list of what is in the image: $OUT/images/sbom-image.cdx.json"
+if [ -x "$buildroot/utils/generate-cyclonedx" ] &&
+	make -s -C "$buildroot" O="$out" show-info 2>/dev/null | "$buildroot/utils/generate-cyclonedx" >"$out/images/sbom-image.cdx.json" 2>"$out/sbom.log"; then
+	say "the list of what is in the image: $out/images/sbom-image.cdx.json"
 else
-	rm -f "$OUT/images/sbom-image.cdx.json"
-	say "no list of what is in the image (see $OUT/sbom.log); that of the agent: make sbom"
+	rm -f "$out/images/sbom-image.cdx.json"
+	say "no list of what is in the image (see $out/sbom.log); that of the agent: make sbom"
 fi
-ls -l "$OUT/images"/disk.img "$OUT/images"/update.raucb "$OUT/images"/boot.json 2>/dev/null || true
-[ -n "$BOOT_JSON" ] || say "no approved boot reference yet: the data partition stays closed until there is one, docs/vendor.md"
+ls -l "$out/images"/disk.img "$out/images"/update.raucb "$out/images"/boot.json 2>/dev/null || true
+[ -n "$boot_json" ] || say "no approved boot reference yet: the data partition stays closed until there is one, docs/vendor.md"

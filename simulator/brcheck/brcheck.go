@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 )
@@ -48,33 +49,40 @@ var alone = []check{
 	{"files named", checkFiles},
 	{"kernel names", checkKernelNames},
 	{"busybox names", checkBusyboxNames},
+	{"boards", checkBoards},
 	{"scripts", checkScripts},
+	{"disk and bundle", checkPack},
 }
 
 // Alone runs the checks that need no Buildroot over the external tree in dir,
-// the folder buildroot/ of the repository: all of them, or those named.
-func Alone(ctx context.Context, dir string, only ...string) ([]Result, error) {
+// the folder buildroot/ of the repository: all of them, or those named. Each
+// result comes when it is there; an error ends them.
+func Alone(ctx context.Context, dir string, only ...string) iter.Seq2[Result, error] {
 	x, err := open(dir)
-	if err != nil {
-		return nil, err
-	}
-	return runAll(ctx, x, slices.DeleteFunc(slices.Clone(alone), func(c check) bool { return len(only) > 0 && !slices.Contains(only, c.name) }))
+	return runAll(ctx, x, err, alone, func(name string) bool { return len(only) == 0 || slices.Contains(only, name) })
 }
 
-func runAll(ctx context.Context, x *external, checks []check) ([]Result, error) {
-	var results []Result
-	for _, c := range checks {
-		began := time.Now()
-		note, wrong, err := c.run(ctx, x)
-		r := Result{Name: c.name, Note: note, Wrong: wrong, Seconds: time.Since(began).Seconds()}
-		switch {
-		case errors.Is(err, errSkip):
-			r.Skipped = true
-		case err != nil:
-			return results, fmt.Errorf("check %s: %w", c.name, err)
+func runAll(ctx context.Context, x *external, err error, checks []check, wanted func(string) bool) iter.Seq2[Result, error] {
+	return func(yield func(Result, error) bool) {
+		if err != nil {
+			yield(Result{}, err)
+			return
 		}
-		slices.Sort(r.Wrong)
-		results = append(results, r)
+		for _, c := range checks {
+			if !wanted(c.name) {
+				continue
+			}
+			began := time.Now()
+			note, wrong, err := c.run(ctx, x)
+			r := Result{Name: c.name, Note: note, Wrong: wrong, Seconds: time.Since(began).Seconds()}
+			slices.Sort(r.Wrong)
+			if r.Skipped = errors.Is(err, errSkip); err != nil && !r.Skipped {
+				yield(r, fmt.Errorf("check %s: %w", c.name, err))
+				return
+			}
+			if !yield(r, nil) {
+				return
+			}
+		}
 	}
-	return results, nil
 }

@@ -319,7 +319,53 @@ func checkBusyboxNames(_ context.Context, x *external) (string, []string, error)
 	if err != nil {
 		return "", nil, err
 	}
-	return fmt.Sprintf("%d lines", len(c.lines)), list.check(c), nil
+	applets, err := x.read("board/tillward/applets")
+	if err != nil {
+		return "", nil, err
+	}
+	wrong := list.check(c)
+	for line := range strings.Lines(applets) {
+		if strings.HasPrefix(line, "#") || strings.HasPrefix(line, "!") {
+			continue
+		}
+		words := strings.Fields(line)
+		for _, command := range words[min(1, len(words)):] {
+			name := "CONFIG_" + strings.ToUpper(command)
+			if command == "sh" {
+				name = "CONFIG_ASH"
+			}
+			if c.value(name) != "y" {
+				wrong = append(wrong, fmt.Sprintf("%s: scripts call %s, and it does not say %s=y", c.file, command, name))
+			}
+		}
+	}
+	return fmt.Sprintf("%d lines", len(c.lines)), wrong, nil
+}
+
+// checkBoards holds what a board says in the place of all: RAUC's file may
+// differ in the boot loader and in nothing else.
+func checkBoards(_ context.Context, x *external) (string, []string, error) {
+	const file = "overlay/etc/rauc/system.conf"
+	common, err := x.read("board/tillward/" + file)
+	if err != nil {
+		return "", nil, err
+	}
+	boards, err := filepath.Glob(filepath.Join(x.dir, "board/tillward/boards/*", file))
+	if err != nil {
+		return "", nil, err
+	}
+	loader := regexp.MustCompile(`(?m)^bootloader=.*$`)
+	var wrong []string
+	for _, board := range boards {
+		own, err := os.ReadFile(board)
+		if err != nil {
+			return "", nil, err
+		}
+		if loader.ReplaceAllString(string(own), "") != loader.ReplaceAllString(common, "") {
+			wrong = append(wrong, board+": differs from that of all boards in more than the boot loader")
+		}
+	}
+	return fmt.Sprintf("%d with a file of their own", len(boards)), wrong, nil
 }
 
 func checkScripts(ctx context.Context, x *external) (string, []string, error) {

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"iter"
 	"os"
 	"os/signal"
 	"strings"
@@ -22,6 +23,9 @@ func main() { os.Exit(run()) }
 
 func run() int {
 	dir := flag.String("dir", "buildroot", "`folder` of the external tree")
+	tree := flag.String("tree", "", "`folder` of a Buildroot checkout, to check against it")
+	kernel := flag.String("kernel", "", "`folder` of the source of Linux, to check its configurations as well")
+	out := flag.String("out", ".cache/buildroot/check", "`folder` for what configuring leaves")
 	asJSON := flag.Bool("json", false, "print each result as a line of JSON")
 	write := flag.Bool("write", false, "write the configurations that the fragments make, and exit")
 	learn := flag.String("learn", "", "write the verified names into this `folder`, from the trees given as release=path")
@@ -52,32 +56,42 @@ func run() int {
 		}
 		return 0
 	}
-	results, err := brcheck.Alone(ctx, *dir)
-	code := 0
-	for _, r := range results {
-		if len(r.Wrong) > 0 {
-			code = 1
-		}
-		if *asJSON {
-			if err := json.NewEncoder(os.Stdout).Encode(r); err != nil {
-				return 1
-			}
-			continue
-		}
-		word := "ok"
-		switch {
-		case len(r.Wrong) > 0:
-			word = "WRONG"
-		case r.Skipped:
-			word = "skipped"
-		}
-		fmt.Printf("%-8s %-44s %6.1f s  %s\n", word, r.Name, r.Seconds, r.Note)
-		for _, w := range r.Wrong {
-			fmt.Println("         " + w)
-		}
+	all := []iter.Seq2[brcheck.Result, error]{brcheck.Alone(ctx, *dir)}
+	if *tree != "" {
+		all = append(all, brcheck.Tree{Buildroot: *tree, Linux: *kernel, Out: *out}.Check(ctx, *dir))
 	}
-	if err != nil {
-		return fail(err)
+	code := 0
+	for _, results := range all {
+		for r, err := range results {
+			if err != nil {
+				return fail(err)
+			}
+			if err := show(r, *asJSON); err != nil {
+				return fail(err)
+			}
+			if len(r.Wrong) > 0 {
+				code = 1
+			}
+		}
 	}
 	return code
+}
+
+// show writes a line for one check, and one for each thing that is wrong.
+func show(r brcheck.Result, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(os.Stdout).Encode(r)
+	}
+	word := "ok"
+	switch {
+	case len(r.Wrong) > 0:
+		word = "WRONG"
+	case r.Skipped:
+		word = "skipped"
+	}
+	fmt.Printf("%-8s %6.1f s  %s: %s\n", word, r.Seconds, r.Name, r.Note)
+	for _, w := range r.Wrong {
+		fmt.Println("                  " + w)
+	}
+	return nil
 }
