@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"crypto/ecdsa"
@@ -9,11 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,59 +28,6 @@ type bootCmd struct {
 	Add     bootAdd     `cmd:"" help:"Release reference values without a binary: of the image that boxes are flashed with, or of a model that came later."`
 }
 
-// bootLog is a captured boot.
-type bootLog struct {
-	Log  string `required:"" help:"The event log: /sys/kernel/security/tpm0/binary_bios_measurements of the box." placeholder:"FILE"`
-	PCRs string `name:"pcrs" help:"What its registers hold: the output of tpm2_pcrread sha256, or a copy of the folder /sys/class/tpm/tpm0/pcr-sha256. Computed from the log by default." placeholder:"FILE"`
-}
-
-const maxLogFile = 1 << 20 // bytes
-
-// read returns the log and the values of the quoted registers, which it adds up
-// to.
-func (c *bootLog) read() (raw []byte, values [][]byte, events []boot.Event, err error) {
-	if raw, err = readFile(c.Log, maxLogFile); err != nil {
-		return nil, nil, nil, err
-	}
-	if c.PCRs == "" {
-		values, err = boot.Replay(raw)
-	} else {
-		values, err = readPCRs(c.PCRs)
-	}
-	if err == nil {
-		events, err = boot.ParseLog(raw, values)
-	}
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("%s: %w", c.Log, err)
-	}
-	return raw, values, events, nil
-}
-
-// usual adds to registers that always count those that do so by how a box boots:
-// 11 for a unified kernel image, 8 for a boot loader that measures its commands.
-// A value that was not read must not weaken what is made of the log.
-func (c *bootLog) usual(always []int, raw []byte, values [][]byte) ([]int, error) {
-	all, err := boot.Replay(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.Log, err)
-	}
-	has := func(pcr int) bool {
-		return slices.ContainsFunc(all[slices.Index(boot.Quoted[:], pcr)], func(b byte) bool { return b != 0 })
-	}
-	list := slices.Clone(always)
-	if has(11) {
-		if len(values) < len(all) {
-			return nil, usage{fmt.Errorf("--pcrs: no value of PCR 11, of which the log holds events: read it with the others, or name registers without it")}
-		}
-		list = append(list, 11)
-	}
-	if has(8) || !has(11) {
-		list = append(list, 8)
-	}
-	slices.Sort(list)
-	return list, nil
-}
-
 type bootObserve struct {
 	bootLog
 	Model   string `help:"Model of the box, as its certificate says." placeholder:"NAME"`
@@ -99,26 +42,33 @@ type bootObserve struct {
 
 // Run implements the command.
 func (c *bootObserve) Run(o *out) error {
-	raw, values, events, err := c.read()
+	r, err := c.begin()
 	if err != nil {
 		return err
 	}
-	return c.write(o, raw, values, events)
+	raw, values, events, err := c.read(r.Policy)
+	if err != nil {
+		return err
+	}
+	return c.write(o, r, raw, values, events)
+}
+
+// begin returns what the boot is added to.
+func (c *bootObserve) begin() (boot.Reference, error) {
+	switch {
+	case c.From != "" && (c.Model != "" || c.Release != "" || c.Soft != nil || c.Floor != 0):
+		return boot.Reference{}, usage{errors.New("--from: model, release, soft registers and floor are those of the file")}
+	case c.From != "":
+		return readReference(c.From)
+	case c.Model == "" || c.Release == "":
+		return boot.Reference{}, usage{errors.New("--model and --release say what the values are for; or --from adds to a file")}
+	}
+	return boot.Reference{Model: c.Model, Release: c.Release, Policy: c.Policy, Soft: c.Soft, Floor: c.Floor}, nil
 }
 
 // write makes the reference values of a boot.
-func (c *bootObserve) write(o *out, raw []byte, values [][]byte, events []boot.Event) (err error) {
-	r := boot.Reference{Model: c.Model, Release: c.Release, Policy: c.Policy, Soft: c.Soft, Floor: c.Floor}
-	switch {
-	case c.From != "" && (c.Model != "" || c.Release != "" || c.Soft != nil || c.Floor != 0):
-		return usage{errors.New("--from: model, release, soft registers and floor are those of the file")}
-	case c.From != "":
-		if r, err = readReference(c.From); err != nil {
-			return err
-		}
-	case c.Model == "" || c.Release == "":
-		return usage{errors.New("--model and --release say what the values are for; or --from adds to a file")}
-	case c.Policy == nil:
+func (c *bootObserve) write(o *out, r boot.Reference, raw []byte, values [][]byte, events []boot.Event) (err error) {
+	if len(r.Policy) == 0 {
 		if r.Policy, err = c.usual([]int{0, 2, 4, 7, 9}, raw, values); err != nil {
 			return err
 		}
@@ -168,7 +118,7 @@ func (c *bootApprove) Run(o *out) error {
 	if err != nil {
 		return err
 	}
-	raw, values, _, err := c.read()
+	raw, values, _, err := c.read(c.Registers, r.Policy)
 	if err != nil {
 		return err
 	}
@@ -183,9 +133,12 @@ func (c *bootApprove) Run(o *out) error {
 	}
 	state := make(map[int][]byte)
 	for _, p := range c.Registers {
-		at := slices.Index(boot.Quoted[:len(values)], p)
-		if at < 0 {
-			return usage{fmt.Errorf("--registers %d: only %s", p, commas(boot.Quoted[:len(values)]))}
+		at := slices.Index(boot.Quoted[:], p)
+		switch {
+		case at < 0:
+			return usage{fmt.Errorf("--registers %d: only %s", p, commas(boot.Quoted[:]))}
+		case at >= len(values):
+			return usage{fmt.Errorf("--pcrs: no value of PCR %d", p)}
 		}
 		state[p] = values[at]
 	}
@@ -424,64 +377,6 @@ func readReference(file string) (boot.Reference, error) {
 		return boot.Reference{}, fmt.Errorf("%s: %w", file, err)
 	}
 	return r, nil
-}
-
-var pcrLine = regexp.MustCompile(`^\s*(\d{1,2})\s*:\s*(?:0[xX])?([0-9A-Fa-f]{64})\s*$`)
-
-// readPCRs reads the values of PCR 0 to 9, all of them, and that of 11 if it is
-// there, from the output of tpm2_pcrread or from the kernel's folder with a file
-// for each.
-func readPCRs(path string) ([][]byte, error) {
-	lines := ""
-	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
-		for _, p := range boot.Quoted {
-			b, err := readFile(filepath.Join(path, strconv.Itoa(p)), 1<<10)
-			if p > 9 && errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			lines += fmt.Sprintf("%d: %s\n", p, bytes.TrimSpace(b))
-		}
-	} else {
-		b, err := readFile(path, 64<<10)
-		if err != nil {
-			return nil, err
-		}
-		lines = string(b)
-	}
-	values := make(map[int][]byte)
-	bank := "sha256"
-	for s := bufio.NewScanner(strings.NewReader(lines)); s.Scan(); {
-		if name, ok := strings.CutSuffix(strings.TrimSpace(s.Text()), ":"); ok {
-			bank = name
-		}
-		m := pcrLine.FindStringSubmatch(s.Text())
-		if m == nil || bank != "sha256" {
-			continue
-		}
-		p, _ := strconv.Atoi(m[1])
-		v, err := hex.DecodeString(m[2])
-		if err != nil {
-			return nil, fmt.Errorf("%s: PCR %d: %w", path, p, err)
-		}
-		if _, twice := values[p]; twice {
-			return nil, fmt.Errorf("%s: PCR %d twice", path, p)
-		}
-		values[p] = v
-	}
-	var list [][]byte
-	for _, p := range boot.Quoted {
-		if values[p] == nil && p > 9 {
-			continue
-		}
-		if values[p] == nil {
-			return nil, fmt.Errorf("%s: no SHA-256 value of PCR %d, only of %v: make it with tpm2_pcrread sha256:0,1,2,3,4,5,6,7,8,9,11", path, p, slices.Sorted(maps.Keys(values)))
-		}
-		list = append(list, values[p])
-	}
-	return list, nil
 }
 
 func commas(list []int) string {

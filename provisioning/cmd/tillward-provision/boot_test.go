@@ -74,6 +74,15 @@ func tenValues(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(before), 0o600))
 }
 
+// extended FILE changes the value of PCR 11.
+func extended(ts *testscript.TestScript, _ bool, args []string) {
+	before, after, ok := strings.Cut(ts.ReadFile(args[0]), "    11: 0x")
+	if !ok {
+		ts.Fatalf("%s holds no value of PCR 11", args[0])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(before+"    11: 0x"+strings.Repeat("5", 64)+after[64:]), 0o600))
+}
+
 // samepolicy FILE wants the policy in a file to be the one just printed.
 func samePolicy(ts *testscript.TestScript, _ bool, args []string) {
 	_, want, _ := strings.Cut(ts.ReadFile(args[0]), "policy ")

@@ -18,6 +18,10 @@ type bootPredict struct {
 
 // Run implements the command.
 func (c *bootPredict) Run(o *out) error {
+	r, err := c.begin()
+	if err != nil {
+		return err
+	}
 	raw, values, _, err := c.read()
 	if err != nil {
 		return err
@@ -52,7 +56,7 @@ func (c *bootPredict) Run(o *out) error {
 			return err
 		}
 	}
-	return c.write(o, raw, values, events)
+	return c.write(o, r, raw, values, events)
 }
 
 // swaps pairs what two images measure. They must be measured alike: by the same

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"tillward-pro
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata", Setup: hurry, Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "flip": flip, "owner-only": ownerOnly, "cmp-sheet": cmpSheet, "authority": newAuthority, "firmware": firmware, "unified": unified, "program": program, "tenvalues": tenValues, "samepolicy": samePolicy, "soften": soften,
+			"exits": exits, "flip": flip, "owner-only": ownerOnly, "cmp-sheet": cmpSheet, "authority": newAuthority, "firmware": firmware, "unified": unified, "program": program, "tenvalues": tenValues, "extended": extended, "samepolicy": samePolicy, "soften": soften,
 			"issues": issues, "keyof": keyOf, "serialof": serialOf, "softtoken": softToken, "signers": signers, "keyid": keyID, "sign": signAs, "replace": swap, "stillthere": stillThere, "bundle": newBundle, "raucbundle": raucBundle, "raucinfo": raucInfo,
 		},
 	})
