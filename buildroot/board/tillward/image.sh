@@ -5,8 +5,11 @@
 # input gives the same bytes.
 #
 # In: ROOT KERNEL MODULES STUB VERSION COMPATIBLE MODEL CONSOLE PROVISION OUT
-#     [SQUASHFS] [BASE_LOG BASE_UKI] [SOURCE_DATE_EPOCH]
-# Out, in OUT: rootfs.squashfs rootfs.img initrd.img uki.efi [boot.json] image.json
+#     [SQUASHFS] [BASE_LOG BASE_UKI [BASE_CHAINS] [RELEASE]] [SOURCE_DATE_EPOCH]
+# Out, in OUT: rootfs.squashfs rootfs.img initrd.img uki.efi image.json
+#     [boot.json predicted.log and predicted-NAME.log of each chain]
+# BASE_CHAINS: NAME=LOG, more ways in which the firmware of the model comes to
+# the image, see docs/boot-references.md. RELEASE: as the repository calls it.
 set -eu
 umask 022
 export LC_ALL=C TZ=UTC
@@ -69,7 +72,17 @@ EOF
 	--cmdline-file "$OUT/cmdline" --osrel "$OUT/os-release" --out "$OUT/uki.efi" >/dev/null
 
 if [ -n "$BASE_LOG" ] && [ -n "$BASE_UKI" ]; then
-	"$PROVISION" boot predict --log "$BASE_LOG" --was "$BASE_UKI" --uki "$OUT/uki.efi" >"$OUT/boot.json"
+	predict() { # LOG PREDICTED FURTHER...
+		log=$1 predicted=$2
+		shift 2
+		"$PROVISION" boot predict --log "$log" --was "$BASE_UKI" --uki "$OUT/uki.efi" --out "$OUT/boot.json" --predicted "$OUT/$predicted" "$@" >/dev/null
+	}
+	rm -f "$OUT/boot.json" "$OUT"/predicted*.log
+	folder=$(printf %s "$MODEL" | tr -c 'A-Za-z0-9._+-' _)
+	predict "$BASE_LOG" predicted.log --model "$MODEL" --release "${RELEASE:-os/$folder/prod/$VERSION}"
+	for chain in ${BASE_CHAINS:-}; do
+		predict "${chain#*=}" "predicted-${chain%%=*}.log" --from "$OUT/boot.json" --chain "${chain%%=*}"
+	done
 fi
 
 sum() { sha256sum "$OUT/$1" | cut -c 1-64; }
