@@ -34,3 +34,19 @@ func (d *Disk) Serve(l net.Listener)                           { d.d.serve(l) }
 func (d *Disk) Speak(c io.ReadWriter) error                    { return d.d.speak(c) }
 
 var Coin = coin
+
+// Processes are those that the machine consists of now.
+func (m *Machine) Processes() (pids []int) {
+	if r := m.current(); r != nil {
+		pids = append(pids, r.qemu.cmd.Process.Pid, r.tpm.cmd.Process.Pid)
+	}
+	return pids
+}
+
+// Users makes passwd and group of a table.
+var Users = users
+
+// Take copies a program of one tree to another, with what it needs.
+func Take(from, to, name string) error {
+	return assembly{from: from, to: to, done: map[string]bool{}}.take(name)
+}
