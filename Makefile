@@ -23,7 +23,7 @@ NEED_BUILD := gcc libc6-dev nodejs npm
 NEED_RUN   := $(NEED_BUILD) swtpm swtpm-tools '?pcscd' '?vsmartcard-vpcd'
 NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools softhsm2 openssl chromium rauc dbus-daemon squashfs-tools mount e2fsprogs strace postgresql rsyslog rsyslog-openssl liblognorm-utils $(NEED_BR)
 NEED_BR    := shellcheck genimage fdisk dosfstools mtools e2fsprogs rauc squashfs-tools openssl
-NEED_TREE  := $(NEED_BR) build-essential bc file python3 python3-magic flake8 rsync unzip wget cpio
+NEED_TREE  := $(NEED_BR) build-essential bc file python3 python3-magic flake8 rsync unzip wget cpio $(if $(KERNEL),flex bison)
 NEED_VM    := gcc libc6-dev make xz-utils qemu-system-x86 busybox-static
 NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
@@ -132,10 +132,10 @@ bench: ## the numbers that must not rot, as JSON lines
 	@$(MAKE) --no-print-directory build >&2
 	@bin/tillward-sim bench
 
-image: $(if $(BUILDROOT),bin/tillward-provision) ## the image of a box, with a Buildroot you bring: BOARD=pc_x86_64 BUILDROOT=path VENDOR=folder; docs/vendor.md
+image: $(if $(BUILDROOT),bin/tillward-provision $(CYCLONE)) ## the image of a box, with a Buildroot you bring: BOARD=pc_x86_64 BUILDROOT=path VENDOR=folder; docs/vendor.md
 	@BOARD='$(BOARD)' BUILDROOT='$(BUILDROOT)' VENDOR='$(VENDOR)' VERSION='$(VERSION)' OUT='$(OUT)' MODEL='$(MODEL)' COMPATIBLE='$(COMPATIBLE)' \
 	CONSOLE='$(CONSOLE)' STUB='$(STUB)' BOOT_JSON='$(BOOT_JSON)' RAUC_CERT='$(RAUC_CERT)' RAUC_KEY='$(RAUC_KEY)' RELEASE='$(RELEASE)' \
-	EXTERNAL='$(EXTERNAL)' CONFIG='$(CONFIG)' buildroot/image.sh
+	EXTERNAL='$(EXTERNAL)' CONFIG='$(CONFIG)' CYCLONE=$(CYCLONE) buildroot/image.sh
 
 check-buildroot: ## buildroot/ by itself, and against BUILDROOT=path where given (KERNEL=path for a Linux, too); ARGS=--json
 	@.ci/deps $(if $(BUILDROOT),$(NEED_TREE),$(NEED_BR))
@@ -148,11 +148,9 @@ release: ## the source of this version with its Go modules, for Buildroot: dist/
 	@.ci/deps rsync git
 	@buildroot/release.sh '$(VERSION)' dist
 
-# From the binary itself, without what differs from run to run.
 sbom: $(CYCLONE) $(BIN)/tillward-agent ## what is in the agent, as CycloneDX: dist/tillward-agent-VERSION.cdx.json
 	@mkdir -p dist
-	@$(CYCLONE) bin -json -licenses -assert-licenses -std -noserial -version '$(VERSION)' $(BIN)/tillward-agent | \
-		sed '1,/"component":/{/"timestamp":/d;/"hashes":/,/^ *\],$$/d}' >dist/tillward-agent-$(VERSION).cdx.json
+	@buildroot/sbom.sh $(CYCLONE) '$(VERSION)' $(BIN)/tillward-agent dist/tillward-agent-$(VERSION).cdx.json
 	@echo dist/tillward-agent-$(VERSION).cdx.json
 
 step-ca: $(STEP_CA) ## an authority below a real step-ca, which is built first and takes minutes: not part of `test`

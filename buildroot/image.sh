@@ -13,8 +13,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 # and so would what our own make was told.
 board=${BOARD:-} buildroot=${BUILDROOT:-} vendor=${VENDOR:-} version=${VERSION:?} out=${OUT:-}
 model=${MODEL:-} compatible=${COMPATIBLE:-} console=${CONSOLE:-} stub=${STUB:-} boot_json=${BOOT_JSON:-}
-rauc_cert=${RAUC_CERT:-} rauc_key=${RAUC_KEY:-} release=${RELEASE:-} external=${EXTERNAL:-} config=${CONFIG:-}
-unset BOARD BUILDROOT VENDOR VERSION OUT MODEL COMPATIBLE CONSOLE STUB BOOT_JSON RAUC_CERT RAUC_KEY RELEASE EXTERNAL CONFIG
+rauc_cert=${RAUC_CERT:-} rauc_key=${RAUC_KEY:-} release=${RELEASE:-} external=${EXTERNAL:-} config=${CONFIG:-} cyclone=${CYCLONE:-}
+unset BOARD BUILDROOT VENDOR VERSION OUT MODEL COMPATIBLE CONSOLE STUB BOOT_JSON RAUC_CERT RAUC_KEY RELEASE EXTERNAL CONFIG CYCLONE
 unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL
 boards=$(cd "$here/configs" && printf '%s\n' *_defconfig | sed 's/^tillward_//; s/_defconfig$//' | tr '\n' ' ')
 say() { echo "image: $*" >&2; }
@@ -40,7 +40,7 @@ make image builds with a Buildroot that you bring; nothing of it is in this repo
      the vendor folder, and all the other words: docs/vendor.md
 
 What it needs: a PC with Linux, 4 processors or more, 8 GB of memory, 20 GB of disk and the internet (Buildroot
-fetches the sources of some 110 packages, about 1 GB, and checks them by their hashes). From Debian:
+fetches the sources of some 120 packages, about 1 GB, and checks them by their hashes). From Debian:
   build-essential bc bzip2 cpio file git libelf-dev libssl-dev patch perl python3 rsync unzip wget xz-utils zstd systemd-boot-efi
 How long it takes is an estimate: nobody has built one of these images in full. An image of half as many packages
 took 22 minutes on 2 processors with a compiler that was there; this one builds its compiler first, so expect one
@@ -143,13 +143,16 @@ make -C "$buildroot" O="$out" >"$out/build.log" 2>&1 || {
 }
 say "built in $((($(date +%s) - began) / 60)) minutes"
 
-# What is in it, for whoever has to answer for it. Buildroot fetches the form of the list from the internet.
-if [ -x "$buildroot/utils/generate-cyclonedx" ] &&
-	make -s -C "$buildroot" O="$out" show-info 2>/dev/null | "$buildroot/utils/generate-cyclonedx" >"$out/images/sbom-image.cdx.json" 2>"$out/sbom.log"; then
-	say "the list of what is in the image: $out/images/sbom-image.cdx.json"
+# What is in it, for whoever has to answer for it: of the agent from its binary,
+# of the rest by Buildroot, which fetches the form of such lists from the internet.
+[ -z "$cyclone" ] || "$here/sbom.sh" "$(full "$cyclone")" "$version" "$out/target/usr/bin/tillward-agent" "$out/images/sbom-agent.cdx.json"
+list=$out/images/sbom-image.cdx.json
+if make -s -C "$buildroot" O="$out" show-info 2>"$out/sbom.log" >"$out/info.json" &&
+	"$buildroot/utils/generate-cyclonedx" <"$out/info.json" >"$list" 2>>"$out/sbom.log"; then
+	say "the list of what is in the image: $list"
 else
-	rm -f "$out/images/sbom-image.cdx.json"
-	say "no list of what is in the image (see $out/sbom.log); that of the agent: make sbom"
+	rm -f "$list"
+	say "no list of what is in the image but the agent, see $out/sbom.log"
 fi
 ls -l "$out/images"/disk.img "$out/images"/update.raucb "$out/images"/boot.json 2>/dev/null || true
 [ -n "$boot_json" ] || say "no approved boot reference yet: the data partition stays closed until there is one, docs/vendor.md"

@@ -55,6 +55,7 @@ func (tree Tree) checks(dir string) (*external, []check, error) {
 			{"loads, and loses no line", one.loads},
 			{"comes back from savedefconfig", one.comesBack},
 			{"packages resolve, and the agent is built as it should", one.resolves},
+			{"users are made", one.users},
 			{"kernel takes its fragments", one.kernel},
 		} {
 			checks = append(checks, check{release + " " + name + " " + c.name, c.run})
@@ -224,6 +225,42 @@ func misbuilt(vars string, c config) (wrong []string) {
 		}
 	}
 	return wrong
+}
+
+// users has Buildroot's own script make our users over its skeleton of /etc.
+func (b board) users(ctx context.Context, x *external) (string, []string, error) {
+	root := filepath.Join(b.out, "users")
+	if err := os.RemoveAll(root); err != nil {
+		return "", nil, err
+	}
+	if err := os.CopyFS(root, os.DirFS(filepath.Join(b.Buildroot, "system/skeleton"))); err != nil {
+		return "", nil, err
+	}
+	c := exec.CommandContext(ctx, filepath.Join(b.Buildroot, "support/scripts/mkusers"), filepath.Join(x.dir, "board/tillward/users.table"), root)
+	c.Env = append(os.Environ(), "LC_ALL=C", "BR2_CONFIG="+filepath.Join(b.out, ".config"))
+	if out, err := c.CombinedOutput(); err != nil {
+		return "", []string{"mkusers: " + last(string(out))}, ctx.Err()
+	}
+	var wrong []string
+	for file, wants := range map[string][]string{
+		"etc/passwd": {`(?m)^tillward:x:[0-9]+:[0-9]+:[^:]*:/:/bin/false$`},
+		"etc/shadow": {`(?m)^tillward:\*:`},
+		"etc/group":  {"lp", "dialout", "gpio", "i2c", "tss"},
+	} {
+		raw, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			return "", nil, err
+		}
+		for _, want := range wants {
+			if file == "etc/group" {
+				want = `(?m)^` + want + `:[^:]*:[0-9]+:(.*,)?tillward$`
+			}
+			if !regexp.MustCompile(want).Match(raw) {
+				wrong = append(wrong, fmt.Sprintf("%s has no line %s", file, want))
+			}
+		}
+	}
+	return "", wrong, nil
 }
 
 // style runs Buildroot's own check of packages over ours.

@@ -33,6 +33,8 @@ func TestAgainstCanFail(t *testing.T) {
 		{[]string{pc + "loads", pc + "packages"}, "package/tillward-agent/tillward-agent.mk", "\tosusergo \\\n", "", "is not built with -tags"},
 		{[]string{pc + "loads", pc + "packages"}, defconfig, "BR2_PACKAGE_CHRONY=y\n", "", "no package chrony"},
 		{[]string{pc + "loads", pc + "packages"}, "external.mk", "export TILLWARD_MODEL", "export TILLWARD_MODELS", "do not get TILLWARD_MODEL"},
+		{[]string{pc + "loads", pc + "users"}, "board/tillward/users.table", ",tss Till", " Till", "etc/group has no line"},
+		{[]string{pc + "loads", pc + "users"}, "board/tillward/users.table", " 900 * - ", " 900 - - ", "etc/shadow has no line"},
 		{[]string{pc + "kernel"}, "board/tillward/linux.fragment", "CONFIG_NF_TABLES=y\n", "", "lost: CONFIG_NFT_CT=y"},
 		{[]string{pc + "kernel"}, "board/tillward/linux.fragment", "# CONFIG_MODULES is not set\n", "", "a module, and there are none"},
 		{[]string{"check-package"}, defconfig, "BR2_DOWNLOAD_FORCE_CHECK_HASHES=y\n", "", "BR2_DOWNLOAD_FORCE_CHECK_HASHES"},
