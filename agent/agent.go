@@ -116,6 +116,8 @@ type Agent struct {
 	leaving   atomic.Bool   // the owner has given the box up, and it has said so
 	gone      atomic.Bool   // and the service takes nothing more
 	parting   chan struct{} // leaving became true
+	resetting chan struct{} // a factory reset was ordered
+	reset     chan struct{} // and the service has everything
 
 	vault    *vault.Vault // nil: the image has no release key, and nothing is locked
 	closed   error        // why the books are locked; the plain ones are in use
@@ -154,6 +156,7 @@ func New(cfg Config, o Options) *Agent {
 	a := &Agent{
 		cfg: cfg, o: o, log: o.Log, started: time.Now(), heads: newNumbering(o.Now), again: make(chan struct{}, 1), reboot: make(chan struct{}, 1),
 		opened: make(chan struct{}, 1), parting: make(chan struct{}, 1),
+		resetting: make(chan struct{}, 1), reset: make(chan struct{}, 1),
 		looks: make(chan struct{}, 1), devices: newPeripherals(cfg, o.Log),
 	}
 	a.clock.Wall = o.Now
@@ -205,6 +208,7 @@ func (a *Agent) live(ctx context.Context) (err error) {
 	g.Go(func() error { return a.look(inner) })
 	g.Go(func() error { return a.share(inner) })
 	g.Go(func() error { return a.part(inner) })
+	g.Go(func() error { return a.wind(inner) })
 	g.Go(func() error { return a.tellShed(inner) })
 	g.Go(func() error { return a.journal.Run(inner) })
 	g.Go(func() error {
@@ -217,6 +221,8 @@ func (a *Agent) live(ctx context.Context) (err error) {
 			end = context.Canceled
 		case <-a.reboot:
 			why, end = "reboot", a.rebooted(inner)
+		case <-a.reset:
+			why, end = "reboot", a.askReset()
 		}
 		endWatch()
 		<-watched // its last batch is queued
@@ -263,6 +269,9 @@ func (a *Agent) open(ctx context.Context) (err error) {
 		a.record(ctx, "spool.rebuilt", "alarm", filepath.Base(aside), nil)
 	}
 	if err := a.resumeLeaving(ctx); err != nil {
+		return errors.Join(err, a.spool.Close())
+	}
+	if err := a.resumeReset(ctx); err != nil {
 		return errors.Join(err, a.spool.Close())
 	}
 	a.beginRun()

@@ -40,6 +40,8 @@ type Config struct {
 	LogLevel string   `toml:"log_level" comment:"debug, info, warn or error"`
 	Reboot   []string `toml:"reboot" comment:"command that restarts the box; empty: the agent exits with code 76 and its supervisor does it"`
 
+	FactoryReset string `toml:"factory_reset" comment:"file by which the supervisor is asked to give up state and data before it restarts the box, e.g. /run/tillward/factory-reset; empty: no command does that"`
+
 	TenantData []string `toml:"tenant_data" comment:"folders that are the owner's, e.g. of the POS application; emptied when the box changes hands"`
 
 	Service   ServiceConfig   `toml:"service"`
@@ -308,6 +310,9 @@ func (c Config) validate() error {
 	}
 	if l := c.Link; l.BacklogKiB < 0 || l.BacklogMessages < 1 || l.BacklogMessages > 8 {
 		return fmt.Errorf("link: backlog_kib_s %d and backlog_messages %d: give 0 or more, and 1 to 8", l.BacklogKiB, l.BacklogMessages)
+	}
+	if f := c.FactoryReset; f != "" && !filepath.IsAbs(f) {
+		return fmt.Errorf("factory_reset %q: give an absolute path", f)
 	}
 	if c.TPM.Device == "" {
 		return errors.New("tpm.device: name the TPM, e.g. /dev/tpmrm0")

@@ -70,6 +70,7 @@ func TestBadConfigs(t *testing.T) {
 		"[service]\nfiles = []\nleases = []":                 "service.enrol \"\": give the address",
 		"[service]\nroots = ''":                              "service.roots",
 		good + "files = ['stick.toml']":                      "service.files, service.leases, update.media or update.references \"stick.toml\"",
+		"factory_reset = 'reset'\n" + good:                   "factory_reset \"reset\"",
 		good + "[update]\nreferences = ['boot.json']":        "update.references \"boot.json\"",
 		good + "leases = ['/run/[']":                         "service.files, service.leases, update.media or update.references \"/run/[\"",
 		"[service]\nenrol = 'http://x:8444'":                 "service.enrol",

@@ -2,10 +2,18 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -50,8 +58,47 @@ func (a *Agent) diagnose(ctx context.Context, m *membership, dev TPM) ([]byte, e
 	m.mu.Unlock()
 	certificate(line, "certificate", leaf)
 	certificate(line, "recovery certificate", m.Rescue())
+	line("listening: %s", cmp.Or(strings.Join(listening("/proc"), ", "), "nothing"))
 	a.diagnoseTPM(ctx, line, dev)
 	return b.Bytes(), nil
+}
+
+// listening lists what can be reached from the network, of every process of the
+// box, as the kernel tells it: TCP that listens, UDP that is open to anybody.
+func listening(proc string) (out []string) {
+	for _, table := range [...]struct{ name, state string }{{"tcp", "0A"}, {"tcp6", "0A"}, {"udp", "07"}, {"udp6", "07"}} {
+		b, err := os.ReadFile(filepath.Join(proc, "net", table.name)) // #nosec G304 -- below proc
+		if err != nil {
+			continue
+		}
+		for row := range strings.Lines(string(b)) {
+			f := strings.Fields(row)
+			if len(f) < 4 || f[3] != table.state || strings.Trim(f[2], "0:") != "" {
+				continue
+			}
+			if at, ok := endpoint(f[1]); ok && len(out) < maxEvents {
+				out = append(out, strings.TrimSuffix(table.name, "6")+" "+at)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// endpoint reads an address of these tables: words of the machine's byte order in
+// hexadecimal, and the port.
+func endpoint(s string) (string, bool) {
+	host, port, ok := strings.Cut(s, ":")
+	b, err := hex.DecodeString(host)
+	n, perr := strconv.ParseUint(port, 16, 16)
+	if !ok || err != nil || perr != nil || len(b)%4 != 0 {
+		return "", false
+	}
+	for i := 0; i < len(b); i += 4 {
+		binary.NativeEndian.PutUint32(b[i:], binary.BigEndian.Uint32(b[i:]))
+	}
+	ip, ok := netip.AddrFromSlice(b)
+	return netip.AddrPortFrom(ip.Unmap(), uint16(n)).String(), ok
 }
 
 func certificate(line func(string, ...any), what string, c *x509.Certificate) {

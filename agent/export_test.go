@@ -23,6 +23,9 @@ func Fetch(ctx context.Context, dial func(ctx context.Context, network, address 
 	return err
 }
 
+// Listening lists what can be reached from the network.
+func Listening(proc string) []string { return listening(proc) }
+
 // Ask runs a command that says what is wrong.
 func Ask(ctx context.Context, command ...string) string { return ask(ctx, command) }
 

@@ -226,9 +226,10 @@ func (a *Agent) wipe(keys func()) error {
 		member.Step{Name: "update journal", Run: func() error {
 			return cmp.Or(member.Remove(a.file("agent"), "journal.json"), update.Forget(a.file("agent"), "ops/"))
 		}},
-		member.Step{Name: "configuration", Run: func() error { return os.RemoveAll(a.file("settings")) }},
-		member.Step{Name: "vendors' handlers", Run: func() error { return os.RemoveAll(a.file("scripts")) }},
-		member.Step{Name: "fetched content", Run: func() error { return os.RemoveAll(a.file("fetch")) }},
+		// An image may mount another file system on these: the folders stay.
+		member.Step{Name: "configuration", Run: func() error { return member.Empty(a.file("settings")) }},
+		member.Step{Name: "vendors' handlers", Run: func() error { return member.Empty(a.file("scripts")) }},
+		member.Step{Name: "fetched content", Run: func() error { return member.Empty(a.file("fetch")) }},
 		member.Step{Name: "sealed key", Run: func() error {
 			if a.vault == nil {
 				return nil

@@ -30,6 +30,10 @@ func (a *Agent) verbs(m *membership, dev TPM) map[string]command.Verb {
 			Run:     func(ctx context.Context, args map[string]string) ([]byte, error) { return a.relinquish(ctx, m, args) },
 			Timeout: handOver, Idempotent: true, Risky: true, Final: true, After: func(context.Context) { a.leave() },
 		},
+		verbReset: {
+			Run:   func(ctx context.Context, args map[string]string) ([]byte, error) { return a.factoryReset(ctx, m, args) },
+			Risky: true, After: func(context.Context) { poke(a.resetting) },
+		},
 		"reboot": {
 			Run:   func(context.Context, map[string]string) ([]byte, error) { return []byte("rebooting"), nil },
 			Risky: true, After: func(context.Context) {

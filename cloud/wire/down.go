@@ -66,7 +66,7 @@ type CommandOrder struct {
 	Counter  uint64            `cbor:"5,keyasint"` // grows with each command to this device
 	IssuedAt int64             `cbor:"6,keyasint"` // Unix milliseconds
 	NotAfter int64             `cbor:"7,keyasint"` // Unix milliseconds; later it must not run
-	Verb     string            `cbor:"8,keyasint"` // identify, reboot, collect-logs, print-test, set-config
+	Verb     string            `cbor:"8,keyasint"` // identify, reboot, collect-logs, print-test, set-config, factory-reset
 	Args     map[string]string `cbor:"9,keyasint,omitempty"`
 	By       string            `cbor:"10,keyasint,omitempty"` // operator, for the device's audit trail
 	Reason   string            `cbor:"11,keyasint,omitempty"`

@@ -36,6 +36,7 @@ type AuditKind struct {
 
 // auditKinds is every kind that an agent may record, by name.
 var auditKinds = [...]AuditKind{
+	{"agent.factory-reset", "id", "", "", ""},
 	{"agent.reboot", "version", "", "", ""},
 	{"agent.start", "version", "", "", "slot:code"},
 	{"agent.stop", "version", "", "", ""},

@@ -15,3 +15,6 @@ func Take(pieces ...[]byte) (scans, errors int, kept any) {
 
 // HasEnter says whether a bitmap of sysfs has the Enter key.
 func HasEnter(bitmap string) bool { return hasKey(bitmap, isEnter) }
+
+// HeldBelow is Held below another root, with another way to look.
+var HeldBelow = held

@@ -8,6 +8,8 @@
 // count. A whole keyboard is somebody's typing, so nothing is ever opened that
 // is not configured; configure the scanner and not the keyboard beside it.
 //
+// Apart from scanners it knows whether a button of the box is held: one key, now.
+//
 // Addresses: usb:VID:PID, usb:VID:PID:SERIAL, usb:VID:PID@PORTPATH, which are
 // found wherever they are plugged in, or a device file such as
 // /dev/input/by-id/usb-...-event-kbd. A FIFO that carries the same records is a

@@ -4,7 +4,8 @@
 // Exit codes: 0 stopped, 1 failed, 2 wrong usage, 75 start me again (an update
 // switched slots), 76 restart the box. Of -data-key: 0 the key is written, 3 no
 // approval fits how this box has booted, 4 it is sealed to another TPM, 1 it
-// cannot be told.
+// cannot be told. Of -held: 0 it was held all the time, 3 it is not pressed or was
+// let go, 1 nobody can say.
 package main
 
 import (
@@ -19,6 +20,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/tillward/tillward/agent"
 	"github.com/tillward/tillward/agent/chip"
@@ -41,6 +43,7 @@ const (
 	exitFailed  = 1
 	exitUsage   = 2
 	exitClosed  = 3
+	exitNotHeld = 3
 	exitLost    = 4
 	exitRestart = 75
 	exitReboot  = 76
@@ -62,6 +65,9 @@ func run() int {
 	selfcheck := flag.Bool("selfcheck", false, "check that this binary works on this box, and exit; changes nothing")
 	status := flag.Bool("status", false, "print what a stopped agent has recorded, as JSON, and exit")
 	dataKey := flag.Bool("data-key", false, "write the key of the data partition, 32 bytes, to a pipe, and exit; seals one at the first call")
+	held := flag.String("held", "", "exit 0 if this `key`, e.g. KEY_RESTART, is held as long as -for says, and 3 as soon as it is not; reads no configuration")
+	heldFor := flag.Duration("for", 10*time.Second, "with -held: how long")
+	heldOn := flag.String("device", "", "with -held: the input `device`; empty: any of the box that is not on USB")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	drivers := carried()
@@ -72,6 +78,9 @@ func run() int {
 	case *selfcheck:
 		fmt.Printf("tillward-agent %s: drivers %v\n", version, drivers.Names())
 		return 0
+	}
+	if *held != "" {
+		return isHeld(*held, *heldOn, *heldFor)
 	}
 	if *check {
 		return checkConfig(*path, drivers)
@@ -141,6 +150,19 @@ func tellService(cfg agent.Config) {
 		return
 	}
 	fmt.Printf("\n# the service is %s (%s)\n", at, source)
+}
+
+// isHeld tells the start of the box whether a button is held.
+func isHeld(key, device string, long time.Duration) int {
+	err := input.Held(context.Background(), key, device, long)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, input.ErrNotHeld):
+		return exitNotHeld
+	}
+	fmt.Fprintf(os.Stderr, "tillward-agent: -held: %v\n", err)
+	return exitFailed
 }
 
 func printStatus(cfg agent.Config, o agent.Options) int {

@@ -171,8 +171,8 @@ type commandCmd struct {
 
 type commandSend struct {
 	Device  string        `arg:"" help:"Device id, or group:NAME for every device of a group."`
-	Verb    string        `arg:"" help:"identify, reboot, collect-logs, print-test, check-health, set-config or diagnose."`
-	Args    []string      `arg:"" optional:"" help:"NAME=VALUE, e.g. peripheral=receipt, level=external or label=\"Lane 3\"."`
+	Verb    string        `arg:"" help:"identify, reboot, collect-logs, print-test, check-health, set-config, diagnose or factory-reset."`
+	Args    []string      `arg:"" optional:"" help:"NAME=VALUE, e.g. peripheral=receipt, level=external or label=\"Lane 3\"; for factory-reset device=DEVICE, to confirm it."`
 	Reason  string        `help:"Why; kept in the audit trail."`
 	Expires time.Duration `help:"How long it may wait for the device." default:"1h"`
 	Wait    time.Duration `help:"Wait this long for the result."`

@@ -46,7 +46,7 @@ type sendCommand struct {
 	Body struct {
 		Device    string            `json:"device,omitempty" maxLength:"40" doc:"one device"`
 		Group     string            `json:"group,omitempty" maxLength:"64" doc:"or every device of a group"`
-		Verb      string            `json:"verb" enum:"identify,reboot,collect-logs,print-test,check-health,set-config,diagnose"`
+		Verb      string            `json:"verb" enum:"identify,reboot,collect-logs,print-test,check-health,set-config,diagnose,factory-reset"`
 		Args      map[string]string `json:"args,omitempty"`
 		Reason    string            `json:"reason,omitempty" maxLength:"512"`
 		ExpiresIn int               `json:"expires_in_s,omitempty" minimum:"0" maximum:"604800" doc:"seconds; 0: an hour"`
@@ -56,7 +56,7 @@ type sendCommand struct {
 func (s *server) commands() {
 	huma.Register(s.api, huma.Operation{
 		OperationID: "send-command", Method: http.MethodPost, Path: "/v1/commands", Summary: "Send a command to a device or a group", Metadata: needs(fleet.Operator),
-		Description: "A device that is offline gets it when it returns, unless it has expired by then.",
+		Description: "A device that is offline gets it when it returns, unless it has expired by then. factory-reset takes an admin, a reason, and the id of the device as its argument device.",
 	}, s.send)
 	huma.Register(s.api, huma.Operation{
 		OperationID: "list-commands", Method: http.MethodGet, Path: "/v1/commands", Summary: "List commands, newest first", Metadata: needs(fleet.Viewer),
@@ -83,6 +83,14 @@ func (s *server) commands() {
 
 func (s *server) send(ctx context.Context, in *sendCommand) (*body[list[command]], error) {
 	p := who(ctx)
+	if in.Body.Verb == fleet.FactoryReset {
+		if !p.Role.Covers(fleet.Admin) {
+			return nil, huma.Error403Forbidden("factory-reset needs the role admin; your token has " + string(p.Role))
+		}
+		if in.Body.Group != "" {
+			return nil, huma.Error422UnprocessableEntity("factory-reset is for one device at a time: name it, and once more as the argument device")
+		}
+	}
 	var to []fleet.DeviceID
 	switch b := in.Body; {
 	case (b.Device == "") == (b.Group == ""):

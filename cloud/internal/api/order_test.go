@@ -74,6 +74,28 @@ func TestCommands(t *testing.T) {
 	problem(t, s.do(t, s.token[fleet.Operator], "POST", "/v1/commands", bytes.NewReader(nil), func(r *http.Request) { r.Header.Set("Content-Type", "application/json") }), http.StatusBadRequest)
 }
 
+// A factory reset takes an admin, a reason, one device, and that device's id once
+// more.
+func TestFactoryReset(t *testing.T) {
+	s := newSite(t)
+	good := object{"device": "d1", "verb": "factory-reset", "args": object{"device": "d1"}, "reason": "sold"}
+	problem(t, s.as(t, fleet.Operator, "POST", "/v1/commands", good), http.StatusForbidden)
+	for _, bad := range []object{
+		{"group": "canary", "verb": "factory-reset", "args": object{"device": "d1"}, "reason": "sold"},
+		{"device": "d1", "verb": "factory-reset", "args": object{"device": "d1"}},
+		{"device": "d1", "verb": "factory-reset", "args": object{"device": "d2"}, "reason": "sold"},
+		{"device": "d1", "verb": "factory-reset", "reason": "sold"},
+	} {
+		problem(t, s.as(t, fleet.Admin, "POST", "/v1/commands", bad), http.StatusUnprocessableEntity)
+	}
+	if got, _ := items(t, s.as(t, fleet.Admin, "POST", "/v1/commands", good)); len(got) != 1 || got[0]["verb"] != "factory-reset" {
+		t.Errorf("got %v", got)
+	}
+	if ev := s.trail(t)["command.issued"]; ev.Actor != "admin" || ev.Detail["verb"] != "factory-reset" || ev.Detail["reason"] != "sold" {
+		t.Errorf("audited as %+v", ev)
+	}
+}
+
 func TestRollouts(t *testing.T) {
 	s := newSite(t)
 	problem(t, s.as(t, fleet.Operator, "POST", "/v1/rollouts", object{"release": "agent/1.0.0"}), http.StatusNotFound)

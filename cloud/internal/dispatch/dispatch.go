@@ -105,6 +105,7 @@ var arguments = map[string]map[string]func(string) error{
 	"set-config": {
 		"label": text(64), "poll_s": number(5, 3600), "telemetry_s": number(1, 3600), "log_level": oneOf("debug", "info", "warn", "error"),
 	},
+	fleet.FactoryReset: {"device": text(wire.MaxName)},
 }
 
 func number(low, high int) func(string) error {
@@ -158,6 +159,14 @@ func check(r *fleet.CommandRequest) error {
 	}
 	if r.Verb == "set-config" && len(r.Args) == 0 {
 		return fmt.Errorf("set-config needs at least one of label, poll_s, telemetry_s, log_level: %w", fleet.ErrInvalid)
+	}
+	if r.Verb == fleet.FactoryReset {
+		switch {
+		case r.Args["device"] != string(r.Device):
+			return fmt.Errorf("factory-reset gives up what lies on the device: confirm it with its id, device=%s: %w", r.Device, fleet.ErrInvalid)
+		case strings.TrimSpace(r.Reason) == "":
+			return fmt.Errorf("factory-reset needs a reason: %w", fleet.ErrInvalid)
+		}
 	}
 	if len(r.Reason) > wire.MaxText {
 		return fmt.Errorf("reason has more than %d characters: %w", wire.MaxText, fleet.ErrInvalid)

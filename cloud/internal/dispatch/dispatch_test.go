@@ -120,6 +120,7 @@ func TestArguments(t *testing.T) {
 		{"collect-logs", "lines=2000", 0, ""},
 		{"print-test", "peripheral=receipt", 0, ""},
 		{"set-config", "label=Kasse 3 ü;poll_s=5;telemetry_s=3600;log_level=debug", 0, ""},
+		{"factory-reset", "device=d1", 0, ""},
 
 		{"format", "", 0, "use one of identify, reboot"},
 		{"relinquish", "", 0, "use one of identify, reboot"}, // whoever asks: only the service itself sends it
@@ -139,6 +140,9 @@ func TestArguments(t *testing.T) {
 		{"set-config", "label=" + long, 0, "at most 64"},
 		{"set-config", "poll_s=4", 0, "from 5 to 3600"},
 		{"set-config", "log_level=loud", 0, "one of debug, info, warn, error"},
+		{"factory-reset", "", 0, "device=d1"},
+		{"factory-reset", "device=d2", 0, "device=d1"},
+		{"factory-reset", "device=d1;data=yes", 0, "it takes: device"},
 		{"set-config", "label=x;shell=sh", 0, "no argument \"shell\""},
 		{"reboot", "", time.Millisecond, "from 1s"},
 		{"reboot", "", -time.Hour, "from 1s"},
@@ -150,7 +154,7 @@ func TestArguments(t *testing.T) {
 				args[k] = v
 			}
 		}
-		_, err := w.Send(t.Context(), fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: c.verb, Args: args, Life: c.life})
+		_, err := w.Send(t.Context(), fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: c.verb, Args: args, Reason: "why", Life: c.life})
 		switch {
 		case c.want == "" && err != nil:
 			t.Errorf("%s %q: got %v, want it sent", c.verb, c.args, err)
@@ -158,12 +162,16 @@ func TestArguments(t *testing.T) {
 			t.Errorf("%s %q for %s: got %v, want it refused with %q", c.verb, c.args, c.life, err, c.want)
 		}
 	}
-	if all, _, err := w.store.Commands(t.Context(), "main", fleet.CommandFilter{}, fleet.Page{}); err != nil || len(all) != 8 {
-		t.Errorf("%d commands in the table, %v; want the 8 good ones", len(all), err)
+	if all, _, err := w.store.Commands(t.Context(), "main", fleet.CommandFilter{}, fleet.Page{}); err != nil || len(all) != 9 {
+		t.Errorf("%d commands in the table, %v; want the 9 good ones", len(all), err)
 	}
 	_, err := w.Send(t.Context(), fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: "reboot", Reason: strings.Repeat("x", wire.MaxText+1)})
 	if !errors.Is(err, fleet.ErrInvalid) {
 		t.Errorf("endless reason: got %v", err)
+	}
+	_, err = w.Send(t.Context(), fleet.CommandRequest{Device: "d1", Tenant: "main", Verb: fleet.FactoryReset, Args: map[string]string{"device": "d1"}, Reason: " "})
+	if !errors.Is(err, fleet.ErrInvalid) || !strings.Contains(err.Error(), "reason") {
+		t.Errorf("a factory reset without a reason: got %v", err)
 	}
 	for _, to := range []fleet.CommandRequest{{Device: "d9", Tenant: "main", Verb: "reboot"}, {Device: "d1", Tenant: "other", Verb: "reboot"}} {
 		if _, err := w.Send(t.Context(), to); !errors.Is(err, fleet.ErrNotFound) {

@@ -202,6 +202,7 @@ var classes = []class{
 	{5001, "agent.start", "Agent started", plain, other},
 	{5002, "agent.stop", "Agent stopped", plain, other},
 	{5003, "agent.reboot", "Till reboots", plain, other},
+	{5004, "agent.factory-reset", "Till goes back to factory state", plain, other},
 	{5101, "link.up", "Connection to the service is up", plain, other},
 	{5102, "link.down", "Connection to the service is down", plain, other},
 	{5103, "link.restricted", "Connection to the service is restricted", plain, other},

@@ -14,7 +14,7 @@ import (
 
 // made are kinds that are put together from a part in the source and a state.
 var made = map[string][]string{
-	"agent.":   {"agent.stop", "agent.reboot"},
+	"agent.":   {"agent.stop", "agent.reboot", "agent.factory-reset"},
 	"attest.":  {"attest.attested", "attest.degraded", "attest.quarantined", "attest.pending", "attest.stale"},
 	"command.": {"command.failed", "command.rejected"},
 	"rollout.": {"rollout.submit", "rollout.approve", "rollout.deny", "rollout.start", "rollout.pause", "rollout.resume", "rollout.abort", "rollout.complete"},

@@ -171,8 +171,12 @@ func (s CommandState) Ended() bool {
 
 // Verbs lists what an operator may ask for.
 func Verbs() []string {
-	return []string{"identify", "reboot", "collect-logs", "print-test", "check-health", "set-config", "diagnose"}
+	return []string{"identify", "reboot", "collect-logs", "print-test", "check-health", "set-config", "diagnose", FactoryReset}
 }
+
+// FactoryReset is the verb that gives up what lies on a device. It takes an
+// admin, a reason, and the device's id once more as its argument.
+const FactoryReset = "factory-reset"
 
 // Command is one order to one device.
 type Command struct {

@@ -12,6 +12,7 @@ const verbs: Record<string, string> = {
   'set-config': 'Changes one setting of the agent; the device checks it first.',
   diagnose: 'Says how its TPM, its boot, its slots and its disk are.',
   reboot: 'Restarts the box. Selling stops until it is back, a minute or two.',
+  'factory-reset': 'Gives up everything that lies on the box, the applications and their data too, and restarts it as it came from the factory. It enrols again by its TPM. Only an admin may.',
 };
 /** What reaches a device in quarantine, too. */
 const repairs = ['diagnose', 'collect-logs', 'reboot'];
@@ -81,13 +82,16 @@ function Send({ device, online, trust, peripherals, sent }: { device: string; on
   const [chosen, setChosen] = useState('');
   const [level, setLevel] = useState('internal');
   const [sure, setSure] = useState(false);
+  const [typed, setTyped] = useState('');
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState('');
   const [done, setDone] = useState('');
-  const reboot = verb === 'reboot';
+  const reset = verb === 'factory-reset';
+  const grave = verb === 'reboot' || reset;
   const peripheral = peripherals.includes(chosen) ? chosen : peripherals[0];
   const args = (): Record<string, string> => {
     if (verb === 'set-config') return { [key]: value };
+    if (reset) return { device: typed.trim() };
     return verb === 'check-health' && peripheral ? { peripheral, level } : {};
   };
   const send = async (e: Event) => {
@@ -97,6 +101,7 @@ function Send({ device, online, trust, peripherals, sent }: { device: string; on
       await post<List<Command>>('/v1/commands', { device, verb, reason, args: args() });
       setError('');
       setSure(false);
+      setTyped('');
       setReason('');
       setDone(`${verb} is signed and queued. Its result shows below.`);
       sent();
@@ -104,9 +109,9 @@ function Send({ device, online, trust, peripherals, sent }: { device: string; on
     setBusy(false);
   };
   return (
-    <form class={`inset ${reboot ? 'grave' : ''}`} onSubmit={(e) => void send(e)}>
+    <form class={`inset ${grave ? 'grave' : ''}`} onSubmit={(e) => void send(e)}>
       <div class="row">
-        <label>Command <select value={verb} data-testid="command-verb" onChange={(e) => { setVerb(e.currentTarget.value); setSure(false); setDone(''); }}>
+        <label>Command <select value={verb} data-testid="command-verb" onChange={(e) => { setVerb(e.currentTarget.value); setSure(false); setTyped(''); setDone(''); }}>
           {Object.keys(verbs).map((v) => <option key={v}>{v}</option>)}
         </select></label>
         {verb === 'set-config' && <>
@@ -117,9 +122,10 @@ function Send({ device, online, trust, peripherals, sent }: { device: string; on
           <label>Peripheral <select required value={peripheral} data-testid="command-peripheral" onChange={(e) => setChosen(e.currentTarget.value)}>{peripherals.map((p) => <option key={p}>{p}</option>)}</select></label>
           <label>Level <select value={level} data-testid="command-level" onChange={(e) => setLevel(e.currentTarget.value)}>{['internal', 'external', 'interactive'].map((l) => <option key={l}>{l}</option>)}</select></label>
         </>}
-        <label class="wide">{reboot ? 'Reason' : 'Reason (optional)'} <input value={reason} required={reboot} maxLength={512} placeholder="Kept in the audit trail" onInput={(e) => setReason(e.currentTarget.value)} /></label>
-        {reboot && <label class="check"><input type="checkbox" checked={sure} onChange={(e) => setSure(e.currentTarget.checked)} /> Yes, restart it now</label>}
-        <button type="submit" class={reboot ? 'danger' : 'main'} data-testid="command-send" disabled={busy || (reboot && (!sure || !reason.trim()))}>Send</button>
+        <label class="wide">{grave ? 'Reason' : 'Reason (optional)'} <input value={reason} required={grave} maxLength={512} placeholder="Kept in the audit trail" onInput={(e) => setReason(e.currentTarget.value)} /></label>
+        {verb === 'reboot' && <label class="check"><input type="checkbox" checked={sure} onChange={(e) => setSure(e.currentTarget.checked)} /> Yes, restart it now</label>}
+        {reset && <label>Type “{device}” to confirm <input value={typed} autocomplete="off" autocapitalize="off" spellcheck={false} data-testid="command-confirm" onInput={(e) => setTyped(e.currentTarget.value)} /></label>}
+        <button type="submit" class={grave ? 'danger' : 'main'} data-testid="command-send" disabled={busy || (grave && (!reason.trim() || !(reset ? typed.trim() === device : sure)))}>Send</button>
       </div>
       <p class="dim">{verbs[verb]} {reach(verb, online, trust)}</p>
       <div aria-live="polite">{done && <p class="ink good">{done}</p>}</div>
