@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -55,6 +56,31 @@ func (a *Agent) ownMark(ctx context.Context) {
 	if err != nil {
 		a.log.Error("whose trail the mark is about", slog.Any("err", err))
 	}
+}
+
+// behind has the trail go on where the service says that it was, when it was lost
+// here with everything else. It comes before the identity is kept: cut off in
+// between, the device enrols again and does it again.
+func (a *Agent) behind(ctx context.Context, seq uint64, hash []byte) error {
+	if seq == 0 || len(hash) != 32 {
+		return nil
+	}
+	var ids []uint64
+	var waiting [][]byte
+	for more := true; more; {
+		more = false
+		after := uint64(0)
+		if len(ids) > 0 {
+			after = ids[len(ids)-1]
+		}
+		err := a.spool.Next(ctx, after, mayWait, []string{string(wire.Audit)}, func(id uint64, _ string, payload []byte) {
+			ids, waiting, more = append(ids, id), append(waiting, bytes.Clone(payload)), true
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return a.journal.Behind(ctx, seq, [32]byte(hash), waiting, func(ctx context.Context) error { return a.spool.Done(ctx, ids...) })
 }
 
 // strictTrail is set by tests: what the contract does not list is refused there.

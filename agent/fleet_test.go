@@ -71,6 +71,7 @@ type fleet struct {
 	unowned  bool  // nobody owns the devices yet
 	refuse   error // enrolment
 	frozen   bool  // nothing is renewed
+	amnesiac bool  // it does not say up to where it has a trail
 	renewals int
 	verdict  wire.Challenge
 	locked   map[string]bool // serial numbers that the broker turns away
@@ -247,7 +248,17 @@ func (f *fleet) welcome(_ context.Context, m enrol.Member) (enrol.Result, error)
 	id, pub := f.orders.Public()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	var seq uint64
+	var hash []byte
+	for n, r := range f.audit {
+		if n > seq && !f.amnesiac {
+			e, err := wire.SealAudit(r)
+			must(f.t, err)
+			seq, hash = n, e.Hash[:]
+		}
+	}
 	return enrol.Result{
+		TrailSeq: seq, TrailHash: hash,
 		Brokers: []string{f.broker}, Artifacts: f.https.URL + "/tuf", OrderKeys: []enrol.OrderKey{{ID: id, Public: pub}}, ReattestS: 900,
 		Voucher: f.voucher,
 	}, nil

@@ -292,6 +292,9 @@ func (a *Agent) join(ctx context.Context, dev TPM) (*member.Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the service's answer: %w", err)
 	}
+	if err := a.behind(ctx, res.TrailSeq, res.TrailHash); err != nil {
+		return nil, fmt.Errorf("go on with the trail: %w", err)
+	}
 	if err := a.keepIdentity(ctx, id.Bytes()); err != nil {
 		return nil, fmt.Errorf("keep identity: %w", err)
 	}

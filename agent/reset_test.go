@@ -100,3 +100,26 @@ func TestNoFactoryReset(t *testing.T) {
 		t.Errorf("got %s %q", r.State, r.Text)
 	}
 }
+
+// TestAfterFactoryReset: a box of which nothing is left but its TPM enrols again
+// as who it was, and its trail goes on behind what the service has.
+func TestAfterFactoryReset(t *testing.T) {
+	f := newFleet(t)
+	b, _ := f.resettable()
+	b.stop()
+	device, had := f.device(), len(f.kinds())
+	for i := range 2 {
+		must(t, os.RemoveAll(b.cfg.StateDir))
+		b.boot(tpmfarm.Default(release))
+		f.until("not enrolled again", func() bool { return f.has("audit.break", 1+i) && f.has("agent.start", 2+i) && f.has("link.up", 2+i) })
+		b.stop()
+		if again := f.device(); again != device || len(f.members) != 1 {
+			t.Errorf("enrolled as %s, was %s", again, device)
+		}
+	}
+	f.chained()
+	kinds := f.kinds()
+	if len(kinds) < had+6 || !f.has("agent.start", 3) || !f.has("audit.break", 2) {
+		t.Errorf("the trail has %q: want what came before, and all that came after", kinds)
+	}
+}

@@ -22,6 +22,7 @@ import (
 	"github.com/tillward/tillward/cloud/console"
 	"github.com/tillward/tillward/cloud/internal/api"
 	"github.com/tillward/tillward/cloud/internal/figures"
+	"github.com/tillward/tillward/cloud/internal/fleet"
 	"github.com/tillward/tillward/cloud/internal/rollout"
 	"github.com/tillward/tillward/provisioning/enrol"
 	"github.com/tillward/tillward/provisioning/identity"
@@ -176,6 +177,10 @@ func (s *Service) welcome(ctx context.Context, m enrol.Member) (enrol.Result, er
 	if err != nil {
 		return enrol.Result{}, err
 	}
+	seq, hash, err := s.store.AuditHead(ctx, fleet.DeviceID(m.Device))
+	if err != nil && !errors.Is(err, fleet.ErrNotFound) {
+		return enrol.Result{}, err
+	}
 	host := s.cfg.Device.Advertise
 	if host == "" {
 		host = s.cfg.Device.Names[0]
@@ -184,6 +189,7 @@ func (s *Service) welcome(ctx context.Context, m enrol.Member) (enrol.Result, er
 	return enrol.Result{
 		Brokers: []string{join(host, s.mqtt)}, Artifacts: "https://" + join(host, s.https) + "/tuf",
 		OrderKeys: []enrol.OrderKey{{ID: id, Public: key}}, ReattestS: uint32(s.cfg.Attest.Every.Seconds()), Voucher: voucher,
+		TrailSeq: seq, TrailHash: hash[:],
 	}, nil
 }
 

@@ -31,7 +31,7 @@ import (
 //
 //	fleet N [hasty] [claimed]          a service and N boxes that are not switched on; hasty ones measure ten times a second,
 //	                                   claimed ones join only when somebody claims them
-//	till VERB N...                     boot, stop, kill (-9), power (off and on), lose its books, cut or heal its network, or act: till act N WHAT
+//	till VERB N...                     boot, stop, kill (-9), power (off and on), lose its books, reset (all of its disk), cut or heal its network, or act: till act N WHAT
 //	measure N [EVENT=IMAGE...]         what its firmware measures when it is powered next; without events, what it measured first
 //	image N bare                       its image names no service
 //	stick N KEY=VALUE...               a file on a stick names one
@@ -234,6 +234,10 @@ func (s *scenario) till(args []string) error {
 				if err := os.Remove(b); err != nil {
 					return err
 				}
+			}
+		case "reset": // it is off
+			if err := os.RemoveAll(filepath.Join(s.dir, "till-"+n, "state")); err != nil {
+				return err
 			}
 		case "cut":
 			t.CutNetwork()

@@ -120,6 +120,11 @@ type Result struct {
 	Recovery [][]byte `cbor:"9,keyasint,omitempty" json:"recovery,omitempty"` // certificate of the recovery key, then its issuer; DER
 	Voucher  []byte   `cbor:"10,keyasint,omitempty" json:"voucher,omitempty"` // who owns the device, as provisioning/owner reads it
 
+	// The newest entry that the service has of the device's audit trail, if it has
+	// one: a device that lost its own goes on behind it.
+	TrailSeq  uint64 `cbor:"11,keyasint,omitempty" json:"-"`
+	TrailHash []byte `cbor:"12,keyasint,omitempty" json:"-"`
+
 	// What the device adds and never sends: which keys in its TPM this is about,
 	// by their TPMT_PUBLIC. After a power cut there may be two of each.
 	LDevID      []byte `cbor:"-" json:"ldevid,omitempty"`
