@@ -128,3 +128,65 @@ func TestApprovalOpensInItsBoot(t *testing.T) {
 		}
 	}
 }
+
+// An approval of a boot that was only foretold opens in that boot, on a TPM that
+// real measurements went into, and neither before nor with another image.
+func TestForetoldApprovalOpens(t *testing.T) {
+	farm, err := tpmfarm.Open(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(farm.Close)
+	chip, err := farm.Start(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := sealingKey(t, elliptic.P256())
+	public, err := tpm.ReleaseKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foretold, err := boot.Translate(unified(t, running).Log(), swapsOf(t, running, offered))
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, err := boot.Replay(foretold)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := make(map[int][]byte)
+	for i, pcr := range boot.Quoted {
+		if pcr == 4 || pcr == 7 || pcr == 9 || pcr == 11 {
+			state[pcr] = values[i]
+		}
+	}
+	approval, err := boot.SignApproval(key, []byte("spool"), state, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var blob []byte
+	for _, release := range []string{running, offered, offered + "-changed"} {
+		if err := chip.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := unified(t, release).Boot(chip, filepath.Join(t.TempDir(), "log")); err != nil {
+			t.Fatal(err)
+		}
+		dev, err := tpm.Open("unix:" + chip.Socket())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if blob == nil {
+			if blob, err = dev.Seal(t.Context(), public, []byte("spool"), []byte("secret")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := dev.Unseal(t.Context(), public, blob, tpm.Approval(approval))
+		if opened := err == nil && string(got) == "secret"; opened != (release == offered) {
+			t.Errorf("booted %s: opened %v, %v", release, opened, err)
+		}
+		if err := dev.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
