@@ -146,7 +146,7 @@ func TestForetoldApprovalOpens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foretold, err := boot.Translate(unified(t, running).Log(), swapsOf(t, running, offered))
+	foretold, err := boot.Translate(unified(t, running).Log(), swapsOf(t, running, offered), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

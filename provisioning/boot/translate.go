@@ -32,13 +32,14 @@ var (
 
 // Translate makes of the log of one image's boot that of another's: each event
 // that a swap explains gets the other digest, every other one stays. The result
-// has the SHA-256 bank alone. Errors are ErrLog: a swap that must be there and
+// has the SHA-256 bank alone. The firmware of the other boot tries so many entries
+// of its boot menu in vain before it comes to the image. Errors are ErrLog: a swap that must be there and
 // is not, one that is there twice or could mean two things, and an event in PCR
 // 9 or 11 that no swap explains, or any in 12 or 13.
 //
 // Events keep their data, which may tell of the first image; only register and
 // digest are ever judged.
-func Translate(raw []byte, swaps []Swap) ([]byte, error) {
+func Translate(raw []byte, swaps []Swap, failed int) ([]byte, error) {
 	if _, err := parse(raw); err != nil {
 		return nil, err
 	}
@@ -46,7 +47,7 @@ func Translate(raw []byte, swaps []Swap) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	done := make([]bool, len(swaps))
+	done, first := make([]bool, len(swaps)), -1 // event of the image in PCR 4
 	for i := range entries {
 		e := &entries[i]
 		if e.Type == noAction {
@@ -72,11 +73,18 @@ func Translate(raw []byte, swaps []Swap) ([]byte, error) {
 		if e.digest, err = swaps[n].to(e.digest); err != nil {
 			return nil, err
 		}
-		done[n] = true
+		if done[n] = true; e.PCR == 4 && first < 0 {
+			first = i
+		}
 	}
 	for n, s := range swaps {
 		if s.Always && !done[n] {
 			return nil, fmt.Errorf("PCR %d lacks the %s of the image: is the log that of this image, and does its kernel measure: %w", s.PCR, s.What, ErrLog)
+		}
+	}
+	if failed > 0 {
+		if entries, err = try(entries, first, failed); err != nil {
+			return nil, err
 		}
 	}
 	for _, e := range entries {
@@ -86,6 +94,38 @@ func Translate(raw []byte, swaps []Swap) ([]byte, error) {
 		return nil, fmt.Errorf("translated: %w", err)
 	}
 	return head, nil
+}
+
+const (
+	action    attest.EventType = 0x80000007
+	calling                    = "Calling EFI Application from Boot Option"
+	returning                  = "Returning from EFI Application from Boot Option"
+	maxFailed                  = 8
+)
+
+// try puts in front of an event of PCR 4 what firmware measures when entries of
+// its boot menu come back or cannot be loaded [TCG PC Client Platform Firmware
+// Profile 1.06, 10.4.4]: it has called the first one already.
+func try(entries []entry, at, failed int) ([]entry, error) {
+	says := func(text string) entry {
+		return entry{PCR: 4, Type: action, digest: sha256.Sum256([]byte(text)), data: []byte(text)}
+	}
+	is := func(text string) func(entry) bool {
+		return func(e entry) bool { return e.PCR == 4 && e.digest == sha256.Sum256([]byte(text)) }
+	}
+	switch {
+	case failed > maxFailed:
+		return nil, fmt.Errorf("%d entries that fail, at most %d: %w", failed, maxFailed, ErrLog)
+	case at < 0 || !slices.ContainsFunc(entries[:at], is(calling)):
+		return nil, fmt.Errorf("PCR 4 does not tell of the entries of the boot menu: %w", ErrLog)
+	case slices.ContainsFunc(entries, is(returning)):
+		return nil, fmt.Errorf("PCR 4 holds an entry of the boot menu that failed already: take the log of a boot without: %w", ErrLog)
+	}
+	var more []entry
+	for range failed {
+		more = append(more, says(returning), says(calling))
+	}
+	return slices.Insert(entries, at, more...), nil
 }
 
 // to returns the digest in the place of one that matched.

@@ -70,7 +70,7 @@ func replay(t testing.TB, log []byte) ([][]byte, []boot.Event) {
 // registers and the same reference.
 func TestTranslateForetellsARealBoot(t *testing.T) {
 	one, two, swaps := realBoots(t)
-	foretold, err := boot.Translate(one, swaps)
+	foretold, err := boot.Translate(one, swaps, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +96,44 @@ func TestTranslateForetellsARealBoot(t *testing.T) {
 	}
 	if res := boot.Appraise([]boot.Reference{got}, nil, before, one); res.Trust != boot.Quarantined {
 		t.Errorf("twin, the image before: %+v", res)
+	}
+}
+
+// The same image by the first entry of the boot menu, and behind one that
+// failed: what is foretold of the latter is what firmware measured there.
+func TestTranslateEntryThatFails(t *testing.T) {
+	failed, _, swaps := realBoots(t)
+	straight, err := os.ReadFile("testdata/ovmf-straight.log") // of OVMF 2025.02
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range swaps {
+		swaps[i].Is = swaps[i].Was
+	}
+	want, _ := replay(t, failed)
+	for n, same := range []bool{false, true, false} {
+		foretold, err := boot.Translate(straight, swaps, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := replay(t, foretold); bytes.Equal(got[4], want[4]) != same || !bytes.Equal(got[9], want[9]) {
+			t.Errorf("%d entries that fail: PCR 4 is %x, of one %x", n, got[4], want[4])
+		}
+	}
+	for name, c := range map[string]struct {
+		log  []byte
+		n    int
+		want string
+	}{
+		"failed already": {failed, 1, "failed already"}, "too many": {straight, 9, "at most 8"},
+	} {
+		if _, err := boot.Translate(c.log, swaps, c.n); !errors.Is(err, boot.ErrLog) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
+		}
+	}
+	quiet := unified(t, running).Without("action")
+	if _, err := boot.Translate(quiet.Log(), swapsOf(t, running, offered), 1); !errors.Is(err, boot.ErrLog) || !strings.Contains(err.Error(), "does not tell of the entries") {
+		t.Errorf("firmware that says nothing of entries: got %v", err)
 	}
 }
 
@@ -171,7 +209,7 @@ func TestTranslateGuessesNothing(t *testing.T) {
 			if c.edit != nil {
 				c.edit(swaps)
 			}
-			got, err := boot.Translate(f.Log(), swaps)
+			got, err := boot.Translate(f.Log(), swaps, 0)
 			if c.want != "" {
 				if !errors.Is(err, boot.ErrLog) || !strings.Contains(err.Error(), c.want) || got != nil {
 					t.Errorf("got %v, want %q", err, c.want)
@@ -190,7 +228,7 @@ func TestTranslateGuessesNothing(t *testing.T) {
 			}
 		})
 	}
-	if _, err := boot.Translate(tpmfarm.Default(running).Log(), swapsOf(t, running, offered)); !errors.Is(err, boot.ErrLog) {
+	if _, err := boot.Translate(tpmfarm.Default(running).Log(), swapsOf(t, running, offered), 0); !errors.Is(err, boot.ErrLog) {
 		t.Errorf("a GRUB box: got %v", err)
 	}
 }
@@ -206,7 +244,7 @@ func FuzzTranslate(f *testing.F) {
 		swaps[i].Always = false
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		got, err := boot.Translate(raw, swaps)
+		got, err := boot.Translate(raw, swaps, len(raw)%3)
 		if err != nil {
 			if !errors.Is(err, boot.ErrLog) {
 				t.Errorf("not ErrLog: %v", err)

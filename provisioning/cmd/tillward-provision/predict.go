@@ -13,11 +13,15 @@ type bootPredict struct {
 	bootObserve
 	Was       string `required:"" help:"The unified kernel image that left the log." placeholder:"FILE"`
 	UKI       string `name:"uki" required:"" help:"The unified kernel image that will be booted instead." placeholder:"FILE"`
+	Failed    int    `help:"Entries of the boot menu that the firmware tries in vain before it comes to the image: another slot that cannot be loaded." placeholder:"N"`
 	Predicted string `help:"Where to write the log that a boot of it will leave, with the SHA-256 bank alone: what boot approve signs the state of." placeholder:"FILE"`
 }
 
 // Run implements the command.
 func (c *bootPredict) Run(o *out) error {
+	if c.Failed < 0 {
+		return usage{errors.New("--failed: not below 0")}
+	}
 	r, err := c.begin()
 	if err != nil {
 		return err
@@ -41,7 +45,7 @@ func (c *bootPredict) Run(o *out) error {
 	if err != nil {
 		return fmt.Errorf("%s in the place of %s: %w", c.UKI, c.Was, err)
 	}
-	if raw, err = boot.Translate(raw, list); err != nil {
+	if raw, err = boot.Translate(raw, list, c.Failed); err != nil {
 		return fmt.Errorf("%s, as a boot of %s: %w", c.Log, c.Was, err)
 	}
 	if values, err = boot.Replay(raw); err != nil {
