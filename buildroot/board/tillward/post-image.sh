@@ -15,7 +15,14 @@ export CONSOLE="${TILLWARD_CONSOLE:-no}" PROVISION="${TILLWARD_PROVISION:-tillwa
 export BASE_LOG='' BASE_UKI='' BOOT_JSON="${TILLWARD_BOOT_JSON:-}" RAUC_CERT="${TILLWARD_RAUC_CERT:-}" RAUC_KEY="${TILLWARD_RAUC_KEY:-}"
 vendor=${TILLWARD_VENDOR:-}
 if [ -f "$vendor/base.log" ] && [ -f "$vendor/base.efi" ]; then
-	BASE_LOG=$vendor/base.log BASE_UKI=$vendor/base.efi
+	BASE_LOG=$vendor/base.log BASE_UKI=$vendor/base.efi BASE_CHAINS=
+	for log in "$vendor"/base-*.log; do # further ways to the image, by name
+		[ ! -f "$log" ] || {
+			name=${log##*/base-}
+			BASE_CHAINS="$BASE_CHAINS ${name%.log}=$log"
+		}
+	done
+	export BASE_CHAINS
 fi
 "$here/image.sh"
 "$here/pack.sh"
