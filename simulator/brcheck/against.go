@@ -139,7 +139,9 @@ func (b board) comesBack(ctx context.Context, x *external) (string, []string, er
 			return "", nil, err
 		}
 		both[i] = parseConfig(".config", string(raw))
-		both[i].lines = slices.DeleteFunc(both[i].lines, func(s setting) bool { return s.name == "BR2_DEFCONFIG" })
+		both[i].lines = slices.DeleteFunc(both[i].lines, func(s setting) bool { // where it came from, and the commit
+			return s.name == "BR2_DEFCONFIG" || s.name == "BR2_EXTERNAL_"+x.name+"_VERSION"
+		})
 	}
 	raw, err := os.ReadFile(saved)
 	if err != nil {

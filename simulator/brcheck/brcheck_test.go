@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tillward/tillward/agent"
 	"github.com/tillward/tillward/simulator/brcheck"
 )
 
@@ -164,6 +165,27 @@ func TestGuide(t *testing.T) {
 	} {
 		if wrong := guideWrong(strings.ReplaceAll(guide, broken.from, broken.to), makefile, boards(t)); len(wrong) == 0 {
 			t.Errorf("with %s: got nothing wrong", broken.to)
+		}
+	}
+}
+
+// TestGuideAgent hands the agent the configuration that the guide begins with.
+func TestGuideAgent(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(tree, "../docs/vendor.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile("(?s)\n```toml\n(.*?)```\n").FindSubmatch(raw)
+	if m == nil {
+		t.Fatal("the guide has no configuration")
+	}
+	file := filepath.Join(t.TempDir(), "agent.toml")
+	for text, good := range map[string]bool{string(m[1]): true, strings.Replace(string(m[1]), "state_dir", "state_folder", 1): false} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := agent.LoadConfig(file); (err == nil) != good {
+			t.Errorf("got %v, want good %t", err, good)
 		}
 	}
 }
