@@ -15,12 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The message protocol of pcscd 1.8 to 2.x: version 4.4 is what all of them
-// accept. Integers have the byte order of the machine, for it is a local socket
-// [pcsc-lite winscard_msg.h].
+// The message protocol of pcscd 1.8 to 2.x: version 4.4 is what most of them
+// accept. Those of 2.3 and 2.4 insist on their own 4.5, which has a command more
+// and nothing else; later ones take both, and speak as 4.4 does then. Integers
+// have the byte order of the machine, for it is a local socket [pcsc-lite
+// winscard_msg.h].
 const (
-	protocolMajor = 4
-	protocolMinor = 4
+	protocolMajor  = 4
+	protocolMinor  = 4
+	protocolStrict = 5 // of those who take no other
 
 	cmdEstablish  = 0x01
 	cmdConnect    = 0x04
@@ -157,6 +160,9 @@ func dial(ctx context.Context, socket string, timeout time.Duration) (*client, e
 	defer stop()
 	c := &client{conn: conn, timeout: timeout}
 	answer, err := c.call(cmdVersion, words(protocolMajor, protocolMinor, 0), 12)
+	if err == nil && order.Uint32(answer[8:]) != 0 && order.Uint32(answer) == protocolMajor && order.Uint32(answer[4:]) == protocolStrict {
+		answer, err = c.call(cmdVersion, words(protocolMajor, protocolStrict, 0), 12)
+	}
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
 		err = errRefused

@@ -1,6 +1,7 @@
 package pcsc_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -22,8 +23,9 @@ type script struct {
 	socket string
 
 	mu       sync.Mutex
-	refuses  bool // everybody, as by polkit
-	garbles  bool // the table of readers
+	refuses  bool   // everybody, as by polkit
+	minor    uint32 // of the protocol, the only one that it takes; 0: 4
+	garbles  bool   // the table of readers
 	present  bool
 	moves    uint32 // of cards, that nobody saw
 	connect  uint32 // result of connecting to the card
@@ -101,7 +103,10 @@ func (s *script) serve(c net.Conn) {
 		var answer []byte
 		switch ne.Uint32(head[4:]) {
 		case 0x11: // version
-			answer = words(4, 4, 0)
+			answer = words(4, max(s.minor, 4), 0)
+			if !bytes.Equal(body[:8], answer[:8]) {
+				ne.PutUint32(answer[8:], 0x8010001E) // SCARD_E_SERVICE_STOPPED
+			}
 		case 0x12, 0x13: // table, and wait for changes
 			s.asked++
 			answer = make([]byte, 16*184)
@@ -291,5 +296,19 @@ func TestChangedBetweenLooks(t *testing.T) {
 	}
 	if in, out := count(t, d, "M_CardInsertedCount"), count(t, d, "M_CardRemovedCount"); in != 3 || out != 2 {
 		t.Errorf("got %v cards in and %v out, want 3 and 2", in, out)
+	}
+}
+
+// Daemons of pcsc-lite 2.3 and 2.4 insist on their own version of the protocol;
+// one that is not known is not spoken to.
+func TestVersionsOfTheProtocol(t *testing.T) {
+	for minor, speaks := range map[uint32]bool{4: true, 5: true, 7: false} {
+		s := play(t)
+		s.minor = minor
+		d := open(t, s.reader())
+		st := status(t, d, func(s hal.Status) bool { return s.Power != hal.PowerUnknown })
+		if up := st.Power == hal.PowerOnline; up != speaks {
+			t.Errorf("pcscd of protocol 4.%d: got %+v", minor, st)
+		}
 	}
 }
