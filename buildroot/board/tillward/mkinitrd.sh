@@ -79,7 +79,7 @@ for program in busybox dmsetup chattr; do
 	interpreter "$tree/bin/$program"
 done
 # What init calls. chattr is BusyBox's on some trees and a program on others.
-for applet in sh mount insmod watchdog od tr tail sed grep printf mkdir readlink usleep sleep reboot kill switch_root; do
+for applet in sh mount insmod watchdog head od tr tail sed grep printf mkdir readlink usleep sleep reboot kill switch_root; do
 	ln -s busybox "$tree/bin/$applet"
 done
 cp "$here/initrd/init" "$tree/init"
