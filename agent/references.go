@@ -266,9 +266,9 @@ func (a *Agent) sealable(ctx context.Context, release string) (reason string, er
 	if err != nil {
 		return "", err
 	}
-	if !ok {
-		return fmt.Sprintf("the boot reference of release %s for model %s holds no approval by the release key of this image: "+
-			"what is sealed on this box would stay closed", release, a.cfg.Model), nil
+	if !ok || !a.vault.Covers(r) {
+		return fmt.Sprintf("the boot reference of release %s for model %s holds no approval by the release key of this image for what is sealed on this box: "+
+			"it would stay closed; approve the release for every --ref that the one before it has", release, a.cfg.Model), nil
 	}
 	return "", nil
 }

@@ -165,6 +165,15 @@ func (v *Vault) outlives(ctx context.Context, t TPM, r boot.Reference, k Key) bo
 	})
 }
 
+// Covers reports whether a release approves a state for every key that is sealed:
+// what was sealed for one word no approval for another opens.
+func (v *Vault) Covers(r boot.Reference) bool {
+	return !slices.ContainsFunc(keys[:], func(k Key) bool {
+		s, err := v.load(k)
+		return err == nil && !slices.ContainsFunc(r.Approvals, func(a boot.Approval) bool { return bytes.Equal(a.Ref, s.Ref) && a.Signed(v.Release) })
+	})
+}
+
 // unseal tries the approvals on file, those kept last first: that is the
 // release that runs, or the one offered.
 func (v *Vault) unseal(ctx context.Context, t TPM, s sealed) ([]byte, error) {

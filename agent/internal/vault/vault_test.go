@@ -354,6 +354,15 @@ func TestKeysAreApart(t *testing.T) {
 		t.Errorf("the data after the books were given up: got %x, %v, want %x", got, err, data)
 	}
 
+	next := release(t, b.key, "agent/1.1.0", tpmfarm.Default("agent/1.1.0"), 0)
+	otherRef, err := boot.SignApproval(b.key, []byte("another"), map[int][]byte{4: make([]byte, 32)}, 0)
+	must(t, err)
+	stranger0, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	if !b.vault.Covers(next) || b.vault.Covers(boot.Reference{Approvals: []boot.Approval{otherRef}}) || b.vault.Covers(release(t, stranger0, "agent/1.1.0", f, 0)) {
+		t.Error("want a release covered by an approval of the release key for the word that was sealed for, and by no other")
+	}
+
 	high := release(t, b.key, "agent/1.0.0", f, 2)
 	high.Floor = 2
 	stranger := tpmfarm.Default("agent/9.0.0")
