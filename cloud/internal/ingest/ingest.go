@@ -143,15 +143,15 @@ func (i *Ingest) drop() {
 // hold up who brings backlog for a few seconds.
 func (i *Ingest) Submit(m Message) bool { return i.queue.put(m) }
 
-// Run commits until ctx ends, and then one group more: devices wait for it.
-// What else is queued is not acknowledged: they send it again.
+// Run commits until ctx ends, what it has in hand then, and one group more:
+// devices wait for it. What else is queued is not acknowledged: they send it again.
 func (i *Ingest) Run(ctx context.Context) error {
 	for {
 		batch, ok := i.gather(ctx)
 		if !ok {
 			return i.last(context.WithoutCancel(ctx))
 		}
-		if err := i.commit(ctx, batch); err != nil {
+		if err := i.commit(context.WithoutCancel(ctx), batch); err != nil {
 			i.o.Log.Error("commit what devices sent; they will send it again", slog.Int("messages", len(batch)), slog.Any("err", err))
 		}
 	}

@@ -660,6 +660,32 @@ func TestStop(t *testing.T) {
 	})
 }
 
+// ending has the service end while a commit is under way.
+type ending struct{ end func() }
+
+func (s ending) Commit(ctx context.Context, in []fleet.Intake) ([]fleet.Outcome, error) {
+	s.end()
+	return make([]fleet.Outcome, len(in)), ctx.Err()
+}
+
+func (ending) AuditHead(ctx context.Context, _ fleet.DeviceID) (uint64, [32]byte, error) {
+	return 0, [32]byte{}, ctx.Err()
+}
+
+// TestStopInACommit: what is being stored when the service ends is stored, and the device hears of it.
+func TestStopInACommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		i := ingest.New(ingest.Options{Store: ending{cancel}, Stored: func(fleet.Intake, fleet.Outcome) {}, Log: quiet})
+		acked := errors.New("not at all")
+		i.Submit(ingest.Message{Device: "a", Tenant: "main", Channel: wire.Telemetry, Payload: encode(t, telemetry(1, 1)), At: noon, Ack: func(err error) { acked = err }})
+		if err := i.Run(ctx); err != nil || acked != nil {
+			t.Errorf("got %v, acknowledged with %v", err, acked)
+		}
+	})
+}
+
 // FuzzMessage sends anything on any channel: it is acknowledged, and the trail of the service stays whole.
 func FuzzMessage(f *testing.F) {
 	channels := []wire.Channel{wire.Telemetry, wire.Event, wire.Audit, wire.State, wire.Result, wire.Evidence, wire.DownOffer}
