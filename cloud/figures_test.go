@@ -428,6 +428,15 @@ func TestJudges(t *testing.T) {
 	if state, what, todo := idle.rolloutHealth(t.Context()); state != fleet.PartFailing || todo == "" {
 		t.Errorf("no round since the start: got %s, %s", state, what)
 	}
+	deaf := newService(t) // its broker does not run
+	deaf.began = time.Now()
+	if state, what, _ := deaf.brokerHealth(t.Context()); state != fleet.PartOK {
+		t.Errorf("before the broker listens: got %s, %s", state, what)
+	}
+	deaf.began = deaf.began.Add(-2 * startWithin)
+	if state, what, todo := deaf.brokerHealth(t.Context()); state != fleet.PartFailing || todo == "" {
+		t.Errorf("it does not listen since the start: got %s, %s", state, what)
+	}
 	var p pulse
 	p.beat(nil)
 	p.beat(errors.New("no room"))

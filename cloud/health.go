@@ -24,6 +24,7 @@ const (
 	longWait    = 10 * time.Second
 	stuckWait   = time.Minute
 	roundsStop  = 2 * time.Minute // without a round of rollouts
+	startWithin = time.Minute     // from the start on it may take to listen
 	soonDays    = 30              // until a certificate ends that nothing renews by itself
 	lastDays    = 7
 	lowShare    = 0.10 // of a disk
@@ -111,6 +112,8 @@ func (s *Service) brokerHealth(context.Context) (state, what, todo string) {
 	what = fmt.Sprintf("%d of at most %d devices are connected", n, most)
 	const more = "raise device.max_clients, or find out why so many connect"
 	switch {
+	case !s.broker.Accepting() && time.Since(s.began) < startWithin: // the first look at it comes beside its start
+		return fleet.PartOK, what + "; it begins", ""
 	case !s.broker.Accepting():
 		return fleet.PartFailing, what + "; no more are let in", "the listener was closed: restart the service"
 	case n >= most:
