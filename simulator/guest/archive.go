@@ -46,7 +46,8 @@ func Open(ctx context.Context, dir, release string) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	targets, err := Command(ctx, "", "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages")
+	// With no list read yet apt says where it would look for them; it needs none.
+	targets, err := Command(ctx, "", "apt-get", "update", "--print-uris", "-o", "Dir::State::lists="+dir+"/lists")
 	if err != nil {
 		return nil, fmt.Errorf("%w; this is for machines with Debian", err)
 	}
@@ -68,28 +69,31 @@ func Open(ctx context.Context, dir, release string) (*Archive, error) {
 	} {
 		a.options = append(a.options, "-o", o)
 	}
+	// An archive of somebody else's, with names like Debian's, does not matter.
 	_, err = a.apt(ctx, "", "apt-get", "update", "--error-on=any")
-	return a, err
+	if _, none := a.apt(ctx, "", "apt-cache", "show", "base-files"); none != nil {
+		return nil, errors.Join(err, none)
+	}
+	return a, nil
 }
 
 var codename = regexp.MustCompile(`(?m)^VERSION_CODENAME="?(\w+)"?$`)
 
+var target = regexp.MustCompile(`(?m)^'(\S+/)dists/([^/]+)/main/binary-[^/]+/Packages[^/']*'`)
+
 // sources makes the list of sources of a release from this machine's: the same
-// archives, main and its security updates.
+// archives, main and its security updates. Targets are what apt would download
+// for this machine's own release.
 func sources(osRelease, targets, release string) (string, error) {
 	m := codename.FindStringSubmatch(osRelease)
 	if m == nil {
 		return "", errors.New("this machine does not say which release of Debian it has")
 	}
 	var list []string
-	for line := range strings.Lines(targets) {
-		f := strings.Fields(line)
-		if len(f) != 3 || f[2] != "main" {
-			continue
-		}
+	for _, t := range target.FindAllStringSubmatch(targets, -1) {
 		for _, suffix := range []string{"", "-security"} {
-			if f[1] == m[1]+suffix {
-				list = append(list, fmt.Sprintf("deb [arch=amd64 signed-by=%s] %s %s%s main\n", keyring, f[0], release, suffix))
+			if t[2] == m[1]+suffix {
+				list = append(list, fmt.Sprintf("deb [arch=amd64 signed-by=%s] %s %s%s main\n", keyring, t[1], release, suffix))
 			}
 		}
 	}

@@ -17,8 +17,13 @@ import (
 func TestSources(t *testing.T) {
 	const (
 		os12    = "ID=debian\nVERSION_CODENAME=bookworm\n"
-		targets = "http://a.example/debian/ bookworm main\nhttp://a.example/debian/ bookworm contrib\nhttp://a.example/debian/ bookworm-updates main\n" +
-			"http://b.example/security/ bookworm-security main\nhttps://c.example/node_20.x/ nodistro main\n"
+		targets = "'http://a.example/debian/dists/bookworm/InRelease' a.example_InRelease 0 \n" +
+			"'http://a.example/debian/dists/bookworm/main/binary-amd64/Packages.xz' a.example_Packages 0 \n" +
+			"'http://a.example/debian/dists/bookworm/main/binary-all/Packages.xz' a.example_Packages 0 \n" +
+			"'http://a.example/debian/dists/bookworm/contrib/binary-amd64/Packages.xz' a.example_Packages 0 \n" +
+			"'http://a.example/debian/dists/bookworm-updates/main/binary-amd64/Packages.xz' a.example_Packages 0 \n" +
+			"'http://b.example/security/dists/bookworm-security/main/binary-amd64/Packages' b.example_Packages 0 \n" +
+			"'https://c.example/node_20.x/dists/nodistro/main/binary-amd64/Packages' c.example_Packages 0 \n"
 	)
 	got, err := guest.Sources(os12, targets, "trixie")
 	const signed = "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] "
