@@ -26,6 +26,7 @@ func run() int {
 	tree := flag.String("tree", "", "`folder` of a Buildroot checkout, to check against it")
 	kernel := flag.String("kernel", "", "`folder` of the source of Linux, to check its configurations as well")
 	out := flag.String("out", ".cache/buildroot/check", "`folder` for what configuring leaves")
+	some := flag.String("only", "", "`words`, with commas between them: run the checks that have one of them in their name")
 	asJSON := flag.Bool("json", false, "print each result as a line of JSON")
 	write := flag.Bool("write", false, "write the configurations that the fragments make, and exit")
 	learn := flag.String("learn", "", "write the verified names into this `folder`, from the trees given as release=path")
@@ -56,9 +57,13 @@ func run() int {
 		}
 		return 0
 	}
-	all := []iter.Seq2[brcheck.Result, error]{brcheck.Alone(ctx, *dir)}
+	var only []string
+	if *some != "" {
+		only = strings.Split(*some, ",")
+	}
+	all := []iter.Seq2[brcheck.Result, error]{brcheck.Alone(ctx, *dir, only...)}
 	if *tree != "" {
-		all = append(all, brcheck.Tree{Buildroot: *tree, Linux: *kernel, Out: *out}.Check(ctx, *dir))
+		all = append(all, brcheck.Tree{Buildroot: *tree, Linux: *kernel, Out: *out}.Check(ctx, *dir, only...))
 	}
 	code := 0
 	for _, results := range all {
