@@ -105,6 +105,15 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 //
 //	root/ kernel modules/lib/modules/ABI code.fd vars.fd stub.efi kit.json
 func (k *Kit) make(ctx context.Context) error {
+	old, err := filepath.Glob(filepath.Join(k.options.Cache, "making-*")) // of one that was killed
+	if err != nil {
+		return err
+	}
+	for _, dir := range old {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
 	work, err := os.MkdirTemp(k.options.Cache, "making-")
 	if err != nil {
 		return err
