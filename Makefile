@@ -25,6 +25,7 @@ NEED_TEST  := $(NEED_BUILD) swtpm swtpm-tools pcscd vsmartcard-vpcd pcsc-tools s
 NEED_BR    := rsync git shellcheck genimage fdisk dosfstools mtools e2fsprogs rauc squashfs-tools openssl
 NEED_TREE  := $(NEED_BR) build-essential bc file python3 python3-magic flake8 rsync unzip wget cpio $(if $(KERNEL),flex bison)
 NEED_VM    := gcc libc6-dev make xz-utils qemu-system-x86 busybox-static
+NEED_FW    := gcc libc6-dev qemu-system-x86 qemu-utils swtpm mtools dosfstools squashfs-tools cryptsetup-bin genimage rauc cpio zstd xz-utils kmod binutils e2fsprogs fdisk openssl debian-archive-keyring
 NEED_arm64 := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NEED_amd64 := gcc-x86-64-linux-gnu libc6-dev-amd64-cross
 
@@ -36,7 +37,7 @@ GO_AGENT := CGO_ENABLED=1 CGO_CFLAGS=-Os go build -trimpath -gcflags=all=-l -gcf
 SHRINK   := -s -w -X main.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-chaos test-powercut test-hal-vm test-siem check lint build console bench image check-buildroot defconfigs release sbom step-ca help FORCE
+.PHONY: run test test-chaos test-powercut test-hal-vm test-firmware test-siem check lint build console bench image check-buildroot defconfigs release sbom step-ca help FORCE
 
 run: ## five tills, their fleet service and the console, on this machine
 	@.ci/deps $(NEED_RUN)
@@ -63,6 +64,12 @@ test-chaos: ## 20 tills and their service, 10 minutes of everything that can go 
 test-hal-vm: ## the drivers on a real kernel that QEMU runs, with USB, evdev and GPIO of its own: docs/hal-vm.md
 	@.ci/deps $(NEED_VM)
 	@go run -trimpath ./simulator/cmd/tillward-halvm $(ARGS)
+
+# Packages of the till are downloaded once, into .cache/firmware: docs/firmware-test.md.
+test-firmware: ## whole tills that QEMU boots by UEFI and TPM: enrolled, updated, broken in many ways, back by themselves; 12 minutes (RUN=TestFirmware/tills/till-1/update for a part)
+	@.ci/deps $(NEED_RUN) $(NEED_FW)
+	@$(MAKE) --no-print-directory build >&2
+	go test -trimpath -count=1 -v -timeout 40m -tags "$(TAGS) firmware" -run '$(or $(RUN),TestFirmware)' ./simulator/firmware -bin $(abspath bin) -cache $(abspath .cache/firmware) -report $(abspath bin/firmware.json)
 
 test-siem: $(NG) ## 20,000 events to rsyslog and syslog-ng across two restarts of each
 	@.ci/deps $(NEED_TEST)

@@ -1,0 +1,314 @@
+//go:build firmware
+
+package firmware_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tillward/tillward/hal/tpm"
+	"github.com/tillward/tillward/simulator/firmware"
+)
+
+// The releases of this lane.
+const (
+	first   = "1.0.0" // what the tills are flashed with
+	talking = "1.0.1" // the same with a serial console
+	second  = "2.0.0"
+	mute    = "3.0.0" // never reaches the service
+	panics  = "4.0.0" // as soon as its init runs
+	hangs   = "5.0.0"
+)
+
+// hang stops all that runs, so that nobody feeds the watchdog.
+const hang = "#!/bin/sh\nkill -STOP -1\nwhile :; do sleep 1000; done\n"
+
+// specOf says how a release differs from the others.
+func (l *lab) specOf(version string) (firmware.Spec, error) {
+	s := firmware.Spec{
+		Version: version, Model: l.fleet.Model(), Compatible: compatible, Vendor: l.fleet.vendor, Console: version == talking,
+		RAUCCert: filepath.Join(l.fleet.keys, "rauc", "signing.pem"), RAUCKey: filepath.Join(l.fleet.keys, "rauc", "signing.key"),
+		Overlay: map[string]string{}, Reference: func(ctx context.Context, i firmware.Image) (string, error) { return l.reference(ctx, i, version) },
+	}
+	switch version {
+	case mute:
+		file, err := l.fleet.agentFile("10.0.2.2:9")
+		if err != nil {
+			return s, err
+		}
+		s.Overlay["etc/tillward/agent.toml"] = file
+	case panics:
+		s.Overlay["usr/libexec/tillward/rc.d/41-panic"] = "#!/bin/sh\necho c >/proc/sysrq-trigger\n"
+	case hangs:
+		s.Overlay["usr/libexec/tillward/rc.d/41-hang"] = hang
+	}
+	return s, nil
+}
+
+// lab is the bench with all that stands on it.
+type lab struct {
+	t                *testing.T
+	dir              string
+	kit              *firmware.Kit
+	fleet            *fleet
+	baseLog, baseUKI string
+	report           *report
+
+	building sync.Mutex // one at a time: there are two cores
+	images   map[string]firmware.Image
+	released map[string]bool
+}
+
+// image builds a release, once.
+func (l *lab) image(ctx context.Context, version string) (firmware.Image, error) {
+	l.building.Lock()
+	defer l.building.Unlock()
+	if i, ok := l.images[version]; ok {
+		return i, nil
+	}
+	i, err := l.build(ctx, version, filepath.Join(l.dir, "image", version))
+	if err == nil {
+		l.images[version] = i
+	}
+	return i, err
+}
+
+func (l *lab) build(ctx context.Context, version, dir string) (firmware.Image, error) {
+	spec, err := l.specOf(version)
+	if err != nil {
+		return firmware.Image{}, err
+	}
+	i, err := l.kit.Build(ctx, spec, dir)
+	if err != nil {
+		return i, fmt.Errorf("image %s: %w", version, err)
+	}
+	return i, nil
+}
+
+// reference works out from the boot that was watched how an image boots, without
+// starting it, and approves that what is sealed opens in it: the agent's books
+// and the key of the data partition. There are two ways to start it: at once, and
+// after the firmware has tried a slot that holds nothing.
+func (l *lab) reference(ctx context.Context, i firmware.Image, version string) (string, error) {
+	file := filepath.Join(i.Dir, "boot.json")
+	log := [2]string{filepath.Join(i.Dir, "predicted.log"), filepath.Join(i.Dir, "failed.log")}
+	predict := []string{"boot", "predict", "--log", l.baseLog, "--was", l.baseUKI, "--uki", i.UKI, "--out", file}
+	for _, args := range [][]string{
+		slices.Concat(predict, []string{"--model", l.fleet.Model(), "--release", system + "/" + version, "--predicted", log[0]}),
+		slices.Concat(predict, []string{"--failed", "1", "--from", file, "--chain", "failed-1", "--predicted", log[1]}),
+	} {
+		if err := l.fleet.Provision(ctx, args...); err != nil {
+			return "", err
+		}
+	}
+	for _, what := range []string{"spool", "data"} {
+		for _, log := range log {
+			if err := l.fleet.Provision(ctx, "boot", "approve", "--reference", file, "--key", l.fleet.sealKey(), "--log", log, "--ref", what); err != nil {
+				return "", err
+			}
+		}
+	}
+	return file, nil
+}
+
+// flashed publishes how tills boot that leave the factory with a release.
+func (l *lab) flashed(ctx context.Context, version string) (firmware.Image, error) {
+	return l.publish(ctx, version, func(i firmware.Image) []string { return []string{"boot", "add", "--reference", i.Reference} })
+}
+
+// offered publishes a release as a bundle with its reference values.
+func (l *lab) offered(ctx context.Context, version string) (firmware.Image, error) {
+	return l.publish(ctx, version, func(i firmware.Image) []string {
+		return []string{"release", "add", "--bundle", i.Bundle, "--model", l.fleet.Model(), "--boot", i.Reference}
+	})
+}
+
+func (l *lab) publish(ctx context.Context, version string, how func(firmware.Image) []string) (firmware.Image, error) {
+	i, err := l.image(ctx, version)
+	if err != nil {
+		return i, err
+	}
+	l.building.Lock()
+	defer l.building.Unlock()
+	if l.released[version] {
+		return i, nil
+	}
+	release := filepath.Join(l.fleet.Dir(), "release")
+	args := append(how(i), "--repo", filepath.Join(release, "repo"), "--keys", filepath.Join(release, "keys"))
+	if err := l.fleet.Provision(ctx, args...); err != nil {
+		return i, err
+	}
+	if err := l.fleet.CLI(ctx, "release", "publish", "--repo", filepath.Join(release, "repo")); err != nil {
+		return i, err
+	}
+	l.released[version] = true
+	return i, nil
+}
+
+// till is one machine with what stands around it.
+type till struct {
+	*lab
+	name, dir, id string
+	flash         string // the release it was flashed with
+	machine       *firmware.Machine
+	counter       *firmware.Counter
+	serial        *words
+	seen          []string // what QEMU told of the machine
+	mu            sync.Mutex
+	rollout       string // the last one
+	stages        map[string]*outcome
+}
+
+// words are what came over a serial line.
+type words struct {
+	mu   sync.Mutex
+	said strings.Builder
+	file io.Writer
+}
+
+func (w *words) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.said.Write(b)
+	return w.file.Write(b)
+}
+
+// from returns what was said from a place on.
+func (w *words) from(at int) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.said.String()[at:]
+}
+
+// box makes a till of a release: its disk, its TPM, which its maker has listed
+// and somebody has claimed, and its counter. It is off.
+func (l *lab) box(ctx context.Context, name, version string) (*till, error) {
+	image, err := l.flashed(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	b, err := l.bare(ctx, name, image.Disk)
+	if err != nil {
+		return nil, err
+	}
+	b.flash = version
+	chip, err := l.fleet.Chip(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := tpm.Open("unix:" + chip.Socket())
+	if err != nil {
+		chip.Stop()
+		return nil, err
+	}
+	label, err := l.fleet.Ship(ctx, dev, name)
+	err = errors.Join(err, dev.Close())
+	chip.Stop()
+	if err != nil {
+		return nil, err
+	}
+	b.id = label.Device
+	file := filepath.Join(b.dir, "label")
+	if err := os.WriteFile(file, []byte(label.URI()), 0o600); err != nil {
+		return nil, err
+	}
+	return b, l.fleet.CLI(ctx, "claim", "code", "--file", file)
+}
+
+// bare is a machine with a copy of a disk.
+func (l *lab) bare(ctx context.Context, name, disk string) (*till, error) {
+	b := &till{lab: l, name: name, dir: filepath.Join(l.dir, name), stages: map[string]*outcome{}}
+	if err := os.MkdirAll(b.dir, 0o755); err != nil {
+		return nil, err
+	}
+	own := filepath.Join(b.dir, "disk.img")
+	if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", "--reflink=auto", disk, own).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	sockets, err := os.MkdirTemp("", "tillward-fw-") // a socket's path is short
+	if err != nil {
+		return nil, err
+	}
+	l.t.Cleanup(func() { _ = os.RemoveAll(sockets) })
+	f, err := os.Create(filepath.Join(b.dir, "serial.log"))
+	if err != nil {
+		return nil, err
+	}
+	l.t.Cleanup(func() { _ = f.Close() })
+	b.serial = &words{file: f}
+	printer, reader := filepath.Join(sockets, "printer"), filepath.Join(sockets, "reader")
+	if b.counter, err = firmware.NewCounter(printer, reader); err != nil {
+		return nil, err
+	}
+	l.t.Cleanup(func() { _ = b.counter.Close() })
+	b.machine = l.kit.Machine(b.dir, firmware.MachineOptions{
+		Disk: own, TPM: filepath.Join(l.fleet.Dir(), "chips", name), CCID: reader, Printer: printer, Serial: b.serial, Seed: *seedFlag,
+	})
+	l.t.Cleanup(func() { _ = b.machine.Kill() })
+	done := make(chan struct{})
+	l.t.Cleanup(func() { close(done) })
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case e := <-b.machine.Events():
+				b.mu.Lock()
+				b.seen = append(b.seen, e.Name)
+				b.mu.Unlock()
+			}
+		}
+	}()
+	return b, nil
+}
+
+// on waits until the till is on line and what is said of it holds.
+func (b *till) on(ctx context.Context, what string, within time.Duration, ok func(device) bool) (device, error) {
+	return b.fleet.until(ctx, b.id, b.name+" "+what, within, func(d device) bool { return d.Online && ok(d) })
+}
+
+// runs says which release of the system a till runs, and from which slot.
+func (b *till) runs(ctx context.Context) (version, slot string, err error) {
+	var u struct {
+		Installed []struct{ Component, Version, Slot string }
+	}
+	err = b.fleet.Operator.Get(ctx, "/v1/devices/"+b.id+"/update", &u)
+	for _, c := range u.Installed {
+		if c.Component == system {
+			return c.Version, c.Slot, err
+		}
+	}
+	return "", "", err
+}
+
+// offer brings a release to this till alone.
+func (b *till) offer(ctx context.Context, version string) error {
+	if _, err := b.offered(ctx, version); err != nil {
+		return err
+	}
+	var r struct{ ID string }
+	err := b.fleet.Ask(ctx, &r, "rollout", "start", system+"/"+version, "--device", b.id)
+	b.rollout = r.ID
+	return err
+}
+
+// events are what QEMU has told of the machine so far.
+func (b *till) events() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.seen)
+}
+
+// power switches the machine on, for longer than a stage: it is off when the
+// test is over.
+func (b *till) power() error { return b.machine.Start(b.t.Context()) }
