@@ -11,7 +11,7 @@ umask 022
 export LC_ALL=C TZ=UTC MTOOLS_SKIP_CHECK=1
 
 here=$(cd "$(dirname "$0")" && pwd)
-: "${OUT:?}" "${VERSION:?}" "${COMPATIBLE:?}" "${BOOT_JSON=}" "${SERVICE_TOML=}" "${RAUC_CERT=}" "${RAUC_KEY=}" "${DATA_MIB:=160}"
+: "${OUT:?}" "${VERSION:?}" "${COMPATIBLE:?}" "${BOOT_JSON=}" "${SERVICE_TOML=}" "${RAUC_CERT=}" "${RAUC_KEY=}" "${DATA_MIB:=160}" "${ROOT_MIB:=80}"
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-0}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -60,7 +60,7 @@ rm -f "$work/state.img"
 truncate -s 128M "$work/state.img"
 E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH mkfs.ext4 -q -F -L state -m 1 -U 6d0c7a4e-3f1b-4f6e-9a53-70d1a2b3c431 \
 	-E hash_seed=6d0c7a4e-3f1b-4f6e-9a53-70d1a2b3c432,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0 "$work/state.img"
-sed -e "s#@STATE@#$work/state.img#" -e "s/@DATA@/${DATA_MIB}M/" "$here/genimage.cfg.in" >"$work/genimage.cfg"
+sed -e "s#@STATE@#$work/state.img#" -e "s/@DATA@/${DATA_MIB}M/" -e "s/size = 80M/size = ${ROOT_MIB}M/" "$here/genimage.cfg.in" >"$work/genimage.cfg"
 mkdir "$work/root"
 genimage --config "$work/genimage.cfg" --rootpath "$work/root" --tmppath "$work/tmp" \
 	--inputpath "$OUT" --outputpath "$OUT" >"$work/log" 2>&1 || {
