@@ -99,8 +99,8 @@ func tampered(ctx context.Context, b *till, note func(string, any)) error {
 	}
 	var named []string
 	for _, f := range d.Findings {
-		if f.PCR != nil && slices.Contains(digests, f.Event) {
-			named = append(named, fmt.Sprintf("%s PCR %d %.12s", f.Check, *f.PCR, f.Event))
+		if slices.Contains(digests, f.Event) {
+			named = append(named, fmt.Sprintf("%s PCR %s %.12s", f.Check, f.PCR, f.Event))
 		}
 	}
 	note("named", strings.Join(named, "; "))
@@ -108,8 +108,11 @@ func tampered(ctx context.Context, b *till, note func(string, any)) error {
 		return fmt.Errorf("no finding names the image or its initrd, %q: %+v", digests, d.Findings)
 	}
 	said, err := b.fleet.command(ctx, b.id, "diagnose", time.Minute, nil)
-	if err != nil || !strings.Contains(said, "books locked") {
-		return fmt.Errorf("what is sealed opened in a boot that was tampered with: %w\n%s", err, head(said))
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(said, "data closed") {
+		return fmt.Errorf("what is sealed opened in a boot that was tampered with:\n%s", head(said))
 	}
 	if err := b.machine.Kill(); err != nil {
 		return err

@@ -199,12 +199,20 @@ func (l *lab) reproducible(t *testing.T) {
 // lifeOfOne is what happens to a till as vendors flash it: no console.
 var lifeOfOne = []stage{
 	{name: "first-boot", limit: 6 * time.Minute, do: firstBoot},
-	{name: "counter", needs: []string{"first-boot"}, limit: 3 * time.Minute, do: counter},
 	{name: "closed", needs: []string{"first-boot"}, limit: 2 * time.Minute, do: closed},
+	{name: "counter", needs: []string{"closed"}, limit: 3 * time.Minute, do: counter},
 	{name: "update", needs: []string{"first-boot"}, limit: 8 * time.Minute, do: update},
 	{name: "never-connects", needs: []string{"update"}, limit: 10 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
 		return failing(ctx, b, note, mute, 9*time.Minute)
 	}},
+	{name: "panic", needs: []string{"update"}, limit: 8 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
+		return failing(ctx, b, note, panics, 7*time.Minute)
+	}},
+	{name: "hang", needs: []string{"update"}, limit: 8 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
+		return failing(ctx, b, note, hangs, 7*time.Minute)
+	}},
+	{name: "initrd-changed", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: tampered},
+	{name: "factory-reset", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: factoryReset},
 }
 
 // lifeOfTwo is what happens to a till whose words can be read.
@@ -318,6 +326,9 @@ func closed(ctx context.Context, b *till, note func(string, any)) error {
 	var said string
 	err := b.fleet.Until(ctx, "the books are locked, as the agent starts once more for", func(ctx context.Context) (ok bool, err error) {
 		said, err = b.fleet.command(ctx, b.id, "diagnose", time.Minute, nil)
+		if err != nil && strings.Contains(err.Error(), "FAILED interrupted") {
+			err = nil // it was just doing that
+		}
 		return strings.Contains(said, "books encrypted"), err
 	})
 	if err != nil {
@@ -418,13 +429,15 @@ func powerCuts(ctx context.Context, b *till, note func(string, any)) error {
 	if err != nil {
 		return err
 	}
-	var whole int64 // what is written at least: both images of a slot
-	for _, f := range []string{image.RootFS, image.ESP} {
+	// What has to be written: the rest of the EFI partition is empty. A block that
+	// a cut left where it belongs is not written again.
+	var left int64
+	for _, f := range []string{image.RootFS, image.UKI} {
 		fi, err := os.Stat(f)
 		if err != nil {
 			return err
 		}
-		whole += fi.Size()
+		left += fi.Size()
 	}
 	if err := b.offer(ctx, second); err != nil {
 		return err
@@ -440,7 +453,8 @@ func powerCuts(ctx context.Context, b *till, note func(string, any)) error {
 		if err != nil {
 			return err
 		}
-		after := r.Int64N(whole * 9 / 10)
+		after := r.Int64N(2 * left / int64(*cutsFlag-i+1))
+		left -= after
 		at = append(at, fmt.Sprintf("%.1f", float64(after)/mib))
 		if err := b.machine.KillAfter(after); err != nil {
 			return err
@@ -486,7 +500,7 @@ func factoryReset(ctx context.Context, b *till, _ func(string, any)) error {
 	if err != nil {
 		return err
 	}
-	if _, err := b.fleet.command(ctx, b.id, "factory-reset", time.Minute, nil); err != nil {
+	if _, err := b.fleet.command(ctx, b.id, "factory-reset", time.Minute, map[string]string{"device": b.id}); err != nil {
 		return err
 	}
 	_, err = b.on(ctx, "is there again", 4*time.Minute, func(d device) bool {

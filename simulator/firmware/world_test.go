@@ -163,8 +163,7 @@ type device struct {
 	ResetCount              uint32 `json:"reset_count"`
 	AuditOK                 bool   `json:"audit_ok"`
 	Findings                []struct {
-		Check, Event, Release, Text string
-		PCR                         *int
+		Check, PCR, Event, Release, Text string
 	}
 	Peripherals []struct {
 		ID, Category, Driver, Health, Power string
