@@ -32,6 +32,7 @@ var (
 	reportTo  = flag.String("report", "", "file for the figures, a line of JSON for each stage")
 	keepFlag  = flag.String("keep", "", "folder to work in, which is left as it is")
 	seedFlag  = flag.Uint64("seed", 1, "where the power is cut")
+	longFlag  = flag.Bool("long", false, "play what takes long as well")
 	slowFlag  = flag.Int("slow", 1, "how many times longer all may take, on a machine that has other work")
 	cutsFlag  = flag.Int("cuts", 10, "how often the power is cut during an installation")
 )
@@ -202,23 +203,25 @@ var lifeOfOne = []stage{
 	{name: "closed", needs: []string{"first-boot"}, limit: 2 * time.Minute, do: closed},
 	{name: "counter", needs: []string{"closed"}, limit: 3 * time.Minute, do: counter},
 	{name: "update", needs: []string{"first-boot"}, limit: 8 * time.Minute, do: update},
-	{name: "never-connects", needs: []string{"update"}, limit: 10 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
-		return failing(ctx, b, note, mute, 9*time.Minute)
-	}},
 	{name: "panic", needs: []string{"update"}, limit: 8 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
 		return failing(ctx, b, note, panics, 7*time.Minute)
 	}},
-	{name: "hang", needs: []string{"update"}, limit: 8 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
+	{name: "hang", long: true, needs: []string{"update"}, limit: 8 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
 		return failing(ctx, b, note, hangs, 7*time.Minute)
 	}},
-	{name: "initrd-changed", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: tampered},
-	{name: "factory-reset", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: factoryReset},
+	{name: "never-connects", long: true, needs: []string{"update"}, limit: 10 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
+		return failing(ctx, b, note, mute, 9*time.Minute)
+	}},
 }
 
 // lifeOfTwo is what happens to a till whose words can be read.
 var lifeOfTwo = []stage{
 	{name: "first-boot", limit: 6 * time.Minute, do: firstBoot},
 	{name: "stolen-disk", needs: []string{"first-boot"}, limit: 4 * time.Minute, do: stolen},
+	{name: "initrd-changed", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: tampered},
+	{name: "factory-reset", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: factoryReset},
+	{name: "power-cuts", long: true, needs: []string{"first-boot"}, limit: 25 * time.Minute, do: powerCuts},
+	{name: "root-flipped", long: true, needs: []string{"power-cuts"}, limit: 6 * time.Minute, do: flipped},
 }
 
 // firstBoot switches a new till on: it enrols by its TPM, proves how it booted,
