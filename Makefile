@@ -66,7 +66,7 @@ test-hal-vm: ## the drivers on a real kernel that QEMU runs, with USB, evdev and
 	@go run -trimpath ./simulator/cmd/tillward-halvm $(ARGS)
 
 # Packages of the till are downloaded once, into .cache/firmware: docs/firmware-test.md.
-test-firmware: ## whole tills that QEMU boots by UEFI and TPM: enrolled, updated, broken in many ways, back by themselves; 8 minutes (RUN=TestFirmware/tills/till-1/update for a part, LONG=yes for all, 20 minutes)
+test-firmware: ## whole tills that QEMU boots by UEFI and TPM: enrolled, updated, broken in many ways, back by themselves; 8 minutes (RUN=TestFirmware/tills/till-1/update for a part, LONG=yes for the long ones as well)
 	@.ci/deps $(NEED_RUN) $(NEED_FW)
 	@$(MAKE) --no-print-directory build >&2
 	go test -trimpath -count=1 -v -timeout 40m -tags "$(TAGS) firmware" -run '$(or $(RUN),TestFirmware)' ./simulator/firmware -bin $(abspath bin) -cache $(abspath .cache/firmware) -report $(abspath bin/firmware.json) $(if $(LONG),-long)
