@@ -54,7 +54,7 @@ func (l Lane) Run(ctx context.Context) ([]Result, error) {
 		return nil, fmt.Errorf("build the tests: %w", err)
 	}
 	image := filepath.Join(l.Cache, "initrd.gz")
-	if err := l.pack(k, test, image); err != nil {
+	if err := l.pack(ctx, k, test, image); err != nil {
 		return nil, fmt.Errorf("pack the machine: %w", err)
 	}
 	return l.boot(ctx, k, image)
