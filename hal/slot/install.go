@@ -74,7 +74,7 @@ func (s *session) begin(ctx context.Context, now hal.Boot, b hal.Bundle) error {
 	}
 	if insist {
 		args[manifestHash] = dbus.MakeVariant(b.ManifestHash)
-	} else if err := s.inspect(ctx, now, b, args); err != nil { // plain bundles, of which RAUC only tells the hash
+	} else if err := s.inspect(ctx, now, b); err != nil { // plain bundles, of which RAUC only tells the hash
 		return err
 	}
 	for {
@@ -89,7 +89,7 @@ func (s *session) begin(ctx context.Context, now hal.Boot, b hal.Bundle) error {
 			if stream && len(b.Inspecting) == 0 {
 				return fmt.Errorf("%w: RAUC 1.14 or newer is needed for that, which insists on a manifest", hal.ErrNoStream)
 			}
-			if err := s.inspect(ctx, now, b, args); err != nil {
+			if err := s.inspect(ctx, now, b); err != nil {
 				return err
 			}
 		default:
@@ -119,12 +119,12 @@ func unknown(err error, key string, args map[string]dbus.Variant) bool {
 // inspect compares the manifest hash as RAUC reads it from a file or a stream.
 // RAUC before 1.9 knows none; who has a file has compared the whole of it, and a
 // stream takes a newer one.
-func (s *session) inspect(ctx context.Context, now hal.Boot, b hal.Bundle, install map[string]dbus.Variant) error {
+func (s *session) inspect(ctx context.Context, now hal.Boot, b hal.Bundle) error {
 	if b.ManifestHash == "" || now.Before == "1.9" {
 		return nil
 	}
 	args := map[string]dbus.Variant{}
-	if _, sent := install[headers]; sent {
+	if len(b.Headers) > 0 {
 		args[headers] = dbus.MakeVariant(slices.Concat(b.Headers, b.Inspecting))
 	}
 	var info map[string]dbus.Variant
