@@ -75,20 +75,7 @@ func TestApprovalsThatAreNotSigned(t *testing.T) {
 // What is sealed to the release key opens in the boot that a reference
 // approves, and in no other.
 func TestApprovalOpensInItsBoot(t *testing.T) {
-	farm, err := tpmfarm.Open(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(farm.Close)
-	chip, err := farm.Start(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
 	key := sealingKey(t, elliptic.P256())
-	public, err := tpm.ReleaseKey(&key.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
 	approve := func(release string) boot.Approval {
 		values, err := boot.Replay(tpmfarm.Default(release).Log())
 		if err != nil {
@@ -100,52 +87,19 @@ func TestApprovalOpensInItsBoot(t *testing.T) {
 		}
 		return a
 	}
-	var blob []byte
-	for _, release := range []string{running, offered} {
-		if err := chip.Restart(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if err := tpmfarm.Default(release).Boot(chip, filepath.Join(t.TempDir(), "log")); err != nil {
-			t.Fatal(err)
-		}
-		dev, err := tpm.Open("unix:" + chip.Socket())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if blob == nil {
-			if blob, err = dev.Seal(t.Context(), public, []byte("spool"), []byte("secret")); err != nil {
-				t.Fatal(err)
-			}
-		}
+	inBoots(t, key, tpmfarm.Default, []string{running, offered}, func(release string, opens func(boot.Approval) (bool, error)) {
 		for _, approved := range []string{running, offered} {
-			got, err := dev.Unseal(t.Context(), public, blob, tpm.Approval(approve(approved)))
-			if opened := err == nil && string(got) == "secret"; opened != (approved == release) {
+			if opened, err := opens(approve(approved)); opened != (approved == release) {
 				t.Errorf("booted %s, approved %s: opened %v, %v", release, approved, opened, err)
 			}
 		}
-		if err := dev.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	})
 }
 
 // An approval of a boot that was only foretold opens in that boot, on a TPM that
 // real measurements went into, and neither before nor with another image.
 func TestForetoldApprovalOpens(t *testing.T) {
-	farm, err := tpmfarm.Open(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(farm.Close)
-	chip, err := farm.Start(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
 	key := sealingKey(t, elliptic.P256())
-	public, err := tpm.ReleaseKey(&key.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
 	foretold, err := boot.Translate(unified(t, running).Log(), swapsOf(t, running, offered), 0)
 	if err != nil {
 		t.Fatal(err)
@@ -164,12 +118,37 @@ func TestForetoldApprovalOpens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	image := func(release string) tpmfarm.Firmware { return unified(t, release) }
+	inBoots(t, key, image, []string{running, offered, offered + "-changed"}, func(release string, opens func(boot.Approval) (bool, error)) {
+		if opened, err := opens(approval); opened != (release == offered) {
+			t.Errorf("booted %s: opened %v, %v", release, opened, err)
+		}
+	})
+}
+
+// inBoots boots a TPM into one release after the other, with a secret that is
+// sealed in the first of them, and asks in each what opens it.
+func inBoots(t *testing.T, key *ecdsa.PrivateKey, of func(release string) tpmfarm.Firmware, releases []string, ask func(release string, opens func(boot.Approval) (bool, error))) {
+	t.Helper()
+	farm, err := tpmfarm.Open(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(farm.Close)
+	chip, err := farm.Start(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := tpm.ReleaseKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var blob []byte
-	for _, release := range []string{running, offered, offered + "-changed"} {
+	for _, release := range releases {
 		if err := chip.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := unified(t, release).Boot(chip, filepath.Join(t.TempDir(), "log")); err != nil {
+		if err := of(release).Boot(chip, filepath.Join(t.TempDir(), "log")); err != nil {
 			t.Fatal(err)
 		}
 		dev, err := tpm.Open("unix:" + chip.Socket())
@@ -181,10 +160,10 @@ func TestForetoldApprovalOpens(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		got, err := dev.Unseal(t.Context(), public, blob, tpm.Approval(approval))
-		if opened := err == nil && string(got) == "secret"; opened != (release == offered) {
-			t.Errorf("booted %s: opened %v, %v", release, opened, err)
-		}
+		ask(release, func(a boot.Approval) (bool, error) {
+			got, err := dev.Unseal(t.Context(), public, blob, tpm.Approval(a))
+			return err == nil && string(got) == "secret", err
+		})
 		if err := dev.Close(); err != nil {
 			t.Fatal(err)
 		}
