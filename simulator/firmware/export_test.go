@@ -38,7 +38,7 @@ var Coin = coin
 // Processes are those that the machine consists of now.
 func (m *Machine) Processes() (pids []int) {
 	if r := m.current(); r != nil {
-		pids = append(pids, r.qemu.cmd.Process.Pid, r.tpm.cmd.Process.Pid)
+		pids = append(pids, r.start().qemu.cmd.Process.Pid, r.start().tpm.cmd.Process.Pid)
 	}
 	return pids
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -174,7 +173,7 @@ type till struct {
 type words struct {
 	mu   sync.Mutex
 	said strings.Builder
-	file io.Writer
+	file *firmware.Stamped
 }
 
 func (w *words) Write(b []byte) (int, error) {
@@ -246,7 +245,7 @@ func (l *lab) bare(ctx context.Context, name, disk string) (*till, error) {
 		return nil, err
 	}
 	l.t.Cleanup(func() { _ = f.Close() })
-	b.serial = &words{file: f}
+	b.serial = &words{file: &firmware.Stamped{Out: f}}
 	printer, reader := filepath.Join(sockets, "printer"), filepath.Join(sockets, "reader")
 	if b.counter, err = firmware.NewCounter(printer, reader); err != nil {
 		return nil, err
@@ -255,6 +254,7 @@ func (l *lab) bare(ctx context.Context, name, disk string) (*till, error) {
 	b.machine = l.kit.Machine(b.dir, firmware.MachineOptions{
 		Disk: own, TPM: filepath.Join(l.fleet.Dir(), "chips", name), CCID: reader, Printer: printer, Serial: b.serial, Seed: *seedFlag,
 	})
+	b.serial.file.CPU = b.machine.CPU
 	l.t.Cleanup(func() { _ = b.machine.Kill() })
 	done := make(chan struct{})
 	l.t.Cleanup(func() { close(done) })

@@ -26,6 +26,7 @@ type Event struct {
 type monitor struct {
 	conn  net.Conn
 	event func(Event)
+	over  chan struct{} // QEMU says no more
 
 	mu      sync.Mutex
 	next    int
@@ -64,7 +65,7 @@ const maxLine = 1 << 20
 // newMonitor takes over a connection to QEMU; event is called for what happens,
 // in order, and must not block for long.
 func newMonitor(ctx context.Context, conn net.Conn, event func(Event)) (*monitor, error) {
-	m := &monitor{conn: conn, event: event, waiting: map[int]chan reply{}}
+	m := &monitor{conn: conn, event: event, over: make(chan struct{}), waiting: map[int]chan reply{}}
 	go m.run()
 	if _, err := m.execute(ctx, "qmp_capabilities", nil); err != nil {
 		return nil, errors.Join(err, conn.Close())
@@ -73,6 +74,7 @@ func newMonitor(ctx context.Context, conn net.Conn, event func(Event)) (*monitor
 }
 
 func (m *monitor) run() {
+	defer close(m.over)
 	err := readQMP(m.conn, m.answer, m.event)
 	if err == nil {
 		err = io.EOF

@@ -61,6 +61,9 @@ func (r *report) table() string {
 			notes = append(notes, fmt.Sprintf("%s %v", k, v))
 		}
 		slices.Sort(notes)
+		if x.Why != "" {
+			notes = append(notes, "because "+head(printable(strings.ReplaceAll(x.Why, "\n", " "))))
+		}
 		fmt.Fprintf(w, "%s\t%s\t%.1f\t%.1f\t%s\t%s\n", x.Till, x.Stage, x.Wall, x.CPU, state, strings.Join(notes, ", "))
 	}
 	_ = w.Flush()

@@ -9,12 +9,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -80,10 +78,10 @@ func boot(ctx context.Context, o firmware.Options, s firmware.Spec, m firmware.M
 		}
 		fmt.Fprintf(os.Stderr, "tillward-firmware: built in %v\n", image.Seconds)
 	}
-	stamp := &stamped{out: m.Serial}
+	stamp := &firmware.Stamped{Out: m.Serial}
 	m.Serial = stamp
 	till := k.Machine(dir, m)
-	stamp.cpu = till.CPU
+	stamp.CPU = till.CPU
 	if err := till.Start(ctx); err != nil {
 		return err
 	}
@@ -94,27 +92,4 @@ func boot(ctx context.Context, o firmware.Options, s firmware.Spec, m firmware.M
 		}
 	}()
 	return till.Wait()
-}
-
-// stamped puts before each line how much of the processor the till had taken
-// when the line began.
-type stamped struct {
-	out    io.Writer
-	cpu    func() time.Duration
-	inside bool // a line
-}
-
-func (s *stamped) Write(b []byte) (int, error) {
-	for line := range bytes.Lines(b) {
-		if !s.inside {
-			if _, err := fmt.Fprintf(s.out, "%7.2f ", s.cpu().Seconds()); err != nil {
-				return 0, err
-			}
-		}
-		s.inside = !bytes.HasSuffix(line, []byte("\n"))
-		if _, err := s.out.Write(line); err != nil {
-			return 0, err
-		}
-	}
-	return len(b), nil
 }
