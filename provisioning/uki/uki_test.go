@@ -188,6 +188,52 @@ func TestBuildRefuses(t *testing.T) {
 	}
 }
 
+// TestSplit takes images apart and puts them together again.
+func TestSplit(t *testing.T) {
+	for name, stub := range stubs(t) {
+		t.Run(name, func(t *testing.T) {
+			p := parts()
+			b := build(t, stub, p)
+			whole := bytes.Clone(b)
+			cut, got, err := uki.Split(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(b, whole) {
+				t.Error("the image was written to")
+			}
+			if !bytes.Equal(got.Kernel, p.Kernel) || string(got.Initrd) != "initrd\x00\x00" || got.Cmdline != p.Cmdline || !bytes.Equal(got.OSRelease, p.OSRelease) || got.Uname != p.Uname {
+				t.Errorf("got parts %q, want %q", got, p)
+			}
+			p.Kernel, p.Cmdline = kernel(strings.Repeat("long", 5000)), "other words"
+			if !bytes.Equal(build(t, cut, p), build(t, stub, p)) {
+				t.Error("an image of the stub that was cut out is not that of the stub itself")
+			}
+		})
+	}
+	b := build(t, stub("257.9"), parts())
+	signed := append(bytes.Clone(b), make([]byte, 8)...)
+	binary.LittleEndian.PutUint32(signed[0x58+112+8*4:], uint32(len(b)))
+	binary.LittleEndian.PutUint32(signed[0x58+112+8*4+4:], 8)
+	other := bytes.Clone(b)
+	binary.LittleEndian.PutUint32(other[0x58+64:], 7) // a check sum, as others write it
+	longer := append(bytes.Clone(b), 0)
+	for _, c := range []struct {
+		name, want string
+		image      []byte
+	}{
+		{"signed", "signed", signed},
+		{"of another tool", "another tool", other},
+		{"a byte more", "another tool", longer},
+		{"stub alone", "no section .linux", stub("257.9")},
+		{"nothing", "not a PE file", nil},
+	} {
+		if _, _, err := uki.Split(c.image); !errors.Is(err, uki.ErrImage) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q", c.name, err, c.want)
+		}
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	whole := build(t, stub("257.9"), parts())
 	line := func(name string) int { return bytes.Index(whole[:1024], append([]byte(name), 0)) }
@@ -275,8 +321,8 @@ func TestMeasurements(t *testing.T) {
 	}
 }
 
-// FuzzParse reads images that nobody built: no panic, and what is taken has a
-// digest.
+// FuzzParse reads images that nobody built: no panic, what is taken has a digest,
+// and what can be taken apart is whole.
 func FuzzParse(f *testing.F) {
 	f.Add(build(f, stub("257.9"), parts()))
 	f.Add(stub("252"))
@@ -296,6 +342,13 @@ func FuzzParse(f *testing.F) {
 		}
 		if sum, err := uki.Authenticode(b); err != nil || sum != i.PE {
 			t.Errorf("got %x and %v, want %x", sum, err, i.PE)
+		}
+		if stub, p, err := uki.Split(b); err == nil {
+			if again, err := uki.Build(stub, p); err != nil || !bytes.Equal(again, b) {
+				t.Errorf("put together again it differs: %v", err)
+			}
+		} else if !errors.Is(err, uki.ErrImage) {
+			t.Errorf("not ErrImage: %v", err)
 		}
 	})
 }
