@@ -41,6 +41,7 @@ var (
 // needs nothing of the other, so that they run at once. Each stage brings about
 // what it needs, so that -run picks any.
 func TestFirmware(t *testing.T) {
+	needsQEMU(t)
 	l := open(t)
 	t.Cleanup(func() { t.Log("\n" + l.report.table()) })
 	if !t.Run("images", l.reproducible) {

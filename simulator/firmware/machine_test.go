@@ -55,6 +55,7 @@ func alive(pid int) bool {
 // TestFirmwareMachineEnds ends a machine in every way there is, and looks for
 // what is left of it.
 func TestFirmwareMachineEnds(t *testing.T) {
+	needsQEMU(t)
 	for name, end := range map[string]func(m *firmware.Machine, cancel func()) error{
 		"power cut":           func(m *firmware.Machine, _ func()) error { return m.Kill() },
 		"in order":            func(m *firmware.Machine, _ func()) error { return m.Shutdown(t.Context()) },
@@ -96,6 +97,7 @@ func TestFirmwareMachineEnds(t *testing.T) {
 
 // TestFirmwareMachineDiesWithUs kills the process that started a machine.
 func TestFirmwareMachineDiesWithUs(t *testing.T) {
+	needsQEMU(t)
 	if dir := os.Getenv(machineParent); dir != "" {
 		m, err := empty(t.Context(), dir)
 		must(t, err)
