@@ -5,9 +5,10 @@
 # input gives the same bytes.
 #
 # In: ROOT KERNEL MODULES STUB VERSION COMPATIBLE MODEL CONSOLE PROVISION OUT
-#     [SQUASHFS] [BASE_LOG BASE_UKI [BASE_CHAINS] [RELEASE]] [SOURCE_DATE_EPOCH]
+#     [SQUASHFS] [INITRD] [BASE_LOG BASE_UKI [BASE_CHAINS] [RELEASE]] [SOURCE_DATE_EPOCH]
 # Out, in OUT: rootfs.squashfs rootfs.img initrd.img uki.efi image.json
 #     [boot.json predicted.log and predicted-NAME.log of each chain]
+# SQUASHFS, INITRD: made already; else they are made of the target tree.
 # BASE_CHAINS: NAME=LOG, more ways in which the firmware of the model comes to
 # the image, see docs/boot-references.md. RELEASE: as the repository calls it.
 set -eu
@@ -16,7 +17,7 @@ export LC_ALL=C TZ=UTC
 
 here=$(cd "$(dirname "$0")" && pwd)
 : "${ROOT:?the target tree}" "${KERNEL:?}" "${STUB:?the EFI stub of systemd}" "${VERSION:?}" "${COMPATIBLE:?}" "${MODEL:?}" "${OUT:?}"
-: "${PROVISION:=tillward-provision}" "${MODULES=}" "${CONSOLE:=no}" "${SQUASHFS=}" "${BASE_LOG=}" "${BASE_UKI=}" "${SQUASHFS_LEVEL:=15}"
+: "${PROVISION:=tillward-provision}" "${MODULES=}" "${CONSOLE:=no}" "${SQUASHFS=}" "${INITRD=}" "${BASE_LOG=}" "${BASE_UKI=}" "${SQUASHFS_LEVEL:=15}"
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-0}"
 mkdir -p "$OUT"
 
@@ -48,7 +49,11 @@ hash=$(veritysetup format --no-superblock --format=1 --hash=sha256 --salt="$salt
 	exit 1
 }
 
-"$here/mkinitrd.sh" "$ROOT" "$MODULES" "$OUT/initrd.img"
+if [ -n "$INITRD" ]; then
+	cmp -s "$INITRD" "$OUT/initrd.img" || cp "$INITRD" "$OUT/initrd.img"
+else
+	"$here/mkinitrd.sh" "$ROOT" "$MODULES" "$OUT/initrd.img"
+fi
 
 # What every till's kernel is told. A panic restarts the box, so does an oops:
 # then it is the next start's turn, and in the end the other slot's.

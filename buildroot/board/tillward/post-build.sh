@@ -43,7 +43,7 @@ ln -snf ../usr/lib/os-release "$target/etc/os-release"
 echo "${SOURCE_DATE_EPOCH:-0}" >"$target/etc/tillward/built"
 echo tillward >"$target/etc/hostname"
 printf '127.0.0.1\tlocalhost tillward\n::1\tlocalhost\n' >"$target/etc/hosts"
-sed -i "s/@COMPATIBLE@/$compatible/" "$target/etc/rauc/system.conf"
+sed -i "s/^compatible=.*/compatible=$compatible/" "$target/etc/rauc/system.conf"
 
 # D-Bus: only root and the agent may ask RAUC to install.
 mkdir -p "$target/etc/dbus-1/system.d"

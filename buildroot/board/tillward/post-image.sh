@@ -12,7 +12,7 @@ export ROOT="$TARGET_DIR" SQUASHFS="$images/rootfs.squashfs" KERNEL="$images/$ke
 [ ! -d "$TARGET_DIR/lib/modules" ] || MODULES=$TARGET_DIR
 export STUB="$TILLWARD_EFI_STUB" VERSION="$TILLWARD_VERSION" COMPATIBLE="$TILLWARD_COMPATIBLE" MODEL="$TILLWARD_MODEL"
 export CONSOLE="${TILLWARD_CONSOLE:-no}" PROVISION="${TILLWARD_PROVISION:-tillward-provision}" OUT="$images"
-export BASE_LOG='' BASE_UKI='' BOOT_JSON="${TILLWARD_BOOT_JSON:-}" RAUC_CERT="${TILLWARD_RAUC_CERT:-}" RAUC_KEY="${TILLWARD_RAUC_KEY:-}"
+export INITRD='' BASE_LOG='' BASE_UKI='' BOOT_JSON="${TILLWARD_BOOT_JSON:-}" RAUC_CERT="${TILLWARD_RAUC_CERT:-}" RAUC_KEY="${TILLWARD_RAUC_KEY:-}"
 vendor=${TILLWARD_VENDOR:-}
 if [ -f "$vendor/base.log" ] && [ -f "$vendor/base.efi" ]; then
 	BASE_LOG=$vendor/base.log BASE_UKI=$vendor/base.efi BASE_CHAINS=
