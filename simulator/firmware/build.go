@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +42,9 @@ type Image struct {
 	Seconds   map[string]float64
 }
 
-// Build makes an image in dir, by the scripts that make those of vendors.
+// Build makes an image in dir, by the scripts that make those of vendors. Of an
+// image that was given it changes what the spec says, and keeps the rest; which
+// boxes it is for stays as well.
 func (k *Kit) Build(ctx context.Context, s Spec, dir string) (Image, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -60,42 +63,28 @@ func (k *Kit) Build(ctx context.Context, s Spec, dir string) (Image, error) {
 		return Image{}, err
 	}
 	defer os.RemoveAll(root)
-	board, err := filepath.Abs(filepath.Join(k.options.Source, "buildroot", "board", "tillward"))
+	env, err := k.env(s, root, dir)
 	if err != nil {
 		return Image{}, err
 	}
-	provision, err := filepath.Abs(filepath.Join(k.options.Bin, "tillward-provision"))
-	if err != nil {
-		return Image{}, err
-	}
-	list := at("initrd.modules")
-	if err := os.WriteFile(list, []byte(strings.Join(early, "\n")+"\n"), 0o644); err != nil { // #nosec G306 -- nothing secret in it
-		return Image{}, err
-	}
-	env := append([]string{
-		"VERSION=" + s.Version, "MODEL=" + s.Model, "COMPATIBLE=" + s.Compatible, "VENDOR=" + s.Vendor, "CONSOLE=" + yesNo(s.Console),
-		"ROOT=" + root, "KERNEL=" + k.file("kernel"), "MODULES=" + k.file("modules"), "STUB=" + k.Stub(), "PROVISION=" + provision,
-		"OUT=" + dir, "SOURCE_DATE_EPOCH=1700000000", "SQUASHFS_LEVEL=3", "INITRD_MODULES=" + list, "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin",
-	}, s.Env...)
 	if s.BaseLog != "" {
 		env = append(env, "BASE_LOG="+s.BaseLog, "BASE_UKI="+s.BaseUKI)
 		i.Reference = at("boot.json")
-	}
-	script := func(name string, more []string, args ...string) error {
-		c := append(append([]string{}, env...), more...)
-		_, err := guest.Command(ctx, "", "env", append(append(c, filepath.Join(board, name)), args...)...)
-		return err
 	}
 	for _, step := range []struct {
 		name string
 		do   func() error
 	}{
-		{"tree", func() error { return k.tree(ctx, root, board) }},
-		{"post-build", func() error { return script("post-build.sh", nil, root) }},
+		{"tree", func() error {
+			if k.Given != nil {
+				return k.Given.unpack(ctx, root)
+			}
+			return k.tree(ctx, root)
+		}},
+		{"post-build", func() error { return k.script(ctx, env, "post-build.sh", root) }},
 		{"overlay", func() error { return overlay(root, s.Overlay) }},
-		{"image", func() error { return script("image.sh", nil) }},
+		{"image", func() error { return k.script(ctx, env, "image.sh") }},
 		{"pack", func() error {
-			var more []string
 			if s.Reference != nil {
 				file, err := s.Reference(ctx, i)
 				if err != nil {
@@ -104,13 +93,13 @@ func (k *Kit) Build(ctx context.Context, s Spec, dir string) (Image, error) {
 				i.Reference = file
 			}
 			if i.Reference != "" {
-				more = append(more, "BOOT_JSON="+i.Reference)
+				env = append(env, "BOOT_JSON="+i.Reference)
 			}
 			if s.RAUCCert != "" {
 				i.Bundle = at("update.raucb")
-				more = append(more, "RAUC_CERT="+s.RAUCCert, "RAUC_KEY="+s.RAUCKey)
+				env = append(env, "RAUC_CERT="+s.RAUCCert, "RAUC_KEY="+s.RAUCKey)
 			}
-			return script("pack.sh", more)
+			return k.script(ctx, env, "pack.sh")
 		}},
 	} {
 		began := time.Now()
@@ -122,6 +111,38 @@ func (k *Kit) Build(ctx context.Context, s Spec, dir string) (Image, error) {
 	return i, nil
 }
 
+// board is the folder of the scripts that make images.
+func (k *Kit) board() string {
+	return filepath.Join(k.options.Source, "buildroot", "board", "tillward")
+}
+
+// env is what the scripts have to know.
+func (k *Kit) env(s Spec, root, dir string) ([]string, error) {
+	provision, err := filepath.Abs(filepath.Join(k.options.Bin, "tillward-provision"))
+	if err != nil {
+		return nil, err
+	}
+	env := append([]string{
+		"VERSION=" + s.Version, "MODEL=" + s.Model, "COMPATIBLE=" + s.Compatible, "VENDOR=" + s.Vendor, "CONSOLE=" + yesNo(s.Console),
+		"ROOT=" + root, "KERNEL=" + k.kernel(), "STUB=" + k.Stub(), "PROVISION=" + provision, "OUT=" + dir, "SQUASHFS_LEVEL=3",
+		"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin",
+	}, s.Env...)
+	if k.Given != nil {
+		return append(env, k.Given.env()...), nil
+	}
+	list := filepath.Join(dir, "initrd.modules")
+	if err := os.WriteFile(list, []byte(strings.Join(early, "\n")+"\n"), 0o644); err != nil { // #nosec G306 -- nothing secret in it
+		return nil, err
+	}
+	return append([]string{"SOURCE_DATE_EPOCH=1700000000", "MODULES=" + k.file("modules"), "INITRD_MODULES=" + list}, env...), nil
+}
+
+// script runs one of those that make images.
+func (k *Kit) script(ctx context.Context, env []string, name string, args ...string) error {
+	_, err := guest.Command(ctx, "", "env", slices.Concat(env, []string{filepath.Join(k.board(), name)}, args)...)
+	return err
+}
+
 func yesNo(b bool) string {
 	if b {
 		return "yes"
@@ -131,7 +152,8 @@ func yesNo(b bool) string {
 
 // tree makes of the kit's root a target tree as Buildroot hands it to
 // post-build.sh: with the overlay, the agent, users and modules.
-func (k *Kit) tree(ctx context.Context, root, board string) error {
+func (k *Kit) tree(ctx context.Context, root string) error {
+	board := k.board()
 	modules := filepath.Join("lib", "modules", k.ABI)
 	for _, c := range [][]string{
 		{"cp", "-a", k.file("root"), root},
@@ -157,11 +179,15 @@ func (k *Kit) tree(ctx context.Context, root, board string) error {
 }
 
 // overlay puts files over a tree. A file that was there keeps its mode; a new one
-// is a program when it begins as one.
+// is a program when it begins as one. A link is replaced: what it leads to may be
+// of this machine.
 func overlay(root string, files map[string]string) error {
 	var errs []error
 	for name, content := range files {
 		path := filepath.Join(root, filepath.Clean("/"+name))
+		if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSymlink != 0 {
+			errs = append(errs, os.Remove(path))
+		}
 		mode := os.FileMode(0o644)
 		if len(content) > 2 && content[:2] == "#!" {
 			mode = 0o755

@@ -35,6 +35,9 @@ func (d *Disk) Speak(c io.ReadWriter) error                    { return d.d.spea
 
 var Coin = coin
 
+// Kernel is the file of the kernel that images are made with.
+func (k *Kit) Kernel() string { return k.kernel() }
+
 // Processes are those that the machine consists of now.
 func (m *Machine) Processes() (pids []int) {
 	if r := m.current(); r != nil {
@@ -49,4 +52,9 @@ var Users = users
 // Take copies a program of one tree to another, with what it needs.
 func Take(from, to, name string) error {
 	return assembly{from: from, to: to, done: map[string]bool{}}.take(name)
+}
+
+// CheckVerity reads a root with the tree of hashes behind it.
+func CheckVerity(f io.ReaderAt, size, blocks int64, salt, root []byte) error {
+	return verity{blocks, salt, root}.check(f, size)
 }

@@ -30,6 +30,7 @@ var (
 	binFlag   = flag.String("bin", "../../bin", "folder with tillward-agent, tillward and tillward-provision")
 	cacheFlag = flag.String("cache", "../../.cache/firmware", "folder for what is downloaded")
 	reportTo  = flag.String("report", "", "file for the figures, a line of JSON for each stage")
+	imageFlag = flag.String("image", "", "folder of an image of Buildroot's, to boot in place of Debian's kernel and programs")
 	keepFlag  = flag.String("keep", "", "folder to work in, which is left as it is")
 	seedFlag  = flag.Uint64("seed", 1, "where the power is cut")
 	longFlag  = flag.Bool("long", false, "play what takes long as well")
@@ -44,6 +45,9 @@ func TestFirmware(t *testing.T) {
 	needsQEMU(t)
 	l := open(t)
 	t.Cleanup(func() { t.Log("\n" + l.report.table()) })
+	if l.kit.Given != nil {
+		t.Run("given", l.given)
+	}
 	if !t.Run("images", l.reproducible) {
 		return
 	}
@@ -93,7 +97,7 @@ func open(t *testing.T) *lab {
 	err = l.report.task("kit", func(func(string, any)) error {
 		source, err := filepath.Abs("../..")
 		if err == nil {
-			l.kit, err = firmware.Open(ctx, firmware.Options{Source: source, Bin: paths[1], Cache: paths[2], Say: os.Stderr})
+			l.kit, err = firmware.Open(ctx, firmware.Options{Source: source, Bin: paths[1], Cache: paths[2], Image: *imageFlag, Say: os.Stderr})
 		}
 		return err
 	})

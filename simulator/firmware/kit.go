@@ -4,16 +4,18 @@
 //
 // A Kit is what is downloaded, once: Debian packages made into a root, a kernel
 // and a UEFI firmware. Build makes an image of it as a vendor's build would, by
-// the scripts of buildroot/board/tillward. Machine runs one.
+// the scripts of buildroot/board/tillward. Machine runs one. Given an image of
+// Buildroot's, the kit has that one's kernel, initrd, stub and root.
 //
 // Nothing here needs root, hardware or a fixed port, and nothing is left
 // running: what is started dies with the process that started it. It exports more
 // than eight names, for it is kit, image and machine in one. It proves our
 // agent, scripts, policy and slot logic on a real boot chain; kernel and user
-// land are Debian's and not those of a vendor's image.
+// land are Debian's where no image of a vendor's is given.
 package firmware
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -33,6 +35,7 @@ type Options struct {
 	Source string    // the folder of this module
 	Cache  string    // for what is downloaded and made of it
 	Bin    string    // with tillward-agent, static, and tillward-provision
+	Image  string    // folder of an image that was built elsewhere, in place of the kit's root and kernel; or empty
 	Say    io.Writer // a line for what takes long; may be nil
 }
 
@@ -40,23 +43,26 @@ type Options struct {
 type Kit struct {
 	options Options
 	dir     string // of this kit in the cache
+	stub    string // file of the EFI stub, if not the kit's own
 
 	ABI      string            // of the kernel
 	Versions map[string]string // of the packages
+	Given    *Given            `json:"-"` // the image of Options.Image; or nil
 }
 
 // Open returns the kit, from the cache or freshly downloaded. A cached one is
 // the same whatever Debian has published since: it is remade when the lists of
 // packages.go change, or when the cache is removed.
 func Open(ctx context.Context, o Options) (*Kit, error) {
-	cache, err := filepath.Abs(o.Cache)
-	if err != nil {
+	cache, err1 := filepath.Abs(o.Cache)
+	source, err2 := filepath.Abs(o.Source)
+	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
 	if o.Say == nil {
 		o.Say = io.Discard
 	}
-	o.Cache = cache
+	o.Cache, o.Source = cache, source
 	recipe := sha256.Sum256(fmt.Append(nil, edition, release, kernelPackage, uefiPackage, stubPackage, keep, modules))
 	k := &Kit{options: o, dir: filepath.Join(cache, fmt.Sprintf("kit-%x", recipe[:6]))}
 	if err := os.MkdirAll(cache, 0o755); err != nil { // #nosec G301 -- nothing secret in it
@@ -76,7 +82,22 @@ func Open(ctx context.Context, o Options) (*Kit, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k, json.Unmarshal(b, k)
+	if err := json.Unmarshal(b, k); err != nil || o.Image == "" {
+		return k, err
+	}
+	return k, k.take(ctx, o.Image)
+}
+
+// take puts an image that was built elsewhere in the place of what the kit makes
+// images of.
+func (k *Kit) take(ctx context.Context, image string) (err error) {
+	if k.Given, err = ReadImage(ctx, image); err != nil {
+		return err
+	}
+	// What a boot is foretold from has this kernel and this stub.
+	k.Versions["kernel of the image"], k.Versions["EFI stub of the image"] = k.Given.sums["kernel"], k.Given.sums["stub"]
+	k.stub = filepath.Join(k.options.Cache, fmt.Sprintf("stub-%.12s.efi", k.Given.sums["stub"]))
+	return os.WriteFile(k.stub, k.Given.stub, 0o644) // #nosec G306 -- nothing secret in it
 }
 
 // edition is to be raised when make does something else with the same lists.
@@ -219,4 +240,12 @@ func (k *Kit) layOut(ctx context.Context, work, out, abi string) error {
 func (k *Kit) file(name string) string { return filepath.Join(k.dir, name) }
 
 // Stub is the file of the EFI stub that images start with.
-func (k *Kit) Stub() string { return k.file("stub.efi") }
+func (k *Kit) Stub() string { return cmp.Or(k.stub, k.file("stub.efi")) }
+
+// kernel is the file of the kernel.
+func (k *Kit) kernel() string {
+	if k.Given != nil {
+		return k.Given.file("bzImage")
+	}
+	return k.file("kernel")
+}

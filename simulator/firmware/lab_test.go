@@ -29,6 +29,15 @@ const (
 	hangs   = "5.0.0"
 )
 
+// panicking ends the kernel; that of Buildroot has no SysRq, but all panic that
+// are told to and have no memory left.
+const panicking = `#!/bin/sh
+echo c >/proc/sysrq-trigger
+echo 2 >/proc/sys/vm/panic_on_oom
+mount -t tmpfs -o size=8g none /mnt
+cat /dev/zero >/mnt/fill
+`
+
 // hang stops all that runs, so that nobody feeds the watchdog.
 const hang = "#!/bin/sh\nkill -STOP -1\nwhile :; do sleep 1000; done\n"
 
@@ -48,7 +57,7 @@ func (l *lab) specOf(version string) (firmware.Spec, error) {
 		}
 		s.Overlay["etc/tillward/agent.toml"] = file
 	case panics:
-		s.Overlay["usr/libexec/tillward/rc.d/41-panic"] = "#!/bin/sh\necho c >/proc/sysrq-trigger\n"
+		s.Overlay["usr/libexec/tillward/rc.d/41-panic"] = panicking
 	case hangs:
 		s.Overlay["usr/libexec/tillward/rc.d/41-hang"] = hang
 	}

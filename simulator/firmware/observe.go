@@ -106,11 +106,11 @@ func (k *Kit) observer() ([]byte, error) {
 	if err := a.Close(); err != nil {
 		return nil, err
 	}
-	stub, err := os.ReadFile(k.file("stub.efi"))
+	stub, err := os.ReadFile(k.Stub())
 	if err != nil {
 		return nil, err
 	}
-	kernel, err := os.ReadFile(k.file("kernel"))
+	kernel, err := os.ReadFile(k.kernel())
 	if err != nil {
 		return nil, err
 	}
