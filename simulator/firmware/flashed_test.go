@@ -3,6 +3,7 @@
 package firmware_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,9 @@ func (l *lab) flashedAsItIs(t *testing.T) (err error) {
 		return err
 	}
 	disk := filepath.Join(dir, "disk.img")
+	if err := l.carries(t.Context(), filepath.Join(l.kit.Given.Dir, "disk.img")); err != nil {
+		return err
+	}
 	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", "--reflink=auto", filepath.Join(l.kit.Given.Dir, "disk.img"), disk).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
@@ -103,6 +107,44 @@ func (l *lab) flashedAsItIs(t *testing.T) (err error) {
 		}
 	}
 	return nil
+}
+
+// carries reports whether slot a of a disk holds the image that lies beside it.
+func (l *lab) carries(ctx context.Context, disk string) error {
+	for name, file := range map[string]string{"rootfs-a": "rootfs.img", "esp-a": "esp.img"} {
+		want, err := os.ReadFile(filepath.Join(l.kit.Given.Dir, file))
+		if err != nil {
+			return err
+		}
+		p, err := partition(ctx, disk, name)
+		if err != nil {
+			return err
+		}
+		f, err := os.Open(disk)
+		if err != nil {
+			return err
+		}
+		got := make([]byte, len(want))
+		_, err = f.ReadAt(got, p.start)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("disk.img does not hold %s in %s: they are of two builds; build the image again (make image)", file, name)
+		}
+	}
+	esp := filepath.Join(l.dir, "flashed.efi")
+	defer os.Remove(esp)
+	cmd := exec.CommandContext(ctx, "mcopy", "-n", "-i", filepath.Join(l.kit.Given.Dir, "esp.img"), loader, esp)
+	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("mcopy: %w: %s", err, out)
+	}
+	a, b, err := sums([2]string{esp, filepath.Join(l.kit.Given.Dir, "uki.efi")})
+	if err == nil && a != b {
+		err = errors.New("esp.img does not start uki.efi: they are of two builds; build the image again (make image)")
+	}
+	return err
 }
 
 // journal is the log on the state partition of a disk, by way of a copy whose

@@ -210,7 +210,7 @@ func (g *Given) root(ctx context.Context) error {
 		// drwxr-xr-x 0/0   42 2026-11-27 09:00 squashfs-root/bin
 		mode, rest, _ := strings.Cut(line, " ")
 		_, name, ok := strings.Cut(rest, "squashfs-root")
-		if !ok || len(mode) != 10 {
+		if !ok || len(mode) != 10 || mode[0] == 'l' {
 			continue
 		}
 		name = strings.TrimSpace(name)
@@ -238,10 +238,24 @@ func (g *Given) root(ctx context.Context) error {
 	return nil
 }
 
-// unpack makes the root a tree again, as post-build.sh left it.
+// unpack makes the root a tree again, as post-build.sh left it; it is the same
+// whoever does it.
 func (g *Given) unpack(ctx context.Context, root string) error {
-	_, err := guest.Command(ctx, "", "unsquashfs", "-no-progress", "-quiet", "-no-xattrs", "-d", root, g.file("rootfs.squashfs"))
-	return err
+	if _, err := guest.Command(ctx, "", "unsquashfs", "-no-progress", "-quiet", "-no-xattrs", "-d", root, g.file("rootfs.squashfs")); err != nil {
+		return err
+	}
+	for _, name := range g.Foreign {
+		info, err := os.Lstat(filepath.Join(root, name))
+		if err != nil {
+			return err
+		}
+		if info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 {
+			if err := os.Chmod(filepath.Join(root, name), info.Mode().Perm()); err != nil { // #nosec G302 -- of the image
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // env is what the scripts have to know to make another image of this one.

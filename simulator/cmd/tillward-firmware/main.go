@@ -2,6 +2,9 @@
 // folder and boots it, with the serial line on standard output; see package
 // firmware and docs/firmware-test.md. It never ships.
 //
+// With -image it is an image of Buildroot's: with a vendor's folder one that is
+// made of it, without one its own disk as it is.
+//
 // With -observe it boots the observer in place of an image, and leaves its event
 // log and its program in the folder: the base log of a vendor's folder.
 //
@@ -20,6 +23,7 @@ import (
 	"time"
 
 	"github.com/tillward/tillward/simulator/firmware"
+	"github.com/tillward/tillward/simulator/guest"
 )
 
 func main() {
@@ -35,6 +39,7 @@ func run(ctx context.Context) int {
 	flag.StringVar(&o.Source, "source", ".", "`folder` of the module")
 	flag.StringVar(&o.Cache, "cache", ".cache/firmware", "`folder` for what is downloaded")
 	flag.StringVar(&o.Bin, "bin", "bin", "`folder` of tillward-agent and tillward-provision")
+	flag.StringVar(&o.Image, "image", "", "`folder` of an image of Buildroot's")
 	flag.StringVar(&s.Vendor, "vendor", "", "the vendor's `folder`")
 	flag.StringVar(&s.Version, "version", "0.1.0", "of the image")
 	flag.StringVar(&s.Model, "model", "tillward-sim-1", "of the box")
@@ -45,7 +50,7 @@ func run(ctx context.Context) int {
 	observe := flag.Bool("observe", false, "boot the observer")
 	limit := flag.Duration("for", time.Hour, "switch off after this time")
 	flag.Parse()
-	if flag.NArg() > 0 || *dir == "" || (s.Vendor == "" && !*observe) {
+	if flag.NArg() > 0 || *dir == "" || (s.Vendor == "" && o.Image == "" && !*observe) {
 		flag.Usage()
 		return 2
 	}
@@ -72,11 +77,9 @@ func boot(ctx context.Context, o firmware.Options, s firmware.Spec, m firmware.M
 	}
 	m.Disk = filepath.Join(dir, "disk.img")
 	if _, err := os.Stat(m.Disk); err != nil {
-		image, err := k.Build(ctx, s, dir)
-		if err != nil {
+		if err := flash(ctx, k, s, dir); err != nil {
 			return err
 		}
-		fmt.Fprintf(os.Stderr, "tillward-firmware: built in %v\n", image.Seconds)
 	}
 	stamp := &firmware.Stamped{Out: m.Serial}
 	m.Serial = stamp
@@ -92,4 +95,21 @@ func boot(ctx context.Context, o firmware.Options, s firmware.Spec, m firmware.M
 		}
 	}()
 	return till.Wait()
+}
+
+// flash makes the disk of a till.
+func flash(ctx context.Context, k *firmware.Kit, s firmware.Spec, dir string) error {
+	if s.Vendor == "" {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		_, err := guest.Command(ctx, "", "cp", "--sparse=always", filepath.Join(k.Given.Dir, "disk.img"), dir)
+		return err
+	}
+	image, err := k.Build(ctx, s, dir)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "tillward-firmware: built in %v\n", image.Seconds)
+	return nil
 }
