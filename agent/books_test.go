@@ -55,6 +55,9 @@ func TestBooksAreLocked(t *testing.T) {
 	f.reference(release, good, 0)
 	b := f.sealed(good)
 	f.command(f.device(), "collect-logs", nil)
+	if r := f.command(f.device(), "diagnose", nil); r.State != "SUCCEEDED" || !strings.Contains(string(r.Output), "books encrypted") {
+		t.Errorf("diagnose: got %s %q", r.State, r.Output)
+	}
 	b.stop()
 	if names := b.readable(); names != nil {
 		t.Errorf("readable in %q", names)

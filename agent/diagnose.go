@@ -37,8 +37,10 @@ func (a *Agent) diagnose(ctx context.Context, m *membership, dev TPM) ([]byte, e
 	switch {
 	case a.closed != nil:
 		line("books locked, going on in plain ones: %v", a.closed)
-	case a.vault != nil && a.vault.Begun(vault.Books):
+	case a.spool.Locked():
 		line("books encrypted")
+	case a.vault != nil && a.vault.Begun(vault.Books):
+		line("books plain until the next start")
 	default:
 		line("books plain")
 	}
@@ -60,7 +62,7 @@ func (a *Agent) diagnose(ctx context.Context, m *membership, dev TPM) ([]byte, e
 	certificate(line, "recovery certificate", m.Rescue())
 	line("listening: %s", cmp.Or(strings.Join(listening("/proc"), ", "), "nothing"))
 	a.diagnoseTPM(ctx, line, dev)
-	return b.Bytes(), nil
+	return b.Bytes(), ctx.Err() // what the TPM was asked in the end was not answered
 }
 
 // listening lists what can be reached from the network, of every process of the

@@ -194,6 +194,9 @@ func (r *Runner) run(ctx context.Context, c wire.CommandOrder, verb Verb) error 
 		return err
 	}
 	out := perform(ctx, verb, c.Args)
+	if verb.Idempotent && ctx.Err() != nil && out.state != succeeded {
+		return nil // it stays open, and runs again at the next start
+	}
 	ctx = context.WithoutCancel(ctx) // what has run is told
 	if err := r.close(ctx, record{Order: c}, out); err != nil {
 		return err

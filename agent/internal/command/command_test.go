@@ -453,6 +453,41 @@ func TestTimeouts(t *testing.T) {
 	})
 }
 
+// TestEndsWhileItRuns ends the agent in the middle of a command that may run
+// twice: nothing is told of it, and the next start runs it.
+func TestEndsWhileItRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kv, runs := &memory{}, 0
+		start := func() (stop func()) {
+			ctx, cancel := context.WithCancel(t.Context())
+			r := command.New(command.Options{
+				Tenant: "acme", Device: "dev-1", Verify: verify, Journal: kv,
+				Record: func(context.Context, string, string, string, map[string]string) error { return nil },
+				Next:   func() wire.Head { return wire.Head{V: 1, Boot: wire.Boot{1}, Seq: 1} },
+				Verbs: map[string]command.Verb{"look": {Idempotent: true, Run: func(ctx context.Context, _ map[string]string) ([]byte, error) {
+					if runs++; runs == 1 {
+						<-ctx.Done()
+					}
+					return []byte(fmt.Sprint("run ", runs)), ctx.Err()
+				}}},
+			})
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = r.Run(ctx) })
+			r.Submit(order(t, plain("look", 1, "look")))
+			synctest.Wait()
+			return func() { cancel(); wg.Wait() }
+		}
+		start()()
+		if len(kv.sent) != 0 {
+			t.Errorf("the agent ended, and told %+v", kv.sent)
+		}
+		start()()
+		if len(kv.sent) == 0 || kv.sent[0].State != "SUCCEEDED" || string(kv.sent[0].Output) != "run 2" || runs != 2 {
+			t.Errorf("after the next start %+v, %d runs", kv.sent, runs)
+		}
+	})
+}
+
 // memory is a journal for tests in a bubble, where no file may be waited for.
 type memory struct {
 	mu     sync.Mutex

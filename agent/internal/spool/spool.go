@@ -251,6 +251,13 @@ func (s *Spool) Rebuilt() string { return s.rebuilt }
 // after a power cut more may have been stored than that says.
 func (s *Spool) Recalled() bool { return s.recalled }
 
+// Locked reports whether the file is encrypted.
+func (s *Spool) Locked() bool {
+	s.lock <- struct{}{}
+	defer func() { <-s.lock }()
+	return s.safe.locked
+}
+
 // Close waits for the operation under way and closes the file.
 func (s *Spool) Close() error {
 	s.lock <- struct{}{}
