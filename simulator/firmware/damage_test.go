@@ -53,6 +53,28 @@ func partition(ctx context.Context, disk, name string) (part, error) {
 
 func (b *till) disk() string { return filepath.Join(b.dir, "disk.img") }
 
+// log is the end of what the till has written down, without the kernel's words
+// of each boot; what it has not written yet is missing.
+func (b *till) log(ctx context.Context) string {
+	p, err := partition(ctx, b.disk(), "state")
+	if err != nil {
+		return err.Error()
+	}
+	cmd := exec.CommandContext(ctx, "debugfs", "-R", "cat log/messages", fmt.Sprintf("%s?offset=%d", b.disk(), p.start))
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	out, err := cmd.Output()
+	if err != nil {
+		return err.Error()
+	}
+	var said strings.Builder
+	for line := range strings.Lines(string(out)) {
+		if !strings.Contains(line, " kernel: ") || strings.Contains(line, "tillward: ") {
+			said.WriteString(line)
+		}
+	}
+	return printable(tail(said.String(), 6000))
+}
+
 // mtools copies a file from or to the EFI partition of a slot.
 func (b *till) mtools(ctx context.Context, slot string, args ...string) error {
 	p, err := partition(ctx, b.disk(), "esp-"+slot)
@@ -255,7 +277,7 @@ func stolen(ctx context.Context, b *till, note func(string, any)) error {
 		return err
 	}
 	chip.Stop()
-	thief, err := b.bare(ctx, name, b.disk())
+	thief, err := b.bare(ctx, name, b.flash, b.disk())
 	if err != nil {
 		return err
 	}

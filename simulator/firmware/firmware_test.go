@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,14 +34,13 @@ var (
 	imageFlag = flag.String("image", "", "folder of an image of Buildroot's, to boot in place of Debian's kernel and programs")
 	keepFlag  = flag.String("keep", "", "folder to work in, which is left as it is")
 	seedFlag  = flag.Uint64("seed", 1, "where the power is cut")
-	longFlag  = flag.Bool("long", false, "play what takes long as well")
 	slowFlag  = flag.Int("slow", 1, "how many times longer all may take, on a machine that has other work")
 	cutsFlag  = flag.Int("cuts", 10, "how often the power is cut during an installation")
 )
 
-// TestFirmware flashes two tills and lets them live: what is shown on the one
-// needs nothing of the other, so that they run at once. Each stage brings about
-// what it needs, so that -run picks any.
+// TestFirmware flashes three tills and lets them live: what is shown on the one
+// needs nothing of the others, so that they run at once (with -parallel 3). Each
+// stage brings about what it needs, so that -run picks any.
 func TestFirmware(t *testing.T) {
 	needsQEMU(t)
 	l := open(t)
@@ -55,7 +55,7 @@ func TestFirmware(t *testing.T) {
 		for name, lane := range map[string]struct {
 			flash  string
 			stages []stage
-		}{"till-1": {first, lifeOfOne}, "till-2": {talking, lifeOfTwo}} {
+		}{"till-1": {first, lifeOfOne}, "till-2": {talking, lifeOfTwo}, "till-3": {first, lifeOfThree}} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				b, err := l.box(t.Context(), name, lane.flash)
@@ -104,6 +104,13 @@ func open(t *testing.T) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	clock, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = clock.Close() })
+	go serveTime(clock, &l.asked)
+	l.clock = clock.LocalAddr().String()
 	err = l.report.task("service", func(func(string, any)) (err error) {
 		l.fleet, err = openFleet(ctx, l.dir, paths[1])
 		return err
@@ -211,10 +218,10 @@ var lifeOfOne = []stage{
 	{name: "panic", needs: []string{"update"}, limit: 8 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
 		return failing(ctx, b, note, panics, 7*time.Minute)
 	}},
-	{name: "hang", long: true, needs: []string{"update"}, limit: 8 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
+	{name: "hang", needs: []string{"update"}, limit: 8 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
 		return failing(ctx, b, note, hangs, 7*time.Minute)
 	}},
-	{name: "never-connects", long: true, needs: []string{"update"}, limit: 10 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
+	{name: "never-connects", needs: []string{"update"}, limit: 10 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
 		return failing(ctx, b, note, mute, 9*time.Minute)
 	}},
 }
@@ -225,8 +232,14 @@ var lifeOfTwo = []stage{
 	{name: "stolen-disk", needs: []string{"first-boot"}, limit: 4 * time.Minute, do: stolen},
 	{name: "initrd-changed", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: tampered},
 	{name: "factory-reset", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: factoryReset},
-	{name: "power-cuts", long: true, needs: []string{"first-boot"}, limit: 25 * time.Minute, do: powerCuts},
-	{name: "root-flipped", long: true, needs: []string{"power-cuts"}, limit: 6 * time.Minute, do: flipped},
+	{name: "reset-button", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: resetButton},
+}
+
+// lifeOfThree is that of a till in a shop with bad wiring.
+var lifeOfThree = []stage{
+	{name: "first-boot", limit: 6 * time.Minute, do: firstBoot},
+	{name: "power-cuts", needs: []string{"first-boot"}, limit: 25 * time.Minute, do: powerCuts},
+	{name: "root-flipped", needs: []string{"power-cuts"}, limit: 6 * time.Minute, do: flipped},
 }
 
 // firstBoot switches a new till on: it enrols by its TPM, proves how it booted,
@@ -249,6 +262,12 @@ func firstBoot(ctx context.Context, b *till, note func(string, any)) error {
 		return err
 	}
 	note("first sample CPU s", seconds(b.machine.CPU()-began))
+	if b.flash == talking {
+		if b.asked.Load() == 0 {
+			return errors.New("its clock began in 2001, and it never asked what time it is")
+		}
+		note("clock", "2001, then by NTP")
+	}
 	return b.untilRuns(ctx, note, b.flash)
 }
 
@@ -498,8 +517,33 @@ func (b *till) dies(ctx context.Context) error {
 	}
 }
 
-// factoryReset makes the till new by a command. It enrols again by its TPM.
+// factoryReset makes the till new by a command.
 func factoryReset(ctx context.Context, b *till, _ func(string, any)) error {
+	return b.renewed(ctx, func(ctx context.Context) error {
+		_, err := b.fleet.command(ctx, b.id, "factory-reset", time.Minute, map[string]string{"device": b.id})
+		return err
+	})
+}
+
+// resetButton makes the till new by its button, which is held while it starts.
+func resetButton(ctx context.Context, b *till, _ func(string, any)) error {
+	return b.renewed(ctx, func(ctx context.Context) error {
+		if err := b.machine.Kill(); err != nil {
+			return err
+		}
+		at := b.serial.len()
+		if err := b.power(); err != nil {
+			return err
+		}
+		return b.fleet.Until(ctx, "the button was held long enough", func(ctx context.Context) (bool, error) {
+			return strings.Contains(b.serial.from(at), "the reset button was held"), b.machine.Press(ctx, "power")
+		})
+	})
+}
+
+// renewed expects the till to give up what it knew when that is asked for, and to
+// enrol again, by its TPM.
+func (b *till) renewed(ctx context.Context, ask func(context.Context) error) error {
 	before, _, err := b.fleet.device(ctx, b.id)
 	if err != nil {
 		return err
@@ -508,7 +552,7 @@ func factoryReset(ctx context.Context, b *till, _ func(string, any)) error {
 	if err != nil {
 		return err
 	}
-	if _, err := b.fleet.command(ctx, b.id, "factory-reset", time.Minute, map[string]string{"device": b.id}); err != nil {
+	if err := ask(ctx); err != nil {
 		return err
 	}
 	_, err = b.on(ctx, "is there again", 4*time.Minute, func(d device) bool {

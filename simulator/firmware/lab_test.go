@@ -6,12 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,7 +24,7 @@ import (
 // The releases of this lane.
 const (
 	first   = "1.0.0" // what the tills are flashed with
-	talking = "1.0.1" // the same with a serial console
+	talking = "1.0.1" // the same with a serial console, a clock without a battery and a reset button
 	second  = "2.0.0"
 	mute    = "3.0.0" // never reaches the service
 	panics  = "4.0.0" // as soon as its init runs
@@ -50,6 +52,16 @@ func (l *lab) specOf(version string) (firmware.Spec, error) {
 		Overlay: map[string]string{}, Reference: func(ctx context.Context, i firmware.Image) (string, error) { return l.reference(ctx, i, version) },
 	}
 	switch version {
+	case talking:
+		// The machine has no battery for its clock: this is where the time comes from.
+		_, port, err := net.SplitHostPort(l.clock)
+		if err != nil {
+			return s, err
+		}
+		s.Overlay["etc/tillward/time.conf"] = "server 10.0.2.2 iburst port " + port + "\n"
+		s.Overlay["etc/tillward/nftables.d/time.nft"] = "add rule inet tillward vendor_output ip daddr 10.0.2.2 udp dport " + port + " accept\n"
+		// And its keyboard is the button.
+		s.Overlay["etc/tillward/board.conf"] = boardConf + "reset_key=KEY_POWER\nreset_device=AT Translated Set 2 keyboard\n"
 	case mute:
 		file, err := l.fleet.agentFile("10.0.2.2:9")
 		if err != nil {
@@ -71,6 +83,8 @@ type lab struct {
 	kit              *firmware.Kit
 	fleet            *fleet
 	baseLog, baseUKI string
+	clock            string       // address of the time server
+	asked            atomic.Int64 // how often it was
 	report           *report
 
 	building sync.Mutex // one at a time: there are two cores
@@ -192,6 +206,13 @@ func (w *words) Write(b []byte) (int, error) {
 	return w.file.Write(b)
 }
 
+// len is how much was said.
+func (w *words) len() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.said.Len()
+}
+
 // from returns what was said from a place on.
 func (w *words) from(at int) string {
 	w.mu.Lock()
@@ -206,11 +227,10 @@ func (l *lab) box(ctx context.Context, name, version string) (*till, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := l.bare(ctx, name, image.Disk)
+	b, err := l.bare(ctx, name, version, image.Disk)
 	if err != nil {
 		return nil, err
 	}
-	b.flash = version
 	chip, err := l.fleet.Chip(ctx, name)
 	if err != nil {
 		return nil, err
@@ -234,9 +254,9 @@ func (l *lab) box(ctx context.Context, name, version string) (*till, error) {
 	return b, l.fleet.CLI(ctx, "claim", "code", "--file", file)
 }
 
-// bare is a machine with a copy of a disk.
-func (l *lab) bare(ctx context.Context, name, disk string) (*till, error) {
-	b := &till{lab: l, name: name, dir: filepath.Join(l.dir, name), stages: map[string]*outcome{}}
+// bare is a machine with a copy of a disk, which was flashed with a version.
+func (l *lab) bare(ctx context.Context, name, version, disk string) (*till, error) {
+	b := &till{lab: l, name: name, flash: version, dir: filepath.Join(l.dir, name), stages: map[string]*outcome{}}
 	if err := os.MkdirAll(b.dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -260,9 +280,13 @@ func (l *lab) bare(ctx context.Context, name, disk string) (*till, error) {
 		return nil, err
 	}
 	l.t.Cleanup(func() { _ = b.counter.Close() })
-	b.machine = l.kit.Machine(b.dir, firmware.MachineOptions{
+	o := firmware.MachineOptions{
 		Disk: own, TPM: filepath.Join(l.fleet.Dir(), "chips", name), CCID: reader, Printer: printer, Serial: b.serial, Seed: *seedFlag,
-	})
+	}
+	if version == talking {
+		o.Clock = time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	b.machine = l.kit.Machine(b.dir, o)
 	b.serial.file.CPU = b.machine.CPU
 	l.t.Cleanup(func() { _ = b.machine.Kill() })
 	done := make(chan struct{})

@@ -27,6 +27,7 @@ type MachineOptions struct {
 	Serial   io.Writer // what the console says; may be nil
 	Keyboard *os.File  // what is typed there; may be nil
 	Memory   int       // MiB; 0 is 512
+	Clock    time.Time // what the hardware clock says at each start; zero: the time that it is
 	Restrict bool      // it reaches nothing on the host or beyond
 }
 
@@ -306,6 +307,9 @@ func (m *Machine) arguments(at func(string) string) []string {
 	if o.Printer != "" {
 		args = append(args, "-chardev", "socket,id=printer,server=on,wait=off,path="+o.Printer, "-device", "usb-serial,bus=usb.0,chardev=printer")
 	}
+	if !o.Clock.IsZero() {
+		args = append(args, "-rtc", "base="+o.Clock.UTC().Format("2006-01-02T15:04:05"))
+	}
 	if o.Stick != "" {
 		args = append(args, "-drive", "if=none,id=stick,format=raw,readonly=on,file="+o.Stick, "-device", "usb-storage,bus=usb.0,drive=stick")
 	}
@@ -367,6 +371,20 @@ func (m *Machine) Wait() error {
 	}
 	<-r.over
 	return r.err
+}
+
+// Press tells the keyboard of the machine, one that is not on USB, that a key is
+// pressed down or still is: a held key says so again and again. Its names are
+// QEMU's [QEMU, QAPI: QKeyCode].
+func (m *Machine) Press(ctx context.Context, key string) error {
+	r := m.current()
+	if r == nil {
+		return errors.New("the machine is off")
+	}
+	_, err := r.start().monitor.execute(ctx, "input-send-event", map[string]any{"events": []any{
+		map[string]any{"type": "key", "data": map[string]any{"down": true, "key": map[string]any{"type": "qcode", "data": key}}},
+	}})
+	return err
 }
 
 // Shutdown ends QEMU in order: the disk's cache is written, and the till is not

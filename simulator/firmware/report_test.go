@@ -75,7 +75,6 @@ type stage struct {
 	name  string
 	needs []string // stages of the same till that have to be done before
 	limit time.Duration
-	long  bool // only with -long
 	do    func(ctx context.Context, b *till, note func(string, any)) error
 }
 
@@ -121,13 +120,11 @@ func (b *till) play(ctx context.Context, all []stage, name string) error {
 // each makes a test of each stage of a till.
 func (b *till) each(t *testing.T, all []stage) {
 	for _, s := range all {
-		if s.long && !*longFlag {
-			continue
-		}
 		t.Run(s.name, func(t *testing.T) {
 			if err := b.play(t.Context(), all, s.name); err != nil {
 				t.Error(err)
 				t.Logf("the end of the serial line: %s", printable(tail(b.serial.from(0), 3000)))
+				t.Logf("the end of the log on its disk: %s", b.log(t.Context()))
 			}
 		})
 	}

@@ -4,6 +4,7 @@ package firmware_test
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"text/template"
 	"time"
 
@@ -75,7 +77,7 @@ func openFleet(ctx context.Context, dir, bin string) (_ *fleet, err error) {
 		}
 	}
 	// A boot counts as well sooner than in a shop: the power is cut often here.
-	if err = os.WriteFile(filepath.Join(f.vendor, "board.conf"), []byte("trial_minutes=10\nwell_seconds=5\nreset_key=KEY_RESTART\n"), 0o644); err != nil {
+	if err = os.WriteFile(filepath.Join(f.vendor, "board.conf"), []byte(boardConf), 0o644); err != nil {
 		return nil, err
 	}
 	file, err := f.agentFile("")
@@ -84,6 +86,8 @@ func openFleet(ctx context.Context, dir, bin string) (_ *fleet, err error) {
 	}
 	return f, os.WriteFile(filepath.Join(f.vendor, "agent.toml"), []byte(file), 0o644)
 }
+
+const boardConf = "trial_minutes=10\nwell_seconds=5\n"
 
 func (f *fleet) sealKey() string { return filepath.Join(f.keys, "seal.pem") }
 
@@ -152,6 +156,34 @@ options = { probe = "insert" }
 id = "box"
 driver = "board"
 `))
+
+// serveTime is a time server, as simple as they come [RFC 5905, 7.3]: it answers
+// until conn is closed, and counts whom.
+func serveTime(conn net.PacketConn, asked *atomic.Int64) {
+	const since1900 = 2208988800 // seconds, to 1970
+	b := make([]byte, 512)
+	for {
+		n, from, err := conn.ReadFrom(b)
+		if err != nil {
+			return
+		}
+		if n < 48 {
+			continue
+		}
+		asked.Add(1)
+		now := time.Now()
+		stamp := binary.BigEndian.AppendUint32(nil, uint32(now.Unix()+since1900))
+		stamp = binary.BigEndian.AppendUint32(stamp, uint32((uint64(now.Nanosecond())<<32)/1e9))
+		// No leap second, version 4, a server; stratum 1, any poll, 2^-20 s.
+		answer := append([]byte{4<<3 | 4, 1, b[2], 0xec}, make([]byte, 8)...)
+		answer = append(answer, "LOCL"...)
+		answer = append(answer, stamp...)    // when it was set
+		answer = append(answer, b[40:48]...) // when the client asked, as it says
+		answer = append(answer, stamp...)
+		answer = append(answer, stamp...)
+		_, _ = conn.WriteTo(answer, from)
+	}
+}
 
 // device is what the service knows of a till.
 type device struct {
