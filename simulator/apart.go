@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/tillward/tillward/simulator/child"
 )
 
 const (
@@ -22,10 +24,9 @@ const (
 // apart is the fleet service in a process of its own, as it ships, so that it
 // can be killed.
 type apart struct {
-	bin  string // tillward
-	log  io.Writer
-	cmd  *exec.Cmd
-	done chan error
+	bin string // tillward
+	log io.Writer
+	now *child.Child // nil: off
 }
 
 // spawn starts the process and waits until it answers. What has no port yet
@@ -45,14 +46,12 @@ func (s *service) spawn(ctx context.Context) error {
 		return fmt.Errorf("start the fleet service: %w", err)
 	}
 	p := s.apart
-	p.cmd = exec.Command(p.bin, "serve", "--config", file) // #nosec G204 -- our own binary
-	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	cmd := exec.Command(p.bin, "serve", "--config", file) // #nosec G204 -- our own binary
+	cmd.Stdout, cmd.Stderr = p.log, p.log
+	var err error
+	if p.now, err = child.Start(cmd); err != nil {
 		return fmt.Errorf("start the fleet service: %w", err)
 	}
-	p.done = make(chan error, 1)
-	go func(cmd *exec.Cmd, done chan error) { done <- cmd.Wait() }(p.cmd, p.done)
 	return s.answers(ctx)
 }
 
@@ -69,9 +68,8 @@ func (s *service) answers(ctx context.Context) error {
 			return resp.Body.Close()
 		}
 		select {
-		case err := <-s.apart.done:
-			s.apart.done <- err
-			return fmt.Errorf("start the fleet service: it ended at once: %w; its words are in service.log", err)
+		case <-s.apart.now.Done():
+			return fmt.Errorf("start the fleet service: it ended at once: %w; its words are in service.log", s.apart.now.Wait())
 		case <-ctx.Done():
 			return fmt.Errorf("start the fleet service: no answer: %w", ctx.Err())
 		case <-time.After(20 * time.Millisecond):
@@ -81,21 +79,21 @@ func (s *service) answers(ctx context.Context) error {
 
 // signal sends one to the process and waits for its end.
 func (p *apart) signal(sig syscall.Signal) error {
-	if p.cmd == nil {
+	if p.now == nil {
 		return nil
 	}
-	cmd := p.cmd
-	p.cmd = nil
-	_ = cmd.Process.Signal(sig)
+	c := p.now
+	p.now = nil
+	_ = c.Signal(sig)
 	select {
-	case err := <-p.done:
+	case <-c.Done():
 		if sig == syscall.SIGKILL {
 			return nil
 		}
-		return err
+		return c.Wait()
 	case <-time.After(endedWithin):
-		_ = cmd.Process.Kill()
-		return errors.Join(errors.New("the fleet service did not end when it was told to"), <-p.done)
+		c.Kill()
+		return errors.Join(errors.New("the fleet service did not end when it was told to"), c.Wait())
 	}
 }
 

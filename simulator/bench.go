@@ -19,6 +19,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/tillward/tillward/simulator/child"
 )
 
 // BenchOptions say where a benchmark finds its programs.
@@ -274,17 +276,4 @@ func resident(pid int) (float64, error) {
 }
 
 // processCPU is the CPU time another process has used, in seconds.
-func processCPU(pid int) float64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	_, rest, _ := strings.Cut(string(b), ") ")
-	f := strings.Fields(rest)
-	if len(f) < 13 {
-		return 0
-	}
-	user, _ := strconv.ParseFloat(f[11], 64)
-	system, _ := strconv.ParseFloat(f[12], 64)
-	return (user + system) / 100 // USER_HZ [proc(5)]
-}
+func processCPU(pid int) float64 { return child.CPU(pid).Seconds() }

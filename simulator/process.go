@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/tillward/tillward/simulator/child"
 )
 
 // Exit codes of the agent that its supervisor acts on.
@@ -29,7 +31,7 @@ type process struct {
 	alone  bool // in a world of processes of its own, which ends with it
 
 	mu       sync.Mutex
-	cmd      *exec.Cmd
+	now      *child.Child // the agent that runs, or ran last
 	starts   int
 	dead     bool // the power is off
 	stop     context.CancelFunc
@@ -70,9 +72,8 @@ func (p *process) start(ctx context.Context) {
 func (p *process) once(ctx context.Context) int {
 	cmd := exec.CommandContext(ctx, p.path, p.args...) // #nosec G204 -- the simulator's own binary
 	cmd.Stdout, cmd.Stderr = p.log, p.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if p.alone {
-		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
 	}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
@@ -81,9 +82,9 @@ func (p *process) once(ctx context.Context) int {
 		p.mu.Unlock()
 		return -1
 	}
-	err := cmd.Start()
+	c, err := child.Start(cmd)
 	if err == nil {
-		p.cmd = cmd
+		p.now = c
 		p.starts++
 	}
 	p.mu.Unlock()
@@ -91,7 +92,7 @@ func (p *process) once(ctx context.Context) int {
 		fmt.Fprintf(p.log, "simulator: start agent: %v\n", err)
 		return -1
 	}
-	err = cmd.Wait()
+	err = c.Wait()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return exit.ExitCode()
 	}
@@ -106,10 +107,10 @@ func (p *process) kill() error { return p.signal(syscall.SIGKILL) }
 func (p *process) signal(sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cmd == nil {
+	if p.now == nil {
 		return errors.New("agent has not been started")
 	}
-	return p.cmd.Process.Signal(sig)
+	return p.now.Signal(sig)
 }
 
 // cut is kill -9 at all that runs of the till, and nothing is started any
@@ -118,8 +119,8 @@ func (p *process) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dead = true
-	if p.cmd != nil {
-		_ = p.cmd.Process.Kill()
+	if p.now != nil {
+		p.now.Kill()
 	}
 }
 
@@ -133,10 +134,10 @@ func (p *process) off() bool {
 func (p *process) pid() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cmd == nil || p.cmd.Process == nil {
+	if p.now == nil {
 		return 0
 	}
-	return p.cmd.Process.Pid
+	return p.now.PID()
 }
 
 // end stops the agent in an orderly way and waits for it.

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tillward/tillward/simulator/child"
 )
 
 // ErrNoPCSCD means that no pcscd can be had here: a program is missing, or the
@@ -61,8 +63,7 @@ type daemon struct {
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
-	cmd     *exec.Cmd
-	done    chan struct{}
+	now     *child.Child // nil: off
 	network *os.File
 }
 
@@ -147,8 +148,8 @@ func (p *PCSCD) Freeze(on bool) {
 	}
 	for _, d := range p.daemons {
 		d.mu.Lock()
-		if d.cmd != nil {
-			_ = d.cmd.Process.Signal(signal)
+		if d.now != nil {
+			_ = d.now.Signal(signal)
 		}
 		d.mu.Unlock()
 	}
@@ -229,18 +230,14 @@ func (d *daemon) start(ctx context.Context) error {
 	cmd.Env = append(os.Environ(), "PCSCLITE_HP_DROPDIR="+filepath.Join(d.dir, "usb"))
 	d.output.Reset()
 	cmd.Stdout, cmd.Stderr = &d.output, &d.output
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET}
+	c, err := child.Start(cmd)
+	if err != nil {
 		return fmt.Errorf("%w (%v)", ErrNoPCSCD, err) //nolint:errorlint // one sentinel for all of it
 	}
-	done := make(chan struct{})
-	go func() {
-		_ = cmd.Wait()
-		close(done)
-	}()
-	network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
+	network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", c.PID()))
 	d.mu.Lock()
-	d.cmd, d.done, d.network = cmd, done, network
+	d.now, d.network = c, network
 	d.mu.Unlock()
 	if err == nil {
 		err = within(network, loopbackUp)
@@ -255,7 +252,7 @@ func (d *daemon) start(ctx context.Context) error {
 	defer tick.Stop()
 	for !d.answers(ctx) {
 		select {
-		case <-done:
+		case <-c.Done():
 			return fmt.Errorf("%w (it ended at once: %s)", ErrNoPCSCD, bytes.TrimSpace(d.output.Bytes()))
 		case <-ctx.Done():
 			d.stop()
@@ -286,12 +283,12 @@ func (d *daemon) answers(ctx context.Context) bool {
 func (d *daemon) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.cmd == nil {
+	if d.now == nil {
 		return
 	}
-	_ = d.cmd.Process.Kill()
-	<-d.done
-	d.cmd = nil
+	d.now.Kill()
+	_ = d.now.Wait()
+	d.now = nil
 	_ = d.network.Close()
 }
 
@@ -300,7 +297,7 @@ func (d *daemon) stop() {
 func (d *daemon) dial(ctx context.Context, port int) (conn net.Conn, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.cmd == nil {
+	if d.now == nil {
 		return nil, net.ErrClosed
 	}
 	err = within(d.network, func() error {

@@ -41,7 +41,7 @@ func (k *Kit) Kernel() string { return k.kernel() }
 // Processes are those that the machine consists of now.
 func (m *Machine) Processes() (pids []int) {
 	if r := m.current(); r != nil {
-		pids = append(pids, r.start().qemu.cmd.Process.Pid, r.start().tpm.cmd.Process.Pid)
+		pids = append(pids, r.start().qemu.PID(), r.start().tpm.PID())
 	}
 	return pids
 }

@@ -1,6 +1,7 @@
 package firmware
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/tillward/tillward/simulator/child"
 )
 
 // MachineOptions are the parts of a machine.
@@ -62,7 +65,8 @@ type run struct {
 
 // start is a QEMU with its TPM: from a reset to the next.
 type start struct {
-	qemu, tpm *child
+	qemu, tpm *child.Child
+	said      bytes.Buffer // by QEMU, on standard error
 	monitor   *monitor
 	sockets   string
 	reset     atomic.Bool // it ends because the machine was reset
@@ -143,16 +147,16 @@ func (m *Machine) Start(ctx context.Context) error {
 // reason. The error is one that nobody wanted.
 func (m *Machine) keepOn(ctx context.Context, r *run, s *start) error {
 	for {
-		<-s.qemu.done
+		_ = s.qemu.Wait()
 		s.end()
 		m.mu.Lock()
-		m.spent += s.qemu.cpu()
+		m.spent += s.qemu.CPU()
 		m.mu.Unlock()
 		switch {
-		case s.qemu.killed.Load():
+		case s.qemu.Killed():
 			return nil
 		case !s.reset.Load():
-			return s.qemu.err()
+			return s.ended()
 		}
 		next, err := m.start(ctx, r)
 		if err != nil {
@@ -193,20 +197,25 @@ func (m *Machine) start(ctx context.Context, r *run) (_ *start, err error) {
 		}
 	}()
 	go r.disk.serve(listener)
-	if s.tpm, err = spawn(exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, // #nosec G204 -- fixed program
-		"--ctrl", "type=unixio,path="+at("tpm"), "--flags", "startup-clear", "--terminate"), nil, nil); err != nil {
+	if s.tpm, err = child.Start(exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, // #nosec G204 -- fixed program
+		"--ctrl", "type=unixio,path="+at("tpm"), "--flags", "startup-clear", "--terminate")); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute) // for QEMU to answer, on a busy machine
 	defer cancel()
-	if err := s.tpm.until(ctx, func() error { _, err := os.Stat(at("tpm")); return err }); err != nil {
+	if err := s.tpm.Until(ctx, func() error { _, err := os.Stat(at("tpm")); return err }); err != nil {
 		return nil, err
 	}
-	if s.qemu, err = spawn(exec.Command("qemu-system-x86_64", m.arguments(at)...), m.options.Keyboard, m.options.Serial); err != nil { // #nosec G204 -- fixed program
+	qemu := exec.Command("qemu-system-x86_64", m.arguments(at)...) // #nosec G204 -- fixed program
+	qemu.Stdout, qemu.Stderr = m.options.Serial, &s.said
+	if m.options.Keyboard != nil {
+		qemu.Stdin = m.options.Keyboard
+	}
+	if s.qemu, err = child.Start(qemu); err != nil {
 		return nil, err
 	}
 	var conn net.Conn
-	if err := s.qemu.until(ctx, func() (err error) {
+	if err := s.qemu.Until(ctx, func() (err error) {
 		conn, err = (&net.Dialer{}).DialContext(ctx, "unix", at("qmp"))
 		return err
 	}); err != nil {
@@ -260,10 +269,19 @@ func (r *run) cut() {
 	}
 }
 
+// ended is how QEMU ended by itself, with its own words.
+func (s *start) ended() error {
+	err := s.qemu.Wait()
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("QEMU: %w: %s", err, bytes.TrimSpace(s.said.Bytes()))
+}
+
 func (s *start) kill() {
-	for _, c := range []*child{s.qemu, s.tpm} {
+	for _, c := range []*child.Child{s.qemu, s.tpm} {
 		if c != nil {
-			c.kill()
+			c.Kill()
 		}
 	}
 }
@@ -272,14 +290,14 @@ func (s *start) kill() {
 // when it has written what it knows.
 func (s *start) end() {
 	if s.qemu != nil {
-		<-s.qemu.done
+		_ = s.qemu.Wait()
 	}
 	if s.monitor != nil {
 		<-s.monitor.over
 		_ = s.monitor.conn.Close()
 	}
 	if s.tpm != nil {
-		<-s.tpm.done
+		_ = s.tpm.Wait()
 	}
 	_ = os.RemoveAll(s.sockets)
 }
@@ -419,8 +437,8 @@ func (m *Machine) CPU() time.Duration {
 	if m.now == nil {
 		return m.spent
 	}
-	if s := m.now.start(); s.qemu.running() {
-		return m.spent + s.qemu.cpu()
+	if s := m.now.start(); s.qemu.Running() {
+		return m.spent + s.qemu.CPU()
 	}
 	return m.spent
 }

@@ -33,10 +33,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/tillward/tillward/simulator/child"
 )
 
 // ErrNoSwtpm means that the swtpm program is not installed.
@@ -217,9 +217,8 @@ type TPM struct {
 	dir    string
 	socket string
 
-	mu   sync.Mutex
-	cmd  *exec.Cmd
-	done chan struct{}
+	mu  sync.Mutex
+	now *child.Child // nil: off
 }
 
 // Socket is the path an agent opens with unix:PATH.
@@ -236,45 +235,26 @@ func (t *TPM) start(ctx context.Context) error {
 	// Not CommandContext: a till's TPM outlives the call that started it.
 	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+t.dir, // #nosec G204 -- fixed program
 		"--server", "type=unixio,path="+t.socket, "--flags", "not-need-init,startup-clear")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	var said bytes.Buffer
 	cmd.Stderr = &said
-	started, done := make(chan error), make(chan struct{})
-	go func() {
-		// The death signal comes with the end of the thread that forked, not
-		// of the process: this thread has to live as long as the child - and
-		// longer, for it may have started others' children before.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-		}
-		close(done)
-	}()
-	if err := <-started; err != nil {
-		return fmt.Errorf("start swtpm: %w", err)
+	c, err := child.Start(cmd)
+	if err != nil {
+		return err
 	}
-	t.cmd, t.done = cmd, done
+	t.now = c
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if answers(t.socket) {
-			return nil
+	err = c.Until(ctx, func() error {
+		if !answers(t.socket) {
+			return errors.New("it does not answer")
 		}
-		select {
-		case <-done:
-			t.cmd = nil
-			return fmt.Errorf("start swtpm on %s: it exited at once: %s", t.dir, bytes.TrimSpace(said.Bytes()))
-		case <-ctx.Done():
-			t.stop()
-			return fmt.Errorf("start swtpm on %s: %w", t.dir, ctx.Err())
-		case <-tick.C:
-		}
+		return nil
+	})
+	if err != nil {
+		t.stop()
+		return fmt.Errorf("TPM in %s: %w: %s", t.dir, err, bytes.TrimSpace(said.Bytes()))
 	}
+	return nil
 }
 
 // Restart is a power cycle: no orderly shutdown, volatile state is lost, the
@@ -292,12 +272,12 @@ func (t *TPM) Stop() {
 }
 
 func (t *TPM) stop() {
-	if t.cmd == nil {
+	if t.now == nil {
 		return
 	}
-	_ = t.cmd.Process.Kill()
-	<-t.done
-	t.cmd = nil
+	t.now.Kill()
+	_ = t.now.Wait()
+	t.now = nil
 	_ = os.Remove(t.socket)
 }
 

@@ -183,7 +183,7 @@ func TestStartSaysWhy(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(state, "tpm2-00.permall"), []byte("not a state"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := farm.Start(t.Context(), state); err == nil || !strings.Contains(err.Error(), "exited at once") {
+	if _, err := farm.Start(t.Context(), state); err == nil || !strings.Contains(err.Error(), "ended at once") {
 		t.Errorf("TPM with a broken state: got %v, want why it does not start", err)
 	}
 }
