@@ -291,6 +291,24 @@ func TestFloorRises(t *testing.T) {
 	t.Error("the floor does not rise")
 }
 
+// TestAgentBesideAnImage: where a system image is what boots, another agent opens
+// what is sealed, and needs no reference of its own.
+func TestAgentBesideAnImage(t *testing.T) {
+	f := newFleet(t)
+	good := tpmfarm.Default(release)
+	f.reference("os/"+model+"/prod/1.0.0", good, 0)
+	b := f.box()
+	b.slots, b.cfg.Update.RAUC, b.cfg.Update.SealKey = newSlots(), "unix:path=/nowhere", f.path("seal.pem")
+	b.boot(good)
+	f.until("not sealed and started again", func() bool { return f.audited("vault.sealed") && f.has("link.up", 2) })
+	f.program("1.1.0")
+	// The program is none: the way ends at its self-check, past what is tested.
+	if r := f.offer("1.1.0"); r.State != "FAILED" || r.Reason != "selfcheck" {
+		t.Errorf("got %s (%s) %q", r.State, r.Reason, r.Text)
+	}
+	b.stop()
+}
+
 // TestUpdateKeepsTheKey refuses a release that brings no approval for this box,
 // with what to do, and takes one that does.
 func TestUpdateKeepsTheKey(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tillward/tillward/agent/internal/update"
@@ -44,6 +45,13 @@ func (a *Agent) running() []string {
 		}
 	}
 	return out
+}
+
+// besideImage reports whether a release changes nothing that is measured: an agent
+// on a box that boots a system image. It lies on the data partition, and is
+// checked by what the image holds.
+func (a *Agent) besideImage(release string) bool {
+	return strings.HasPrefix(release, releaseOf("")) && slices.ContainsFunc(a.machine.Truth(), func(r update.Running) bool { return r.Class == trust.ClassOS })
 }
 
 // reference fetches the boot reference of a release as TUF vouches for it.
@@ -250,6 +258,9 @@ func (a *Agent) sealable(ctx context.Context, release string) (reason string, er
 		if err != nil {
 			a.log.Warn("boot reference of the offered release", slog.Any("err", err))
 		}
+		return "", nil
+	}
+	if errors.Is(err, trust.ErrNoTarget) && a.besideImage(release) {
 		return "", nil
 	}
 	if errors.Is(err, trust.ErrNoTarget) {
