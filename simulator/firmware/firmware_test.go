@@ -25,6 +25,7 @@ import (
 
 	"github.com/tillward/tillward/simulator/emulator"
 	"github.com/tillward/tillward/simulator/firmware"
+	"github.com/tillward/tillward/simulator/guest"
 )
 
 var (
@@ -214,6 +215,7 @@ var lifeOfOne = []stage{
 	{name: "first-boot", limit: 6 * time.Minute, do: firstBoot},
 	{name: "closed", needs: []string{"first-boot"}, limit: 2 * time.Minute, do: closed},
 	{name: "counter", needs: []string{"closed"}, limit: 3 * time.Minute, do: counter},
+	{name: "agent", needs: []string{"first-boot"}, limit: 4 * time.Minute, do: agentUpdate},
 	{name: "update", needs: []string{"first-boot"}, limit: 8 * time.Minute, do: update},
 	{name: "panic", needs: []string{"update"}, limit: 8 * time.Minute, do: func(ctx context.Context, b *till, note func(string, any)) error {
 		return failing(ctx, b, note, panics, 7*time.Minute)
@@ -231,6 +233,7 @@ var lifeOfTwo = []stage{
 	{name: "first-boot", limit: 6 * time.Minute, do: firstBoot},
 	{name: "stolen-disk", needs: []string{"first-boot"}, limit: 4 * time.Minute, do: stolen},
 	{name: "initrd-changed", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: tampered},
+	{name: "stick", needs: []string{"first-boot"}, limit: 4 * time.Minute, do: stick},
 	{name: "factory-reset", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: factoryReset},
 	{name: "reset-button", needs: []string{"first-boot"}, limit: 6 * time.Minute, do: resetButton},
 }
@@ -384,6 +387,32 @@ func closed(ctx context.Context, b *till, note func(string, any)) error {
 	return nil
 }
 
+// agentUpdate brings in another agent alone, into a slot on the data partition;
+// the golden one stays in the image.
+func agentUpdate(ctx context.Context, b *till, note func(string, any)) error {
+	next := filepath.Join(*binFlag, "next", "tillward-agent")
+	out, err := exec.CommandContext(ctx, next, "-version").Output()
+	if err != nil {
+		return fmt.Errorf("%s: %w; make build makes it", next, err)
+	}
+	version := strings.TrimSpace(string(out))
+	b.building.Lock() // who signs does it alone
+	err = b.sign(ctx, "release", "--binary", next, "--version", version)
+	b.building.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := b.roll(ctx, "agent/"+version); err != nil {
+		return err
+	}
+	if _, err := b.fleet.untilPart(ctx, b.rollout, b.id, "committed", 3*time.Minute, func(e execution) bool { return e.State == "SUCCEEDED" }); err != nil {
+		return err
+	}
+	d, err := b.on(ctx, "runs the other agent", 2*time.Minute, func(d device) bool { return d.AgentVersion == version && d.Trust == "attested" })
+	note("agent", d.AgentVersion)
+	return err
+}
+
 // update brings the second release in by a rollout.
 func update(ctx context.Context, b *till, note func(string, any)) error {
 	if err := b.offer(ctx, second); err != nil {
@@ -515,6 +544,53 @@ func (b *till) dies(ctx context.Context) error {
 	case <-time.After(4 * time.Minute * time.Duration(*slowFlag)):
 		return errors.New("it has not written so much in 4 minutes")
 	}
+}
+
+// stick starts the till with a stick that says how its network is. It takes that
+// over while it runs, and what comes with it.
+func stick(ctx context.Context, b *till, note func(string, any)) error {
+	const address = "10.0.2.77" // no address that its DHCP gives
+	file, image := filepath.Join(b.dir, "tillward-network.conf"), filepath.Join(b.dir, "stick.img")
+	err := errors.Join(
+		os.WriteFile(file, []byte("# till 2\r\naddress = "+address+"/24\r\ngateway = 10.0.2.2\r\n"), 0o600),
+		os.WriteFile(image, make([]byte, 4*mib), 0o600),
+	)
+	for _, c := range [][]string{{"mkfs.vfat", image}, {"mcopy", "-i", image, file, "::"}} {
+		if err == nil {
+			_, err = guest.Command(ctx, "", c[0], c[1:]...)
+		}
+	}
+	if err := errors.Join(err, b.machine.Kill()); err != nil {
+		return err
+	}
+	b.machine.Plug(image)
+	defer b.machine.Plug("")
+	if err := b.power(); err != nil {
+		return err
+	}
+	return b.fleet.Until(ctx, "it speaks from "+address+" alone", func(ctx context.Context) (bool, error) {
+		said, err := b.machine.Connections(ctx)
+		d, _, derr := b.fleet.device(ctx, b.id)
+		if err := errors.Join(err, derr); err != nil {
+			return false, err
+		}
+		note("device", map[bool]string{true: "on line", false: "off line"}[d.Online])
+		return d.Online && d.Trust == "attested" && speaksFrom(said, address), nil
+	})
+}
+
+// speaksFrom reports whether there are connections and all are from an address.
+func speaksFrom(said, address string) bool {
+	n := 0
+	for line := range strings.Lines(said) {
+		if !strings.Contains(line, "[ESTABLISHED]") {
+			continue
+		}
+		if n++; !strings.Contains(line, " "+address+" ") {
+			return false
+		}
+	}
+	return n > 0
 }
 
 // factoryReset makes the till new by a command.

@@ -146,17 +146,17 @@ func (l *lab) reference(ctx context.Context, i firmware.Image, version string) (
 
 // flashed publishes how tills boot that leave the factory with a release.
 func (l *lab) flashed(ctx context.Context, version string) (firmware.Image, error) {
-	return l.publish(ctx, version, func(i firmware.Image) []string { return []string{"boot", "add", "--reference", i.Reference} })
+	return l.publish(ctx, version, func(i firmware.Image) error { return l.sign(ctx, "boot", "--reference", i.Reference) })
 }
 
 // offered publishes a release as a bundle with its reference values.
 func (l *lab) offered(ctx context.Context, version string) (firmware.Image, error) {
-	return l.publish(ctx, version, func(i firmware.Image) []string {
-		return []string{"release", "add", "--bundle", i.Bundle, "--model", l.fleet.Model(), "--boot", i.Reference}
+	return l.publish(ctx, version, func(i firmware.Image) error {
+		return l.sign(ctx, "release", "--bundle", i.Bundle, "--model", l.fleet.Model(), "--boot", i.Reference)
 	})
 }
 
-func (l *lab) publish(ctx context.Context, version string, how func(firmware.Image) []string) (firmware.Image, error) {
+func (l *lab) publish(ctx context.Context, version string, how func(firmware.Image) error) (firmware.Image, error) {
 	i, err := l.image(ctx, version)
 	if err != nil {
 		return i, err
@@ -166,16 +166,20 @@ func (l *lab) publish(ctx context.Context, version string, how func(firmware.Ima
 	if l.released[version] {
 		return i, nil
 	}
-	release := filepath.Join(l.fleet.Dir(), "release")
-	args := append(how(i), "--repo", filepath.Join(release, "repo"), "--keys", filepath.Join(release, "keys"))
-	if err := l.fleet.Provision(ctx, args...); err != nil {
-		return i, err
-	}
-	if err := l.fleet.CLI(ctx, "release", "publish", "--repo", filepath.Join(release, "repo")); err != nil {
+	if err := how(i); err != nil {
 		return i, err
 	}
 	l.released[version] = true
 	return i, nil
+}
+
+// sign adds something to the repository of releases and brings it to the service.
+func (l *lab) sign(ctx context.Context, what string, args ...string) error {
+	repo, keys := filepath.Join(l.fleet.Dir(), "release", "repo"), filepath.Join(l.fleet.Dir(), "release", "keys")
+	if err := l.fleet.Provision(ctx, append([]string{what, "add", "--repo", repo, "--keys", keys}, args...)...); err != nil {
+		return err
+	}
+	return l.fleet.CLI(ctx, "release", "publish", "--repo", repo)
 }
 
 // till is one machine with what stands around it.
@@ -325,13 +329,18 @@ func (b *till) runs(ctx context.Context) (version, slot string, err error) {
 	return "", "", err
 }
 
-// offer brings a release to this till alone.
+// offer brings a release of the system to this till alone.
 func (b *till) offer(ctx context.Context, version string) error {
 	if _, err := b.offered(ctx, version); err != nil {
 		return err
 	}
+	return b.roll(ctx, system+"/"+version)
+}
+
+// roll starts a rollout to this till alone.
+func (b *till) roll(ctx context.Context, release string) error {
 	var r struct{ ID string }
-	err := b.fleet.Ask(ctx, &r, "rollout", "start", system+"/"+version, "--device", b.id)
+	err := b.fleet.Ask(ctx, &r, "rollout", "start", release, "--device", b.id)
 	b.rollout = r.ID
 	return err
 }

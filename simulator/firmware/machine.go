@@ -3,6 +3,7 @@ package firmware
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -389,6 +390,29 @@ func (m *Machine) Wait() error {
 	}
 	<-r.over
 	return r.err
+}
+
+// Plug puts a USB stick with that image into the machine, read-only, or pulls out
+// the one that is there; at the next start.
+func (m *Machine) Plug(image string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.options.Stick = image
+}
+
+// Connections is what QEMU says of those that the machine has to the network, from
+// which address to which.
+func (m *Machine) Connections(ctx context.Context) (string, error) {
+	r := m.current()
+	if r == nil {
+		return "", errors.New("the machine is off")
+	}
+	b, err := r.start().monitor.execute(ctx, "human-monitor-command", map[string]any{"command-line": "info usernet"})
+	if err != nil {
+		return "", err
+	}
+	var said string
+	return said, json.Unmarshal(b, &said)
 }
 
 // Press tells the keyboard of the machine, one that is not on USB, that a key is
