@@ -56,18 +56,12 @@ func (b *till) disk() string { return filepath.Join(b.dir, "disk.img") }
 // log is the end of what the till has written down, without the kernel's words
 // of each boot; what it has not written yet is missing.
 func (b *till) log(ctx context.Context) string {
-	p, err := partition(ctx, b.disk(), "state")
-	if err != nil {
-		return err.Error()
-	}
-	cmd := exec.CommandContext(ctx, "debugfs", "-R", "cat log/messages", fmt.Sprintf("%s?offset=%d", b.disk(), p.start))
-	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	out, err := cmd.Output()
+	all, err := journal(ctx, b.disk(), filepath.Join(b.dir, "state.img"))
 	if err != nil {
 		return err.Error()
 	}
 	var said strings.Builder
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(all) {
 		if !strings.Contains(line, " kernel: ") || strings.Contains(line, "tillward: ") {
 			said.WriteString(line)
 		}
