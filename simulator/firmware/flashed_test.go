@@ -25,6 +25,8 @@ func (l *lab) given(t *testing.T) {
 	t.Run("rebuilt", func(t *testing.T) {
 		err := l.report.task("rebuilt", func(note func(string, any)) error {
 			note("image", fmt.Sprintf("%s %s for %s", g.Compatible, g.Version, g.Model))
+			note("kernel", g.Kernel)
+			note("stub", g.Stub)
 			note("root MiB", fmt.Sprintf("%.1f", g.RootMiB))
 			if len(g.Foreign) > 0 {
 				note("not root's", strings.Join(g.Foreign, " "))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"debug/pe"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,7 @@ type Given struct {
 	Dir                        string
 	Version, Model, Compatible string
 	Console                    bool
+	Kernel, Stub               string   // what they call themselves
 	RootMiB                    float64  // of the root as it was built, packed
 	Foreign                    []string // files of the root that are not root's, or that make whoever runs them so; they lose that here
 
@@ -147,8 +149,20 @@ func (g *Given) unified() error {
 		}
 	}
 	g.sums["kernel"], g.sums["stub"] = hexSum(g.parts.Kernel), hexSum(g.stub)
+	g.Kernel, g.Stub = kernelVersion(g.parts.Kernel), i.Stub
 	g.Console = strings.Contains(" "+g.parts.Cmdline+" ", " console=ttyS0 ")
 	return nil
+}
+
+// kernelVersion is how a kernel calls itself [Linux, arch/x86/boot, kernel_version].
+func kernelVersion(b []byte) string {
+	const at, from = 0x20e, 0x200
+	if len(b) < at+2 {
+		return ""
+	}
+	b = b[min(len(b), from+int(binary.LittleEndian.Uint16(b[at:]))):]
+	version, _, _ := strings.Cut(string(b[:min(len(b), 64)]), " ")
+	return version
 }
 
 func hexSum(b []byte) string {

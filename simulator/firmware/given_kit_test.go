@@ -93,6 +93,9 @@ func TestFirmwareGiven(t *testing.T) {
 	o.Image = filepath.Dir(dir)
 	k, err := firmware.Open(t.Context(), o)
 	must(t, err)
+	if g := k.Given; g.Kernel != k.ABI || !strings.HasPrefix(g.Stub, "systemd-stub ") {
+		t.Errorf("kernel %q and stub %q, want %q", g.Kernel, g.Stub, k.ABI)
+	}
 	if g := k.Given; g.Version != s.Version || g.Model != s.Model || g.Compatible != s.Compatible || g.Console || len(g.Foreign) > 0 {
 		t.Errorf("got %+v of %+v", k.Given, s)
 	}
