@@ -77,32 +77,24 @@ EOF
 	--cmdline-file "$OUT/cmdline" --osrel "$OUT/os-release" --out "$OUT/uki.efi" >/dev/null
 
 if [ -n "$BASE_LOG" ] && [ -n "$BASE_UKI" ]; then
-	predict() { # LOG PREDICTED FURTHER...
-		log=$1 predicted=$2
-		shift 2
-		"$PROVISION" boot predict --log "$log" --was "$BASE_UKI" --uki "$OUT/uki.efi" --out "$OUT/boot.json" --predicted "$OUT/$predicted" "$@" >/dev/null
-	}
-	rm -f "$OUT/boot.json" "$OUT"/predicted*.log
-	folder=$(printf %s "$MODEL" | tr -c 'A-Za-z0-9._+-' _)
-	predict "$BASE_LOG" predicted.log --model "$MODEL" --release "${RELEASE:-os/$folder/prod/$VERSION}"
-	for chain in ${BASE_CHAINS:-}; do
-		predict "${chain#*=}" "predicted-${chain%%=*}.log" --from "$OUT/boot.json" --chain "${chain%%=*}"
-	done
+	export OUT VERSION MODEL BASE_LOG BASE_UKI PROVISION
+	"$here/predict.sh"
 fi
 
-sum() { sha256sum "$OUT/$1" | cut -c 1-64; }
-size() { stat -c %s "$OUT/$1"; }
+sum() { sha256sum "$1" | cut -c 1-64; }
+size() { stat -c %s "$1"; }
 cat >"$OUT/image.json" <<EOF
 {
   "version": "$VERSION",
   "compatible": "$COMPATIBLE",
   "model": "$MODEL",
   "root_hash": "$hash",
+  "stub": {"bytes": $(size "$STUB"), "sha256": "$(sum "$STUB")"},
   "files": {
-    "rootfs.squashfs": {"bytes": $(size rootfs.squashfs), "sha256": "$(sum rootfs.squashfs)"},
-    "rootfs.img": {"bytes": $(size rootfs.img), "sha256": "$(sum rootfs.img)"},
-    "initrd.img": {"bytes": $(size initrd.img), "sha256": "$(sum initrd.img)"},
-    "uki.efi": {"bytes": $(size uki.efi), "sha256": "$(sum uki.efi)"}
+    "rootfs.squashfs": {"bytes": $(size "$OUT/rootfs.squashfs"), "sha256": "$(sum "$OUT/rootfs.squashfs")"},
+    "rootfs.img": {"bytes": $(size "$OUT/rootfs.img"), "sha256": "$(sum "$OUT/rootfs.img")"},
+    "initrd.img": {"bytes": $(size "$OUT/initrd.img"), "sha256": "$(sum "$OUT/initrd.img")"},
+    "uki.efi": {"bytes": $(size "$OUT/uki.efi"), "sha256": "$(sum "$OUT/uki.efi")"}
   }
 }
 EOF

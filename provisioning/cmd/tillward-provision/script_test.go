@@ -23,10 +23,13 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// hurry lets programs end at once that the race detector would keep for a second.
+// hurry lets programs end at once that the race detector would keep for a second,
+// and says where the image's scripts are.
 func hurry(e *testscript.Env) error {
 	e.Setenv("GORACE", "atexit_sleep_ms=10")
-	return nil
+	board, err := filepath.Abs("../../../buildroot/board/tillward")
+	e.Setenv("BOARD", board)
+	return err
 }
 
 // exits CODE ARGS... runs tillward-provision and wants that exit code.
