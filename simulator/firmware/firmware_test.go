@@ -546,8 +546,8 @@ func (b *till) dies(ctx context.Context) error {
 	}
 }
 
-// stick starts the till with a stick that says how its network is. It takes that
-// over while it runs, and what comes with it.
+// stick plugs in a stick that says how the network is. The till takes that over
+// while it runs.
 func stick(ctx context.Context, b *till, note func(string, any)) error {
 	const address = "10.0.2.77" // no address that its DHCP gives
 	file, image := filepath.Join(b.dir, "tillward-network.conf"), filepath.Join(b.dir, "stick.img")
@@ -560,12 +560,13 @@ func stick(ctx context.Context, b *till, note func(string, any)) error {
 			_, err = guest.Command(ctx, "", c[0], c[1:]...)
 		}
 	}
-	if err := errors.Join(err, b.machine.Kill()); err != nil {
+	if err != nil {
 		return err
 	}
-	b.machine.Plug(image)
-	defer b.machine.Plug("")
-	if err := b.power(); err != nil {
+	if _, err := b.on(ctx, "is attested", 2*time.Minute, func(d device) bool { return d.Trust == "attested" }); err != nil {
+		return err
+	}
+	if err := b.machine.Plug(ctx, image); err != nil {
 		return err
 	}
 	return b.fleet.Until(ctx, "it speaks from "+address+" alone", func(ctx context.Context) (bool, error) {

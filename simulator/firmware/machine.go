@@ -392,22 +392,31 @@ func (m *Machine) Wait() error {
 	return r.err
 }
 
-// Plug puts a USB stick with that image into the machine, read-only, or pulls out
-// the one that is there; at the next start.
-func (m *Machine) Plug(image string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.options.Stick = image
+// Plug puts a USB stick with that image into the machine, read-only. It is out at
+// the next start.
+func (m *Machine) Plug(ctx context.Context, image string) error {
+	if _, err := m.ask(ctx, "blockdev-add", map[string]any{
+		"driver": "raw", "node-name": "stick", "read-only": true, "file": map[string]any{"driver": "file", "filename": image},
+	}); err != nil {
+		return err
+	}
+	_, err := m.ask(ctx, "device_add", map[string]any{"driver": "usb-storage", "bus": "usb.0", "drive": "stick"})
+	return err
+}
+
+// ask gives QEMU a command.
+func (m *Machine) ask(ctx context.Context, command string, arguments map[string]any) (json.RawMessage, error) {
+	r := m.current()
+	if r == nil {
+		return nil, errors.New("the machine is off")
+	}
+	return r.start().monitor.execute(ctx, command, arguments)
 }
 
 // Connections is what QEMU says of those that the machine has to the network, from
 // which address to which.
 func (m *Machine) Connections(ctx context.Context) (string, error) {
-	r := m.current()
-	if r == nil {
-		return "", errors.New("the machine is off")
-	}
-	b, err := r.start().monitor.execute(ctx, "human-monitor-command", map[string]any{"command-line": "info usernet"})
+	b, err := m.ask(ctx, "human-monitor-command", map[string]any{"command-line": "info usernet"})
 	if err != nil {
 		return "", err
 	}
@@ -419,11 +428,7 @@ func (m *Machine) Connections(ctx context.Context) (string, error) {
 // pressed down or still is: a held key says so again and again. Its names are
 // QEMU's [QEMU, QAPI: QKeyCode].
 func (m *Machine) Press(ctx context.Context, key string) error {
-	r := m.current()
-	if r == nil {
-		return errors.New("the machine is off")
-	}
-	_, err := r.start().monitor.execute(ctx, "input-send-event", map[string]any{"events": []any{
+	_, err := m.ask(ctx, "input-send-event", map[string]any{"events": []any{
 		map[string]any{"type": "key", "data": map[string]any{"down": true, "key": map[string]any{"type": "qcode", "data": key}}},
 	}})
 	return err
