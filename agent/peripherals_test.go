@@ -260,11 +260,15 @@ func TestPrintSocket(t *testing.T) {
 	p := &printer{Device: virtualDevice(t, "front", "POSPrinter")}
 	dir := t.TempDir()
 	at := filepath.Join(dir, "p", "s")
-	a, stop := counter(t, time.Minute, []DeviceConfig{{ID: "front", Driver: "fake", Claim: "own", Print: "tcp:127.7.9.101:9100", PrintProof: "unix:" + at}},
+	free, err := net.Listen("tcp", "127.7.9.101:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = free.Close()
+	a, stop := counter(t, time.Minute, []DeviceConfig{{ID: "front", Driver: "fake", Claim: "own", Print: "tcp:" + free.Addr().String(), PrintProof: "unix:" + at}},
 		driver{"fake", func(context.Context, hal.Config) (hal.Device, error) { <-release; return p, nil }})
 	var c net.Conn
 	eventually(t, "listening", func() (ok bool) {
-		var err error
 		c, err = net.Dial("unix", at)
 		return err == nil
 	})
@@ -280,10 +284,11 @@ func TestPrintSocket(t *testing.T) {
 	if err != nil || string(b) != `{"printed":true,"confirmed":true,"bytes":9,"cuts":0}`+"\n" || p.has() != "a receipt" {
 		t.Errorf("answer %s, %v; on paper %q", b, err, p.has())
 	}
-	raw, err := net.Dial("tcp", "127.7.9.101:9100")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var raw net.Conn
+	eventually(t, "listening on TCP", func() (ok bool) { // the two sockets come one after the other
+		raw, err = net.Dial("tcp", free.Addr().String())
+		return err == nil
+	})
 	_, _ = io.WriteString(raw, ", another one that is long enough")
 	_ = raw.Close()
 	eventually(t, "printed", func() bool { return strings.HasSuffix(p.has(), "long enough") })
