@@ -597,8 +597,13 @@ func speaksFrom(said, address string) bool {
 // factoryReset makes the till new by a command.
 func factoryReset(ctx context.Context, b *till, _ func(string, any)) error {
 	return b.renewed(ctx, func(ctx context.Context) error {
-		_, err := b.fleet.command(ctx, b.id, "factory-reset", time.Minute, map[string]string{"device": b.id})
-		return err
+		return b.fleet.Until(ctx, "it takes the command", func(ctx context.Context) (bool, error) {
+			_, err := b.fleet.command(ctx, b.id, "factory-reset", time.Minute, map[string]string{"device": b.id})
+			if err != nil && strings.Contains(err.Error(), "ask again") {
+				return false, nil // just started, it does not know yet that no update is on trial
+			}
+			return err == nil, err
+		})
 	})
 }
 
