@@ -70,11 +70,12 @@ func (x *till) Done(ctx context.Context, ids ...uint64) error {
 		x.acked++
 	}
 	x.mu.Unlock()
-	select {
+	err := x.Spool.Done(ctx, ids...)
+	select { // not before: who is woken looks at what is left
 	case x.moved <- struct{}{}:
 	default:
 	}
-	return x.Spool.Done(ctx, ids...)
+	return err
 }
 
 // Next learns the ids of live messages.
