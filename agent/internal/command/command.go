@@ -67,12 +67,14 @@ const (
 	queued       = 16              // orders that may wait
 	grace        = 2 * time.Second // a handler has after its deadline to give up
 	refusalsHour = 30              // refusals that are audited in an hour; more would let a flood fill the spool
+	owedPause    = 5 * time.Second // between attempts at what the journal did not take
 )
 
 // Runner runs orders one after the other.
 type Runner struct {
 	o     Options
 	queue chan []byte
+	owed  []func(context.Context) error // what the journal did not take: a full medium gets room again, and the connection stays
 
 	refusals   int // in the hour since refusedAt
 	suppressed int
@@ -117,18 +119,44 @@ func (r *Runner) Run(ctx context.Context) error {
 		return fmt.Errorf("settle commands of the last run: %w", err)
 	}
 	for {
+		var later <-chan time.Time
+		if len(r.owed) > 0 {
+			later = time.After(owedPause)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case payload := <-r.queue:
-			if err := r.handle(ctx, payload); err != nil {
-				r.o.Log.Error("command could not be journaled; the service sends it again", "error", err)
+			do := func(ctx context.Context) error { return r.handle(ctx, payload) }
+			if err := do(ctx); err != nil {
+				r.owe(do, err)
+			}
+		case <-later:
+			owed := r.owed
+			r.owed = nil
+			for _, do := range owed {
+				if do(ctx) != nil {
+					r.owed = append(r.owed, do)
+				}
 			}
 		}
 	}
 }
 
-// handle takes one order. Its error means that the order has left no trace.
+// owe puts off what the journal did not take. What comes on top of much is the
+// service's to send again, at the next connection.
+func (r *Runner) owe(do func(context.Context) error, err error) {
+	what := "command could not be journaled; it is tried again"
+	if len(r.owed) >= queued {
+		what = "command could not be journaled; the service sends it again"
+	} else {
+		r.owed = append(r.owed, do)
+	}
+	r.o.Log.Error(what, "error", err)
+}
+
+// handle takes one order. Its error means that the order has left no trace, and
+// may be handled again.
 func (r *Runner) handle(ctx context.Context, payload []byte) error {
 	order, err := wire.Decode[wire.Order](payload)
 	if err != nil {
@@ -197,12 +225,17 @@ func (r *Runner) run(ctx context.Context, c wire.CommandOrder, verb Verb) error 
 	if verb.Idempotent && ctx.Err() != nil && out.state != succeeded {
 		return nil // it stays open, and runs again at the next start
 	}
-	ctx = context.WithoutCancel(ctx) // what has run is told
-	if err := r.close(ctx, record{Order: c}, out); err != nil {
-		return err
+	end := func(ctx context.Context) error {
+		if err := r.close(ctx, record{Order: c}, out); err != nil {
+			return err
+		}
+		if verb.After != nil && out.state == succeeded {
+			verb.After(ctx)
+		}
+		return nil
 	}
-	if verb.After != nil && out.state == succeeded {
-		verb.After(ctx)
+	if err := end(context.WithoutCancel(ctx)); err != nil { // what has run is told
+		r.owe(end, err)
 	}
 	return nil
 }

@@ -494,6 +494,7 @@ type memory struct {
 	values map[string][]byte
 	sent   []wire.ResultReport
 	fail   error // of messages
+	full   error // of everything
 }
 
 func (m *memory) results() []wire.ResultReport {
@@ -511,6 +512,9 @@ func (m *memory) Load(_ context.Context, key string) ([]byte, error) {
 func (m *memory) Save(_ context.Context, key string, value []byte, _ string, compose func() ([]byte, error)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.full != nil {
+		return m.full
+	}
 	if compose != nil {
 		if m.fail != nil {
 			return m.fail
@@ -584,6 +588,66 @@ func TestResultFollowsWhenThereIsRoom(t *testing.T) {
 			t.Errorf("%d runs and results %+v, want one of each", runs, kv.sent)
 		}
 	})
+}
+
+// TestFullMedium: a command that comes while nothing can be written runs once
+// there is room, and the result of one that has run by then follows, all in one
+// run of the agent and one connection.
+func TestFullMedium(t *testing.T) {
+	for name, fill := range map[string]func(kv *memory, ran bool){
+		"no room for the order": func(kv *memory, ran bool) {
+			if !ran {
+				kv.full = spool.ErrFull
+			}
+		},
+		"none for how it ended":                 func(kv *memory, ran bool) { kv.full = map[bool]error{true: spool.ErrFull}[ran] },
+		"none for the message alone":            func(kv *memory, _ bool) { kv.fail = spool.ErrFull },
+		"none for what the service sends again": func(kv *memory, ran bool) { kv.full = map[bool]error{true: spool.ErrFull}[ran] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				kv, runs, after := &memory{}, 0, 0
+				set := func(ran bool) {
+					kv.mu.Lock()
+					defer kv.mu.Unlock()
+					fill(kv, ran)
+				}
+				r := command.New(command.Options{
+					Tenant: "acme", Device: "dev-1", Verify: verify, Journal: kv,
+					Record: func(context.Context, string, string, string, map[string]string) error { return nil },
+					Next:   func() wire.Head { return wire.Head{V: 1, Boot: wire.Boot{1}, Seq: 1} },
+					Verbs: map[string]command.Verb{"print": {Run: func(context.Context, map[string]string) ([]byte, error) {
+						runs++
+						set(true)
+						return nil, nil
+					}, After: func(context.Context) { after++ }}},
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				var wg sync.WaitGroup
+				wg.Go(func() { _ = r.Run(ctx) })
+				set(false)
+				c := order(t, plain("c1", 1, "print"))
+				r.Submit(c)
+				if strings.Contains(name, "again") {
+					r.Submit(c)
+				}
+				<-time.After(30 * time.Minute) // of the bubble's clock
+				if sent := kv.results(); len(sent) != 0 {
+					t.Errorf("there is no room, and it sent %+v", sent)
+				}
+				kv.mu.Lock()
+				kv.full, kv.fail = nil, nil
+				kv.mu.Unlock()
+				<-time.After(time.Minute)
+				sent := kv.results()
+				cancel()
+				wg.Wait()
+				if runs != 1 || after != 1 || len(sent) != 1 || sent[0].State != "SUCCEEDED" {
+					t.Errorf("%d runs, %d afterwards, results %+v; want one of each", runs, after, sent)
+				}
+			})
+		})
+	}
 }
 
 const childOf = "TILLWARD_TEST_COMMAND"

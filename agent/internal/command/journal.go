@@ -104,16 +104,19 @@ func (r *Runner) close(ctx context.Context, rec record, out outcome) error {
 		return err
 	}
 	if err := r.o.Journal.Save(ctx, key(rec.Order.Counter), b, string(wire.Result), r.compose(result)); err != nil {
-		r.o.Log.Error("result not queued", "command", rec.Order.ID, "error", err)
 		rec.Unsent = true
 		if err := r.save(ctx, rec); err != nil {
 			return err
 		}
+		r.owe(func(ctx context.Context) error { return r.again(ctx, rec) }, err)
 	}
 	if !r.o.Verbs[rec.Order.Verb].Final || out.state != succeeded {
 		r.audit(ctx, rec, out)
 	}
-	return r.prune(ctx)
+	if err := r.prune(ctx); err != nil {
+		r.o.Log.Warn("old commands stay in the journal until the next one", "error", err)
+	}
+	return nil
 }
 
 // audit records how a command ended.
