@@ -47,7 +47,7 @@ func (a *Agent) relinquish(ctx context.Context, m *membership, args map[string]s
 		return nil, err
 	}
 	if a.machine.OnTrial() {
-		return nil, errors.New("an update has yet to prove itself: ask again when it has")
+		return nil, a.notYet()
 	}
 	if err := a.lockedTrail(ctx); err != nil {
 		return nil, err

@@ -37,7 +37,7 @@ func (a *Agent) factoryReset(ctx context.Context, m *membership, args map[string
 	case args["device"] != m.Device:
 		return nil, fmt.Errorf("it is confirmed for device %.64q, this is %s", args["device"], m.Device)
 	case a.machine.OnTrial():
-		return nil, errors.New("an update has yet to prove itself: ask again when it has")
+		return nil, a.notYet()
 	}
 	if _, err := os.Stat(filepath.Dir(a.cfg.FactoryReset)); err != nil {
 		return nil, fmt.Errorf("ask the supervisor: %w", err)
@@ -46,6 +46,14 @@ func (a *Agent) factoryReset(ctx context.Context, m *membership, args map[string
 		return nil, fmt.Errorf("audit: %w", err)
 	}
 	return []byte("everything on this box goes as soon as the trail is stored\n"), nil
+}
+
+// notYet says why there may be something on trial.
+func (a *Agent) notYet() error {
+	if !a.machine.Settled() {
+		return errors.New("the box has just started and does not know yet what it runs: ask again in a minute")
+	}
+	return errors.New("an update has yet to prove itself: ask again when it has")
 }
 
 // resumeReset goes on with what a power cut interrupted: with the books in which
