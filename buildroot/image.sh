@@ -143,6 +143,15 @@ make -C "$buildroot" O="$out" >"$out/build.log" 2>&1 || {
 }
 say "built in $((($(date +%s) - began) / 60)) minutes"
 
+# Kernel and BusyBox are configured in the midst of the build, and what Kconfig
+# drops of their fragments, ours or a vendor's, nobody hears of otherwise.
+made=$(make -s -C "$buildroot" O="$out" printvars VARS='LINUX_DIR BUSYBOX_DIR LINUX_KCONFIG_FRAGMENT_FILES BUSYBOX_KCONFIG_FRAGMENT_FILES')
+for what in LINUX BUSYBOX; do
+	fragments=$(echo "$made" | sed -n "s/^${what}_KCONFIG_FRAGMENT_FILES=//p")
+	# shellcheck disable=SC2086 # a list, and Buildroot takes no spaces in names either
+	"$here/survived.sh" "$(echo "$made" | sed -n "s/^${what}_DIR=//p")/.config" $fragments >&2 || stop "$what was built without these lines of its fragments"
+done
+
 # What is in it, for whoever has to answer for it: of the agent from its binary,
 # of the rest by Buildroot, which fetches the form of such lists from the internet.
 [ -z "$cyclone" ] || "$here/sbom.sh" "$(full "$cyclone")" "$version" "$out/target/usr/bin/tillward-agent" "$out/images/sbom-agent.cdx.json"

@@ -50,6 +50,7 @@ var alone = []check{
 	{"files named", checkFiles},
 	{"kernel names", checkKernelNames},
 	{"busybox names", checkBusyboxNames},
+	{"busybox features", checkBusyboxFeatures},
 	{"boards", checkBoards},
 	{"scripts", checkScripts},
 	{"disk and bundle", checkPack},

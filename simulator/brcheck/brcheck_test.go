@@ -71,6 +71,8 @@ func TestAloneCanFail(t *testing.T) {
 		{"kernel names", "board/tillward/linux-pc.fragment", "CONFIG_IGC=y", "CONFIG_USB_PRINTER=y", "and so does"},
 		{"busybox names", "board/tillward/busybox.fragment", "CONFIG_KLOGD=y", "CONFIG_KLOGS=y", "on no list"},
 		{"busybox names", "board/tillward/busybox.fragment", "CONFIG_PIDOF=y", "# CONFIG_PIDOF is not set", "scripts call pidof"},
+		{"busybox features", "board/tillward/busybox.fragment", "CONFIG_DESKTOP=y", "", `"od -", and board/tillward/busybox.fragment does not say CONFIG_DESKTOP=y`},
+		{"busybox features", "board/tillward/busybox.fragment", "CONFIG_FEATURE_DD_IBS_OBS=y", "# CONFIG_FEATURE_DD_IBS_OBS is not set", "rc.d/47-reset: \"dd if=/dev/zero of=$data bs=1M count=17 conv=\""},
 		{"boards", "board/tillward/boards/imx8mp_evk/overlay/etc/rauc/system.conf", "bundle-formats=-plain", "", "in more than the boot loader"},
 		{"scripts", "image.sh", "set -eu", "set -eu; echo $undefined", "SC2154"},
 		{"disk and bundle", layout, "partition esp-b", "partition espb", `"espb", want "esp-b"`},

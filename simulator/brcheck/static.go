@@ -342,6 +342,59 @@ func checkBusyboxNames(_ context.Context, x *external) (string, []string, error)
 	return fmt.Sprintf("%d lines", len(c.lines)), wrong, nil
 }
 
+// features are ways to call commands that BusyBox knows by an option of its own.
+var features = []struct {
+	call *regexp.Regexp
+	name string
+}{
+	{regexp.MustCompile(`\bod -`), "DESKTOP"},
+	{regexp.MustCompile(`\bhead -c`), "FEATURE_FANCY_HEAD"},
+	{regexp.MustCompile(`\btail -c`), "FEATURE_FANCY_TAIL"},
+	{regexp.MustCompile(`\bdd .*\bconv=`), "FEATURE_DD_IBS_OBS"},
+	{regexp.MustCompile(`\breadlink -f`), "FEATURE_READLINK_FOLLOW"},
+	{regexp.MustCompile(`\bsyslogd .*-s `), "FEATURE_ROTATE_LOGFILE"},
+	{regexp.MustCompile(`\bmdev -d`), "FEATURE_MDEV_DAEMON"},
+	{regexp.MustCompile(`\bmount .*(-o \S*no|--bind|--move)`), "FEATURE_MOUNT_FLAGS"},
+	{regexp.MustCompile(`\bip addr`), "FEATURE_IP_ADDRESS"},
+	{regexp.MustCompile(`\bip link`), "FEATURE_IP_LINK"},
+	{regexp.MustCompile(`\bip route`), "FEATURE_IP_ROUTE"},
+}
+
+// checkBusyboxFeatures reads what runs on a till. What our fragment does not ask
+// for is there as long as Buildroot's own configuration of BusyBox has it.
+func checkBusyboxFeatures(_ context.Context, x *external) (string, []string, error) {
+	c, err := x.config(busyboxFragment)
+	if err != nil {
+		return "", nil, err
+	}
+	scripts, err := x.scripts()
+	if err != nil {
+		return "", nil, err
+	}
+	var wrong []string
+	n := 0
+	for _, file := range scripts {
+		if !strings.Contains(file, "/overlay/") && !strings.Contains(file, "/initrd/") {
+			continue
+		}
+		text, err := x.read(file)
+		if err != nil {
+			return "", nil, err
+		}
+		for _, f := range features {
+			call := f.call.FindString(text)
+			if call == "" {
+				continue
+			}
+			n++
+			if c.value("CONFIG_"+f.name) != "y" {
+				wrong = append(wrong, fmt.Sprintf("%s: %q, and %s does not say CONFIG_%s=y", file, call, c.file, f.name))
+			}
+		}
+	}
+	return fmt.Sprintf("%d calls", n), wrong, nil
+}
+
 // checkBoards holds what a board says in the place of all: RAUC's file may
 // differ in the boot loader and in nothing else.
 func checkBoards(_ context.Context, x *external) (string, []string, error) {
