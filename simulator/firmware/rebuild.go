@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/tillward/tillward/simulator/guest"
 )
@@ -46,7 +47,10 @@ func (k *Kit) Rebuild(ctx context.Context, dir string) (changed []string, err er
 		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(before)) {
-		if before[name] != after[name] {
+		// Below these Buildroot makes homes for users and sets modes after
+		// post-build.sh; on a till memory lies over both.
+		hidden := name == "tmp" || strings.HasPrefix(name, "var/")
+		if before[name] != after[name] && !hidden {
 			changed = append(changed, fmt.Sprintf("post-build.sh changes %s", name))
 		}
 		delete(after, name)
