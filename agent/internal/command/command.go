@@ -146,13 +146,12 @@ func (r *Runner) Run(ctx context.Context) error {
 // owe puts off what the journal did not take. What comes on top of much is the
 // service's to send again, at the next connection.
 func (r *Runner) owe(do func(context.Context) error, err error) {
-	what := "command could not be journaled; it is tried again"
 	if len(r.owed) >= queued {
-		what = "command could not be journaled; the service sends it again"
-	} else {
-		r.owed = append(r.owed, do)
+		r.o.Log.Error("command could not be journaled; the service sends it again", "error", err)
+		return
 	}
-	r.o.Log.Error(what, "error", err)
+	r.o.Log.Error("command could not be journaled; it is tried again", "error", err)
+	r.owed = append(r.owed, do)
 }
 
 // handle takes one order. Its error means that the order has left no trace, and
