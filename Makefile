@@ -66,10 +66,10 @@ test-hal-vm: ## the drivers on a real kernel that QEMU runs, with USB, evdev and
 	@go run -trimpath ./simulator/cmd/tillward-halvm $(ARGS)
 
 # Packages of the till are downloaded once, into .cache/firmware: docs/firmware-test.md.
-test-firmware: ## whole tills that QEMU boots by UEFI and TPM: enrolled, updated, broken in many ways, back by themselves; 8 minutes (RUN=TestFirmware/tills/till-1/update for a part, IMAGE=path for an image of Buildroot)
+test-firmware: ## whole tills that QEMU boots by UEFI and TPM: enrolled, updated, broken in many ways, back by themselves; 8 minutes (RUN=TestFirmware/tills/till-1/update for a part, IMAGE=path for an image of Buildroot, DEBIAN=forky for tills of another Debian)
 	@.ci/deps $(NEED_RUN) $(NEED_FW)
 	@$(MAKE) --no-print-directory build >&2
-	go test -trimpath -count=1 -v -parallel 3 -timeout 40m -tags "$(TAGS) firmware" -run '$(or $(RUN),TestFirmware)' ./simulator/firmware -bin $(abspath bin) -cache $(abspath .cache/firmware) -report $(abspath bin/firmware.json) $(if $(IMAGE),-image $(abspath $(IMAGE)))
+	go test -trimpath -count=1 -v -parallel 3 -timeout 40m -tags "$(TAGS) firmware" -run '$(or $(RUN),TestFirmware)' ./simulator/firmware -bin $(abspath bin) -cache $(abspath .cache/firmware) -report $(abspath bin/firmware.json) $(if $(IMAGE),-image $(abspath $(IMAGE))) $(if $(DEBIAN),-debian $(DEBIAN))
 	@command -v qemu-system-x86_64 >/dev/null || echo 'test-firmware: SKIPPED, no till was booted: there is no QEMU here. Get it: sudo apt-get install qemu-system-x86' >&2
 
 test-siem: $(NG) ## 20,000 events to rsyslog and syslog-ng across two restarts of each

@@ -29,14 +29,15 @@ import (
 )
 
 var (
-	binFlag   = flag.String("bin", "../../bin", "folder with tillward-agent, tillward and tillward-provision")
-	cacheFlag = flag.String("cache", "../../.cache/firmware", "folder for what is downloaded")
-	reportTo  = flag.String("report", "", "file for the figures, a line of JSON for each stage")
-	imageFlag = flag.String("image", "", "folder of an image of Buildroot's, to boot in place of Debian's kernel and programs")
-	keepFlag  = flag.String("keep", "", "folder to work in, which is left as it is")
-	seedFlag  = flag.Uint64("seed", 1, "where the power is cut")
-	slowFlag  = flag.Int("slow", 1, "how many times longer all may take, on a machine that has other work")
-	cutsFlag  = flag.Int("cuts", 10, "how often the power is cut during an installation")
+	binFlag    = flag.String("bin", "../../bin", "folder with tillward-agent, tillward and tillward-provision")
+	cacheFlag  = flag.String("cache", "../../.cache/firmware", "folder for what is downloaded")
+	reportTo   = flag.String("report", "", "file for the figures, a line of JSON for each stage")
+	imageFlag  = flag.String("image", "", "folder of an image of Buildroot's, to boot in place of Debian's kernel and programs")
+	debianFlag = flag.String("debian", "", "name of the Debian `release` that the tills are of, if not trixie")
+	keepFlag   = flag.String("keep", "", "folder to work in, which is left as it is")
+	seedFlag   = flag.Uint64("seed", 1, "where the power is cut")
+	slowFlag   = flag.Int("slow", 1, "how many times longer all may take, on a machine that has other work")
+	cutsFlag   = flag.Int("cuts", 10, "how often the power is cut during an installation")
 )
 
 // TestFirmware flashes three tills and lets them live: what is shown on the one
@@ -95,10 +96,14 @@ func open(t *testing.T) *lab {
 		}
 	}
 	l.dir = paths[0]
-	err = l.report.task("kit", func(func(string, any)) error {
+	err = l.report.task("kit", func(note func(string, any)) error {
 		source, err := filepath.Abs("../..")
 		if err == nil {
-			l.kit, err = firmware.Open(ctx, firmware.Options{Source: source, Bin: paths[1], Cache: paths[2], Image: *imageFlag, Say: os.Stderr})
+			l.kit, err = firmware.Open(ctx, firmware.Options{Source: source, Bin: paths[1], Cache: paths[2], Image: *imageFlag, Debian: *debianFlag, Say: os.Stderr})
+		}
+		if err == nil && l.kit.Given == nil {
+			note("Linux", l.kit.ABI)
+			note("RAUC", l.kit.Versions["rauc"])
 		}
 		return err
 	})

@@ -35,6 +35,7 @@ type Options struct {
 	Source string    // the folder of this module
 	Cache  string    // for what is downloaded and made of it
 	Bin    string    // with tillward-agent, static, and tillward-provision
+	Debian string    // name of the release that its user land is of; empty: that of the kernel, trixie
 	Image  string    // folder of an image that was built elsewhere, in place of the kit's root and kernel; or empty
 	Say    io.Writer // a line for what takes long; may be nil
 }
@@ -62,8 +63,8 @@ func Open(ctx context.Context, o Options) (*Kit, error) {
 	if o.Say == nil {
 		o.Say = io.Discard
 	}
-	o.Cache, o.Source = cache, source
-	recipe := sha256.Sum256(fmt.Append(nil, edition, release, kernelPackage, uefiPackage, stubPackage, keep, modules))
+	o.Cache, o.Source, o.Debian = cache, source, cmp.Or(o.Debian, trixie)
+	recipe := sha256.Sum256(fmt.Append(nil, edition, o.Debian, kernelPackage, uefiPackage, stubPackage, keep, modules))
 	k := &Kit{options: o, dir: filepath.Join(cache, fmt.Sprintf("kit-%x", recipe[:6]))}
 	if err := os.MkdirAll(cache, 0o755); err != nil { // #nosec G301 -- nothing secret in it
 		return nil, err
@@ -143,10 +144,16 @@ func (k *Kit) make(ctx context.Context) error {
 	if err := os.Chmod(work, 0o755); err != nil { // #nosec G302 -- nothing secret in it
 		return err
 	}
-	fmt.Fprintln(k.options.Say, "firmware: reading the lists of Debian", release)
-	archive, err := guest.Open(ctx, filepath.Join(work, "apt"), release)
+	fmt.Fprintln(k.options.Say, "firmware: reading the lists of Debian", k.options.Debian)
+	archive, err := guest.Open(ctx, filepath.Join(work, "apt"), trixie)
 	if err != nil {
 		return err
+	}
+	programs := archive
+	if k.options.Debian != trixie {
+		if programs, err = guest.Open(ctx, filepath.Join(work, "apt-programs"), k.options.Debian); err != nil {
+			return err
+		}
 	}
 	abi, version, err := archive.Kernel(ctx, kernelPackage)
 	if err != nil {
@@ -156,13 +163,13 @@ func (k *Kit) make(ctx context.Context) error {
 	for _, p := range keep {
 		names = append(names, p.name)
 	}
-	packages, err := archive.Needs(ctx, names...)
+	packages, err := programs.Needs(ctx, names...)
 	if err != nil {
 		return err
 	}
 	system := []string{"linux-image-" + abi + "=" + version, uefiPackage, stubPackage}
 	fmt.Fprintf(k.options.Say, "firmware: downloading %d packages and Linux %s, once\n", len(packages), abi)
-	if err := archive.Unpack(ctx, filepath.Join(work, "packages"), packages...); err != nil {
+	if err := programs.Unpack(ctx, filepath.Join(work, "packages"), packages...); err != nil {
 		return err
 	}
 	if err := archive.Unpack(ctx, filepath.Join(work, "system"), system...); err != nil {

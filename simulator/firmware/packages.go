@@ -1,8 +1,9 @@
 package firmware
 
-// release is the Debian whose user land the emulated till has, whatever the
-// machine of the test has: the first with a RAUC that streams.
-const release = "trixie"
+// trixie is the Debian of which the emulated till's kernel is, and its user land
+// by default, whatever the machine of the test has: the first with a RAUC that
+// streams (1.13, as Buildroot 2025.02).
+const trixie = "trixie"
 
 // Kernel and firmware of the emulated till. Of the four kernels at hand this one
 // is the cheapest that has USB, see docs/firmware-test.md.
