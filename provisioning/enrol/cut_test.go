@@ -9,7 +9,6 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -270,33 +269,49 @@ func attemptOn(t *testing.T, s *site, b *box, d *disk, do change) error {
 // service gets it, at a read after the service has answered.
 type frayed struct {
 	net.Conn
-	left *atomic.Int32
-	off  func()
+	fuse *fuse
 }
 
 var errCut = errors.New("power cut")
 
 func (f frayed) Read(b []byte) (int, error) {
 	n, err := f.Conn.Read(b)
-	if f.spent() {
+	if f.fuse.spent() {
 		return 0, errCut
 	}
 	return n, err
 }
 
 func (f frayed) Write(b []byte) (int, error) {
-	if f.spent() {
+	if f.fuse.spent() {
 		return 0, errCut
 	}
 	return f.Conn.Write(b)
 }
 
-func (f frayed) spent() bool {
-	n := f.left.Add(-1)
-	if n == 0 {
+// fuse takes the power away at one of the steps.
+type fuse struct {
+	off func()
+
+	mu   sync.Mutex
+	left int // steps
+}
+
+func (f *fuse) spent() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left--
+	if f.left == 0 {
 		f.off()
 	}
-	return n <= 0
+	return f.left <= 0
+}
+
+// pull takes the fuse out: a connection that is put away later counts no more.
+func (f *fuse) pull() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left = 0
 }
 
 // The power goes at every step of the wire, and at the disk.
@@ -309,19 +324,19 @@ func TestPowerCutAtEveryStepOutside(t *testing.T) {
 			dev := b.boot(t)
 			_, d := s.join(t, dev)
 			_ = dev.Close() // a software TPM listens to one at a time
-			for n := int32(1); ; n++ {
-				var left atomic.Int32
-				left.Store(n)
+			for n := 1; ; n++ {
+				cut := &fuse{off: b.off, left: n}
 				dev := b.boot(t)
 				c := s.client(dev)
 				c.Save = d.save
-				c.wire = func(conn net.Conn) net.Conn { return frayed{conn, &left, b.off} }
+				c.wire = func(conn net.Conn) net.Conn { return frayed{conn, cut} }
 				have, err := c.Resume(t.Context(), d.saved)
 				if err != nil {
 					t.Fatal(err)
 				}
 				_, err = do(c, t, have)
 				_ = dev.Close()
+				cut.pull()
 				if !b.isDead() {
 					if err != nil || n < 5 {
 						t.Fatalf("without a cut after %d: %v", n, err)
@@ -329,7 +344,7 @@ func TestPowerCutAtEveryStepOutside(t *testing.T) {
 					t.Logf("%d cuts", n-1)
 					break
 				}
-				s.goesOn(t, b, d, "cut at the wire", int(n))
+				s.goesOn(t, b, d, "cut at the wire", n)
 			}
 			for n, stored := range []bool{false, true} {
 				dev := b.boot(t)
