@@ -20,6 +20,7 @@ import (
 
 	"github.com/tillward/tillward/provisioning/boot"
 	"github.com/tillward/tillward/provisioning/uki"
+	"github.com/tillward/tillward/simulator/firmware"
 )
 
 // part is a partition of a disk.
@@ -51,6 +52,37 @@ func partition(ctx context.Context, disk, name string) (part, error) {
 	return part{}, fmt.Errorf("the disk has no partition %s", name)
 }
 
+// read opens a partition of a disk.
+func read(ctx context.Context, disk, name string) (*io.SectionReader, io.Closer, error) {
+	p, err := partition(ctx, disk, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := os.Open(disk)
+	if err != nil {
+		return nil, nil, err
+	}
+	return io.NewSectionReader(f, p.start, p.size), f, nil
+}
+
+// copyDisk makes a copy of a disk, as sparse as it is.
+func copyDisk(ctx context.Context, from, to string) error {
+	if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", "--reflink=auto", from, to).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// mcopy copies a file from or to an image of a FAT file system.
+func mcopy(ctx context.Context, image string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "mcopy", append([]string{"-o", "-i", image}, args...)...)
+	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("mcopy %q: %w: %s", args, err, out)
+	}
+	return nil
+}
+
 func (b *till) disk() string { return filepath.Join(b.dir, "disk.img") }
 
 // log is the end of what the till has written down, without the kernel's words
@@ -75,12 +107,7 @@ func (b *till) mtools(ctx context.Context, slot string, args ...string) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "mcopy", append([]string{"-o", "-i", fmt.Sprintf("%s@@%d", b.disk(), p.start)}, args...)...)
-	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("mcopy %q: %w: %s", args, err, out)
-	}
-	return nil
+	return mcopy(ctx, fmt.Sprintf("%s@@%d", b.disk(), p.start), args...)
 }
 
 const loader = "::EFI/BOOT/BOOTX64.EFI"
@@ -308,17 +335,13 @@ func stolen(ctx context.Context, b *till, note func(string, any)) error {
 
 // luks is the digest of the header of the data partition, which must be LUKS2.
 func luks(ctx context.Context, disk string) (string, error) {
-	p, err := partition(ctx, disk, "data")
-	if err != nil {
-		return "", err
-	}
-	f, err := os.Open(disk)
+	r, f, err := read(ctx, disk, "data")
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	b := make([]byte, 32<<10) // both copies, without the keyslots
-	if _, err := f.ReadAt(b, p.start); err != nil {
+	if _, err := io.ReadFull(r, b); err != nil {
 		return "", err
 	}
 	if string(b[:6]) != "LUKS\xba\xbe" || b[7] != 2 {
@@ -329,20 +352,9 @@ func luks(ctx context.Context, disk string) (string, error) {
 
 // sums are those of two files.
 func sums(files [2]string) (a, b string, err error) {
-	var out [2]string
-	for i, name := range files {
-		f, err := os.Open(name)
-		if err != nil {
-			return "", "", err
-		}
-		h := sha256.New()
-		_, err = io.Copy(h, f)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return "", "", err
-		}
-		out[i] = hex.EncodeToString(h.Sum(nil))
-	}
-	return out[0], out[1], nil
+	a, _, err1 := firmware.Digest(files[0])
+	b, _, err2 := firmware.Digest(files[1])
+	return a, b, errors.Join(err1, err2)
 }
 
 // valuesOf are what two references say, without the approvals: a signature is

@@ -54,6 +54,9 @@ func Take(from, to, name string) error {
 	return assembly{from: from, to: to, done: map[string]bool{}}.take(name)
 }
 
+// Digest is the SHA-256 of a file, in hexadecimal, and its size.
+var Digest = digest
+
 // CheckVerity reads a root with the tree of hashes behind it.
 func CheckVerity(f io.ReaderAt, size, blocks int64, salt, root []byte) error {
 	return verity{blocks, salt, root}.check(f, size)

@@ -560,12 +560,13 @@ func stick(ctx context.Context, b *till, note func(string, any)) error {
 		os.WriteFile(file, []byte("# till 2\r\naddress = "+address+"/24\r\ngateway = 10.0.2.2\r\n"), 0o600),
 		os.WriteFile(image, make([]byte, 4*mib), 0o600),
 	)
-	for _, c := range [][]string{{"mkfs.vfat", image}, {"mcopy", "-i", image, file, "::"}} {
-		if err == nil {
-			_, err = guest.Command(ctx, "", c[0], c[1:]...)
-		}
-	}
 	if err != nil {
+		return err
+	}
+	if _, err := guest.Command(ctx, "", "mkfs.vfat", image); err != nil {
+		return err
+	}
+	if err := mcopy(ctx, image, file, "::"); err != nil {
 		return err
 	}
 	if _, err := b.on(ctx, "is attested", 2*time.Minute, func(d device) bool { return d.Trust == "attested" }); err != nil {

@@ -62,8 +62,8 @@ func (l *lab) flashedAsItIs(t *testing.T) (err error) {
 	if err := l.carries(t.Context(), filepath.Join(l.kit.Given.Dir, "disk.img")); err != nil {
 		return err
 	}
-	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", "--reflink=auto", filepath.Join(l.kit.Given.Dir, "disk.img"), disk).CombinedOutput(); err != nil {
-		return fmt.Errorf("%w: %s", err, out)
+	if err := copyDisk(t.Context(), filepath.Join(l.kit.Given.Dir, "disk.img"), disk); err != nil {
+		return err
 	}
 	serial, err := os.Create(filepath.Join(dir, "serial.log"))
 	if err != nil {
@@ -118,16 +118,12 @@ func (l *lab) carries(ctx context.Context, disk string) error {
 		if err != nil {
 			return err
 		}
-		p, err := partition(ctx, disk, name)
-		if err != nil {
-			return err
-		}
-		f, err := os.Open(disk)
+		r, f, err := read(ctx, disk, name)
 		if err != nil {
 			return err
 		}
 		got := make([]byte, len(want))
-		_, err = f.ReadAt(got, p.start)
+		_, err = io.ReadFull(r, got)
 		if err := errors.Join(err, f.Close()); err != nil {
 			return err
 		}
@@ -137,10 +133,8 @@ func (l *lab) carries(ctx context.Context, disk string) error {
 	}
 	esp := filepath.Join(l.dir, "flashed.efi")
 	defer os.Remove(esp)
-	cmd := exec.CommandContext(ctx, "mcopy", "-n", "-i", filepath.Join(l.kit.Given.Dir, "esp.img"), loader, esp)
-	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("mcopy: %w: %s", err, out)
+	if err := mcopy(ctx, filepath.Join(l.kit.Given.Dir, "esp.img"), loader, esp); err != nil {
+		return err
 	}
 	a, b, err := sums([2]string{esp, filepath.Join(l.kit.Given.Dir, "uki.efi")})
 	if err == nil && a != b {
@@ -152,20 +146,16 @@ func (l *lab) carries(ctx context.Context, disk string) error {
 // journal is the log on the state partition of a disk, by way of a copy whose
 // journal is played back.
 func journal(ctx context.Context, disk, to string) (string, error) {
-	p, err := partition(ctx, disk, "state")
+	in, f, err := read(ctx, disk, "state")
 	if err != nil {
 		return "", err
 	}
-	in, err := os.Open(disk)
-	if err != nil {
-		return "", err
-	}
-	defer in.Close()
+	defer f.Close()
 	out, err := os.Create(to)
 	if err != nil {
 		return "", err
 	}
-	_, err = io.Copy(out, io.NewSectionReader(in, p.start, p.size))
+	_, err = io.Copy(out, in)
 	if err := errors.Join(err, out.Close()); err != nil {
 		return "", err
 	}

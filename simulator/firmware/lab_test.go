@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -265,8 +264,8 @@ func (l *lab) bare(ctx context.Context, name, version, disk string) (*till, erro
 		return nil, err
 	}
 	own := filepath.Join(b.dir, "disk.img")
-	if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", "--reflink=auto", disk, own).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%w: %s", err, out)
+	if err := copyDisk(ctx, disk, own); err != nil {
+		return nil, err
 	}
 	sockets, err := os.MkdirTemp("", "tillward-fw-") // a socket's path is short
 	if err != nil {
