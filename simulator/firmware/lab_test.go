@@ -48,7 +48,7 @@ func (l *lab) specOf(version string) (firmware.Spec, error) {
 		Version: version, Model: l.fleet.Model(), Compatible: compatible, Vendor: l.fleet.vendor, Console: version == talking,
 		RAUCCert: filepath.Join(l.fleet.keys, "rauc", "signing.pem"), RAUCKey: filepath.Join(l.fleet.keys, "rauc", "signing.key"),
 		Env:     []string{"ROOT_MIB=36"}, // RAUC reads all of both slots, which takes its time here
-		Overlay: map[string]string{}, Reference: func(ctx context.Context, i firmware.Image) (string, error) { return l.reference(ctx, i, version) },
+		Overlay: map[string]string{}, BaseLog: l.baseLog, BaseUKI: l.baseUKI, Reference: l.reference,
 	}
 	switch version {
 	case talking:
@@ -117,30 +117,20 @@ func (l *lab) build(ctx context.Context, version, dir string) (firmware.Image, e
 	return i, nil
 }
 
-// reference works out from the boot that was watched how an image boots, without
-// starting it, and approves that what is sealed opens in it: the agent's books
-// and the key of the data partition. There are two ways to start it: at once, and
-// after the firmware has tried a slot that holds nothing.
-func (l *lab) reference(ctx context.Context, i firmware.Image, version string) (string, error) {
-	file := filepath.Join(i.Dir, "boot.json")
-	log := [2]string{filepath.Join(i.Dir, "predicted.log"), filepath.Join(i.Dir, "failed.log")}
-	predict := []string{"boot", "predict", "--log", l.baseLog, "--was", l.baseUKI, "--uki", i.UKI, "--out", file}
-	for _, args := range [][]string{
-		slices.Concat(predict, []string{"--model", l.fleet.Model(), "--release", system + "/" + version, "--predicted", log[0]}),
-		slices.Concat(predict, []string{"--failed", "1", "--from", file, "--chain", "failed-1", "--predicted", log[1]}),
-	} {
-		if err := l.fleet.Provision(ctx, args...); err != nil {
-			return "", err
-		}
-	}
+// reference approves that what is sealed opens in an image: the agent's books and
+// the key of the data partition. How it boots was worked out by the scripts that
+// made it, from the boot that was watched. There are two ways to start it: at
+// once, and after the firmware has tried a slot that holds nothing.
+func (l *lab) reference(ctx context.Context, i firmware.Image) (string, error) {
 	for _, what := range []string{"spool", "data"} {
-		for _, log := range log {
-			if err := l.fleet.Provision(ctx, "boot", "approve", "--reference", file, "--key", l.fleet.sealKey(), "--log", log, "--ref", what); err != nil {
+		for _, log := range []string{"predicted.log", "predicted-failed-1.log"} {
+			err := l.fleet.Provision(ctx, "boot", "approve", "--reference", i.Reference, "--key", l.fleet.sealKey(), "--log", filepath.Join(i.Dir, log), "--ref", what)
+			if err != nil {
 				return "", err
 			}
 		}
 	}
-	return file, nil
+	return i.Reference, nil
 }
 
 // flashed publishes how tills boot that leave the factory with a release.
